@@ -12,8 +12,8 @@ __all__ = ['HOUR', 'DAY', 'AT_START', 'WEEK', 'BATCH_DAYS', 'SLICE_ORDERS', 'BLO
            'level', 'spread', 'away', 'usual', 'everyday', 'unroll', 'unfold', 'strangers', 'hideout', 'takeover',
            'burst', 'group', 'outlier', 'Recipe', 'share_of', 'join', 'stories_in', 'stories', 'truth', 'batch_columns',
            'verdicts', 'pieces', 'email_text', 'address_text', 'hex_text', 'coded', 'prices', 'orders_table',
-           'labels_table', 'batch_tables', 'orders_of_batch', 'folder_aside', 'write_batch', 'target_folders',
-           'make_data']
+           'labels_table', 'batch_tables', 'orders_of_batch', 'folder_aside', 'writer_for', 'write_batch',
+           'target_folders', 'make_data']
 
 # %% ../../nbs/03_sample_data.ipynb #c003
 import os
@@ -21,7 +21,7 @@ import re
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -197,8 +197,9 @@ def usual_device(rng: np.random.Generator, customer: np.ndarray, time: np.ndarra
     return np.where(which > 0.85, scramble(household(customer), 43), own)
 
 # %% ../../nbs/03_sample_data.ipynb #c027
-PLACES = ("DE-BER DE-HAM DE-MUC DE-CGN DE-FRA FR-PAR FR-LYS FR-MRS GB-LON GB-MAN GB-BHX ES-MAD ES-BCN ES-VLC IT-ROM IT-MIL IT-NAP NL-AMS NL-RTM "
-          "BE-BRU AT-VIE CH-ZRH PL-WAW PL-KRK CZ-PRG SE-STO DK-CPH NO-OSL FI-HEL PT-LIS IE-DUB GR-ATH HU-BUD RO-BUH US-NYC US-CHI CA-YYZ TR-IST").split()
+PLACES = ("DE-BER DE-HAM DE-MUC DE-CGN DE-FRA FR-PAR FR-LYS FR-MRS GB-LON GB-MAN GB-BHX ES-MAD ES-BCN ES-VLC IT-ROM IT-MIL IT-NAP "
+          "NL-AMS NL-RTM BE-BRU AT-VIE CH-ZRH PL-WAW PL-KRK CZ-PRG SE-STO DK-CPH NO-OSL FI-HEL PT-LIS IE-DUB GR-ATH HU-BUD RO-BUH "
+          "US-NYC US-CHI CA-YYZ TR-IST").split()
 
 def place_of(draw: np.ndarray) -> np.ndarray:
     "One of the places, by a number in [0, 1); the first are the largest."
@@ -353,11 +354,12 @@ FRIENDLY_SHARE = 0.12   # share of all fraud that is friendly fraud
 @dataclass(frozen=True)
 class Recipe:
     "How a story is told, and how much of it there is."
-    tell: callable  # (rng, sample, starts, pattern) -> columns
+    tell: Callable  # (rng, sample, starts, pattern) -> columns
     share: float    # of all fraud for fraud stories, of all orders for honest ones
     size: float     # mean number of orders in a story
 
-RECIPES = {STOLEN: Recipe(takeover, 0.36, 1 + 1 / 0.3), TESTING: Recipe(burst, 0.22, 30), RING: Recipe(group, 0.2, 16), OUTLIER: Recipe(outlier, 0.1, 1.5),
+RECIPES = {STOLEN: Recipe(takeover, 0.36, 1 + 1 / 0.3), TESTING: Recipe(burst, 0.22, 30), RING: Recipe(group, 0.2, 16),
+           OUTLIER: Recipe(outlier, 0.1, 1.5),
            MOVER: Recipe(takeover, 0.006, 1 + 1 / 0.35), FLASH: Recipe(burst, 0.008, 30), CLUB: Recipe(group, 0.006, 16)}
 
 def share_of(sample: Sample, pattern: int) -> float:
@@ -397,6 +399,7 @@ def truth(rng: np.random.Generator, sample: Sample, orders: dict[str, np.ndarray
     pattern[fraud & (pattern < FRIENDLY)] = FRIENDLY
     return fraud
 
+# %% ../../nbs/03_sample_data.ipynb #c051
 def batch_columns(
     sample: Sample,
     batch: int,  # from 0
@@ -416,7 +419,7 @@ def batch_columns(
         orders = {name: column[order] for name, column in orders.items()}
         yield part, orders | {"fraud": truth(rng, sample, orders)}
 
-# %% ../../nbs/03_sample_data.ipynb #c051
+# %% ../../nbs/03_sample_data.ipynb #c060
 NEVER = np.iinfo(np.int64).max
 
 def verdicts(
@@ -438,11 +441,13 @@ def verdicts(
     known_late = np.where(first != fraud, np.maximum(known, np.where(fraud, complaint, known + appeal - DAY)) + DAY, NEVER)
     return first, known, known_late
 
-# %% ../../nbs/03_sample_data.ipynb #c055
-FIRST = ("ada ali amir ana ben carla dan eli emma eva finn gita hana ida ivan jan jo kai lea leo lin luca mia nils noor omar pia ravi sara tom yara zoe").split()
+# %% ../../nbs/03_sample_data.ipynb #c064
+FIRST = ("ada ali amir ana ben carla dan eli emma eva finn gita hana ida ivan jan jo kai lea leo lin luca mia nils noor omar pia ravi "
+         "sara tom yara zoe").split()
 LAST = ("abel bauer berg costa cruz dale diaz ek fischer fox garcia haas holm ito jansen keller kim lange lopez meyer moreau novak okafor park "
         "rossi sato silva singh vogel weber wolf yilmaz").split()
-DOMAINS = ["@example.com", "@example.org", "@example.net", "@mail.example.com", "@post.example.org", "@web.example.net", "@example.com", "@example.org"]
+DOMAINS = [f"@{host}" for host in ("example.com example.org example.net mail.example.com post.example.org web.example.net example.com "
+                                   "example.org").split()]
 
 def pieces(words: list[str], bits: np.ndarray, shift: int) -> pa.Array:
     "Words chosen by some of the bits; their number must be a power of two."
@@ -451,14 +456,15 @@ def pieces(words: list[str], bits: np.ndarray, shift: int) -> pa.Array:
 def email_text(bits: np.ndarray) -> pa.Array:
     "Handles such as `mia.keller4821@example.org` from (n,) uint64."
     number = pa.array((bits >> np.uint64(20)) % np.uint64(1_000_000)).cast(pa.string())
-    return pc.binary_join_element_wise(pieces(FIRST, bits, 0), pieces([".", "", "_", "."], bits, 5), pieces(LAST, bits, 7), number, pieces(DOMAINS, bits, 12), "")
+    name = [pieces(FIRST, bits, 0), pieces([".", "", "_", "."], bits, 5), pieces(LAST, bits, 7)]
+    return pc.binary_join_element_wise(*name, number, pieces(DOMAINS, bits, 12), "")
 
 def address_text(address: np.ndarray) -> pa.Array:
     "Dotted text from (n,) IPv4 addresses."
     numbers = pa.array([str(n) for n in range(256)])
     return pc.binary_join_element_wise(*[numbers.take(pa.array(address >> shift & 255)) for shift in (24, 16, 8, 0)], ".")
 
-# %% ../../nbs/03_sample_data.ipynb #c056
+# %% ../../nbs/03_sample_data.ipynb #c065
 PAIRS = np.array([f"{n:02x}".encode() for n in range(256)], dtype="S2").view(np.uint16)
 
 def hex_text(bits: np.ndarray, digits: int) -> pa.Array:
@@ -467,12 +473,12 @@ def hex_text(bits: np.ndarray, digits: int) -> pa.Array:
     offsets = np.arange(0, digits * len(bits) + 1, digits, dtype=np.int32)
     return pa.StringArray.from_buffers(len(bits), pa.py_buffer(offsets), pa.py_buffer(text))
 
-def coded(values: np.ndarray, text: callable) -> pa.DictionaryArray:
+def coded(values: np.ndarray, text: Callable) -> pa.DictionaryArray:
     "A text column: `text` turns distinct values into strings."
     found = pa.array(values).dictionary_encode()
     return pa.DictionaryArray.from_arrays(found.indices, text(found.dictionary.to_numpy()))
 
-# %% ../../nbs/03_sample_data.ipynb #c059
+# %% ../../nbs/03_sample_data.ipynb #c068
 def prices(rng: np.random.Generator, amount: np.ndarray) -> np.ndarray:
     "Amounts as prices, major units with two decimals, at least 0.50: (n,) float64."
     ending = np.array([99, 99, 99, 99, 95, 0, 0, 50, 49, 90])[rng.integers(0, 10, len(amount))]
@@ -492,7 +498,7 @@ def orders_table(rng: np.random.Generator, orders: dict[str, np.ndarray], first_
         "location": pa.DictionaryArray.from_arrays(pa.array(orders["place"].astype(np.int32)), pa.array(PLACES)),
         "order_amount": prices(rng, orders["amount"])})
 
-# %% ../../nbs/03_sample_data.ipynb #c061
+# %% ../../nbs/03_sample_data.ipynb #c070
 def labels_table(rng: np.random.Generator, orders: dict[str, np.ndarray], order_id: pa.Array, end: int) -> pa.Table:
     "The verdicts that are known before `end` (UTC milliseconds), in the order of their orders."
     doubtful = (orders["pattern"] != EVERYDAY) & (orders["pattern"] != FRIENDLY)
@@ -519,7 +525,7 @@ def orders_of_batch(
     tables = list(batch_tables(sample, batch))
     return tuple(pa.concat_tables([found[i] for found in tables]).unify_dictionaries() for i in (0, 1))
 
-# %% ../../nbs/03_sample_data.ipynb #c065
+# %% ../../nbs/03_sample_data.ipynb #c074
 @contextmanager
 def folder_aside(
     folder: Path,          # shall be replaced as a whole
@@ -537,14 +543,22 @@ def folder_aside(
         if folder.exists(): folder.rename(old)
         aside.rename(folder)
     finally:
+        if old.exists() and not folder.exists(): old.rename(folder)
         for left in (aside, old): shutil.rmtree(left, ignore_errors=True)
 
-# %% ../../nbs/03_sample_data.ipynb #c067
+# %% ../../nbs/03_sample_data.ipynb #c076
+def writer_for(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    "A Parquet file to which row groups can be added; the same tables give the same bytes."
+    text = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    times = [field.name for field in schema if pa.types.is_timestamp(field.type)]
+    return pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=text, write_statistics=times, dictionary_pagesize_limit=1 << 24,
+                            store_schema=False)
+
 def write_batch(
     sample: Sample,
     batch: int,
     folders: tuple[Path, Path],  # for orders and for labels
-    tell: callable,              # called with the orders of each slice that is written; may raise to stop
+    tell: Callable[[int], None], # called with the orders of each slice that is written; may raise to stop
 ) -> Counter:                    # orders, frauds, labels, corrections, and orders by pattern
     "Write a batch's two files, each whole or not at all."
     name, counts = f"{batch:03d}_{np.datetime64(period(sample)[0] + batch * BATCH_DAYS * DAY, 'ms').astype('datetime64[D]')}.parquet", Counter()
@@ -553,9 +567,7 @@ def write_batch(
         for *tables, columns in batch_tables(sample, batch):
             for i, table in enumerate(tables):
                 if len(writers) == i:
-                    text = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
-                    writer = pq.ParquetWriter(asides[i], table.schema, compression="lz4", use_dictionary=text, store_schema=False)
-                    writers.append(stack.enter_context(writer))
+                    writers.append(stack.enter_context(writer_for(asides[i], table.schema)))
                 writers[i].write_table(table)
             patterns = np.bincount(columns["pattern"], minlength=len(PATTERNS))
             counts.update({f"pattern {PATTERNS[i]}": int(n) for i, n in enumerate(patterns)})
@@ -564,7 +576,7 @@ def write_batch(
             tell(len(tables[0]))
     return counts
 
-# %% ../../nbs/03_sample_data.ipynb #c069
+# %% ../../nbs/03_sample_data.ipynb #c078
 def target_folders(settings: Settings, folder: Path | None) -> tuple[Path, Path]:
     "Folders for orders and labels; `ValueError` when the settings name none."
     if folder is not None: return Path(folder) / "orders", Path(folder) / "labels"
@@ -590,14 +602,14 @@ def make_data(
             if progress: progress(done[0], max(done[0], sample.orders))
     with folder_aside(folders[0]) as first, folder_aside(folders[1]) as second:
         counts = _write_batches(sample, (first, second), workers or settings.batch.threads or os.cpu_count(), tell, stop)
-    patterns = {name: counts.pop(f"pattern {name}") for name in PATTERNS}
+    patterns = {name: counts.pop(f"pattern {name}", 0) for name in PATTERNS}
     return dict(sorted(counts.items())) | {"files": 2 * (slices_of(sample)[-1].batch + 1), "patterns": patterns, "folders": [str(f) for f in folders]}
 
-# %% ../../nbs/03_sample_data.ipynb #c071
-def _write_batches(sample: Sample, folders: tuple[Path, Path], workers: int, tell: callable, stop: threading.Event) -> Counter:
+# %% ../../nbs/03_sample_data.ipynb #c080
+def _write_batches(sample: Sample, folders: tuple[Path, Path], workers: int, tell: Callable, stop: threading.Event) -> Counter:
     "Write all batches with some threads; the first error stops the others and is raised."
     with ThreadPoolExecutor(workers) as pool:
-        running = [pool.submit(write_batch, sample, batch, folders, tell) for batch in range(slices_of(sample)[-1].batch + 1)]
+        running = [pool.submit(write_batch, sample, batch, folders, tell) for batch in reversed(range(slices_of(sample)[-1].batch + 1))]
         try:
             counts = Counter()
             for job in as_completed(running): counts.update(job.result())
