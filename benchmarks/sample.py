@@ -65,8 +65,8 @@ def main() -> None:
     runs = [fresh(max(1, measured // 10), 0), fresh(measured, 0), fresh(100_000_000, min(measured, 3_000_000))]
     print(f"{'sample of':>12} {'written':>11} {'wall s':>7} {'CPU s':>7} {'orders/s':>10} {'a CPU s':>10} {'bytes each':>10} {'peak MB':>8}")
     for run in runs:
-        print(f"{run['orders']:>12,} {run['written']:>11,} {run['wall_s']:>7.2f} {run['cpu_s']:>7.2f} {run['per_second']:>10,.0f} {run['per_cpu_second']:>10,.0f} "
-              f"{run['bytes_per_order']:>10.1f} {run['peak_memory_mb']:>8.0f}")
+        print(f"{run['orders']:>12,} {run['written']:>11,} {run['wall_s']:>7.2f} {run['cpu_s']:>7.2f} {run['per_second']:>10,.0f} "
+              f"{run['per_cpu_second']:>10,.0f} {run['bytes_per_order']:>10.1f} {run['peak_memory_mb']:>8.0f}")
     print(json.dumps({"orders_per_second": round(runs[1]["per_second"]), "orders_per_cpu_second": round(runs[1]["per_cpu_second"]),
                       "orders_per_cpu_second_small": round(runs[0]["per_cpu_second"]), "orders_per_cpu_second_100m": round(runs[2]["per_cpu_second"]),
                       "peak_memory_mb": round(runs[1]["peak_memory_mb"]), "peak_memory_mb_100m": round(runs[2]["peak_memory_mb"])}))
