@@ -45,7 +45,7 @@ COMPILE := uv pip compile setup.py --quiet --refresh --universal --python-versio
 lock: $(VENV)/.made ## write both lock files from settings.ini: make lock ARGS=--upgrade PINS=FILE
 	$(IN_VENV) $(COMPILE) --extra dev $(if $(PINS),--constraint $(PINS)) $(ARGS) --output-file requirements-dev.lock >/dev/null
 	$(IN_VENV) $(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock >/dev/null
-	for file in requirements requirements-dev; do \
+	@for file in requirements requirements-dev; do \
 		{ echo "# made by \`make lock\` from settings.ini; do not edit"; cat $$file.lock; } > $$file.lock.new; mv $$file.lock.new $$file.lock; done
 
 clean: ## remove the environment and caches; data/ stays
