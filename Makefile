@@ -54,16 +54,17 @@ clean: ## remove the environment and caches; data/ stays
 
 $(VENV)/.made:
 	$(if $(PYTHON),,$(error Python 3.11 or newer was not found: install it, or name it with PYTHON=/path/to/python3))
-	"$(PYTHON)" -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -m1 '^uv==' requirements-dev.lock || echo uv)" \
+	@echo "making $(VENV) from $(PYTHON) ..."
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -m1 '^uv==' requirements-dev.lock || echo uv)" \
 		|| echo "uv could not be installed: plain pip does the same, in minutes instead of seconds"
-	touch $@
+	@touch $@
 
 $(VENV)/.ready: requirements-dev.lock settings.ini setup.py | $(VENV)/.made
-	@echo "setting up $(VENV), once ..."
+	@echo "installing requirements-dev.lock and this folder into $(VENV) ..."
 	@export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	{ $(BIN)/uv pip sync --quiet requirements-dev.lock && $(BIN)/uv pip install --quiet --refresh-package fraud-poc --editable . --no-deps --no-build-isolation; } || \
 	{ echo "uv did not manage: using pip" && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.lock && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --no-deps --no-build-isolation; }
-	touch $@
+	@touch $@

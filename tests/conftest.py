@@ -23,7 +23,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     "The folder of data that nobody here wrote (handbook/, bitcoin_otc/), which is no part of the project."
-    folder = Path(os.environ.get("FRAUD_POC_SHARED") or ROOT.parent / "shared").resolve() / "data"
+    folder = house.shared_folder(ROOT) / "data"
     if not folder.is_dir(): pytest.skip(f"no external data at {folder}: set FRAUD_POC_SHARED to the folder that holds data/")
     return folder
 

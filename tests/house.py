@@ -249,6 +249,11 @@ def project_files(root: Path) -> list[str]:
         return sorted(name for name in tree(root) if not name.startswith("data/") or name == "data/README.md")
 
 
+def shared_folder(root: Path) -> Path:
+    "Where external data is looked for: FRAUD_POC_SHARED, else ../shared."
+    return Path(os.environ.get("FRAUD_POC_SHARED") or root.parent / "shared").resolve()
+
+
 def copy_project(root: Path, target: Path) -> Path:
     "A copy of the project's files, as a fresh clone would have them."
     for name in project_files(root):
@@ -257,11 +262,11 @@ def copy_project(root: Path, target: Path) -> Path:
     return target
 
 
-def run(command: list[str], folder: Path, seconds: float = 300) -> str:
+def run(command: list[str], folder: Path, seconds: float = 300, more: dict[str, str] | None = None) -> str:
     "Run a tool of this environment in a copy of the project, which it imports; `AssertionError` with all it said if it fails or takes too long."
-    bin_folder = Path(sys.executable).parent
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "PYTHONPATH", "COV_"))}
-    env |= {"PYTHONPATH": str(folder), "PATH": f"{bin_folder}{os.pathsep}{env.get('PATH', '')}"}
+    outer = ("PYTEST_", "PYTHONPATH", "COV_", "MAKE", "MFLAGS")  # meant for the run that this test is part of
+    env = {k: v for k, v in os.environ.items() if not k.startswith(outer)}
+    env |= {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"} | (more or {})
     process = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                errors="replace", start_new_session=True)
     try: said, _ = process.communicate(timeout=seconds)

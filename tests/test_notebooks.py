@@ -16,9 +16,10 @@ def copy(root, tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [1, 2], ids=["serially", "in_parallel"])
-def test_all_notebooks_pass(copy, workers):
+def test_all_notebooks_pass(root, copy, workers):
     before = house.tree(copy)
-    house.run(["nbdev_test", "--n_workers", str(workers), "--do_print", "--timing"], copy, SECONDS)
+    found = {"FRAUD_POC_SHARED": str(house.shared_folder(root))}  # ../shared of the copy is another folder
+    house.run(["nbdev_test", "--n_workers", str(workers), "--do_print", "--timing"], copy, SECONDS, found)
     assert house.tree_difference(before, house.tree(copy)) == []
 
 
