@@ -21,7 +21,7 @@ from numba import njit
 OPTIONS = dict(nogil=True, error_model="numpy", cache="__file__" in globals())  # a notebook cell has no file to cache beside
 compiled = njit(**OPTIONS)                                # may make arrays
 inner = njit(**OPTIONS, _nrt=False)                       # makes none, so needs no reference counts: twice as fast
-inlined = njit(**OPTIONS, _nrt=False, forceinline=True)   # on the path of every event: a call would copy the state's 14 array headers
+inlined = njit(**OPTIONS, _nrt=False, forceinline=True)   # on the path of every event: a call would copy the state's 15 array headers
 
 # %% ../../nbs/05_aggregates.ipynb #c007
 WINDOW, LAST, LIFETIME = range(3)  # kinds of group
@@ -61,6 +61,7 @@ class State(NamedTuple):
     set_first: np.ndarray  # (J, S) int64, ms
     set_last: np.ndarray   # (J, S) int64, ms
     total: np.ndarray      # (G, FIELDS) int64
+    value: np.ndarray      # (G, FIELDS) float64: features of the groups
     spare: np.ndarray      # int64: space for packing
 
 # %% ../../nbs/05_aggregates.ipynb #c010
@@ -73,7 +74,7 @@ def new_state(plan: Plan) -> State:
     whole = lambda *shape: np.zeros(shape, np.int64)
     state = State(whole(OLD + FIELDS), whole(2 * keep), whole(2 * keep), whole(2 * keep), whole(2 * keep), whole(len(plan.same), 2 * keep),
                   np.full((groups, tiles), NEVER), whole(groups, tiles, FIELDS), whole(len(plan.sets)), whole(len(plan.sets), size),
-                  whole(len(plan.sets), size), whole(len(plan.sets), size), whole(groups, FIELDS), whole(FIELDS + max(2 * tiles, 64)))
+                  whole(len(plan.sets), size), whole(len(plan.sets), size), whole(groups, FIELDS), np.zeros((groups, FIELDS)), whole(FIELDS + max(2 * tiles, 64)))
     clear(state)
     return state
 
@@ -229,19 +230,23 @@ def _remember(plan, state, j, key, t):
 
 # %% ../../nbs/05_aggregates.ipynb #c025
 @inlined
-def _of_group(operation, total, amount, scale):
-    "A feature of a group's totals, float64, in major units."
-    n = total[N]
-    if operation == COUNT: return float(n)
-    if operation == FRAUD_COUNT: return float(total[FRAUDS])
-    if operation == FRAUD_RATE: return total[FRAUDS] / total[RESOLVED] if total[RESOLVED] > 0 else np.nan
-    if operation == SUM: return total[TOTAL] / scale
-    if n == 0: return np.nan
-    if operation == MEAN: return total[TOTAL] / (n * scale)
-    if operation == MIN: return total[LEAST] / scale
-    if operation == MAX: return total[MOST] / scale
-    if operation == RATIO: return float(amount) * float(n) / float(total[TOTAL]) if total[TOTAL] != 0 else np.nan
-    return np.sqrt(_spread(total) / (float(n) * float(n - 1))) / scale if n > 1 else np.nan
+def _derive(plan, state, amount):
+    "Work out every group's features in major units from its totals: state.value[group, operation]."
+    needs, scale = plan.limits[NEEDS], float(plan.limits[SCALE])
+    for g in range(len(plan.groups)):
+        total, value, n = state.total[g], state.value[g], state.total[g, N]
+        value[COUNT] = n
+        if needs & SUMS:
+            value[SUM] = total[TOTAL] / scale
+            value[MEAN] = total[TOTAL] / (n * scale) if n > 0 else np.nan
+            value[RATIO] = float(amount) * float(n) / float(total[TOTAL]) if total[TOTAL] != 0 else np.nan
+        if needs & EXTREMES:
+            value[MIN] = total[LEAST] / scale if n > 0 else np.nan
+            value[MAX] = total[MOST] / scale if n > 0 else np.nan
+        if needs & SQUARES: value[STD] = np.sqrt(_spread(total) / (float(n) * float(n - 1))) / scale if n > 1 else np.nan
+        if needs & LABELS:
+            value[FRAUD_COUNT] = total[FRAUDS]
+            value[FRAUD_RATE] = total[FRAUDS] / total[RESOLVED] if total[RESOLVED] > 0 else np.nan
 
 # %% ../../nbs/05_aggregates.ipynb #c026
 @inlined
@@ -278,10 +283,11 @@ def _read(plan, state, t, amount, keys, out):
     head, scale = state.head, plan.limits[SCALE]
     _gather_recent(plan, state, t)
     if head[HAS_OLD]: _gather_old(plan, state, t)
+    _derive(plan, state, amount)
     hi = _before(state.ts, head[START], head[END], t)
     for f in range(len(plan.rows)):
-        operation, which, argument = plan.rows[f]
-        if operation <= FRAUD_RATE: out[f] = _of_group(operation, state.total[which], amount, scale)
+        operation, which, argument = plan.rows[f, 0], plan.rows[f, 1], plan.rows[f, 2]
+        if operation <= FRAUD_RATE: out[f] = state.value[which, operation]
         elif operation == LAG: out[f] = state.amount[hi - argument] / scale if hi - argument >= head[START] else np.nan
         else:
             key = keys[plan.sets[which]] if operation == KNOWN else keys[plan.same[which]] if operation == SAME else np.int64(1)
@@ -568,14 +574,13 @@ def most_bytes(plan: Plan) -> int:
 
 # %% ../../nbs/05_aggregates.ipynb #c055
 class Items(NamedTuple):
-    "Events and labels, (n,) each, grouped by entity and in sequence order within each."
-    row: np.ndarray       # int64: row of the features to fill; -1 for a label
-    ts: np.ndarray        # int64, ms: time of the event, or of the label's event
-    tag: np.ndarray       # int64: low 32 bits of the event's id key
-    amount: np.ndarray    # int64, minor units; of a label: 0
+    "Events and labels, grouped by entity and in sequence order within each. A plan without label features needs no tags and labels: leave those three empty."
+    ts: np.ndarray        # (n,) int64, ms: time of the event, or of the label's event
+    amount: np.ndarray    # (n,) int64, minor units; of a label: 0
     keys: np.ndarray      # (columns, n) int64: keys of the columns of the plan
-    label: np.ndarray     # int8: of a label: 0 or 1
-    previous: np.ndarray  # int8: of a label: what was known before
+    tag: np.ndarray       # (n,) int64: low 32 bits of the event's id key
+    label: np.ndarray     # (n,) int8: -1 for an event; of a label: 0 or 1
+    previous: np.ndarray  # (n,) int8: of a label: what was known before
 
 # %% ../../nbs/05_aggregates.ipynb #c056
 @inner
@@ -584,21 +589,22 @@ def fold(
     bounds,              # (E + 1,) int64: where each entity's items start
     first,               # entity to start with
     data, spans,         # bytes of earlier states, and (E, 2) int64: where each entity's lie; an empty span for a new one
-    out, flags,          # (rows, F) float and (rows,) uint8: receive the features
+    out, flags,          # (n, F) float and (n,) uint8: receive the features of the events; rows of labels are left as they are
     arena, ends,         # uint8 and (E,) int64: receive the new states and where each ends
     room,                # most bytes of one state
 ):                       # -> the entity to go on with (E when done), negative when an earlier state of entity -1 - r is damaged
     "Fold the events of many entities, one entity after the other."
+    labelled = len(items.label) > 0
     keys, at = state.spare[FIELDS:FIELDS + len(items.keys)], np.int64(0)
     for e in range(first, len(bounds) - 1):
         if at + room > len(arena): return e
         if spans[e, 0] == spans[e, 1]: clear(state)
         elif not unpack(plan, state, data[spans[e, 0]:spans[e, 1]]): return -1 - e
         for i in range(bounds[e], bounds[e + 1]):
-            if items.row[i] < 0: learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
+            if labelled and items.label[i] >= 0: learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
             else:
                 for c in range(len(keys)): keys[c] = items.keys[c, i]
-                flags[items.row[i]] = step(plan, state, items.ts[i], items.tag[i], items.amount[i], keys, out[items.row[i]])
+                flags[i] = step(plan, state, items.ts[i], items.tag[i] if labelled else 0, items.amount[i], keys, out[i])
         if state.head[SEEN]: at = pack(plan, state, arena, at)
         ends[e] = at
     return len(bounds) - 1
