@@ -36,8 +36,15 @@ def keys_of(
     if not isinstance(values, (pa.Array, pa.ChunkedArray)): values = pa.array(values)
     if isinstance(values, pa.ChunkedArray): values = values.combine_chunks()
     coded = values.cast(pa.string()).dictionary_encode()
-    keys = np.array([key_of(v, secret) for v in coded.dictionary.to_pylist()] + [MISSING], dtype=np.uint64)
-    return keys[pc.fill_null(coded.indices, len(keys) - 1).to_numpy(zero_copy_only=False)]
+    fresh = hashlib.blake2b(digest_size=8, key=secret).copy
+    def digest(value: bytes) -> bytes:
+        state = fresh()
+        state.update(value)
+        return state.digest() if value else bytes(8)
+    distinct = coded.dictionary.cast(pa.binary()).to_pylist()
+    keys = np.frombuffer(b"".join(map(digest, distinct)) + bytes(8), dtype="<u8").copy()
+    keys[(keys == 0) & np.array([*map(bool, distinct), False])] = 1
+    return keys[pc.fill_null(coded.indices, len(distinct)).to_numpy(zero_copy_only=False)]
 
 # %% ../nbs/01_events.ipynb #c011
 def minor_units(
