@@ -36,14 +36,15 @@ def keys_of(
     if not isinstance(values, (pa.Array, pa.ChunkedArray)): values = pa.array(values)
     if isinstance(values, pa.ChunkedArray): values = values.combine_chunks()
     coded = values.cast(pa.string()).dictionary_encode()
+    distinct = coded.dictionary.cast(pa.binary()).to_pylist()
     fresh = hashlib.blake2b(digest_size=8, key=secret).copy
     def digest(value: bytes) -> bytes:
         state = fresh()
         state.update(value)
-        return state.digest() if value else bytes(8)
-    distinct = coded.dictionary.cast(pa.binary()).to_pylist()
-    keys = np.frombuffer(b"".join(map(digest, distinct)) + bytes(8), dtype="<u8").copy()
-    keys[(keys == 0) & np.array([*map(bool, distinct), False])] = 1
+        return state.digest()
+    keys = np.frombuffer(b"".join([digest(value) for value in distinct] + [bytes(8)]), dtype="<u8").copy()
+    keys[:-1] = np.maximum(keys[:-1], 1)
+    if b"" in distinct: keys[distinct.index(b"")] = MISSING
     return keys[pc.fill_null(coded.indices, len(distinct)).to_numpy(zero_copy_only=False)]
 
 # %% ../nbs/01_events.ipynb #c011

@@ -649,12 +649,12 @@ def scan(
     own: bool,           # the events carry their verdicts
     pieces: int,         # of the ids
     coarse: bool,        # tell which ids were seen
-) -> dict:               # rows, refused, missing, twice; seen: coarse keys
+) -> dict:               # told: counts; seen: bits of the coarse keys
     "Read, check and hash rows, and spread them over working files."
     work, secret, source = settings.batch.folder / WORK, hash_secret(settings.batch.folder), task.source
     wanted = list(dict.fromkeys(name for name, _ in needed_columns(settings, source.labels, own)))
     rows = read_parquet(source, wanted, list(task.groups), task.first) if source.parquet else read_csv(source, wanted)
-    told, seen, kind = Counter(), [np.zeros(0, np.uint64)], "labels" if source.labels else "events"
+    told, seen, kind = Counter(), np.zeros(1 << COARSE if coarse else 0, bool), "labels" if source.labels else "events"
     with spill(work / f"{kind}-{index:06d}.arrow", pieces) as write, spill(work / f"refused-{index:06d}.arrow") as write_refused:
         for table, lines in large_tables(rows):
             clean, refused = check_labels(table, settings) if source.labels else check_events(table, settings, own)
@@ -663,11 +663,11 @@ def scan(
             key = numpy_of(clean[0], "id_key")
             write(clean[0], piece_of(key, pieces))
             write_refused(refused)
-            if coarse: seen.append(np.unique(key >> np.uint64(64 - COARSE)))
+            if coarse: seen[key >> np.uint64(64 - COARSE)] = True
             read, kept = len(table) + len(lines), len(key)
             told.update(clean[1] + Counter({"label_rows": read, "label_rows_refused": read - kept} if source.labels else
                                            {"rows": read, "label_rows_refused": len(refused) - (read - kept)}))
-    return {"told": told, "seen": np.unique(np.concatenate(seen))}
+    return {"told": told, "seen": np.packbits(seen)}
 
 def hashed_rows(clean: pa.Table, columns: Columns, secret: bytes, labels: bool) -> tuple[pa.Table, Counter]:
     "Add keys to clean rows, and count entities that are missing and times that happened twice."
@@ -683,15 +683,15 @@ def match_log(
     index: int,          # of the part
     settings: Settings,
     pieces: int,         # of the ids
-    seen: np.ndarray,    # sorted coarse keys of the portion
+    seen: np.ndarray,    # (2**COARSE / 8,) uint8, bits of the coarse keys of the portion
 ) -> None:
     "Put the rows of a part whose ids may be in the portion into working files."
-    folder = settings.batch.folder
+    folder, seen = settings.batch.folder, np.unpackbits(seen).view(bool)
     for kind in ("events", "labels"):
         schema = logged_schema(settings.columns, kind == "labels")
         rows = read_part(folder, kind, name, schema.names).cast(schema)
         key = numpy_of(rows, "id_key")
-        chosen = np.isin(key >> np.uint64(64 - COARSE), seen)
+        chosen = seen[key >> np.uint64(64 - COARSE)]
         with spill(folder / WORK / f"log_{kind}-{index:06d}.arrow", pieces) as write:
             write(rows.filter(pa.array(chosen)), piece_of(key[chosen], pieces))
 
@@ -1006,7 +1006,7 @@ def read_rows(
         if progress: progress((told["rows"] + told["label_rows"]) // 2, rows)
     found = run_tasks(scan, [(task, index, settings, own, pieces, bool(parts)) for index, task in enumerate(tasks)], settings, done)
     if parts:
-        seen = np.unique(np.concatenate([result["seen"] for result in found]))
+        seen = np.bitwise_or.reduce([result.pop("seen") for result in found])
         run_tasks(match_log, [(part["name"], index, settings, pieces, seen) for index, part in enumerate(parts)], settings)
     for result in run_tasks(settle, [(piece, pieces, settings) for piece in range(pieces)], settings):
         told.update(result["told"])
