@@ -16,7 +16,7 @@ __all__ = ['LOG', 'REJECTS', 'WORK', 'ENDINGS', 'BROKEN', 'END', 'BLOCK', 'ORDER
            'read_span', 'write_part', 'write_month', 'run_tasks', 'sole_use', 'clear', 'opened_log', 'pieces_for',
            'write_rejects', 'gather_sources', 'read_rows', 'summarise', 'commit', 'ingest']
 
-# %% ../../nbs/04_ingest.ipynb #c004
+# %% ../../nbs/04_ingest.ipynb #c005
 import codecs
 import difflib
 import fcntl
@@ -47,7 +47,7 @@ from ..config import MAX_MINOR_UNITS, Columns, Limits, Settings, duration_ms
 from .files import Progress, read_json, remove_partials, write_aside, write_json, write_parquet
 from ..events import FRAUD, HONEST, UNRESOLVED, event_schema, keys_of, label_schema, minor_units
 
-# %% ../../nbs/04_ingest.ipynb #c008
+# %% ../../nbs/04_ingest.ipynb #c009
 LOG, REJECTS, WORK = "log", "rejects", ".ingest"  # folders under settings.batch.folder
 
 def part_path(
@@ -68,7 +68,7 @@ def read_manifest(
     if manifest.get("format") != 1: raise ValueError(f"{path} has format {manifest.get('format')!r}, this version reads 1: ingest anew with replace")
     return manifest
 
-# %% ../../nbs/04_ingest.ipynb #c009
+# %% ../../nbs/04_ingest.ipynb #c011
 def read_part(
     folder: str | Path,               # settings.batch.folder
     kind: str,                        # "events" or "labels"
@@ -81,7 +81,7 @@ def read_part(
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}): bring the file back, or ingest anew with replace") from None
 
-# %% ../../nbs/04_ingest.ipynb #c011
+# %% ../../nbs/04_ingest.ipynb #c013
 def hash_secret(
     folder: str | Path,  # settings.batch.folder
 ) -> bytes:              # 32 bytes
@@ -97,7 +97,7 @@ def hash_secret(
     if len(secret) != 32: raise ValueError(f"{path} must hold 64 hexadecimal digits: bring the right file back, or remove it and the log and ingest anew")
     return secret
 
-# %% ../../nbs/04_ingest.ipynb #c014
+# %% ../../nbs/04_ingest.ipynb #c016
 ENDINGS = (".parquet", ".pq", ".csv", ".csv.gz")  # files that are taken from a folder
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def open_source(source: Source) -> io.IOBase:
     handle = system.open(path, "rb")
     return gzip.GzipFile(fileobj=handle) if source.place.endswith(".gz") else handle
 
-# %% ../../nbs/04_ingest.ipynb #c015
+# %% ../../nbs/04_ingest.ipynb #c018
 def find_sources(
     place: str,           # file, folder, glob or fsspec address
     labels: bool = False,  # what the files hold: verdicts, or else events
@@ -139,7 +139,7 @@ def is_parquet(system: fsspec.AbstractFileSystem, path: str) -> bool:
     if path.lower().endswith(ENDINGS): return path.lower().endswith(ENDINGS[:2])
     with system.open(path, "rb") as handle: return handle.read(4) == b"PAR1"
 
-# %% ../../nbs/04_ingest.ipynb #c018
+# %% ../../nbs/04_ingest.ipynb #c021
 BROKEN = "\ufdd0"     # stands where bytes were not UTF-8: a code point that no text may hold
 END = f"{BROKEN}end"  # line added to the end of a CSV file
 codecs.register_error("fraud_poc_mark", lambda error: (BROKEN, error.end))
@@ -165,7 +165,7 @@ class MarkedUtf8(io.RawIOBase):
         self.handle.close()
         super().close()
 
-# %% ../../nbs/04_ingest.ipynb #c021
+# %% ../../nbs/04_ingest.ipynb #c024
 BLOCK = 8 << 20  # bytes of CSV parsed at once; no row may be longer
 
 @contextmanager
@@ -185,7 +185,7 @@ def open_csv(source: Source, wanted: list[str], skip: Callable) -> pv.CSVStreami
         parse_options=pv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         convert_options=pv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())))
 
-# %% ../../nbs/04_ingest.ipynb #c023
+# %% ../../nbs/04_ingest.ipynb #c026
 ORDER = "@order"  # number of the file in the upper bits, data row (from 1) in the lower 40
 
 def read_csv(
@@ -214,7 +214,7 @@ def read_csv(
         held = held.slice(0, len(held) - 1)
     yield held, lines
 
-# %% ../../nbs/04_ingest.ipynb #c024
+# %% ../../nbs/04_ingest.ipynb #c028
 ROW = (1 << 40) - 1  # mask of the row in `@order`
 ROWS = 500_000       # rows handled at once
 
@@ -234,7 +234,7 @@ def read_parquet(
             yield numbered(source, pa.table(batch), np.arange(first + 1, first + 1 + len(batch))), []
             first += len(batch)
 
-# %% ../../nbs/04_ingest.ipynb #c027
+# %% ../../nbs/04_ingest.ipynb #c031
 def needed_columns(
     settings: Settings,
     labels: bool,  # of a file of verdicts; else of events
@@ -248,7 +248,7 @@ def needed_columns(
     if labels or own: columns += [(settings.labels.column, "labels.column"), (settings.labels.time_column, "labels.time_column")]
     return [(name, setting) for name, setting in columns if name]
 
-# %% ../../nbs/04_ingest.ipynb #c028
+# %% ../../nbs/04_ingest.ipynb #c033
 def misfit(
     kind: pa.DataType,  # type found in a Parquet file
     setting: str,       # that names the column
@@ -266,7 +266,7 @@ def misfit(
     if setting == "columns.id": return "" if number or text or moment else "text or numbers"
     return "" if number or text or moment or is_.is_boolean(kind) or is_.is_null(kind) else "text, numbers or booleans"
 
-# %% ../../nbs/04_ingest.ipynb #c029
+# %% ../../nbs/04_ingest.ipynb #c035
 def schema_of(source: Source) -> pa.Schema:
     "Columns of a raw file; `ValueError` when it cannot be read or is empty."
     with reading(source):
@@ -291,9 +291,10 @@ def check_columns(
             faults.append(f"column {name!r} ({setting}) is missing{hint}: rename the column, or change the setting")
         elif source.parquet and (expected := misfit(schema.field(name).type, setting, settings.columns.time_format)):
             faults.append(f"column {name!r} ({setting}) should hold {expected}, but holds {schema.field(name).type}")
+    if schema.names[1:] == [] and not source.parquet: faults.append("there is one column only: fields must be separated by commas")
     if faults: raise ValueError("\n  ".join([f"{source.place} does not fit the settings:", *faults, f"columns found: {', '.join(schema.names)}"]))
 
-# %% ../../nbs/04_ingest.ipynb #c032
+# %% ../../nbs/04_ingest.ipynb #c038
 def utf8(values: pa.Array) -> pa.Array:
     "Text or bytes as valid text, with `BROKEN` where bytes were not UTF-8; each distinct value is repaired once."
     try:
@@ -318,7 +319,7 @@ def as_text(
     text = utf8(values) if is_text(values.type) else values.cast(pa.string())
     return pc.if_else(pc.equal(text, ""), None, text)
 
-# %% ../../nbs/04_ingest.ipynb #c033
+# %% ../../nbs/04_ingest.ipynb #c040
 def one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     "A column as one array, without a dictionary."
     if isinstance(values, pa.ChunkedArray): values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
@@ -334,7 +335,7 @@ def broken(text: pa.Array) -> np.ndarray:
     if data is None or BROKEN.encode() not in data.to_pybytes(): return np.zeros(len(text), bool)
     return pc.fill_null(pc.match_substring(text, BROKEN), False).to_numpy(zero_copy_only=False)
 
-# %% ../../nbs/04_ingest.ipynb #c036
+# %% ../../nbs/04_ingest.ipynb #c043
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 def as_numbers(
@@ -350,7 +351,7 @@ def as_numbers(
     except pa.ArrowInvalid: numbers = pc.if_else(pc.match_substring_regex(values, NUMBER), values, None).cast(pa.float64())
     return numbers.to_numpy(zero_copy_only=False), empty
 
-# %% ../../nbs/04_ingest.ipynb #c039
+# %% ../../nbs/04_ingest.ipynb #c046
 EMPTY, UNREADABLE, NONEXISTENT, AMBIGUOUS = 1, 2, 3, 4  # what is wrong with a time; an ambiguous one is kept
 ISO = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{1,9})?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?$"
 ZONE = r":.*(Z|[+-]\d\d(:?\d\d)?)$|[T ]\d\d(Z|[+-]\d\d(:?\d\d)?)$"
@@ -370,7 +371,7 @@ def parse_iso(
     both = local.astype("datetime64[us]").fillna(utc.dt.tz_localize(None).astype("datetime64[us]"))
     return pa.array(both, pa.timestamp("us"), from_pandas=True), zoned.to_numpy(zero_copy_only=False)
 
-# %% ../../nbs/04_ingest.ipynb #c040
+# %% ../../nbs/04_ingest.ipynb #c048
 FAR = 10**14  # ms, the years -1199 to 5138: times beyond are cut to it, and lie outside of any limits
 
 def to_ms(values: pa.Array) -> np.ndarray:
@@ -393,7 +394,7 @@ def localise(
     twice = pc.not_equal(early, late).to_numpy(zero_copy_only=False)
     return early.cast(pa.int64()).to_numpy(), np.where(~exists, NONEXISTENT, np.where(twice, AMBIGUOUS, 0)).astype(np.int8)
 
-# %% ../../nbs/04_ingest.ipynb #c041
+# %% ../../nbs/04_ingest.ipynb #c050
 def as_times(
     values: pa.Array | pa.ChunkedArray,  # n raw times
     columns: Columns,                    # how to read them
@@ -416,7 +417,7 @@ def as_times(
     if len(at) and columns.timezone != "UTC": ms[at], state[at] = localise(ms[at], columns.timezone)
     return ms, state
 
-# %% ../../nbs/04_ingest.ipynb #c045
+# %% ../../nbs/04_ingest.ipynb #c054
 Fault = tuple[str, pa.Array, str, np.ndarray]  # column, its n raw values, reason, (n,) bool: rows concerned
 REFUSED = pa.schema([(ORDER, pa.int64()), ("column", pa.string()), ("value", pa.string()), ("reason", pa.string())])
 
@@ -437,7 +438,7 @@ def refuse(
         found.append(pa.Table.from_arrays([pa.array(order[at]), same[0], text, same[1]], schema=REFUSED))
     return ok, pa.concat_tables(found).sort_by(ORDER)
 
-# %% ../../nbs/04_ingest.ipynb #c046
+# %% ../../nbs/04_ingest.ipynb #c056
 def time_faults(
     name: str,           # column
     raw: pa.Array,       # n raw values
@@ -459,7 +460,7 @@ def date_ms(limits: Limits, side: str) -> int:
     except ValueError: raise ValueError(f"limits.{side} = {getattr(limits, side)!r} is not an ISO date: write it as in '2025-01-31'") from None
     return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() * 1000)
 
-# %% ../../nbs/04_ingest.ipynb #c047
+# %% ../../nbs/04_ingest.ipynb #c058
 def amount_faults(
     name: str,            # column
     raw: pa.Array,        # n raw values
@@ -481,7 +482,7 @@ def id_faults(name: str, parts: list[pa.Array]) -> tuple[pa.Array, list[Fault]]:
     empty = np.logical_or.reduce([part.is_null().to_numpy(zero_copy_only=False) for part in parts])
     return raw, [(name, raw, "id is empty", empty), (name, raw, "id is not valid UTF-8", broken(raw))]
 
-# %% ../../nbs/04_ingest.ipynb #c049
+# %% ../../nbs/04_ingest.ipynb #c060
 NONE = -2                                # no verdict is to be read from this row
 KNOWN, LABEL = "@known", "@label"        # UTC ms, null = event time plus delay; verdict
 
@@ -505,7 +506,7 @@ def read_verdicts(
     late = time_faults(labels.time_column, raw, ms, state, settings, "label time")
     return label, pa.array(ms), faults + [(name, values, reason, mask & (label != UNRESOLVED)) for name, values, reason, mask in late]
 
-# %% ../../nbs/04_ingest.ipynb #c051
+# %% ../../nbs/04_ingest.ipynb #c062
 TWICE = "@twice"  # the local time happened twice
 
 def check_events(
@@ -532,7 +533,7 @@ def check_events(
              TWICE: state == AMBIGUOUS, LABEL: pa.array(label, pa.int8()), KNOWN: known}
     return pa.table(clean).filter(pa.array(ok)), refused
 
-# %% ../../nbs/04_ingest.ipynb #c052
+# %% ../../nbs/04_ingest.ipynb #c064
 def check_labels(
     batch: pa.Table,     # n raw rows with `@order`
     settings: Settings,
@@ -543,7 +544,7 @@ def check_labels(
     ok, refused = refuse(batch[ORDER].to_numpy(), faults + more)
     return pa.table({ORDER: batch[ORDER], "id": ident, LABEL: pa.array(label, pa.int8()), KNOWN: known}).filter(pa.array(ok)), refused
 
-# %% ../../nbs/04_ingest.ipynb #c055
+# %% ../../nbs/04_ingest.ipynb #c067
 @contextmanager
 def spill(
     path: Path,
@@ -566,6 +567,7 @@ def spill(
     finally:
         if writer: writer.close()
 
+# %% ../../nbs/04_ingest.ipynb #c069
 def picked(
     folder: Path,     # working folder
     name: str,        # files NAME-*.arrow are read
@@ -577,7 +579,7 @@ def picked(
     readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in sorted(folder.glob(f"{name}-*.arrow"))]
     return pa.Table.from_batches([reader.get_batch(i) for reader in readers for i in range(piece, reader.num_record_batches, pieces)], schema)
 
-# %% ../../nbs/04_ingest.ipynb #c056
+# %% ../../nbs/04_ingest.ipynb #c071
 def events_schema(columns: Columns) -> pa.Schema:
     "Schema of events between the stages."
     fields = [(ORDER, pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), ("time", pa.int64()), (columns.amount, pa.int64())]
@@ -601,7 +603,7 @@ def numpy_of(table: pa.Table, name: str) -> np.ndarray:
     "A column without nulls as numpy."
     return table[name].to_numpy()
 
-# %% ../../nbs/04_ingest.ipynb #c058
+# %% ../../nbs/04_ingest.ipynb #c073
 COARSE = 26  # bits of an id's key that a later look-up in the log goes by
 
 @dataclass(frozen=True)
@@ -624,7 +626,7 @@ def plan_scans(source: Source) -> list[Scan]:
             groups, first, rows = [], first + rows, 0
     return scans
 
-# %% ../../nbs/04_ingest.ipynb #c059
+# %% ../../nbs/04_ingest.ipynb #c075
 def large_tables(parts: Iterator[tuple[pa.Table, list]]) -> Iterator[tuple[pa.Table, list]]:
     "Join small batches until they hold `ROWS` rows; at least one table comes out."
     tables, lines = [], []
@@ -641,7 +643,7 @@ def refused_lines(source: Source, lines: list[tuple[int, str, str]]) -> pa.Table
             "value": [text[:100].replace(BROKEN, "\ufffd") for _, _, text in lines], "reason": [reason for _, reason, _ in lines]}
     return pa.table(rows, schema=REFUSED)
 
-# %% ../../nbs/04_ingest.ipynb #c060
+# %% ../../nbs/04_ingest.ipynb #c077
 def scan(
     task: Scan,
     index: int,          # of the task
@@ -669,6 +671,7 @@ def scan(
                                            {"rows": read, "label_rows_refused": len(refused) - (read - kept)}))
     return {"told": told, "seen": np.packbits(seen)}
 
+# %% ../../nbs/04_ingest.ipynb #c079
 def hashed_rows(clean: pa.Table, columns: Columns, secret: bytes, labels: bool) -> tuple[pa.Table, Counter]:
     "Add keys to clean rows, and count entities that are missing and times that happened twice."
     clean = clean.append_column("id_key", pa.array(keys_of(clean["id"], secret)))
@@ -677,7 +680,7 @@ def hashed_rows(clean: pa.Table, columns: Columns, secret: bytes, labels: bool) 
     for name in columns.hashed: clean = clean.append_column(f"{name}_key", pa.array(keys_of(clean[name], secret)))
     return clean.select(events_schema(columns).names), told
 
-# %% ../../nbs/04_ingest.ipynb #c062
+# %% ../../nbs/04_ingest.ipynb #c081
 def match_log(
     name: str,           # part of the log
     index: int,          # of the part
@@ -695,7 +698,7 @@ def match_log(
         with spill(folder / WORK / f"log_{kind}-{index:06d}.arrow", pieces) as write:
             write(rows.filter(pa.array(chosen)), piece_of(key[chosen], pieces))
 
-# %% ../../nbs/04_ingest.ipynb #c064
+# %% ../../nbs/04_ingest.ipynb #c083
 KEPT, REPEAT, CONFLICT = 0, 1, 2
 
 def compare_ids(
@@ -714,7 +717,7 @@ def compare_ids(
     outcome[rows] = np.where(starts, KEPT, np.where(agree, REPEAT, CONFLICT))
     return outcome
 
-# %% ../../nbs/04_ingest.ipynb #c067
+# %% ../../nbs/04_ingest.ipynb #c086
 def settle_verdicts(
     key: np.ndarray,     # (n,) uint64, ids of verdicts, each of which has an event
     known: np.ndarray,   # (n,) int64 UTC ms, after the event
@@ -741,7 +744,7 @@ def settle_verdicts(
     counts = Counter(superseded=len(rows) - len(current), unchanged=int((~changed).sum()))
     return current[changed], previous[changed].astype(np.int8), counts
 
-# %% ../../nbs/04_ingest.ipynb #c069
+# %% ../../nbs/04_ingest.ipynb #c089
 def join_verdicts(
     verdicts: pa.Table,    # schema verdicts_schema
     facts: pa.Table,       # events that they may speak of, columns of logged_schema
@@ -768,7 +771,7 @@ def join_verdicts(
              "previous": previous, **{f"{name}_key": facts[f"{name}_key"].take(at[rows]) for name in settings.columns.entities}}
     return pa.table(table).take(np.argsort(known[rows], kind="stable")), refused, told + more
 
-# %% ../../nbs/04_ingest.ipynb #c071
+# %% ../../nbs/04_ingest.ipynb #c091
 DAY = 86_400_000  # ms
 
 def settle(
@@ -796,7 +799,7 @@ def settle(
     days, counts = np.unique(np.append(numpy_of(events, "time"), numpy_of(labels, "known")) // DAY, return_counts=True)
     return {"told": told, "days": dict(zip(days.tolist(), counts.tolist()))}
 
-# %% ../../nbs/04_ingest.ipynb #c073
+# %% ../../nbs/04_ingest.ipynb #c093
 def sequence(
     time: np.ndarray,   # (n,) int64 ms, time known of events
     known: np.ndarray,  # (m,) int64 ms, time known of labels
@@ -819,7 +822,7 @@ def with_seq(table: pa.Table, rank: np.ndarray, first: int, schema: pa.Schema) -
     rows = np.argsort(rank, kind="stable")
     return table.take(rows).append_column("seq", pa.array(rank[rows] + first)).select(schema.names).cast(schema)
 
-# %% ../../nbs/04_ingest.ipynb #c074
+# %% ../../nbs/04_ingest.ipynb #c095
 @dataclass(frozen=True)
 class Month:
     "One task of writing: a calendar month of the time known."
@@ -848,7 +851,7 @@ def plan_months(
             first_seq, first_part, spans, rows = first_seq + rows, first_part + -(-rows // part_rows), [], 0
     return months
 
-# %% ../../nbs/04_ingest.ipynb #c076
+# %% ../../nbs/04_ingest.ipynb #c097
 def read_span(
     work: Path,
     settings: Settings,
@@ -866,7 +869,7 @@ def read_span(
         tables.append(pa.concat_tables(found).combine_chunks())
     return tuple(tables)
 
-# %% ../../nbs/04_ingest.ipynb #c077
+# %% ../../nbs/04_ingest.ipynb #c099
 def write_part(log: Path, number: int, events: pa.Table, labels: pa.Table) -> dict:
     "Write one part of the log and describe it."
     seq = np.append(numpy_of(events, "seq"), numpy_of(labels, "seq"))
@@ -894,7 +897,7 @@ def write_month(month: Month, settings: Settings, log: Path) -> list[dict]:
             held = [table.slice(cut) for table, cut in zip(held, cuts)]
     return parts
 
-# %% ../../nbs/04_ingest.ipynb #c079
+# %% ../../nbs/04_ingest.ipynb #c101
 def run_tasks(
     function: Callable,
     tasks: list[tuple],                        # arguments of each call
@@ -911,7 +914,7 @@ def run_tasks(
                 results.append(result)
     return results
 
-# %% ../../nbs/04_ingest.ipynb #c081
+# %% ../../nbs/04_ingest.ipynb #c103
 @contextmanager
 def sole_use(folder: Path) -> Iterator[Path]:  # settings.batch.folder -> empty working folder
     "Lock the batch folder, clear what killed runs left in it, and clear up at the end; `ValueError` when another run is in it."
@@ -936,7 +939,7 @@ def clear(folder: Path) -> None:
     for path in (folder / LOG).glob("*/*.parquet"):
         if path.stem not in named: path.unlink()
 
-# %% ../../nbs/04_ingest.ipynb #c082
+# %% ../../nbs/04_ingest.ipynb #c105
 def opened_log(settings: Settings, replace: bool) -> dict:
     "The manifest to go on from; `ValueError` when the log was written with other columns."
     shape = {key: value for key, value in settings.columns.model_dump().items() if key in ("id", "amount", "decimals", "entities", "categories")}
@@ -954,7 +957,7 @@ def pieces_for(sources: list[Source]) -> int:
     rows = sum(sum(task.rows for task in plan_scans(source)) or source.size // (16 if source.place.endswith(".gz") else 80) for source in sources)
     return min(-(-max(rows, 1) // ROWS), 1024)
 
-# %% ../../nbs/04_ingest.ipynb #c084
+# %% ../../nbs/04_ingest.ipynb #c107
 def write_rejects(
     path: Path,
     work: Path,
@@ -977,7 +980,7 @@ def write_rejects(
         writer.close()
     return told
 
-# %% ../../nbs/04_ingest.ipynb #c085
+# %% ../../nbs/04_ingest.ipynb #c109
 def gather_sources(settings: Settings, events: str | None, labels: str | None) -> tuple[list[Source], bool]:
     "Files to read, checked, and whether events carry their own verdicts."
     events, labels = (settings.input.events if events is None else events), (settings.input.labels if labels is None else labels)
@@ -990,7 +993,7 @@ def gather_sources(settings: Settings, events: str | None, labels: str | None) -
     localise(np.zeros(1, np.int64), settings.columns.timezone)
     return sources, own
 
-# %% ../../nbs/04_ingest.ipynb #c086
+# %% ../../nbs/04_ingest.ipynb #c111
 def read_rows(
     settings: Settings,
     sources: list[Source],
@@ -1013,7 +1016,7 @@ def read_rows(
         days.update(result["days"])
     return told, days
 
-# %% ../../nbs/04_ingest.ipynb #c087
+# %% ../../nbs/04_ingest.ipynb #c113
 def summarise(told: Counter, settings: Settings, parts: list[dict], next_seq: int) -> dict:
     "Counts of an ingest. rows_read = events + repeats + events_rejected; labels_read = the five kinds of labels below it."
     refused = told["label_rows_refused"]
@@ -1028,7 +1031,7 @@ def summarise(told: Counter, settings: Settings, parts: list[dict], next_seq: in
         "ambiguous_times": told[TWICE],                                                           # the earlier reading was taken
         "parts": len(parts), "first_seq": next_seq, "next_seq": next_seq + told["events"] + told["labels"]}
 
-# %% ../../nbs/04_ingest.ipynb #c088
+# %% ../../nbs/04_ingest.ipynb #c115
 def commit(settings: Settings, manifest: dict, parts: list[dict], summary: dict, sources: list[Source], replace: bool) -> dict:
     "Write the rejects and, if anything is new, the manifest; returns the summary."
     folder, work = settings.batch.folder, settings.batch.folder / WORK
@@ -1049,7 +1052,7 @@ def commit(settings: Settings, manifest: dict, parts: list[dict], summary: dict,
         os.replace(log, folder / LOG)
     return summary | {"files": len(sources), "input_bytes": sum(source.size for source in sources)}
 
-# %% ../../nbs/04_ingest.ipynb #c089
+# %% ../../nbs/04_ingest.ipynb #c117
 def ingest(
     settings: Settings,
     events: str | None = None,           # place of raw events; None = settings.input.events, "" = none this time
