@@ -7,8 +7,8 @@ __all__ = ['LOG', 'REJECTS', 'WORK', 'ENDINGS', 'BROKEN', 'END', 'BLOCK', 'ORDER
            'NONEXISTENT', 'AMBIGUOUS', 'ISO', 'ZONE', 'FAR', 'Fault', 'REFUSED', 'NONE', 'KNOWN', 'LABEL', 'TWICE',
            'COARSE', 'KEPT', 'REPEAT', 'CONFLICT', 'DAY', 'part_path', 'read_manifest', 'read_part', 'hash_secret',
            'Source', 'open_source', 'find_sources', 'is_parquet', 'MarkedUtf8', 'reading', 'open_csv', 'read_csv',
-           'numbered', 'read_parquet', 'needed_columns', 'misfit', 'schema_of', 'check_columns', 'utf8', 'as_text',
-           'one_chunk', 'is_text', 'broken', 'as_numbers', 'parse_iso', 'to_ms', 'localise', 'as_times', 'refuse',
+           'numbered', 'read_parquet', 'needed_columns', 'is_text', 'misfit', 'schema_of', 'check_columns', 'utf8',
+           'as_text', 'one_chunk', 'broken', 'as_numbers', 'parse_iso', 'to_ms', 'localise', 'as_times', 'refuse',
            'time_faults', 'date_ms', 'amount_faults', 'id_faults', 'plain', 'read_verdicts', 'check_events',
            'check_labels', 'spill', 'picked', 'events_schema', 'verdicts_schema', 'logged_schema', 'piece_of',
            'numpy_of', 'Scan', 'plan_scans', 'large_tables', 'refused_lines', 'scan', 'hashed_rows', 'match_log',
@@ -94,7 +94,7 @@ def hash_secret(
             with open(os.open(aside, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as handle: handle.write(secrets.token_hex(32))
     try: secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except ValueError: secret = b""
-    if len(secret) != 32: raise ValueError(f"{path} must hold 64 hexadecimal digits: bring the right file back, or remove it and the log and ingest anew")
+    if len(secret) != 32: raise ValueError(f"{path} must hold 64 hexadecimal digits: bring it back, or remove it and the log and ingest anew")
     return secret
 
 # %% ../../nbs/04_ingest.ipynb #c016
@@ -244,11 +244,17 @@ def needed_columns(
     columns = [(name, "columns.id") for name in settings.columns.id]
     if not labels:
         columns += [(settings.columns.time, "columns.time"), (settings.columns.amount, "columns.amount")]
-        columns += [(name, "columns.entities") for name in settings.columns.entities] + [(name, "columns.categories") for name in settings.columns.categories]
+        columns += [(name, "columns.entities") for name in settings.columns.entities]
+        columns += [(name, "columns.categories") for name in settings.columns.categories]
     if labels or own: columns += [(settings.labels.column, "labels.column"), (settings.labels.time_column, "labels.time_column")]
     return [(name, setting) for name, setting in columns if name]
 
 # %% ../../nbs/04_ingest.ipynb #c033
+def is_text(kind: pa.DataType) -> bool:
+    "Text or bytes."
+    is_ = pa.types
+    return is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind) or is_.is_binary(kind) or is_.is_large_binary(kind)
+
 def misfit(
     kind: pa.DataType,  # type found in a Parquet file
     setting: str,       # that names the column
@@ -257,11 +263,11 @@ def misfit(
     "Say what a column should have been."
     is_, kind = pa.types, kind.value_type if pa.types.is_dictionary(kind) else kind
     number = is_.is_integer(kind) or is_.is_floating(kind) or is_.is_decimal(kind)
-    text = is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind) or is_.is_binary(kind) or is_.is_large_binary(kind)
-    moment = is_.is_timestamp(kind) or is_.is_date(kind)
+    text, moment = is_text(kind), is_.is_timestamp(kind) or is_.is_date(kind)
     if setting == "columns.amount": return "" if number else "numbers"
     if setting in ("columns.time", "labels.time_column"):
-        if time_format == "iso": return "" if text or moment else 'timestamps or ISO text (columns.time_format = "iso"; for numbers set epoch_s or epoch_ms)'
+        iso = 'timestamps or ISO text (columns.time_format = "iso"; for numbers set epoch_s or epoch_ms)'
+        if time_format == "iso": return "" if text or moment else iso
         return "" if number else f'numbers (columns.time_format = "{time_format}")'
     if setting == "columns.id": return "" if number or text or moment else "text or numbers"
     return "" if number or text or moment or is_.is_boolean(kind) or is_.is_null(kind) else "text, numbers or booleans"
@@ -273,7 +279,7 @@ def schema_of(source: Source) -> pa.Schema:
         if source.parquet:
             with open_source(source) as handle: return pq.ParquetFile(handle).schema_arrow
         schema = open_csv(source, [], lambda line: "skip").schema
-    if schema.names == [END]: raise ValueError(f"{source.place} is empty, there is not even a header: copy it again, or remove it; nothing was ingested")
+    if schema.names == [END]: raise ValueError(f"{source.place} is empty, without even a header: copy it again, or remove it; nothing was ingested")
     return schema
 
 def check_columns(
@@ -284,10 +290,11 @@ def check_columns(
     "`ValueError` says which columns are missing, twice there or of a wrong type, what was found, and the remedy."
     schema, faults = schema_of(source), []
     for name, setting in needed_columns(settings, source.labels, own):
-        near = difflib.get_close_matches(name.lower(), {found.lower(): found for found in schema.names}, n=1)
+        lower = {found.lower(): found for found in schema.names}
+        near = difflib.get_close_matches(name.lower(), lower, n=1)
         if schema.names.count(name) > 1: faults.append(f"column {name!r} ({setting}) is there {schema.names.count(name)} times: rename all but one")
         elif name not in schema.names:
-            hint = f"; {near[0]!r} looks closest" if near else ""
+            hint = f"; {lower[near[0]]!r} looks closest" if near else ""
             faults.append(f"column {name!r} ({setting}) is missing{hint}: rename the column, or change the setting")
         elif source.parquet and (expected := misfit(schema.field(name).type, setting, settings.columns.time_format)):
             faults.append(f"column {name!r} ({setting}) should hold {expected}, but holds {schema.field(name).type}")
@@ -324,10 +331,6 @@ def one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     "A column as one array, without a dictionary."
     if isinstance(values, pa.ChunkedArray): values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
     return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
-
-def is_text(kind: pa.DataType) -> bool:
-    "Text or bytes."
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary, pa.types.is_large_binary))
 
 def broken(text: pa.Array) -> np.ndarray:
     "(n,) bool: texts in which bytes were not UTF-8."
@@ -404,7 +407,8 @@ def as_times(
         numbers, empty = as_numbers(values)
         ms = numbers * (1000 if columns.time_format == "epoch_s" else 1)
         bad = ~np.isfinite(ms)
-        return np.rint(np.clip(np.where(bad, 0, ms), -FAR, FAR)).astype(np.int64), np.where(empty, EMPTY, np.where(bad, UNREADABLE, 0)).astype(np.int8)
+        state = np.where(empty, EMPTY, np.where(bad, UNREADABLE, 0)).astype(np.int8)
+        return np.rint(np.clip(np.where(bad, 0, ms), -FAR, FAR)).astype(np.int64), state
     values = one_chunk(values)
     if is_text(values.type):
         values = pc.utf8_trim_whitespace(utf8(values))
@@ -498,7 +502,8 @@ def read_verdicts(
     labels, text = settings.labels, as_text(batch[settings.labels.column])
     text = pc.if_else(pc.equal(plain(text), ""), None, text)
     fraud = pc.is_in(plain(text), value_set=plain(pa.array([str(value) for value in labels.fraud_values])))
-    label = np.where(text.is_null().to_numpy(zero_copy_only=False), UNRESOLVED, np.where(fraud.to_numpy(zero_copy_only=False), FRAUD, HONEST)).astype(np.int8)
+    open_, fraud = (mask.to_numpy(zero_copy_only=False) for mask in (text.is_null(), fraud))
+    label = np.where(open_, UNRESOLVED, np.where(fraud, FRAUD, HONEST)).astype(np.int8)
     faults = [(labels.column, text, "label is not valid UTF-8", broken(text))]
     if not labels.time_column: return label, pa.nulls(len(batch), pa.int64()), faults
     raw = one_chunk(batch[labels.time_column])
@@ -593,7 +598,8 @@ def verdicts_schema() -> pa.Schema:
 def logged_schema(columns: Columns, labels: bool) -> pa.Schema:
     "Columns of the log that a later portion is held against, as integers."
     if labels: return pa.schema([("id_key", pa.uint64()), ("seq", pa.int64()), ("known", pa.int64()), ("label", pa.int8())])
-    return pa.schema([("id_key", pa.uint64()), ("time", pa.int64()), (columns.amount, pa.int64())] + [(f"{name}_key", pa.uint64()) for name in columns.hashed])
+    fields = [("id_key", pa.uint64()), ("time", pa.int64()), (columns.amount, pa.int64())]
+    return pa.schema(fields + [(f"{name}_key", pa.uint64()) for name in columns.hashed])
 
 def piece_of(key: np.ndarray, pieces: int) -> np.ndarray:
     "Piece of each key by its upper bits, (n,) uint64 -> (n,) int64."
@@ -765,7 +771,8 @@ def join_verdicts(
     known, label = np.maximum(stated, time + 1), numpy_of(verdicts, LABEL)
     clear = np.flatnonzero(label != UNRESOLVED)
     told.update(unresolved=len(label) - len(clear), clamped=int((known != stated)[clear].sum()))
-    rows, previous, more = settle_verdicts(*(column[clear] for column in (numpy_of(verdicts, "id_key"), known, stated, numpy_of(verdicts, ORDER), label)), said)
+    facing = (numpy_of(verdicts, "id_key"), known, stated, numpy_of(verdicts, ORDER), label)
+    rows, previous, more = settle_verdicts(*(column[clear] for column in facing), said)
     rows = clear[rows]
     table = {"id": verdicts["id"].take(rows), "id_key": verdicts["id_key"].take(rows), "time": time[rows], "known": known[rows], "label": label[rows],
              "previous": previous, **{f"{name}_key": facts[f"{name}_key"].take(at[rows]) for name in settings.columns.entities}}
@@ -875,7 +882,8 @@ def write_part(log: Path, number: int, events: pa.Table, labels: pa.Table) -> di
     seq = np.append(numpy_of(events, "seq"), numpy_of(labels, "seq"))
     known = np.append(events["time"].cast(pa.int64()).to_numpy(), labels["known"].cast(pa.int64()).to_numpy())
     name = f"{number:06d}_{np.datetime64(int(known.min()), 'ms').astype('datetime64[D]')}"
-    digests = {f"{kind}_sha256": write_parquet(log / kind / f"{name}.parquet", table.combine_chunks()) for kind, table in [("events", events), ("labels", labels)]}
+    digests = {f"{kind}_sha256": write_parquet(log / kind / f"{name}.parquet", table.combine_chunks())
+               for kind, table in [("events", events), ("labels", labels)]}
     return {"name": name, "first_seq": int(seq.min()), "next_seq": int(seq.max()) + 1, "events": len(events), "labels": len(labels),
             "first_known_ms": int(known.min()), "last_known_ms": int(known.max()), **digests}
 
@@ -948,8 +956,8 @@ def opened_log(settings: Settings, replace: bool) -> dict:
     manifest = read_manifest(settings.batch.folder)
     for key, value in shape.items():
         if manifest["columns"].get(key) != value:
-            raise ValueError(f"the log in {settings.batch.folder} was written with columns.{key} = {manifest['columns'].get(key)!r}, the settings now have {value!r}: "
-                             "put the setting back, rebuild the log with replace, or set another batch.folder")
+            raise ValueError(f"the log in {settings.batch.folder} was written with columns.{key} = {manifest['columns'].get(key)!r}, "
+                             f"the settings have {value!r}: put the setting back, rebuild the log with replace, or set another batch.folder")
     return manifest
 
 def pieces_for(sources: list[Source]) -> int:
@@ -973,7 +981,8 @@ def write_rejects(
         writer = None
         for table in [*scanned, pairs]:
             order = numpy_of(table, ORDER)
-            rows = table.select(["column", "value", "reason"]).add_column(0, "row", pa.array(order & ROW)).add_column(0, "source", places.take(order >> 40))
+            rows = table.select(["column", "value", "reason"]).add_column(0, "row", pa.array(order & ROW))
+            rows = rows.add_column(0, "source", places.take(pa.array(order >> 40)))
             writer = writer or pq.ParquetWriter(aside, rows.schema, compression="lz4")
             writer.write_table(rows)
             told.update({item["values"]: item["counts"] for item in pc.value_counts(table["reason"]).to_pylist()})
@@ -1046,7 +1055,8 @@ def commit(settings: Settings, manifest: dict, parts: list[dict], summary: dict,
     rejects.mkdir(exist_ok=True)
     if reasons: os.replace(work / name, rejects / name)
     if parts or first:
-        write_json(log / "manifest.json", manifest | {"next_seq": summary["next_seq"], "parts": manifest["parts"] + parts, "ingests": [*manifest["ingests"], summary]})
+        manifest |= {"next_seq": summary["next_seq"], "parts": manifest["parts"] + parts, "ingests": [*manifest["ingests"], summary]}
+        write_json(log / "manifest.json", manifest)
     if replace:
         if (folder / LOG).exists(): os.replace(folder / LOG, work / "old")
         os.replace(log, folder / LOG)
