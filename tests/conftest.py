@@ -1,0 +1,63 @@
+"""What all tests share: the folder of external data, and a look at what tests leave behind."""
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+import house
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# a machine shared with others makes single examples slow now and then: that is no failure
+settings.register_profile("house", deadline=None, print_blob=True)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "The folder of the project."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    "The folder of data that nobody here wrote (handbook/, bitcoin_otc/), which is no part of the project."
+    folder = house.shared_folder(ROOT) / "data"
+    if not folder.is_dir(): pytest.skip(f"no external data at {folder}: set FRAUD_POC_SHARED to the folder that holds data/")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before():
+    "A test gives back the environment variables and the working directory as it found them."
+    before, folder = dict(os.environ), os.getcwd()
+    yield
+    changed = sorted(name for name in before.keys() | os.environ.keys()
+                     if name != "PYTEST_CURRENT_TEST" and before.get(name) != os.environ.get(name))
+    assert not changed, f"the test leaves environment variables changed: {', '.join(changed)}. Use monkeypatch"
+    assert os.getcwd() == folder, f"the test leaves the working directory at {os.getcwd()}. Use monkeypatch.chdir"
+
+
+def pytest_collection_modifyitems(items):
+    "The longest tests, which run the notebooks, start first."
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+
+
+def pytest_sessionstart(session):
+    if not hasattr(session.config, "workerinput"): session.config.tree_before = house.tree(ROOT)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    "Tests leave the project's folder as they found it: otherwise the run fails, even if each test passed."
+    if not hasattr(session.config, "tree_before"): return
+    session.config.tree_changes = house.tree_difference(session.config.tree_before, house.tree(ROOT))
+    if session.config.tree_changes: session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    changes = getattr(config, "tree_changes", [])
+    if not changes: return
+    terminalreporter.section("the tests changed the project's folder, so this run FAILED", red=True)
+    for change in changes[:30]: terminalreporter.write_line(change)
