@@ -36,8 +36,16 @@ def keys_of(
     if not isinstance(values, (pa.Array, pa.ChunkedArray)): values = pa.array(values)
     if isinstance(values, pa.ChunkedArray): values = values.combine_chunks()
     coded = values.cast(pa.string()).dictionary_encode()
-    keys = np.array([key_of(v, secret) for v in coded.dictionary.to_pylist()] + [MISSING], dtype=np.uint64)
-    return keys[pc.fill_null(coded.indices, len(keys) - 1).to_numpy(zero_copy_only=False)]
+    distinct = coded.dictionary.cast(pa.binary()).to_pylist()
+    fresh = hashlib.blake2b(digest_size=8, key=secret).copy
+    def digest(value: bytes) -> bytes:
+        state = fresh()
+        state.update(value)
+        return state.digest()
+    keys = np.frombuffer(b"".join([digest(value) for value in distinct] + [bytes(8)]), dtype="<u8").copy()
+    keys[:-1] = np.maximum(keys[:-1], 1)
+    if b"" in distinct: keys[distinct.index(b"")] = MISSING
+    return keys[pc.fill_null(coded.indices, len(distinct)).to_numpy(zero_copy_only=False)]
 
 # %% ../nbs/01_events.ipynb #c011
 def minor_units(
