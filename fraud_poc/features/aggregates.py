@@ -32,7 +32,7 @@ RETENTION, FORGET, EXACT, SET_SIZE, NEEDS, REACH, SCALE = range(7)  # places in 
 
 class Plan(NamedTuple):
     "One entity's part of a feature table, as arrays."
-    limits: np.ndarray  # (7,) int64: retention, forget after (ms), exact events, set size, NEEDS bits, longest window + delay (ms), minor units in a major one
+    limits: np.ndarray  # (7,) int64: retention, forget after (ms), exact events, set size, bits, longest window + delay (ms), minor units in a major one
     groups: np.ndarray  # (G, 5) int64: kind, length (ms or events), delay (ms), tile width (ms), tiles
     rows: np.ndarray    # (F, 3) int64: operation, group or set or column, argument
     sets: np.ndarray    # (J,) int64: for each set, the place of its column among the event's keys
@@ -64,7 +64,7 @@ class State(NamedTuple):
     value: np.ndarray      # (G, FIELDS) float64: features of the groups
     spare: np.ndarray      # int64: space for packing
 
-# %% ../../nbs/05_aggregates.ipynb #c010
+# %% ../../nbs/05_aggregates.ipynb #c011
 NEVER = np.int64(-(2**62))  # before all times
 
 def new_state(plan: Plan) -> State:
@@ -72,9 +72,9 @@ def new_state(plan: Plan) -> State:
     keep, size = int(plan.limits[EXACT]), int(plan.limits[SET_SIZE])
     groups, tiles = len(plan.groups), int(max(plan.groups[:, 4], default=0))
     whole = lambda *shape: np.zeros(shape, np.int64)
-    state = State(whole(OLD + FIELDS), whole(2 * keep), whole(2 * keep), whole(2 * keep), whole(2 * keep), whole(len(plan.same), 2 * keep),
-                  np.full((groups, tiles), NEVER), whole(groups, tiles, FIELDS), whole(len(plan.sets)), whole(len(plan.sets), size),
-                  whole(len(plan.sets), size), whole(len(plan.sets), size), whole(groups, FIELDS), np.zeros((groups, FIELDS)), whole(FIELDS + max(2 * tiles, 64)))
+    events, values = [whole(2 * keep) for _ in range(4)], [whole(len(plan.sets), size) for _ in range(3)]
+    state = State(whole(OLD + FIELDS), *events, whole(len(plan.same), 2 * keep), np.full((groups, tiles), NEVER), whole(groups, tiles, FIELDS),
+                  whole(len(plan.sets)), *values, whole(groups, FIELDS), np.zeros((groups, FIELDS)), whole(FIELDS + max(2 * tiles, 64)))
     clear(state)
     return state
 
@@ -87,7 +87,7 @@ def clear(state):
     state.head[OLD + LEAST], state.head[OLD + MOST] = LARGEST, -LARGEST
     state.set_n[:] = 0
 
-# %% ../../nbs/05_aggregates.ipynb #c012
+# %% ../../nbs/05_aggregates.ipynb #c013
 HALF = (1 << 18) - 1  # mask of the lower half of an amount
 
 @inlined
@@ -103,7 +103,7 @@ def _merge(total, other):
     total[LEAST] = min(total[LEAST], other[LEAST])
     total[MOST] = max(total[MOST], other[MOST])
 
-# %% ../../nbs/05_aggregates.ipynb #c014
+# %% ../../nbs/05_aggregates.ipynb #c015
 M32 = np.uint64(0xFFFFFFFF)
 U32 = np.uint64(32)
 
@@ -130,7 +130,7 @@ def _spread(total):
     borrow = np.uint64(1) if product < square_low else np.uint64(0)
     return float(n * high + carry - square_high - borrow) * 2.0**64 + float(product - square_low)
 
-# %% ../../nbs/05_aggregates.ipynb #c017
+# %% ../../nbs/05_aggregates.ipynb #c018
 @inlined
 def _before(ts, start, end, t):
     "Place after the last event at or before time t."
@@ -160,7 +160,7 @@ def _gather_recent(plan, state, t):
         _set(state.total[g], hi - i, s, low, cross, high, least, most, resolved, frauds)
         was_last, was_delay = kind == LAST, delay
 
-# %% ../../nbs/05_aggregates.ipynb #c019
+# %% ../../nbs/05_aggregates.ipynb #c020
 @inlined
 def _tile_number(ts, width): return ts // width
 
@@ -189,7 +189,7 @@ def _gather_old(plan, state, t):
             if state.tile_at[g, slot] > oldest and t - delay - length < middle and middle <= t - delay:
                 _merge(state.total[g], state.tiles[g, slot])
 
-# %% ../../nbs/05_aggregates.ipynb #c021
+# %% ../../nbs/05_aggregates.ipynb #c022
 @inner
 def _retire(plan, state, ts, amount, label):
     "Take an event in as an old one."
@@ -202,7 +202,7 @@ def _retire(plan, state, ts, amount, label):
             slot = _slot(plan, state, g, ts)
             if slot >= 0: _merge(state.tiles[g, slot], one)
 
-# %% ../../nbs/05_aggregates.ipynb #c023
+# %% ../../nbs/05_aggregates.ipynb #c024
 @inlined
 def _find(state, j, key):
     "Place of a key in set j, or -1."
@@ -228,7 +228,7 @@ def _remember(plan, state, j, key, t):
         if (t, key) < (state.set_last[j, i], state.set_key[j, i]): return
     state.set_key[j, i], state.set_first[j, i], state.set_last[j, i] = key, t, t
 
-# %% ../../nbs/05_aggregates.ipynb #c025
+# %% ../../nbs/05_aggregates.ipynb #c026
 @inlined
 def _derive(plan, state, amount):
     "Work out every group's features in major units from its totals: state.value[group, operation]."
@@ -248,7 +248,7 @@ def _derive(plan, state, amount):
             value[FRAUD_COUNT] = total[FRAUDS]
             value[FRAUD_RATE] = total[FRAUDS] / total[RESOLVED] if total[RESOLVED] > 0 else np.nan
 
-# %% ../../nbs/05_aggregates.ipynb #c026
+# %% ../../nbs/05_aggregates.ipynb #c028
 @inlined
 def _distinct(state, j, t, length):
     "Values of set j last seen in (t - length, t]; with length 0, all values first seen by t."
@@ -274,7 +274,7 @@ def _of_history(state, operation, which, argument, t, hi, key):
     last = state.recent[which, hi - 1] if hi > head[START] and hi > head[END] - RECENT_KEYS else np.int64(0)
     return np.nan if last == 0 else 1.0 if last == key else 0.0
 
-# %% ../../nbs/05_aggregates.ipynb #c028
+# %% ../../nbs/05_aggregates.ipynb #c030
 NEW, CAPPED, LATE, TOO_LATE, NO_ENTITY = 1, 2, 4, 8, 16  # flags of a feature row, one byte for each entity
 
 @inlined
@@ -296,7 +296,7 @@ def _read(plan, state, t, amount, keys, out):
     if head[OVERFLOW] or head[OLD_NEWEST] > t - plan.limits[REACH]: flags |= CAPPED
     return flags | LATE if t < head[NEWEST] else flags
 
-# %% ../../nbs/05_aggregates.ipynb #c030
+# %% ../../nbs/05_aggregates.ipynb #c032
 @inner
 def _make_room(state, place, end):
     "Move the recent events from `place` on up by one."
@@ -315,7 +315,7 @@ def _to_front(state):
         for i in range(n): state.recent[a, i] = state.recent[a, start + i]
     state.head[START], state.head[END] = 0, n
 
-# %% ../../nbs/05_aggregates.ipynb #c031
+# %% ../../nbs/05_aggregates.ipynb #c034
 @inlined
 def _take_in(plan, state, t, tag, amount, keys):
     "Update a state with an event."
@@ -337,7 +337,7 @@ def _take_in(plan, state, t, tag, amount, keys):
     for a in range(len(plan.same)): state.recent[a, place] = keys[plan.same[a]]
     head[END] = end + 1
 
-# %% ../../nbs/05_aggregates.ipynb #c033
+# %% ../../nbs/05_aggregates.ipynb #c036
 @inlined
 def step(
     plan,    # the entity's plan
@@ -357,7 +357,7 @@ def step(
     _take_in(plan, state, t, tag, amount, keys)
     return flags
 
-# %% ../../nbs/05_aggregates.ipynb #c035
+# %% ../../nbs/05_aggregates.ipynb #c038
 @inner
 def learn_label(plan, state, ts, tag, label, previous):
     "Update a state with the verdict on an event of time `ts`: 0 honest, 1 fraud; `previous` may be -1, unresolved."
@@ -377,7 +377,7 @@ def learn_label(plan, state, ts, tag, label, previous):
             slot = _slot(plan, state, g, ts)
             if slot >= 0: state.tiles[g, slot, RESOLVED] += resolved; state.tiles[g, slot, FRAUDS] += frauds
 
-# %% ../../nbs/05_aggregates.ipynb #c041
+# %% ../../nbs/05_aggregates.ipynb #c044
 VERSION = 1  # of the packed layout; the first byte of every packed state
 
 @inner
@@ -402,7 +402,7 @@ def _get_number(data, at):
         if byte < np.uint64(128): return np.int64(rest >> np.uint64(1)) ^ -np.int64(rest & np.uint64(1)), at
     return np.int64(0), -1
 
-# %% ../../nbs/05_aggregates.ipynb #c042
+# %% ../../nbs/05_aggregates.ipynb #c046
 @inner
 def _put_column(to, at, values, base):
     "Write integers as differences to their minimum, itself relative to `base`; return the place after them."
@@ -433,7 +433,7 @@ def _get_column(data, at, values, base):
         values[i], at = np.int64(rest) + (least + base), at + width
     return at
 
-# %% ../../nbs/05_aggregates.ipynb #c045
+# %% ../../nbs/05_aggregates.ipynb #c049
 @inner
 def _is_used(plan, field):
     "Whether some row of the plan reads this field of a tile (field -1: the tile's number)."
@@ -462,6 +462,7 @@ def _put_tiles(plan, state, to, at):
             at = _put_column(to, at, state.spare[:n], newest if field < 0 else 0)
     return at
 
+# %% ../../nbs/05_aggregates.ipynb #c051
 @inner
 def _get_tiles(plan, state, data, at):
     "Read what `_put_tiles` wrote; -1 when it does not fit the plan."
@@ -479,7 +480,7 @@ def _get_tiles(plan, state, data, at):
             for i in range(n): state.tiles[g, state.spare[i] % slots, field] = state.spare[slots + i]
     return at
 
-# %% ../../nbs/05_aggregates.ipynb #c046
+# %% ../../nbs/05_aggregates.ipynb #c052
 @inner
 def pack(
     plan,   # the entity's plan
@@ -491,7 +492,8 @@ def pack(
     head, start, end = state.head, state.head[START], state.head[END]
     to[at] = VERSION
     at += 1
-    for value in (head[NEWEST], head[NEWEST] - head[FIRST], head[NEWEST] - head[BORN], end - start, head[OVERFLOW] + 2 * head[HAS_OLD]): at = _put_number(to, at, value)
+    for value in (head[NEWEST], head[NEWEST] - head[FIRST], head[NEWEST] - head[BORN], end - start, head[OVERFLOW] + 2 * head[HAS_OLD]):
+        at = _put_number(to, at, value)
     at = _put_column(to, at, state.ts[start:end], head[NEWEST])
     at = _put_column(to, at, state.amount[start:end], 0)
     if plan.limits[NEEDS] & LABELS:
@@ -509,7 +511,7 @@ def pack(
         at = _put_tiles(plan, state, to, at)
     return at
 
-# %% ../../nbs/05_aggregates.ipynb #c047
+# %% ../../nbs/05_aggregates.ipynb #c054
 @inner
 def _unpack_events(plan, state, data, at):
     "Read the recent events; return the place after them or -1."
@@ -537,7 +539,7 @@ def _unpack_sets(plan, state, data, at):
         at = _get_column(data, at, state.set_last[j, :n], state.head[NEWEST])
     return at
 
-# %% ../../nbs/05_aggregates.ipynb #c048
+# %% ../../nbs/05_aggregates.ipynb #c055
 @inner
 def unpack(
     plan,   # the plan under which the bytes were written
@@ -564,7 +566,7 @@ def unpack(
         at = _get_tiles(plan, state, data, _get_column(data, at, head[OLD:], 0))
     return at == len(data)
 
-# %% ../../nbs/05_aggregates.ipynb #c050
+# %% ../../nbs/05_aggregates.ipynb #c057
 def most_bytes(plan: Plan) -> int:
     "Upper bound of a packed state's size."
     keep, size, windows = plan.limits[EXACT], plan.limits[SET_SIZE], plan.groups[plan.groups[:, 0] == WINDOW]
@@ -572,9 +574,9 @@ def most_bytes(plan: Plan) -> int:
     return (64 + 4 * column(keep) + len(plan.same) * column(RECENT_KEYS) + len(plan.sets) * (10 + 3 * column(size))
             + 10 + column(FIELDS) + sum(10 + (1 + FIELDS) * column(slots) for slots in windows[:, 4]))
 
-# %% ../../nbs/05_aggregates.ipynb #c055
+# %% ../../nbs/05_aggregates.ipynb #c062
 class Items(NamedTuple):
-    "Events and labels, grouped by entity and in sequence order within each. A plan without label features needs no tags and labels: leave those three empty."
+    "Events and labels, grouped by entity and in sequence order within each; the last three are empty for a plan without label features."
     ts: np.ndarray        # (n,) int64, ms: time of the event, or of the label's event
     amount: np.ndarray    # (n,) int64, minor units; of a label: 0
     keys: np.ndarray      # (columns, n) int64: keys of the columns of the plan
@@ -582,7 +584,7 @@ class Items(NamedTuple):
     label: np.ndarray     # (n,) int8: -1 for an event; of a label: 0 or 1
     previous: np.ndarray  # (n,) int8: of a label: what was known before
 
-# %% ../../nbs/05_aggregates.ipynb #c056
+# %% ../../nbs/05_aggregates.ipynb #c063
 @inner
 def fold(
     plan, state, items,  # the plan, scratch space, and n events and labels
@@ -609,7 +611,7 @@ def fold(
         ends[e] = at
     return len(bounds) - 1
 
-# %% ../../nbs/05_aggregates.ipynb #c058
+# %% ../../nbs/05_aggregates.ipynb #c065
 @inlined
 def _sort_heap(keys, order):
     "Sort places by their keys, keeping the order of equal ones; for a few items."
@@ -632,7 +634,7 @@ def _deal(keys, bits):
         ends[heap] += 1
     return order, ends[:-1]
 
-# %% ../../nbs/05_aggregates.ipynb #c059
+# %% ../../nbs/05_aggregates.ipynb #c067
 @compiled
 def group_by_entity(
     keys,  # (n,) uint64: the entity of each item

@@ -137,8 +137,8 @@ def load_states(
     data, spans, missing, used = [np.zeros(0, np.uint8)], np.zeros((len(keys), 2), np.int64), np.arange(len(keys)), 0
     for path in reversed(generations):
         places, states = find_states(open_states(path), keys[missing])
-        offsets = np.frombuffer(states.buffers()[1], np.int64)[states.offset:states.offset + len(states) + 1] if len(states) else np.zeros(1, np.int64)
         if len(states):
+            offsets = np.frombuffer(states.buffers()[1], np.int64)[states.offset:states.offset + len(states) + 1]
             data.append(np.frombuffer(states.buffers()[2], np.uint8)[offsets[0]:offsets[-1]])
             spans[missing[places]] = np.stack([offsets[:-1], offsets[1:]], 1) - offsets[0] + used
             used += offsets[-1] - offsets[0]
@@ -195,16 +195,17 @@ def fold_arrays(
     data, spans = load_states(list(generations), keys)
     out, flags = np.empty((len(order), len(plan.rows)), dtype), np.zeros(len(order), np.uint8)
     ends, state, room, first, parts = np.zeros(len(keys), np.int64), agg.new_state(plan), agg.most_bytes(plan), 0, []
+    arena = np.empty(room + (1 << 22), np.uint8)
     while first < len(keys):
-        arena = np.empty(max(room, min(room * (len(keys) - first), 1 << 24)), np.uint8)
         last = agg.fold(plan, state, items, bounds, first, data, spans, out, flags, arena, ends, room)
-        if last < 0: raise ValueError(f"the saved state of entity {keys[-1 - last]:016x} is damaged: delete the features folder and run again from the log")
+        if last < 0: raise ValueError(f"the saved state of entity {keys[-1 - last]:016x} is damaged: run again with --replace")
         parts.append(_binary(arena, ends[first:last]))
         first = last
     states = pa.table([keys, pa.chunked_array(parts, pa.large_binary())], schema=STATE_SCHEMA)
-    return order, out, flags, states.filter(pc.greater(pc.binary_length(states["state"]), 0))
+    known = pc.greater(pc.binary_length(states["state"]), 0)  # an entity of which only labels were seen has no state
+    return order, out, flags, states if pc.all(known).as_py() else states.filter(known)
 
-# %% ../../nbs/07_batch.ipynb #c017
+# %% ../../nbs/07_batch.ipynb #c018
 def _binary(data: np.ndarray, ends: np.ndarray) -> pa.Array:
     "Byte strings that lie end to end, as an Arrow array."
     offsets = np.concatenate([np.zeros(1, np.int64), ends])
@@ -222,7 +223,7 @@ def fold_piece(entity: EntityPlan, slices: list[Slice], generations: list[Path])
     events = [row >= 0 for row in rows]
     return Folded([row[e] for row, e in zip(rows, events)], [place[a:b][e] for a, b, e in zip(starts, starts[1:], events)], out, flags, states)
 
-# %% ../../nbs/07_batch.ipynb #c019
+# %% ../../nbs/07_batch.ipynb #c020
 @inner
 def _scatter(out, flags, place, rows, columns, places, flag_column):
     "Copy features (N, F) to the columns (all features, n) and flags to their column, at `rows`, in blocks that fit the cache."
@@ -245,6 +246,13 @@ def write_part(path: Path, log: Path, table: FeatureTable, amount: str, part: in
     return {"rows": len(events), "sha256": write_parquet(path, pa.table(arrays, names=names))}
 
 # %% ../../nbs/07_batch.ipynb #c021
+@inner
+def _put_back(out, rows, places, result):
+    "Copy features (N, F) to the rows and places of a matrix of all features."
+    for i in range(len(rows)):
+        for f in range(len(places)): result[rows[i], places[f]] = out[i, f]
+
+# %% ../../nbs/07_batch.ipynb #c023
 def features_of_arrays(
     table: FeatureTable,
     columns: dict[str, np.ndarray],  # "time" (ms) and "amount" (minor units) int64, and keys (uint64) by column name; (n,) each, in sequence order
@@ -252,39 +260,42 @@ def features_of_arrays(
 ) -> np.ndarray:                     # (n, features)
     "Features of events in memory, with no labels known and all entities new."
     none, n = np.zeros(0, np.int64), len(columns["time"])
-    result = np.full((n, len(table.rows)), np.nan, dtype)
+    result = np.empty((n, len(table.rows)), dtype)
     own_features(table.own, table.scale, columns["time"], columns["amount"], result)
     for entity in table.entities:
         keys = np.stack([columns[c].view(np.int64) for c in entity.columns]) if entity.columns else np.zeros((0, n), np.int64)
         items = Items(columns["time"], columns["amount"], keys, none, none.astype(np.int8), none.astype(np.int8))
         known = np.flatnonzero(columns[entity.by])
-        if len(known) < n: items = pick_items(items, known)
+        if len(known) < n: items, result[:, entity.places] = pick_items(items, known), np.nan
         order, out, flags, states = fold_arrays(entity.plan, columns[entity.by][known] if len(known) < n else columns[entity.by], items, dtype)
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        if len(entity.places) == len(table.rows) and len(known) == n: result = out[place]
-        else: result[np.ix_(known, entity.places)] = out[place]
+        _put_back(out, known[order], entity.places, result)
     return result
 
-# %% ../../nbs/07_batch.ipynb #c023
-def step_graph(settings: Settings, table: FeatureTable, parts: list[dict], generations: dict[str, list[Path]], number: int, pieces: int) -> tuple[list, dict]:
-    "Delayed tasks of one step: one for each part, giving its manifest entry, and one for each entity, giving its new generation's file name."
+# %% ../../nbs/07_batch.ipynb #c025
+def step_graph(
+    settings: Settings,
+    table: FeatureTable,
+    parts: list[dict],                    # of the log's manifest
+    generations: dict[str, list[Path]],   # states before the step, by entity
+    number: int,                          # of the step
+    pieces: int,                          # of the key space
+) -> tuple[list, dict]:  # a task for each part, giving its manifest entry; for each entity, giving its new generation's file name
+    "Delayed tasks of one step."
     folder, out, amount = settings.batch.folder, features_folder(settings, table), settings.columns.amount
     folded, saved = {}, {}
     for entity in table.entities:
         dealt = [dask.delayed(deal)(dask.delayed(read_items)(folder, part["name"], entity, amount), pieces) for part in parts]
         folded[entity.by] = [dask.delayed(fold_piece)(entity, [d[piece] for d in dealt], generations[entity.by]) for piece in range(pieces)]
         saved[entity.by] = dask.delayed(_save_step)(out / "states" / entity.by / f"{number:06d}.arrow", folded[entity.by])
-    written = [dask.delayed(write_part)(out / "parts" / f"{part['name']}.parquet", part_path(folder, "events", part["name"]), table, amount, i, folded)
-               for i, part in enumerate(parts)]
-    return written, saved
+    files = [(out / "parts" / f"{part['name']}.parquet", part_path(folder, "events", part["name"])) for part in parts]
+    return [dask.delayed(write_part)(*pair, table, amount, i, folded) for i, pair in enumerate(files)], saved
 
 def _save_step(path: Path, folded: list[Folded]) -> str:
     "Save the states that a step changed."
     write_states(path, pa.concat_tables([f.states for f in folded]))
     return path.name
 
-# %% ../../nbs/07_batch.ipynb #c025
+# %% ../../nbs/07_batch.ipynb #c027
 def features_folder(settings: Settings, table: FeatureTable) -> Path:
     "Where the features and states of a table lie."
     return settings.batch.folder / "features" / table.hash[:12]
@@ -299,7 +310,7 @@ def on_dask(settings: Settings):
         threads = settings.batch.threads or os.cpu_count() or 1
         with dask.config.set(scheduler="threads", num_workers=threads): yield threads
 
-# %% ../../nbs/07_batch.ipynb #c027
+# %% ../../nbs/07_batch.ipynb #c029
 def _opened(settings: Settings, table: FeatureTable, log: dict, replace: bool) -> dict:
     "The manifest to go on from; `ValueError` when the log no longer begins with the parts that were folded."
     path = features_folder(settings, table) / "manifest.json"
@@ -309,7 +320,8 @@ def _opened(settings: Settings, table: FeatureTable, log: dict, replace: bool) -
     for place, done in enumerate(manifest["parts"]):
         now = log["parts"][place] if place < len(log["parts"]) else {}
         if any(done[k] != now.get(k) for k in ("name", "events_sha256", "labels_sha256")):
-            raise ValueError(f"part {done['name']} of the log in {settings.batch.folder} is gone or changed since its features were computed: run again with --replace")
+            raise ValueError(f"part {done['name']} of the log in {settings.batch.folder} is gone or changed since its features were computed: "
+                             "run again with --replace")
     return manifest
 
 def _steps(parts: list[dict], rows: int) -> list[list[dict]]:
@@ -330,7 +342,7 @@ def _to_merge(sizes: list[int]) -> int:
         total += sizes[first]
     return first
 
-# %% ../../nbs/07_batch.ipynb #c028
+# %% ../../nbs/07_batch.ipynb #c030
 def _run_step(settings: Settings, table: FeatureTable, manifest: dict, parts: list[dict], pieces: int) -> None:
     "Fold one step and note it in the manifest, which is written last."
     folder, number = features_folder(settings, table), manifest["steps"]
@@ -358,13 +370,13 @@ def _remove_unnamed(folder: Path, manifest: dict) -> None:
     for path in [*folder.glob("parts/*.parquet"), *folder.glob("states/*/*.arrow")]:
         if path not in named: path.unlink()
 
-# %% ../../nbs/07_batch.ipynb #c030
+# %% ../../nbs/07_batch.ipynb #c032
 def compute_features(
     settings: Settings,
     replace: bool = False,              # forget earlier features and states of this table and start over
     progress: Progress | None = None,   # called after each step with events and labels done and in all
 ) -> dict:                              # folder, table hash, features, events, new events, parts, entities by column, bytes of states
-    "Compute the features of all parts of the log that have none yet, and the states after the last one; `ValueError` or `OSError` say what went wrong."
+    "Compute features for the parts of the log that have none, and the states after the last; `ValueError` or `OSError` say what went wrong."
     table, log = build_table(settings), read_manifest(settings.batch.folder)
     folder = features_folder(settings, table)
     with sole_use(folder), on_dask(settings) as threads:
@@ -379,12 +391,12 @@ def compute_features(
                 done += sum(p["events"] + p["labels"] for p in parts)
                 if progress: progress(done, total)
         except Exception as error:
-            error.add_note(f"features of {len(manifest['parts'])} of {len(log['parts'])} parts are complete in {folder}; run again to go on from there")
+            error.add_note(f"features of {len(manifest['parts'])} of {len(log['parts'])} parts are complete; run again to go on from there")
             raise
     if not new and not manifest["parts"]: write_json(folder / "manifest.json", manifest)
     return summary(settings, table, manifest, sum(p["events"] for p in new))
 
-# %% ../../nbs/07_batch.ipynb #c031
+# %% ../../nbs/07_batch.ipynb #c034
 def states_of(settings: Settings, table: FeatureTable, by: str) -> list[Path]:
     "Generations of one entity's states, oldest first."
     folder = features_folder(settings, table)
@@ -397,7 +409,7 @@ def read_states(settings: Settings, table: FeatureTable, by: str):
 def summary(settings: Settings, table: FeatureTable, manifest: dict, new_events: int) -> dict:
     "What a run gave."
     states = {e.by: states_of(settings, table, e.by) for e in table.entities}
-    return {"folder": str(features_folder(settings, table)), "table_hash": table.hash, "features": len(table.rows), "events": sum(p["rows"] for p in manifest["parts"]),
-            "new_events": new_events, "parts": len(manifest["parts"]),
+    return {"folder": str(features_folder(settings, table)), "table_hash": table.hash, "features": len(table.rows),
+            "events": sum(p["rows"] for p in manifest["parts"]), "new_events": new_events, "parts": len(manifest["parts"]),
             "entities": {by: sum(len(t) for t in merged_ranges(paths)) for by, paths in states.items()},
             "state_bytes": sum(path.stat().st_size for paths in states.values() for path in paths)}

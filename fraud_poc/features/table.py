@@ -86,7 +86,8 @@ def parse_rows(text: str) -> list[Row]:
     "Rows of a line such as `Count(by=[\"email\", \"device\"], over=\"1h\")`; `ValueError` quotes the line."
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name): raise ValueError('write a row as Kind("column", by="entity", over="30d")')
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError('write a row as Kind("column", by="entity", over="30d")')
         settings = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
         return rows(call.func.id, *[ast.literal_eval(value) for value in call.args], **settings)
     except (SyntaxError, TypeError, ValueError) as error: raise ValueError(f"feature row {text!r}: {error}") from None
@@ -105,11 +106,13 @@ def _check_names(row: Row, settings: Settings) -> None:
 def _check_bounds(row: Row, settings: Settings) -> None:
     "Refuse windows and numbers that a state cannot serve."
     takes, bounds = KINDS[row.kind].takes, settings.features
-    if "o" in takes and bool(row.over) == bool(row.last): raise ValueError("give over=, a window or \"lifetime\"" + (", or last=, a number of events" if "l" in takes else ""))
+    if "o" in takes and bool(row.over) == bool(row.last):
+        raise ValueError('give over=, a window or "lifetime"' + (", or last=, a number of events" if "l" in takes else ""))
     if row.last and row.delay: raise ValueError("delay= moves a window; it has no meaning with last=")
     for name in ("last", "n"):
         if not isinstance(getattr(row, name), int) or not 0 <= getattr(row, name) <= bounds.exact_events:
-            raise ValueError(f"{name}={getattr(row, name)!r} must be a number from 1 to features.exact_events ({bounds.exact_events}): raise that setting")
+            raise ValueError(f"{name}={getattr(row, name)!r} must be a number from 1 to features.exact_events "
+                             f"({bounds.exact_events}): raise that setting")
     if "n" in takes and not row.n: raise ValueError("give n=, 1 for the last event")
     if not row.over or row.over == "lifetime": return
     window, delay, retention = duration_ms(row.over), duration_ms(row.delay) if row.delay else 0, duration_ms(bounds.retention)
@@ -217,6 +220,7 @@ def own_features(
     out,     # (n, F) float: receives the features at their places
 ):
     "Fill in the features that depend on the event alone."
+    if len(own) == 0: return
     for i in range(len(ts)):
         hour, weekday = ts[i] % DAY_MS // HOUR_MS, (ts[i] // DAY_MS + 3) % 7  # 1970-01-01 was a Thursday
         for k in range(len(own)):
@@ -242,7 +246,8 @@ class Stepper:
         entity, state = self.table.entities[e], self.states[e]
         if not data: agg.clear(state)
         elif not agg.unpack(entity.plan, state, np.frombuffer(data, np.uint8)):
-            raise ValueError(f"{len(data)} bytes are not a state of {entity.by!r} in feature table {self.table.hash[:12]}: rebuild the states from the log")
+            raise ValueError(f"{len(data)} bytes are not a state of {entity.by!r} in feature table {self.table.hash[:12]}: "
+                             "rebuild the states from the log")
 
     def _save(self, e: int) -> bytes:
         "The scratch state as bytes; empty while nothing is known."
