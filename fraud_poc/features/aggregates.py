@@ -32,7 +32,7 @@ RETENTION, FORGET, EXACT, SET_SIZE, NEEDS, REACH, SCALE = range(7)  # places in 
 
 class Plan(NamedTuple):
     "One entity's part of a feature table, as arrays."
-    limits: np.ndarray  # (7,) int64: retention, forget after (ms), exact events, set size, bits, longest window + delay (ms), minor units in a major one
+    limits: np.ndarray  # (7,) int64: retention, forget after (ms), exact events, set size, bits, longest window + delay (ms), minor units per major
     groups: np.ndarray  # (G, 5) int64: kind, length (ms or events), delay (ms), tile width (ms), tiles
     rows: np.ndarray    # (F, 3) int64: operation, group or set or column, argument
     sets: np.ndarray    # (J,) int64: for each set, the place of its column among the event's keys

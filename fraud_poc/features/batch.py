@@ -11,6 +11,7 @@ __all__ = ['STATE_SCHEMA', 'BATCH_ROWS', 'Slice', 'read_items', 'pick_items', 'd
 # %% ../../nbs/07_batch.ipynb #c003
 import math
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from dask.callbacks import Callback
 
 from ..config import Settings
 from ..data.files import Progress, read_json, remove_partials, sha256_of, sole_use, write_aside, write_json, write_parquet
@@ -156,7 +158,7 @@ def _range_of(batches: list[pa.RecordBatch], lo: int, hi: int) -> pa.Table:
         if b > a: cut.append(batch.slice(a, b - a))
     return pa.Table.from_batches(cut, STATE_SCHEMA)
 
-def merged_ranges(generations: list[Path], rows: int = BATCH_ROWS):
+def merged_ranges(generations: list[Path], rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
     "Tables of the newest states of all entities, in ascending key; each of about `rows` states."
     opened = [open_states(path) for path in generations]
     total = sum(batch.num_rows for batches in opened for batch in batches)
@@ -301,7 +303,7 @@ def features_folder(settings: Settings, table: FeatureTable) -> Path:
     return settings.batch.folder / "features" / table.hash[:12]
 
 @contextmanager
-def on_dask(settings: Settings):
+def on_dask(settings: Settings) -> Iterator[int]:
     "Run what is inside on the configured scheduler, else on threads of this machine; yields the number of threads."
     if settings.batch.scheduler:
         from distributed import Client
@@ -343,11 +345,12 @@ def _to_merge(sizes: list[int]) -> int:
     return first
 
 # %% ../../nbs/07_batch.ipynb #c030
-def _run_step(settings: Settings, table: FeatureTable, manifest: dict, parts: list[dict], pieces: int) -> None:
-    "Fold one step and note it in the manifest, which is written last."
+def _run_step(settings: Settings, table: FeatureTable, manifest: dict, parts: list[dict], pieces: int, tick: Callable[[float], None]) -> None:
+    "Fold one step and note it in the manifest, which is written last; on this machine `tick` hears what share of it is done."
     folder, number = features_folder(settings, table), manifest["steps"]
     generations = {by: [folder / "states" / by / name for name in names] for by, names in manifest["states"].items()}
-    written, saved = dask.compute(*step_graph(settings, table, parts, generations, number, pieces))
+    watch = Callback(posttask=lambda key, result, graph, state, worker: tick(len(state["finished"]) / len(graph)))
+    with watch: written, saved = dask.compute(*step_graph(settings, table, parts, generations, number, pieces))
     for by, name in saved.items():
         paths = [*generations[by], folder / "states" / by / name]
         first = _to_merge([path.stat().st_size for path in paths])
@@ -374,7 +377,7 @@ def _remove_unnamed(folder: Path, manifest: dict) -> None:
 def compute_features(
     settings: Settings,
     replace: bool = False,              # forget earlier features and states of this table and start over
-    progress: Progress | None = None,   # called after each step with events and labels done and in all
+    progress: Progress | None = None,   # called with events and labels done and in all
 ) -> dict:                              # folder, table hash, features, events, new events, parts, entities by column, bytes of states
     "Compute features for the parts of the log that have none, and the states after the last; `ValueError` or `OSError` say what went wrong."
     table, log = build_table(settings), read_manifest(settings.batch.folder)
@@ -387,9 +390,11 @@ def compute_features(
         if progress: progress(0, total)
         try:
             for parts in _steps(new, settings.batch.step_rows):
-                _run_step(settings, table, manifest, parts, settings.batch.partitions or threads)
-                done += sum(p["events"] + p["labels"] for p in parts)
-                if progress: progress(done, total)
+                size = sum(p["events"] + p["labels"] for p in parts)
+                tick = lambda share: progress and progress(done + int(share * size), total)
+                _run_step(settings, table, manifest, parts, settings.batch.partitions or threads, tick)
+                done += size
+                tick(0)
         except Exception as error:
             error.add_note(f"features of {len(manifest['parts'])} of {len(log['parts'])} parts are complete; run again to go on from there")
             raise
@@ -402,7 +407,7 @@ def states_of(settings: Settings, table: FeatureTable, by: str) -> list[Path]:
     folder = features_folder(settings, table)
     return [folder / "states" / by / name for name in read_json(folder / "manifest.json")["states"][by]]
 
-def read_states(settings: Settings, table: FeatureTable, by: str):
+def read_states(settings: Settings, table: FeatureTable, by: str) -> Iterator[pa.Table]:
     "Tables of (key, packed state) of all entities of one kind after the last event of the log, in ascending key."
     return merged_ranges(states_of(settings, table, by))
 
