@@ -574,7 +574,7 @@ def spill(
         writer = writer or pa.ipc.new_file(path, table.schema)
         cuts = [0, len(table)]
         if pieces > 1:
-            order = np.argsort(piece, kind="stable")
+            order = np.argsort(piece.astype(np.uint16), kind="stable")
             table, cuts = table.take(order), np.searchsorted(piece[order], np.arange(pieces + 1))
         table = table.combine_chunks()
         for start, stop in zip(cuts[:-1], cuts[1:]):
