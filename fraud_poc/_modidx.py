@@ -52,6 +52,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                        'fraud_poc.data.ingest.commit': ('ingest.html#commit', 'fraud_poc/data/ingest.py'),
                                        'fraud_poc.data.ingest.compare_ids': ('ingest.html#compare_ids', 'fraud_poc/data/ingest.py'),
                                        'fraud_poc.data.ingest.date_ms': ('ingest.html#date_ms', 'fraud_poc/data/ingest.py'),
+                                       'fraud_poc.data.ingest.due_lines': ('ingest.html#due_lines', 'fraud_poc/data/ingest.py'),
                                        'fraud_poc.data.ingest.events_schema': ('ingest.html#events_schema', 'fraud_poc/data/ingest.py'),
                                        'fraud_poc.data.ingest.find_sources': ('ingest.html#find_sources', 'fraud_poc/data/ingest.py'),
                                        'fraud_poc.data.ingest.gather_sources': ('ingest.html#gather_sources', 'fraud_poc/data/ingest.py'),
