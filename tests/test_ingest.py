@@ -314,7 +314,7 @@ def test_places(make, tmp_path):
     memory.pipe("/shop/c.parquet", (tmp_path / "c.parquet").read_bytes())
     summary = ingest(settings, "memory://shop", "", replace=True)
     assert (summary["events"], summary["files"]) == (2, 3) and summary["rejected"] == {"amount is below limits.min_amount": 1}
-    assert pq.read_table(settings.batch.folder / summary["rejects"])["source"].to_pylist() == ["memory:///shop/c.parquet"] or "shop/c.parquet"
+    assert pq.read_table(settings.batch.folder / summary["rejects"])["source"].to_pylist() == ["memory:///shop/c.parquet"]
     assert ingest(settings, "memory://shop/*.csv*", "", replace=True)["events"] == 2
     with pytest.raises(ValueError, match="no file at"): ingest(settings, str(tmp_path / "nowhere"), "")
     with pytest.raises(ValueError, match="nothing to read"): ingest(settings, "", "")
