@@ -484,7 +484,7 @@ def test_killed(make, tmp_path, mode, when):
 def test_one_at_a_time(make, tmp_path):
     settings, place = make(), csv(tmp_path / "a.csv", "1,2025-03-03,w,t,1")
     with module.sole_use(settings.batch.folder):
-        with pytest.raises(ValueError, match="another ingest is writing"): ingest(settings, place, "")
+        with pytest.raises(ValueError, match="another run is writing"): ingest(settings, place, "")
     assert ingest(settings, place, "")["events"] == 1
 
 
