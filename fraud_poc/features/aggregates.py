@@ -641,7 +641,7 @@ def group_by_entity(
 ):         # -> places grouped by entity in ascending key, (n,) int64; starts of the groups and the end, (E + 1,) int64
     "Group items by entity, each group in the items' order."
     bits = 1
-    while bits < 22 and len(keys) >> bits > 8: bits += 1
+    while bits < 16 and len(keys) >> bits > 8: bits += 1
     order, ends = _deal(keys, bits)
     start = np.int64(0)
     for end in ends:
