@@ -135,11 +135,11 @@ def write_line(result: dict) -> None:
 def complete_so_far(settings: Settings | None) -> list[str]:
     "What the folder of a domain holds whole, in sentences."
     if settings is None: return []
-    folder, said = settings.batch.folder, []
-    log = folder / "log" / "manifest.json"
-    parts = read_json(log)["parts"] if log.exists() else []
+    folder = settings.batch.folder
+    if not (folder / "log" / "manifest.json").exists(): return [f"there is no log in {folder} yet"]
+    parts = read_json(folder / "log" / "manifest.json")["parts"]
     events, labels = (sum(part[kind] for part in parts) for kind in ("events", "labels"))
-    said.append(f"complete in {folder}: a log of {len(parts):,} parts, {events:,} events and {labels:,} verdicts")
+    said = [f"complete in {folder}: a log of {len(parts):,} parts, {events:,} events and {labels:,} verdicts"]
     for path in sorted(folder.glob("features/*/manifest.json")):
         done = read_json(path)["parts"]
         said.append(f"complete in {path.parent}: features of {len(done):,} parts, {sum(p['rows'] for p in done):,} events; the next run goes on")

@@ -349,8 +349,9 @@ def draw_volume(tally: Tally, path: Path) -> Path:
     ax.plot(when, events, color=HONEST_COLOUR, linewidth=1.6, label="events")
     ax.plot(when, known, color=INK, linewidth=1.2, linestyle="--", label="verdicts")
     ax.set_ylabel("number a day" + (f", mean of {width} days" if width > 1 else ""))
-    ax.legend(frameon=False, ncols=2, loc="upper left", fontsize=9)
     thousands(ax); time_axis(ax)
+    ax.set_ylim(0, 1.2 * max(events.max(), known.max(), 1))
+    ax.legend(frameon=False, ncols=2, loc="upper left", fontsize=9)
     return save(figure, path)
 
 # %% ../nbs/08_describe.ipynb #c041
@@ -376,9 +377,10 @@ def draw_fraud_rate(tally: Tally, path: Path) -> Path:
     return save(figure, path)
 
 # %% ../nbs/08_describe.ipynb #c044
-def amount_edges(amount: np.ndarray) -> tuple[np.ndarray, bool]:
-    "Edges of groups for amounts in major units, and whether their axis is logarithmic; the outermost thousandths are cut off."
+def amount_edges(amount: np.ndarray, frauds: np.ndarray) -> tuple[np.ndarray, bool]:
+    "Edges of groups for amounts in major units, and whether their axis is logarithmic; what few events have is cut off, unless frauds have it."
     low, high = np.quantile(amount, [0.001, 0.999])
+    if len(frauds): low, high = min(low, np.quantile(frauds, 0.01)), max(high, np.quantile(frauds, 0.99))
     if low > 0 and high / low > 20: return np.geomspace(low, high * 1.0001, 50), True
     if len(np.unique(amount)) <= 50: return np.arange(np.floor(low), np.ceil(high) + 2) - 0.5, False
     return np.linspace(low, high + 1e-9, 50), False
@@ -386,12 +388,13 @@ def amount_edges(amount: np.ndarray) -> tuple[np.ndarray, bool]:
 def draw_amounts(sample: Sampled, decimals: int, column: str, path: Path) -> Path:
     "Distribution of the amount by verdict."
     amount = sample.columns["amount"] / 10**decimals
-    edges, wide = amount_edges(amount)
+    edges, wide = amount_edges(amount, amount[sample.label == 1])
     width = np.diff(np.log(edges) if wide else edges)
     figure, [[ax]] = new_figure("Amounts by verdict")
     for label, name, colour in [(-1, "unresolved", GREY), (0, "honest", HONEST_COLOUR), (1, "fraud", FRAUD_COLOUR)]:
         mine = amount[sample.label == label]
-        share = np.histogram(mine, edges)[0] / max(len(mine), 1)
+        if not len(mine): continue
+        share = np.histogram(mine, edges)[0] / len(mine)
         ax.stairs(share / width, edges, color=colour, linewidth=1.6 if label >= 0 else 1.1, label=f"{name}, {len(mine):,}")
     if wide: ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
@@ -407,19 +410,19 @@ def delay_days(tally: Tally, share: float, verdict: int | None = None) -> float:
 
 def draw_delays(tally: Tally, path: Path) -> Path:
     "How long first verdicts take."
-    figure, [[ax]] = new_figure("How long verdicts take")
+    note = f"{tally.corrected:,} were corrected later" if tally.corrected else "none was corrected"
+    figure, [[ax]] = new_figure(f"How long verdicts take; {note}")
     last = max(1.0, 1.1 * delay_days(tally, 0.995)) if tally.delays.any() else 1.0
-    for verdict, name, colour in [(0, "honest", HONEST_COLOUR), (1, "fraud", FRAUD_COLOUR)]:
+    for verdict, name, colour, line in [(0, "honest", HONEST_COLOUR, "-"), (1, "fraud", FRAUD_COLOUR, "--")]:
         hours = tally.delays[verdict]
         if not hours.any(): continue
         half = delay_days(tally, 0.5, verdict)
         share = np.concatenate([[0], np.cumsum(hours) / hours.sum()])
-        ax.step(np.arange(LONGEST_DELAY + 1) / 24, share, where="pre", color=colour, linewidth=1.8, label=f"{name}: half within {half:.3g} days")
+        said = f"{name}: half within {half:.3g} days" if half else f"{name}: half within the hour"
+        ax.step(np.arange(LONGEST_DELAY + 1) / 24, share, where="pre", color=colour, linestyle=line, linewidth=1.8, label=said)
     ax.set(xlabel="days since the event", ylabel="share of first verdicts", xlim=(0, last), ylim=(0, 1.03))
     ax.yaxis.set_major_formatter(PERCENT)
-    note = f"{tally.corrected:,} verdicts were corrected later" if tally.corrected else "no verdict was corrected"
-    ax.text(0.99, 0.05, note, transform=ax.transAxes, ha="right", fontsize=9, color=INK)
-    if tally.delays.any(): ax.legend(frameon=False, fontsize=9, loc="center right")
+    if tally.delays.any(): ax.legend(frameon=False, fontsize=9, loc="best")
     return save(figure, path)
 
 # %% ../nbs/08_describe.ipynb #c050
@@ -508,7 +511,7 @@ def pick_story(stories: Sampled, honest: int = 2, frauds: int = 3) -> np.ndarray
     order = np.lexsort([stories.columns["seq"], stories.columns["entity"]])
     starts = np.flatnonzero(np.diff(stories.columns["entity"][order], prepend=np.uint64(0)))
     best, most = np.zeros(0, np.int64), -1.0
-    for mine in np.split(order, starts[1:]):
+    for mine in np.split(order, starts[1:]) if len(order) else []:
         label, amount = stories.label[mine], stories.columns["amount"][mine]
         first = int(np.argmax(label == 1))
         if first < honest or (label[first - honest:first] != 0).any() or (label[first:first + frauds] == 1).sum() < frauds: continue
