@@ -62,6 +62,8 @@ class Columns(Section):
         names = [*self.hashed, self.amount]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice: raise ValueError(f"column {twice[0]!r} is named twice among entities, categories and amount: name it once")
+        taken = sorted({"seq", "id", "id_key", "time", "known", "label", "previous"} & set(names))
+        if taken: raise ValueError(f"{taken[0]!r} is a column of the log itself: rename that entity, category or amount in your data")
         return self
 
 # %% ../nbs/00_config.ipynb #c013

@@ -314,7 +314,7 @@ def test_places(make, tmp_path):
     memory.pipe("/shop/c.parquet", (tmp_path / "c.parquet").read_bytes())
     summary = ingest(settings, "memory://shop", "", replace=True)
     assert (summary["events"], summary["files"]) == (2, 3) and summary["rejected"] == {"amount is below limits.min_amount": 1}
-    assert pq.read_table(settings.batch.folder / summary["rejects"])["source"].to_pylist() == ["memory:///shop/c.parquet"] or "shop/c.parquet"
+    assert pq.read_table(settings.batch.folder / summary["rejects"])["source"].to_pylist() == ["memory:///shop/c.parquet"]
     assert ingest(settings, "memory://shop/*.csv*", "", replace=True)["events"] == 2
     with pytest.raises(ValueError, match="no file at"): ingest(settings, str(tmp_path / "nowhere"), "")
     with pytest.raises(ValueError, match="nothing to read"): ingest(settings, "", "")
@@ -484,7 +484,7 @@ def test_killed(make, tmp_path, mode, when):
 def test_one_at_a_time(make, tmp_path):
     settings, place = make(), csv(tmp_path / "a.csv", "1,2025-03-03,w,t,1")
     with module.sole_use(settings.batch.folder):
-        with pytest.raises(ValueError, match="another ingest is writing"): ingest(settings, place, "")
+        with pytest.raises(ValueError, match="another run is writing"): ingest(settings, place, "")
     assert ingest(settings, place, "")["events"] == 1
 
 

@@ -13,13 +13,12 @@ __all__ = ['LOG', 'REJECTS', 'WORK', 'ENDINGS', 'BROKEN', 'END', 'BLOCK', 'ORDER
            'check_events', 'check_labels', 'spill', 'picked', 'events_schema', 'verdicts_schema', 'logged_schema',
            'piece_of', 'numpy_of', 'Scan', 'plan_scans', 'large_tables', 'refused_lines', 'scan', 'hashed_rows',
            'match_log', 'compare_ids', 'settle_verdicts', 'join_verdicts', 'settle', 'sequence', 'with_seq', 'Month',
-           'plan_months', 'read_span', 'write_part', 'write_month', 'run_tasks', 'sole_use', 'clear', 'opened_log',
-           'pieces_for', 'write_rejects', 'gather_sources', 'read_rows', 'summarise', 'commit', 'ingest']
+           'plan_months', 'read_span', 'write_part', 'write_month', 'run_tasks', 'working_folder', 'clear',
+           'opened_log', 'pieces_for', 'write_rejects', 'gather_sources', 'read_rows', 'summarise', 'commit', 'ingest']
 
 # %% ../../nbs/04_ingest.ipynb #c005
 import codecs
 import difflib
-import fcntl
 import gzip
 import io
 import os
@@ -45,7 +44,7 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from ..config import MAX_MINOR_UNITS, Columns, Limits, Settings, duration_ms
-from .files import Progress, read_json, remove_partials, write_aside, write_json, write_parquet
+from .files import Progress, read_json, remove_partials, sole_use, write_aside, write_json, write_parquet
 from ..events import FRAUD, HONEST, UNRESOLVED, event_schema, keys_of, label_schema, minor_units
 
 # %% ../../nbs/04_ingest.ipynb #c009
@@ -936,13 +935,10 @@ def run_tasks(
 
 # %% ../../nbs/04_ingest.ipynb #c103
 @contextmanager
-def sole_use(folder: Path) -> Iterator[Path]:  # settings.batch.folder -> empty working folder
-    "Lock the batch folder, clear what killed runs left in it, and clear up at the end; `ValueError` when another run is in it."
-    folder.mkdir(parents=True, exist_ok=True)
+def working_folder(folder: Path) -> Iterator[Path]:  # settings.batch.folder -> empty working folder
+    "Hold the batch folder, clear what killed runs left in it, and clear up at the end; `ValueError` when another run is in it."
     work, log = folder / WORK, folder / LOG
-    with open(folder / ".ingest.lock", "w") as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise ValueError(f"another ingest is writing to {folder}: wait until it ends, or set another batch.folder") from None
+    with sole_use(folder):
         if (work / "old").exists() and not log.exists(): os.replace(work / "old", log)
         try:
             clear(folder)
@@ -1083,7 +1079,7 @@ def ingest(
     progress: Progress | None = None,    # called as progress(rows done, rows in all; 0 = not known yet)
 ) -> dict:                               # counts, see `summarise`; files, input_bytes, bytes written, rejects by reason
     "Read raw files into the event log; `ValueError` on a file or setting that cannot be right, and the log stays as it was."
-    with sole_use(settings.batch.folder) as work:
+    with working_folder(settings.batch.folder) as work:
         sources, own = gather_sources(settings, events, labels)
         manifest, log = opened_log(settings, replace), work / LOG if replace else settings.batch.folder / LOG
         hash_secret(settings.batch.folder)

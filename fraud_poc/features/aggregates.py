@@ -20,7 +20,7 @@ from numba import njit
 
 OPTIONS = dict(nogil=True, error_model="numpy", cache="__file__" in globals())  # a notebook cell has no file to cache beside
 compiled = njit(**OPTIONS)                                # may make arrays
-inner = njit(**OPTIONS, _nrt=False)                       # makes none, so needs no reference counts: twice as fast
+inner = njit(**OPTIONS, _nrt=False)                       # makes none, so it needs no reference counts
 inlined = njit(**OPTIONS, _nrt=False, forceinline=True)   # on the path of every event: a call would copy the state's 15 array headers
 
 # %% ../../nbs/05_aggregates.ipynb #c007

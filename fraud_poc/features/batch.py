@@ -6,7 +6,7 @@
 __all__ = ['STATE_SCHEMA', 'BATCH_ROWS', 'Slice', 'read_items', 'pick_items', 'deal', 'write_states', 'open_states',
            'find_states', 'load_states', 'merged_ranges', 'merge_generations', 'Folded', 'fold_arrays', 'fold_piece',
            'write_part', 'features_of_arrays', 'step_graph', 'features_folder', 'on_dask', 'compute_features',
-           'states_of', 'read_states', 'summary']
+           'states_of', 'read_states']
 
 # %% ../../nbs/07_batch.ipynb #c003
 import math
@@ -182,14 +182,16 @@ class Folded(NamedTuple):
     out: np.ndarray          # (N, F) float32 or float64: features
     flags: np.ndarray        # (N,) uint8
     states: pa.Table         # new states, sorted by key
+    new: int                 # entities among them that had no state before
 
+# %% ../../nbs/07_batch.ipynb #c018
 def fold_arrays(
     plan: agg.Plan,
     entity: np.ndarray,      # (n,) uint64: entity keys
     items: Items,            # n items in sequence order
     dtype=np.float32,        # of the features
     generations: list[Path] = (),  # earlier states, oldest first
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Table]:  # order of the items in the output, features, flags, states
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Table, int]:  # order of the items in the output, features, flags, states, new entities
     "Fold items in memory; `ValueError` when an earlier state is damaged."
     order, bounds = agg.group_by_entity(entity)
     items = pick_items(items, order)
@@ -204,10 +206,11 @@ def fold_arrays(
         parts.append(_binary(arena, ends[first:last]))
         first = last
     states = pa.table([keys, pa.chunked_array(parts, pa.large_binary())], schema=STATE_SCHEMA)
-    known = pc.greater(pc.binary_length(states["state"]), 0)  # an entity of which only labels were seen has no state
-    return order, out, flags, states if pc.all(known).as_py() else states.filter(known)
+    known = pc.greater(pc.binary_length(states["state"]), 0).to_numpy()
+    new = int((known & (spans[:, 0] == spans[:, 1])).sum())
+    return order, out, flags, states if known.all() else states.filter(pa.array(known)), new  # only labels seen: no state
 
-# %% ../../nbs/07_batch.ipynb #c018
+# %% ../../nbs/07_batch.ipynb #c020
 def _binary(data: np.ndarray, ends: np.ndarray) -> pa.Array:
     "Byte strings that lie end to end, as an Arrow array."
     offsets = np.concatenate([np.zeros(1, np.int64), ends])
@@ -218,14 +221,14 @@ def fold_piece(entity: EntityPlan, slices: list[Slice], generations: list[Path])
     "Fold one piece of an entity's keys over the parts of one step."
     keys, rows = np.concatenate([s.entity for s in slices]), [s.row for s in slices]
     items = Items(*(np.concatenate([getattr(s.items, field) for s in slices], axis=-1) for field in Items._fields))
-    order, out, flags, states = fold_arrays(entity.plan, keys, items, np.float32, generations)
+    order, out, flags, states, new = fold_arrays(entity.plan, keys, items, np.float32, generations)
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     starts = np.cumsum([0, *map(len, rows)])
     events = [row >= 0 for row in rows]
-    return Folded([row[e] for row, e in zip(rows, events)], [place[a:b][e] for a, b, e in zip(starts, starts[1:], events)], out, flags, states)
+    return Folded([row[e] for row, e in zip(rows, events)], [place[a:b][e] for a, b, e in zip(starts, starts[1:], events)], out, flags, states, new)
 
-# %% ../../nbs/07_batch.ipynb #c020
+# %% ../../nbs/07_batch.ipynb #c022
 @inner
 def _scatter(out, flags, place, rows, columns, places, flag_column):
     "Copy features (N, F) to the columns (all features, n) and flags to their column, at `rows`, in blocks that fit the cache."
@@ -247,14 +250,14 @@ def write_part(path: Path, log: Path, table: FeatureTable, amount: str, part: in
     names = ["seq", *(f"flags_{e.by}" for e in table.entities), *table.names]
     return {"rows": len(events), "sha256": write_parquet(path, pa.table(arrays, names=names))}
 
-# %% ../../nbs/07_batch.ipynb #c021
+# %% ../../nbs/07_batch.ipynb #c023
 @inner
 def _put_back(out, rows, places, result):
     "Copy features (N, F) to the rows and places of a matrix of all features."
     for i in range(len(rows)):
         for f in range(len(places)): result[rows[i], places[f]] = out[i, f]
 
-# %% ../../nbs/07_batch.ipynb #c023
+# %% ../../nbs/07_batch.ipynb #c025
 def features_of_arrays(
     table: FeatureTable,
     columns: dict[str, np.ndarray],  # "time" (ms) and "amount" (minor units) int64, and keys (uint64) by column name; (n,) each, in sequence order
@@ -269,11 +272,11 @@ def features_of_arrays(
         items = Items(columns["time"], columns["amount"], keys, none, none.astype(np.int8), none.astype(np.int8))
         known = np.flatnonzero(columns[entity.by])
         if len(known) < n: items, result[:, entity.places] = pick_items(items, known), np.nan
-        order, out, flags, states = fold_arrays(entity.plan, columns[entity.by][known] if len(known) < n else columns[entity.by], items, dtype)
+        order, out, *_ = fold_arrays(entity.plan, columns[entity.by][known] if len(known) < n else columns[entity.by], items, dtype)
         _put_back(out, known[order], entity.places, result)
     return result
 
-# %% ../../nbs/07_batch.ipynb #c025
+# %% ../../nbs/07_batch.ipynb #c027
 def step_graph(
     settings: Settings,
     table: FeatureTable,
@@ -281,7 +284,7 @@ def step_graph(
     generations: dict[str, list[Path]],   # states before the step, by entity
     number: int,                          # of the step
     pieces: int,                          # of the key space
-) -> tuple[list, dict]:  # a task for each part, giving its manifest entry; for each entity, giving its new generation's file name
+) -> tuple[list, dict]:  # a task for each part, giving its manifest entry; for each entity, giving how many are new
     "Delayed tasks of one step."
     folder, out, amount = settings.batch.folder, features_folder(settings, table), settings.columns.amount
     folded, saved = {}, {}
@@ -292,12 +295,12 @@ def step_graph(
     files = [(out / "parts" / f"{part['name']}.parquet", part_path(folder, "events", part["name"])) for part in parts]
     return [dask.delayed(write_part)(*pair, table, amount, i, folded) for i, pair in enumerate(files)], saved
 
-def _save_step(path: Path, folded: list[Folded]) -> str:
-    "Save the states that a step changed."
+def _save_step(path: Path, folded: list[Folded]) -> int:
+    "Save the states that a step changed; returns how many entities are new."
     write_states(path, pa.concat_tables([f.states for f in folded]))
-    return path.name
+    return sum(f.new for f in folded)
 
-# %% ../../nbs/07_batch.ipynb #c027
+# %% ../../nbs/07_batch.ipynb #c029
 def features_folder(settings: Settings, table: FeatureTable) -> Path:
     "Where the features and states of a table lie."
     return settings.batch.folder / "features" / table.hash[:12]
@@ -312,12 +315,13 @@ def on_dask(settings: Settings) -> Iterator[int]:
         threads = settings.batch.threads or os.cpu_count() or 1
         with dask.config.set(scheduler="threads", num_workers=threads): yield threads
 
-# %% ../../nbs/07_batch.ipynb #c029
+# %% ../../nbs/07_batch.ipynb #c031
 def _opened(settings: Settings, table: FeatureTable, log: dict, replace: bool) -> dict:
     "The manifest to go on from; `ValueError` when the log no longer begins with the parts that were folded."
     path = features_folder(settings, table) / "manifest.json"
     if replace or not path.exists():
-        return {"format": 1, "table_hash": table.hash, "features": table.names, "steps": 0, "parts": [], "states": {e.by: [] for e in table.entities}}
+        return {"format": 1, "table_hash": table.hash, "features": table.names, "steps": 0, "parts": [],
+                "states": {e.by: [] for e in table.entities}, "entities": {e.by: 0 for e in table.entities}}
     manifest = read_json(path)
     for place, done in enumerate(manifest["parts"]):
         now = log["parts"][place] if place < len(log["parts"]) else {}
@@ -344,15 +348,16 @@ def _to_merge(sizes: list[int]) -> int:
         total += sizes[first]
     return first
 
-# %% ../../nbs/07_batch.ipynb #c030
+# %% ../../nbs/07_batch.ipynb #c032
 def _run_step(settings: Settings, table: FeatureTable, manifest: dict, parts: list[dict], pieces: int, tick: Callable[[float], None]) -> None:
     "Fold one step and note it in the manifest, which is written last; on this machine `tick` hears what share of it is done."
     folder, number = features_folder(settings, table), manifest["steps"]
     generations = {by: [folder / "states" / by / name for name in names] for by, names in manifest["states"].items()}
     watch = Callback(posttask=lambda key, result, graph, state, worker: tick(len(state["finished"]) / len(graph)))
     with watch: written, saved = dask.compute(*step_graph(settings, table, parts, generations, number, pieces))
-    for by, name in saved.items():
-        paths = [*generations[by], folder / "states" / by / name]
+    for by, new in saved.items():
+        manifest["entities"][by] += new
+        paths = [*generations[by], folder / "states" / by / f"{number:06d}.arrow"]
         first = _to_merge([path.stat().st_size for path in paths])
         if first < len(paths) - 1:
             merged = paths[-1].with_name(f"{number:06d}_merged.arrow")
@@ -373,7 +378,7 @@ def _remove_unnamed(folder: Path, manifest: dict) -> None:
     for path in [*folder.glob("parts/*.parquet"), *folder.glob("states/*/*.arrow")]:
         if path not in named: path.unlink()
 
-# %% ../../nbs/07_batch.ipynb #c032
+# %% ../../nbs/07_batch.ipynb #c034
 def compute_features(
     settings: Settings,
     replace: bool = False,              # forget earlier features and states of this table and start over
@@ -399,9 +404,9 @@ def compute_features(
             error.add_note(f"features of {len(manifest['parts'])} of {len(log['parts'])} parts are complete; run again to go on from there")
             raise
     if not new and not manifest["parts"]: write_json(folder / "manifest.json", manifest)
-    return summary(settings, table, manifest, sum(p["events"] for p in new))
+    return _summary(settings, table, manifest, sum(p["events"] for p in new))
 
-# %% ../../nbs/07_batch.ipynb #c034
+# %% ../../nbs/07_batch.ipynb #c036
 def states_of(settings: Settings, table: FeatureTable, by: str) -> list[Path]:
     "Generations of one entity's states, oldest first."
     folder = features_folder(settings, table)
@@ -411,10 +416,9 @@ def read_states(settings: Settings, table: FeatureTable, by: str) -> Iterator[pa
     "Tables of (key, packed state) of all entities of one kind after the last event of the log, in ascending key."
     return merged_ranges(states_of(settings, table, by))
 
-def summary(settings: Settings, table: FeatureTable, manifest: dict, new_events: int) -> dict:
-    "What a run gave."
-    states = {e.by: states_of(settings, table, e.by) for e in table.entities}
+def _summary(settings: Settings, table: FeatureTable, manifest: dict, new_events: int) -> dict:
+    "What a run gave; read from the manifest, since counting states would cost what history costs."
+    states = [path for e in table.entities for path in states_of(settings, table, e.by)]
     return {"folder": str(features_folder(settings, table)), "table_hash": table.hash, "features": len(table.rows),
             "events": sum(p["rows"] for p in manifest["parts"]), "new_events": new_events, "parts": len(manifest["parts"]),
-            "entities": {by: sum(len(t) for t in merged_ranges(paths)) for by, paths in states.items()},
-            "state_bytes": sum(path.stat().st_size for paths in states.values() for path in paths)}
+            "entities": manifest["entities"], "state_bytes": sum(path.stat().st_size for path in states)}
