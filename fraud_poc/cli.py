@@ -318,7 +318,7 @@ def demo_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json
         about["settings"] = settings = demo_settings(load_settings(config, parse_overrides(overrides)))
         results, start = {}, time.monotonic()
         for name, step in demo_steps(settings, place, labels).items():
-            err.print(f"{name} ...", highlight=False)
+            err.print(f"{name} ..." + (" (the first run compiles for some twenty seconds)" if name == "features" else ""), highlight=False)
             results[name] = timed(name, lambda progress: step(settings, progress), err)
         show_demo(results, out)
         if as_json: write_line({"command": "demo", "ok": True, "seconds": round(time.monotonic() - start, 3), "folder": str(settings.batch.folder),

@@ -101,7 +101,8 @@ def test_features_that_tell():
     rng = np.random.default_rng(5)
     label = (rng.random(4_000) < 0.1).astype(np.int8)
     telling = (rng.normal(size=4_000) + label).astype(np.float32)
-    features = np.stack([rng.normal(size=4_000), telling, telling * 2 + 1, np.where(rng.random(4_000) < 0.9, np.nan, telling), np.full(4_000, np.nan)], 1).astype(np.float32)
+    rare = np.where(rng.random(4_000) < 0.9, np.nan, telling)
+    features = np.stack([rng.normal(size=4_000), telling, telling * 2 + 1, rare, np.full(4_000, np.nan)], 1).astype(np.float32)
     names = ["noise", "telling", "double", "rare", "empty"]
     ranked = module.rank_features(names, features, label)
     assert {ranked[0]["name"], ranked[1]["name"]} == {"telling", "double"} and ranked[0]["auc"] == pytest.approx(0.76, abs=0.03)
