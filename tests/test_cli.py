@@ -1,0 +1,226 @@
+"""The command as a shell sees it: what it prints where, how it ends, and what it leaves behind."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from fraud_poc.cli import app, parse_overrides, parse_value
+
+PAYMENTS = """
+domain = {name = "payments"}
+input = {events = "", labels = ""}
+columns = {id = ["id"], time = "at", time_format = "iso", timezone = "UTC", amount = "amount", decimals = 2, entities = ["who"], categories = []}
+labels = {column = "fraud", fraud_values = [1], time_column = "", delay = "2d"}
+limits = {min_amount = 0.0, max_amount = 1000.0, earliest = "2000-01-01", latest = "2100-01-01"}
+features = {retention = "30d", forget_after = "90d", exact_events = 16, set_size = 4, rows = ['Count(by="who", over="1d")', 'Mean("amount", by="who", over="7d")']}
+batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows = 1000, step_rows = 1000}
+"""
+ROWS = [f"p{i},2025-03-{1 + i % 20:02} 10:00:00,ann,{10 + i}.50,{int(i % 7 == 0)}" for i in range(60)]
+
+
+def call(*words):
+    "Run a command in this process."
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "120", "TERMINAL_WIDTH": "120", "NO_COLOR": "1", "FORCE_COLOR": None})
+
+
+def as_json(*words):
+    "Summary of a command that must succeed and print one JSON object alone."
+    done = call(*words, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def payments(tmp_path):
+    "Options that name a small domain of its own."
+    (tmp_path / "payments.toml").write_text(PAYMENTS)
+    return ["--config", tmp_path / "payments.toml"]
+
+
+@pytest.fixture(scope="module")
+def orders(root, tmp_path_factory):
+    "Options for a small sample of orders, and what each step said of it."
+    home = tmp_path_factory.mktemp("orders")
+    sets = {"batch.folder": home, "input.events": home / "raw/orders", "input.labels": home / "raw/labels", "sample.customers": 1500, "sample.days": 70}
+    options = ["--config", root / "config" / "orders.toml", *[word for name, value in sets.items() for word in ("--set", f"{name}={value}")]]
+    said = {"make-data": as_json("make-data", *options, "--orders", 8000)}
+    for name in ("ingest", "features", "describe"): said[name] = as_json(name, *options)
+    return options, said, home
+
+
+def csv(tmp_path, *rows, name="in.csv"):
+    path = tmp_path / name
+    path.write_text("\n".join(["id,at,who,amount,fraud", *rows]) + "\n")
+    return path
+
+
+# --- what goes well ---------------------------------------------------------------------------------------------------------------------
+
+def test_steps_hand_over_to_each_other(orders):
+    _, said, home = orders
+    assert said["make-data"]["orders"] == said["ingest"]["events"] == said["features"]["new_events"] == said["describe"]["events"] > 7000
+    for name, result in said.items():
+        assert result["command"] == name and result["ok"] is True and result["seconds"] > 0 and result["rows_per_second"] > 0
+    assert (home / "describe" / "index.html").is_file() and said["describe"]["page"] == str(home / "describe" / "index.html")
+
+
+def test_a_second_run_does_nothing_new(orders):
+    options, said, _ = orders
+    again = as_json("features", *options)
+    assert again["new_events"] == again["rows"] == 0 and again["events"] == said["features"]["events"]
+    assert "nothing new" in call("features", *options).stdout
+    repeated = as_json("ingest", *options)
+    assert repeated["events"] == 0 and repeated["repeats"] == said["ingest"]["events"]
+
+
+def test_tables_go_to_stdout_and_progress_does_not(orders):
+    options, *_ = orders
+    done = call("features", *options)
+    assert "entities customer id" in done.stdout and "seconds" in done.stdout and "\x1b" not in done.stdout
+    done = call("features", *options, "--json")
+    assert done.stdout.count("\n") == 1 and "entities customer id" in done.stderr
+
+
+def test_new_rows_cost_only_themselves_and_rejects_are_told(payments, tmp_path):
+    bad = ["x1,2025-03-02,ann,twelve,0", "x2,soon,ann,1.0,0", "x3,2025-03-02,ann,-5,0", ",2025-03-02,ann,1.0,0"]
+    done = call("ingest", *payments, "--input", csv(tmp_path, *ROWS, *bad, ROWS[0]))
+    assert done.exit_code == 0 and "rejected" in done.stdout
+    assert as_json("features", *payments)["new_events"] == 60
+    more = as_json("ingest", *payments, "--input", csv(tmp_path, "q1,2025-03-25 10:00:00,ann,3.5,", "q2,later,ann,1,0"))
+    assert (more["events"], more["events_rejected"], sum(more["rejected"].values())) == (1, 1, 1)
+    assert pq.read_table(more["rejects"]).to_pylist()[0]["value"] == "later"
+    again = as_json("features", *payments)
+    assert (again["new_events"], again["events"]) == (1, 61)
+    first = as_json("ingest", *payments, "--replace", "--input", csv(tmp_path, *ROWS, *bad, ROWS[0]))
+    assert (first["rows_read"], first["events"], first["repeats"], first["events_rejected"]) == (65, 60, 1, 4) and len(first["rejected"]) == 4
+
+
+def test_replaced_log_wants_replaced_features(payments, tmp_path):
+    as_json("ingest", *payments, "--input", csv(tmp_path, *ROWS))
+    as_json("features", *payments)
+    as_json("ingest", *payments, "--replace", "--input", csv(tmp_path, *ROWS[:30]))
+    failed = call("features", *payments)
+    assert failed.exit_code == 2 and "--replace" in failed.stderr
+    assert as_json("features", *payments, "--replace")["new_events"] == 30
+
+
+def test_demo_on_a_file_leaves_the_log_alone(payments, tmp_path):
+    as_json("ingest", *payments, "--input", csv(tmp_path, *ROWS))
+    before = (tmp_path / "out" / "log" / "manifest.json").read_bytes()
+    said = as_json("demo", *payments, "--input", csv(tmp_path, *ROWS, "z,2025-04-01,bob,1,0", name="other.csv"))
+    assert list(said["steps"]) == ["ingest", "features", "describe"] and said["steps"]["describe"]["events"] == 61
+    assert (tmp_path / "out" / "log" / "manifest.json").read_bytes() == before and said["folder"] == str(tmp_path / "out" / "demo")
+    assert "make-data" not in call("demo", *payments, "--input", tmp_path / "other.csv").stdout
+
+
+def test_demo_makes_its_own_data(orders):
+    options, *_ = orders
+    done = call("demo", *options, "--set", "sample.orders=8000")
+    assert done.exit_code == 0, done.output
+    for word in ("make-data", "ingest", "features", "describe", "index.html", "states of customer id"): assert word in done.stdout
+    assert not re.search(r"Traceback|Warning", done.stderr)
+
+
+def test_naming_events_leaves_out_other_verdicts(orders, tmp_path):
+    options, _, home = orders
+    result = as_json("ingest", *options, "--set", f"batch.folder={tmp_path}", "--input", home / "raw" / "orders")
+    assert result["events"] > 7000 and result["labels"] == result["labels_read"] == 0
+
+
+# --- overrides and help -----------------------------------------------------------------------------------------------------------------
+
+SAME = ["2025-01-01", "plain", "", "a=b", "1\nb=2", "/some/where", "{a = 1}"]
+
+
+@pytest.mark.parametrize("text, value", [("4", 4), ("1_000", 1000), ("0.5", 0.5), ("true", True), ("'a'", "a"), ('["a", "b"]', ["a", "b"]),
+                                         *[(text, text) for text in SAME]])
+def test_values_are_toml_or_text(text, value):
+    assert parse_value(text) == value and parse_overrides([f"a.b={text}"]) == {"a.b": value}
+
+
+@pytest.mark.parametrize("command", ["make-data", "ingest", "features", "describe", "demo"])
+def test_help_has_examples(command):
+    done = call(command, "--help")
+    assert done.exit_code == 0
+    examples = done.stdout.split("Examples:")[1]
+    assert examples.count(f"fraud-poc {command}") >= 2
+    for option in ("--config", "--set", "--json"): assert option in done.stdout
+
+
+def test_version_and_no_command():
+    from fraud_poc import __version__
+    assert call("--version").stdout == f"fraud-poc {__version__}\n"
+    assert "demo" in call().output and call().exit_code == 2
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("words, remedy", [
+    (["features", "--set", "batch.thread=4"], "batch.threads"), (["features", "--set", "batch.threads"], "section.key=value"),
+    (["features", "--set", "threads=4"], "section.key=value"), (["features", "--set", "batch.threads=many"], "batch.threads"),
+    (["features", "--set", "features.rows=['Count(by=\"whom\", over=\"1d\")']"], "whom"), (["ingest"], "--input"),
+    (["ingest", "--input", "nowhere.csv"], "nowhere.csv"), (["features"], "fraud-poc ingest"), (["describe"], "fraud-poc ingest"),
+    (["make-data"], "[sample]"), (["make-data", "--orders", "10"], "sample.orders"), (["demo"], "--input"),
+], ids=" ".join)
+def test_wrong_use_ends_with_2_and_a_remedy(payments, words, remedy):
+    failed = call(*words, *payments)
+    assert failed.exit_code == 2 and remedy in failed.stderr and not failed.stdout and "Traceback" not in failed.stderr
+    failed = call(*words, *payments, "--json")
+    said = json.loads(failed.stdout)
+    assert said["ok"] is False and said["exit_code"] == failed.exit_code == 2 and remedy in said["error"]
+
+
+def test_wrong_configurations(payments, tmp_path):
+    assert call("features", "--config", tmp_path / "none.toml").exit_code == 2
+    (tmp_path / "payments.toml").write_text(PAYMENTS.replace("threads", "treads"))
+    failed = call("features", *payments)
+    assert failed.exit_code == 2 and "batch.treads" in failed.stderr and "payments.toml" in failed.stderr
+    for words in (["features", "--quickly"], ["folly"], ["make-data", "--orders", "few"]): assert call(*words).exit_code == 2
+
+
+def test_a_missing_column_says_what_was_found(payments, tmp_path):
+    (tmp_path / "in.csv").write_text("id,at,whom,amount,fraud\n1,2025-01-01,ann,1,0\n")
+    failed = call("ingest", *payments, "--input", tmp_path / "in.csv")
+    assert failed.exit_code == 2 and "who" in failed.stderr and "whom" in failed.stderr
+
+
+def test_failures_of_the_machine_and_defects_end_with_1(payments, tmp_path, monkeypatch):
+    as_json("ingest", *payments, "--input", csv(tmp_path, *ROWS))
+    import fraud_poc.features.batch as batch
+
+    def fails(error):
+        def compute(*_):
+            error.add_note("features of 2 of 6 parts are complete")
+            raise error
+        monkeypatch.setattr(batch, "compute_features", compute)
+        return call("features", *payments, "--json")
+
+    full = fails(OSError(28, "No space left on device", "/some/file"))
+    assert full.exit_code == 1 and "No space left" in full.stderr and "2 of 6" in full.stderr and "Traceback" not in full.stderr
+    assert json.loads(full.stdout)["notes"] == ["features of 2 of 6 parts are complete"]
+    defect = fails(KeyError("oops"))
+    assert defect.exit_code == 1 and "Traceback" in defect.stderr and "defect" in defect.stderr
+    stopped = fails(KeyboardInterrupt())
+    assert stopped.exit_code == 130 and "a log of" in stopped.stderr and "60 events" in stopped.stderr
+
+
+def test_ctrl_c_in_a_shell(root, tmp_path):
+    command = [sys.executable, "-c", "from fraud_poc.cli import main; main()", "make-data", "--json", "--orders", "3000000",
+               "--config", str(root / "config" / "orders.toml"), "--folder", str(tmp_path / "raw"), "--set", f"batch.folder={tmp_path}"]
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background may have been told to ignore it
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ) | {"PYTHONPATH": str(root)}, preexec_fn=heard)
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not any(tmp_path.iterdir()): time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    said = json.loads(out)
+    assert said["exit_code"] == 130 and "there is no log" in err and "Traceback" not in err
+    assert not list(tmp_path.rglob("*.parquet")), "half of a sample is left"
