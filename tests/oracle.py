@@ -36,12 +36,19 @@ def naive() -> SimpleNamespace:
     return SimpleNamespace(**names)
 
 
+def naive_features(settings: Settings, rows: list, items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """The oracle on a stream. It is handed keys as the fold compares them, signed: of values last seen at one moment, a full set drops the one
+    with the smallest key."""
+    signed = [item | {"keys": {name: (key + 2**63) % 2**64 - 2**63 for name, key in item["keys"].items()}} for item in items]
+    return naive().naive_features(settings, rows, signed)
+
+
 def naive_of_entity(settings: Settings, by: str, items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """Vectors (events, features of one entity) and flags (events,) of the items of some of its keys: entities do not touch each other,
     so that a long stream can be worked out in pieces. by="" gives the features that need no entity."""
     table = [row for row in build_table(settings).rows if row.by == by]
     alone = settings.model_copy(update={"columns": settings.columns.model_copy(update={"entities": [by] if by else []})})
-    vectors, flags = naive().naive_features(alone, table, items)
+    vectors, flags = naive_features(alone, table, items)
     return vectors, flags.reshape(len(vectors), int(bool(by and table)))
 
 

@@ -124,7 +124,7 @@ def cases(draw) -> tuple[Settings, list[dict]]:
 
 def expected_of(settings: Settings, items: list[dict]) -> tuple:
     "What the oracle says, and what happened in the stream, for hypothesis' statistics."
-    vectors, flags = oracle.naive().naive_features(settings, build_table(settings).rows, items)
+    vectors, flags = oracle.naive_features(settings, build_table(settings).rows, items)
     for bit, word in [(2, "capped"), (4, "late"), (8, "too late"), (16, "no entity")]:
         if (flags & bit).any(): event(word)
     if any(item.get("previous", -1) >= 0 for item in items): event("label corrected")
