@@ -3,15 +3,17 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import house
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# a machine shared with others makes single examples slow now and then: that is no failure
-settings.register_profile("house", deadline=None, print_blob=True)
-settings.load_profile("house")
+# A machine shared with others makes single examples slow now and then: that is no failure. The same examples are drawn each time,
+# but for HYPOTHESIS_PROFILE=long, which draws many more, and other ones each time
+settings.register_profile("house", deadline=None, print_blob=True, derandomize=True, database=None)
+settings.register_profile("long", deadline=None, print_blob=True, max_examples=1000, database=None, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 
 @pytest.fixture(scope="session")
