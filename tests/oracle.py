@@ -148,7 +148,7 @@ def float64_of_log(settings: Settings) -> np.ndarray:
         items = Items(*(np.concatenate([getattr(found.items, field) for found in slices], axis=-1) for field in Items._fields))
         keys, is_event = np.concatenate([found.entity for found in slices]), np.concatenate([found.row for found in slices]) >= 0
         assert keys.all(), "an event without its entity: leave it out first"
-        order, out, _, _ = fold_arrays(entity.plan, keys, items, np.float64)
+        order, out, *_ = fold_arrays(entity.plan, keys, items, np.float64)
         number = np.cumsum(is_event) - 1  # of the event among events, in sequence order
         vectors[np.ix_(number[order][is_event[order]], entity.places)] = out[is_event[order]]
     return vectors
