@@ -72,7 +72,8 @@ def shown_progress(
             console.print(f"{title}: {pace(done, total, last - start)}", markup=False, highlight=False, soft_wrap=True)
         yield line
         return
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), TimeElapsedColumn(), TimeRemainingColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(),
+               TextColumn("{task.fields[words]},"), TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left")]
     with Bars(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(title, total=None, words="")
         yield lambda done, total: bars.update(bar, completed=done, total=total or None, words=pace(done, 0, time.monotonic() - start))
