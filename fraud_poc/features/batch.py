@@ -253,7 +253,7 @@ def write_part(path: Path, log: Path, table: FeatureTable, amount: str, part: in
     return {"rows": len(events), "sha256": write_parquet(path, pa.table(arrays, names=names))}
 
 # %% ../../nbs/07_batch.ipynb #c023
-PIECE_ROWS = 1 << 20  # items folded at once: what the processor's caches like
+PIECE_ROWS = 1 << 18  # items folded at once: what the processor's caches like
 
 @inner
 def _put_back(out, rows, places, result):
