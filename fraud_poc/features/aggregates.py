@@ -8,9 +8,9 @@ __all__ = ['OPTIONS', 'compiled', 'inner', 'inlined', 'WINDOW', 'LAST', 'LIFETIM
            'SQUARES', 'EXTREMES', 'LABELS', 'RETENTION', 'FORGET', 'EXACT', 'SET_SIZE', 'NEEDS', 'REACH', 'SCALE',
            'START', 'END', 'SEEN', 'NEWEST', 'FIRST', 'BORN', 'OVERFLOW', 'HAS_OLD', 'OLD_NEWEST', 'OLD', 'N', 'TOTAL',
            'LOW', 'CROSS', 'HIGH', 'LEAST', 'MOST', 'RESOLVED', 'FRAUDS', 'FIELDS', 'RECENT_KEYS', 'LARGEST', 'NEVER',
-           'HALF', 'M32', 'U32', 'NEW', 'CAPPED', 'LATE', 'TOO_LATE', 'NO_ENTITY', 'VERSION', 'Plan', 'State',
-           'new_state', 'clear', 'step', 'learn_label', 'pack', 'unpack', 'most_bytes', 'Items', 'fold',
-           'group_by_entity']
+           'HALF', 'M32', 'U32', 'NEW', 'CAPPED', 'LATE', 'TOO_LATE', 'NO_ENTITY', 'VERSION', 'B8', 'B16', 'BYTE',
+           'Plan', 'State', 'new_state', 'clear', 'step', 'learn_label', 'pack', 'unpack', 'most_bytes', 'Items',
+           'fold', 'group_by_entity']
 
 # %% ../../nbs/05_aggregates.ipynb #c003
 from typing import NamedTuple
@@ -403,6 +403,39 @@ def _get_number(data, at):
     return np.int64(0), -1
 
 # %% ../../nbs/05_aggregates.ipynb #c046
+B8, B16, BYTE = np.uint64(8), np.uint64(16), np.uint64(255)
+
+@inlined
+def _put_4(to, at, value):
+    "Write the lowest 4 bytes of a uint64."
+    to[at], to[at + 1] = np.uint8(value & BYTE), np.uint8((value >> B8) & BYTE)
+    to[at + 2], to[at + 3] = np.uint8((value >> B16) & BYTE), np.uint8((value >> np.uint64(24)) & BYTE)
+
+@inlined
+def _put_bytes(to, at, value, width):
+    "Write the lowest 0 to 8 bytes of a uint64."
+    if width & 12: _put_4(to, at, value)
+    if width == 8: _put_4(to, at + 4, value >> U32)
+    if width & 4: at, value = at + 4, value >> U32
+    if width & 2: to[at], to[at + 1] = np.uint8(value & BYTE), np.uint8((value >> B8) & BYTE)
+    if width & 1: to[at + (width & 2)] = np.uint8((value >> (B8 * np.uint64(width & 2))) & BYTE)
+
+# %% ../../nbs/05_aggregates.ipynb #c048
+@inlined
+def _get_4(data, at):
+    "Read 4 bytes as uint64."
+    return np.uint64(data[at]) | np.uint64(data[at + 1]) << B8 | np.uint64(data[at + 2]) << B16 | np.uint64(data[at + 3]) << np.uint64(24)
+
+@inlined
+def _get_bytes(data, at, width):
+    "Read 0 to 8 bytes as uint64."
+    if width == 8: return _get_4(data, at) | _get_4(data, at + 4) << U32
+    value = shift = np.uint64(0)
+    if width & 4: value, at, shift = _get_4(data, at), at + 4, U32
+    if width & 2: value, at, shift = value | (np.uint64(data[at]) | np.uint64(data[at + 1]) << B8) << shift, at + 2, shift + B16
+    return value | np.uint64(data[at]) << shift if width & 1 else value
+
+# %% ../../nbs/05_aggregates.ipynb #c050
 @inner
 def _put_column(to, at, values, base):
     "Write integers as differences to their minimum, itself relative to `base`; return the place after them."
@@ -415,8 +448,7 @@ def _put_column(to, at, values, base):
     to[at] = width
     at += 1
     for value in values:
-        rest = np.uint64(value - least)
-        for b in range(width): to[at + b] = np.uint8((rest >> np.uint64(8 * b)) & np.uint64(255))
+        _put_bytes(to, at, np.uint64(value - least), width)
         at += width
     return at
 
@@ -426,14 +458,12 @@ def _get_column(data, at, values, base):
     if len(values) == 0 or at < 0: return at
     least, at = _get_number(data, at)
     if at < 0 or at >= len(data) or at + 1 + len(values) * data[at] > len(data): return -1
-    width, at = data[at], at + 1
-    for i in range(len(values)):
-        rest = np.uint64(0)
-        for b in range(width): rest |= np.uint64(data[at + b]) << np.uint64(8 * b)
-        values[i], at = np.int64(rest) + (least + base), at + width
-    return at
+    width, at = np.int64(data[at]), at + 1
+    if width > 8: return -1
+    for i in range(len(values)): values[i] = np.int64(_get_bytes(data, at + i * width, width)) + (least + base)
+    return at + len(values) * width
 
-# %% ../../nbs/05_aggregates.ipynb #c049
+# %% ../../nbs/05_aggregates.ipynb #c053
 @inner
 def _is_used(plan, field):
     "Whether some row of the plan reads this field of a tile (field -1: the tile's number)."
@@ -462,7 +492,7 @@ def _put_tiles(plan, state, to, at):
             at = _put_column(to, at, state.spare[:n], newest if field < 0 else 0)
     return at
 
-# %% ../../nbs/05_aggregates.ipynb #c051
+# %% ../../nbs/05_aggregates.ipynb #c055
 @inner
 def _get_tiles(plan, state, data, at):
     "Read what `_put_tiles` wrote; -1 when it does not fit the plan."
@@ -480,7 +510,7 @@ def _get_tiles(plan, state, data, at):
             for i in range(n): state.tiles[g, state.spare[i] % slots, field] = state.spare[slots + i]
     return at
 
-# %% ../../nbs/05_aggregates.ipynb #c052
+# %% ../../nbs/05_aggregates.ipynb #c056
 @inner
 def pack(
     plan,   # the entity's plan
@@ -511,7 +541,7 @@ def pack(
         at = _put_tiles(plan, state, to, at)
     return at
 
-# %% ../../nbs/05_aggregates.ipynb #c054
+# %% ../../nbs/05_aggregates.ipynb #c058
 @inner
 def _unpack_events(plan, state, data, at):
     "Read the recent events; return the place after them or -1."
@@ -539,7 +569,7 @@ def _unpack_sets(plan, state, data, at):
         at = _get_column(data, at, state.set_last[j, :n], state.head[NEWEST])
     return at
 
-# %% ../../nbs/05_aggregates.ipynb #c055
+# %% ../../nbs/05_aggregates.ipynb #c059
 @inner
 def unpack(
     plan,   # the plan under which the bytes were written
@@ -566,7 +596,7 @@ def unpack(
         at = _get_tiles(plan, state, data, _get_column(data, at, head[OLD:], 0))
     return at == len(data)
 
-# %% ../../nbs/05_aggregates.ipynb #c057
+# %% ../../nbs/05_aggregates.ipynb #c061
 def most_bytes(plan: Plan) -> int:
     "Upper bound of a packed state's size."
     keep, size, windows = plan.limits[EXACT], plan.limits[SET_SIZE], plan.groups[plan.groups[:, 0] == WINDOW]
@@ -574,7 +604,7 @@ def most_bytes(plan: Plan) -> int:
     return (64 + 4 * column(keep) + len(plan.same) * column(RECENT_KEYS) + len(plan.sets) * (10 + 3 * column(size))
             + 10 + column(FIELDS) + sum(10 + (1 + FIELDS) * column(slots) for slots in windows[:, 4]))
 
-# %% ../../nbs/05_aggregates.ipynb #c062
+# %% ../../nbs/05_aggregates.ipynb #c066
 class Items(NamedTuple):
     "Events and labels, grouped by entity and in sequence order within each; the last three are empty for a plan without label features."
     ts: np.ndarray        # (n,) int64, ms: time of the event, or of the label's event
@@ -584,7 +614,7 @@ class Items(NamedTuple):
     label: np.ndarray     # (n,) int8: -1 for an event; of a label: 0 or 1
     previous: np.ndarray  # (n,) int8: of a label: what was known before
 
-# %% ../../nbs/05_aggregates.ipynb #c063
+# %% ../../nbs/05_aggregates.ipynb #c067
 @inner
 def fold(
     plan, state, items,  # the plan, scratch space, and n events and labels
@@ -592,14 +622,14 @@ def fold(
     first,               # entity to start with
     data, spans,         # bytes of earlier states, and (E, 2) int64: where each entity's lie; an empty span for a new one
     out, flags,          # (n, F) float and (n,) uint8: receive the features of the events; rows of labels are left as they are
-    arena, ends,         # uint8 and (E,) int64: receive the new states and where each ends
+    arena, ends,         # uint8 and (E,) int64: receive the new states and where each ends; with an empty arena, none are kept
     room,                # most bytes of one state
 ):                       # -> the entity to go on with (E when done), negative when an earlier state of entity -1 - r is damaged
     "Fold the events of many entities, one entity after the other."
-    labelled = len(items.label) > 0
+    labelled, keep = len(items.label) > 0, len(arena) > 0
     keys, at = state.spare[FIELDS:FIELDS + len(items.keys)], np.int64(0)
     for e in range(first, len(bounds) - 1):
-        if at + room > len(arena): return e
+        if keep and at + room > len(arena): return e
         if spans[e, 0] == spans[e, 1]: clear(state)
         elif not unpack(plan, state, data[spans[e, 0]:spans[e, 1]]): return -1 - e
         for i in range(bounds[e], bounds[e + 1]):
@@ -607,11 +637,11 @@ def fold(
             else:
                 for c in range(len(keys)): keys[c] = items.keys[c, i]
                 flags[i] = step(plan, state, items.ts[i], items.tag[i] if labelled else 0, items.amount[i], keys, out[i])
-        if state.head[SEEN]: at = pack(plan, state, arena, at)
+        if keep and state.head[SEEN]: at = pack(plan, state, arena, at)
         ends[e] = at
     return len(bounds) - 1
 
-# %% ../../nbs/05_aggregates.ipynb #c065
+# %% ../../nbs/05_aggregates.ipynb #c069
 @inlined
 def _sort_heap(keys, order):
     "Sort places by their keys, keeping the order of equal ones; for a few items."
@@ -634,7 +664,7 @@ def _deal(keys, bits):
         ends[heap] += 1
     return order, ends[:-1]
 
-# %% ../../nbs/05_aggregates.ipynb #c067
+# %% ../../nbs/05_aggregates.ipynb #c071
 @compiled
 def group_by_entity(
     keys,  # (n,) uint64: the entity of each item
