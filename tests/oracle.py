@@ -69,7 +69,7 @@ def _tables(settings: Settings, items: list[dict], first: int) -> tuple[pa.Table
         else:
             data[columns.amount] = [item["amount"] for _, item in found]
             data |= {name: [str(item["keys"][name]) if item["keys"][name] else None for _, item in found] for name in columns.hashed}
-        data |= {f"{name}_key": pa.array([item["keys"][name] for _, item in found], pa.uint64()) for name in columns.hashed}
+        for name in columns.entities if is_label else columns.hashed: data[f"{name}_key"] = pa.array([item["keys"][name] for _, item in found], pa.uint64())
         tables.append(pa.table([pa.array(data[field.name], field.type) for field in schema], schema=schema))
     return tuple(tables)
 

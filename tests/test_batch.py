@@ -1,0 +1,269 @@
+"""The features step when things go wrong: killed workers and processes, full disks, changed logs, two runs at once; and what a small portion costs."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import oracle
+from fraud_poc.config import Settings, load_settings
+from fraud_poc.data.ingest import ingest, part_path, read_manifest
+from fraud_poc.data.sample import make_data
+from fraud_poc.features import batch as module
+from fraud_poc.features.batch import compute_features, features_folder, read_states
+from fraud_poc.features.table import build_table
+
+ROOT = Path(__file__).resolve().parents[1]
+ORDERS = ROOT / "config" / "orders.toml"
+ROWS = ['Count(by=["customer_id", "email"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over=["7d", "lifetime"])', 'FraudRate(by="ip_addr", over="90d")',
+        'Distinct("ip_addr", by="customer_id", over="lifetime")', 'Hour()']
+
+
+def settings_in(folder: Path, **batch) -> Settings:
+    "Orders with a small table, in parts of 1,500 rows and steps of 3,000."
+    changes = {"folder": str(folder), "part_rows": 1_500, "step_rows": 3_000, "partitions": 3, "threads": 2} | batch
+    return load_settings(ORDERS, {"features.rows": ROWS, "sample.orders": 12_000, "sample.customers": 1_500, "sample.days": 90} | {f"batch.{k}": v for k, v in changes.items()})
+
+
+def contents(settings: Settings) -> dict:
+    "What a run leaves: feature files, and the states of each entity."
+    table = build_table(settings)
+    folder = features_folder(settings, table)
+    states = {entity.by: pa.concat_tables(read_states(settings, table, entity.by)).combine_chunks() for entity in table.entities}
+    return {path.name: path.read_bytes() for path in sorted((folder / "parts").iterdir())} | states
+
+
+def assert_whole(settings: Settings) -> None:
+    "Every file in the features folder is named by its manifest, there in full, and nothing is half-written."
+    table = build_table(settings)
+    folder = features_folder(settings, table)
+    manifest = json.loads((folder / "manifest.json").read_text()) if (folder / "manifest.json").exists() else {"parts": [], "states": {}}
+    named = {folder / "parts" / f"{part['name']}.parquet" for part in manifest["parts"]}
+    named |= {folder / "states" / by / name for by, names in manifest["states"].items() for name in names}
+    assert named <= set(folder.rglob("*")), f"missing: {named - set(folder.rglob('*'))}"
+    for part in manifest["parts"]: assert pq.read_metadata(folder / "parts" / f"{part['name']}.parquet").num_rows == part["rows"]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    "A folder with a log of a dozen parts, and what an undisturbed run makes of it."
+    folder = tmp_path_factory.mktemp("log")
+    settings = settings_in(folder / "orders")
+    make_data(settings, folder / "raw")
+    ingest(settings, str(folder / "raw" / "orders"), str(folder / "raw" / "labels"))
+    compute_features(settings)
+    assert len(read_manifest(settings.batch.folder)["parts"]) >= 9
+    return settings.batch.folder, contents(settings)
+
+
+@pytest.fixture
+def copy(log, tmp_path):
+    "The log in a folder of the test's own."
+    shutil.copytree(log[0] / "log", tmp_path / "orders" / "log")
+    return tmp_path / "orders"
+
+
+# --- processes that tests start and always end ------------------------------------------------------------------------------------------
+
+RUN = """
+import json, os, sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_batch import compute_features, settings_in
+stop = {stop}
+def progress(done, total):
+    print(done, total, flush=True)
+    while stop and (done >= stop * total or stop < 1e-6): time.sleep(0.05)
+{before}
+try: compute_features(settings_in({folder!r}, **{batch!r}), replace={replace}, progress=progress)
+except Exception as error:
+    print("FAILED", type(error).__name__, str(error), *getattr(error, "__notes__", []), flush=True)
+    sys.exit(3)
+"""
+
+
+@contextmanager
+def other_process(folder: Path, stop: float = 0, before: str = "", replace: bool = False, **batch):
+    "compute_features in a process of its own, which is killed at the end; with `stop` it goes no further than this share of the rows."
+    code = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"), stop=stop, before=before, folder=str(folder), batch=batch, replace=replace)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+    try: yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process: subprocess.Popen, share: float) -> None:
+    "Until a process has told that so much of its rows is done."
+    for text in process.stdout:
+        assert not text.startswith("FAILED"), text
+        done, total = map(int, text.split())
+        if done >= share * total: return
+    raise AssertionError("the process ended before it was to be stopped")
+
+
+@contextmanager
+def cluster(folder: Path, workers: int):
+    "A real scheduler and workers on free ports of this machine: address, and the workers' processes."
+    folder.mkdir()
+    place, processes = folder / "scheduler.json", []
+    def start(name: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{name}", "--scheduler-file", str(place), "--host", "127.0.0.1", "--no-dashboard", *arguments]
+        processes.append(subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    try:
+        start("scheduler", "--port", "0")
+        for number in range(workers): start("worker", "--no-nanny", "--nthreads", "1", "--local-directory", str(folder / f"worker{number}"))
+        until(lambda: place.exists() and place.stat().st_size > 0, 60, "the scheduler did not start")
+        address = json.loads(place.read_text())["address"]
+        from distributed import Client
+        with Client(address) as client: client.wait_for_workers(workers, timeout=60)
+        yield address, processes[1:]
+    finally:
+        for process in processes: process.kill()
+        for process in processes: process.wait()
+
+
+def until(condition, seconds: float, message: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, message
+        time.sleep(0.02)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------------------------
+
+def test_a_worker_that_is_killed(log, copy, tmp_path):
+    "The other worker does what the killed one left."
+    with cluster(tmp_path / "cluster", workers=2) as (address, workers):
+        def kill_one(done: int, total: int) -> None:
+            if done and workers[0].poll() is None: workers[0].send_signal(signal.SIGKILL)
+        compute_features(settings_in(copy, scheduler=address), progress=kill_one)
+        assert workers[0].wait(10) == -signal.SIGKILL and workers[1].poll() is None
+    assert contents(settings_in(copy)) == log[1]
+    assert_whole(settings_in(copy))
+
+
+def test_the_last_worker_is_killed(log, copy, tmp_path):
+    with cluster(tmp_path / "cluster", workers=1) as (address, workers), other_process(copy, scheduler=address) as process:
+        wait_for(process, 0.2)
+        workers[0].send_signal(signal.SIGKILL)
+        said = process.communicate(timeout=150)[0]
+        assert process.returncode == 3 and "worker" in said and "run again" in said, said
+    assert_whole(settings_in(copy))
+    compute_features(settings_in(copy))  # on this machine, from where the cluster stopped
+    assert contents(settings_in(copy)) == log[1]
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("limit", [2_000, 20_000, 60_000])
+def test_a_full_disk(log, copy, limit):
+    "A file may not grow beyond a limit, as on a full disk; first the manifest, then features, then states hit it."
+    before = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    with other_process(copy, before=before) as process: said = process.communicate(timeout=150)[0]
+    assert process.returncode == 3 and "OSError" in said and "was not written and nothing of it is left" in said and "run again" in said, said
+    assert not list(copy.rglob("*.partial"))
+    assert_whole(settings_in(copy))
+    compute_features(settings_in(copy))
+    assert contents(settings_in(copy)) == log[1]
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------------------------
+
+def damage(folder: Path, kind: str, how: str) -> str:
+    "Spoil the log's second part; its name."
+    name = read_manifest(folder)["parts"][1]["name"]
+    path = part_path(folder, kind, name)
+    if how == "missing": path.unlink()
+    elif how == "cut short": path.write_bytes(path.read_bytes()[:-100])
+    elif how == "changed": pq.write_table(pq.read_table(path).slice(1), path)
+    return name
+
+
+@pytest.mark.parametrize("how", ["missing", "cut short", "changed"])
+@pytest.mark.parametrize("kind", ["events", "labels"])
+def test_a_log_that_is_damaged(copy, kind, how):
+    name = damage(copy, kind, how)
+    with pytest.raises((ValueError, OSError), match=name): compute_features(settings_in(copy))
+    assert not list(copy.rglob("*.partial"))
+    assert_whole(settings_in(copy))
+
+
+def test_a_log_that_was_written_anew(copy):
+    compute_features(settings_in(copy))
+    manifest = read_manifest(copy)
+    manifest["parts"][1]["events_sha256"] = "0" * 64
+    (copy / "log" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"part {manifest['parts'][1]['name']} of the log .* is gone or changed .*--replace"): compute_features(settings_in(copy))
+
+
+# --- runs that are killed, and runs side by side ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("delay", [0.0, 0.03, 0.1])
+def test_a_run_that_is_killed_goes_on(log, copy, delay):
+    with other_process(copy, step_rows=1_500) as process:
+        wait_for(process, 0.2)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert_whole(settings_in(copy))
+    done = []
+    compute_features(settings_in(copy), progress=lambda now, total: done.append(total))
+    assert 0 < done[0] < read_manifest(copy)["next_seq"], "it did not go on from where it was killed"
+    assert contents(settings_in(copy)) == log[1]
+    files = [path for path in features_folder(settings_in(copy), build_table(settings_in(copy))).rglob("*") if path.is_file() and path.name != ".lock"]
+    assert len(files) == 1 + len(json.loads(next(p for p in files if p.name == "manifest.json").read_text())["parts"]) + sum(p.suffix == ".arrow" for p in files)
+    assert not list(copy.rglob("*.partial"))
+
+
+def test_a_replacing_run_that_is_killed_goes_on(log, copy):
+    "Old features are gone, new ones not there yet: the next run must not take the old manifest's word."
+    compute_features(settings_in(copy))
+    with other_process(copy, stop=1e-9, replace=True) as process: wait_for(process, 0)
+    assert_whole(settings_in(copy))
+    compute_features(settings_in(copy))
+    assert contents(settings_in(copy)) == log[1]
+
+
+def test_two_runs_in_one_folder(log, copy):
+    with other_process(copy, stop=0.3) as process:
+        wait_for(process, 0.3)
+        with pytest.raises(ValueError, match="another run is writing to .*batch.folder"): compute_features(settings_in(copy))
+    compute_features(settings_in(copy))
+    assert contents(settings_in(copy)) == log[1]
+
+
+# --- what a small portion costs ---------------------------------------------------------------------------------------------------------
+
+def test_a_portion_costs_what_it_holds(log, tmp_path, monkeypatch):
+    "After a long history: rows folded, states looked up and written in a small portion are bounded by its events, whatever went before."
+    items = oracle.log_items(log[0], settings_in(log[0]).columns)
+    settings, sizes, folded = settings_in(tmp_path / "orders", part_rows=10**6, step_rows=10**6), [], []
+    real = module.fold_arrays
+    def counted(plan, entity, found, *rest):
+        folded.append(len(entity))
+        return real(plan, entity, found, *rest)
+    monkeypatch.setattr(module, "fold_arrays", counted)
+    history, portions = items[:-480], [items[place:place + 40] for place in range(len(items) - 480, len(items), 40)]
+    for portion in [history, *portions]:
+        oracle.write_log(settings, portion)
+        before, start = written_states(settings), len(folded)
+        compute_features(settings)
+        sizes.append({"rows": sum(folded[start:]), "bytes": sum(size for path, size in written_states(settings).items() if path not in before)})
+    entities = len(build_table(settings).entities)
+    assert all(size["rows"] <= entities * 40 for size in sizes[1:]), sizes
+    assert sizes[0]["rows"] > 2 * len(history) > 500 * 40
+    # a portion writes the states that it touched, and now and then merges what a few portions wrote: never the history's
+    assert max(size["bytes"] for size in sizes[1:]) < sizes[0]["bytes"] / 2, sizes
+    assert sum(size["bytes"] for size in sizes[1:]) < 1.5 * sizes[0]["bytes"], sizes
+
+
+def written_states(settings: Settings) -> dict[Path, int]:
+    return {path: path.stat().st_size for path in features_folder(settings, build_table(settings)).glob("states/*/*.arrow")}
