@@ -1,7 +1,7 @@
 """Are batch, live stepping and the naive oracle equal to the bit on a whole data set?
 
     python benchmarks/parity.py                                                  # generated orders
-    python benchmarks/parity.py --config config/ratings.toml --input ../shared/data/bitcoin_otc/ratings.parquet
+    python benchmarks/parity.py --config config/ratings.toml --input ratings.parquet
 
 The input is ingested to a temporary folder. Its features are computed in 1, 2 and 7 pieces on Dask, event by event through packed bytes, and by the
 naive oracle of notebook 06, which recomputes each feature from all that an entity ever did: that takes minutes. Compared are the bits of each
