@@ -373,14 +373,19 @@ def report(given: argparse.Namespace, folder: Path) -> int:
     if given.large:
         say(f"making {given.large:,} orders")
         large = make_input(folder / f"{given.large}", given.large)
-        say("the features step on them, then the bare fold")
-        big = merged([fresh(step=str(large.parent), times=1)])
-        line("Parquet to Parquet, states", big, f"{big['rows'] / big['wall']:,.0f}")
-        big_fold = merged([fresh(engine="our fold", source=str(large), target="", times=1)])
-        line("our fold, in memory", big_fold, f"{big_fold['rows'] / big_fold['wall']:,.0f}")
-        scale = lambda big, small: round(big["wall"] / small["wall"], 2)
-        result |= {"ratio_10m": scale(big, turns["step"]), "ratio_10m_fold": scale(big_fold, turns["fold"]), "peak_mb_10m": round(big["peak_mb"]),
-                   "dask_share_10m": round(big["rows"] / big["wall"] / (big_fold["rows"] / big_fold["wall"]), 3)}
+        pairs, medians = {"step": [], "fold": []}, {}
+        for turn in range(2):  # small and large side by side
+            say(f"turn {turn + 1} of 2: the features step and the bare fold on them")
+            pairs["step"].append([fresh(step=str(path.parent), times=1) for path in (source, large)])
+            pairs["fold"].append([fresh(engine="our fold", source=str(path), target="", times=1) for path in (source, large)])
+        for what, name in [("step", "Parquet to Parquet, states"), ("fold", "our fold, in memory")]:
+            medians[what] = run = merged([big for _, big in pairs[what]])
+            line(name, run, f"{run['rows'] / run['wall']:,.0f}")
+        scale = lambda what, unit: round(statistics.median(merged([big])[unit] / merged([small])[unit] for small, big in pairs[what]), 2)
+        result |= {"ratio_10m": scale("step", "wall"), "ratio_10m_cpu": scale("step", "cpu"), "ratio_10m_fold": scale("fold", "wall"), "ratio_10m_fold_cpu": scale("fold", "cpu"),
+                   "peak_mb_10m": round(medians["step"]["peak_mb"]),
+                   "dask_share_10m": round(statistics.median(merged([fold])["wall"] / merged([step])["wall"]
+                                                             for (_, step), (_, fold) in zip(pairs["step"], pairs["fold"])), 3)}
     result |= {"rows_per_cpu_second": round(rate["our fold"]), "differing": sum(wrong.values())}
     print(json.dumps(result))
     return int(result["differing"] > 0)
