@@ -360,7 +360,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                       'fraud_poc/features/batch.py'),
                                           'fraud_poc.features.batch._opened': ('batch.html#_opened', 'fraud_poc/features/batch.py'),
                                           'fraud_poc.features.batch._pick': ('batch.html#_pick', 'fraud_poc/features/batch.py'),
-                                          'fraud_poc.features.batch._places_of_piece': ( 'batch.html#_places_of_piece',
+                                          'fraud_poc.features.batch._places_by_piece': ( 'batch.html#_places_by_piece',
                                                                                          'fraud_poc/features/batch.py'),
                                           'fraud_poc.features.batch._put_back': ('batch.html#_put_back', 'fraud_poc/features/batch.py'),
                                           'fraud_poc.features.batch._range_of': ('batch.html#_range_of', 'fraud_poc/features/batch.py'),

@@ -122,7 +122,7 @@ class Batch(Section):
     threads: int = Field(ge=0)       # 0 = one for each core
     partitions: int = Field(ge=0)    # pieces of an entity's keys; 0 = four for each thread
     part_rows: int = Field(ge=1)     # most events in one part file of the log
-    step_rows: int = Field(ge=0)     # events and labels folded at once; 0 = what fits in about 1.5 GB
+    step_rows: int = Field(ge=0)     # events and labels folded at once; 0 = what fits in about 2.5 GB
 
     @field_validator("folder", mode="before")
     @classmethod

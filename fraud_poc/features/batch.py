@@ -80,13 +80,17 @@ def read_items(
 
 # %% ../../nbs/07_batch.ipynb #c008
 @compiled
-def _places_of_piece(keys, piece, pieces):
-    "Places of the items whose key lies in a piece of the key space; key 0, no entity, lies in none."
-    places, n = np.empty(len(keys), np.int64), 0
+def _places_by_piece(keys, pieces):
+    "Places of the items, piece after piece of the key space, and where each piece ends; key 0, no entity, lies in none."
+    starts, order = np.zeros(pieces + 1, np.int64), np.empty(len(keys), np.int64)
+    piece = ((keys >> np.uint64(32)) * np.uint64(pieces)) >> np.uint64(32)
+    for i in range(len(keys)): starts[piece[i] + np.uint64(1)] += keys[i] != np.uint64(0)
+    for p in range(pieces): starts[p + 1] += starts[p]
     for i in range(len(keys)):
-        places[n] = i
-        n += np.int64(((keys[i] >> np.uint64(32)) * np.uint64(pieces)) >> np.uint64(32) == np.uint64(piece) and keys[i] != np.uint64(0))
-    return places[:n].copy()
+        if keys[i] == np.uint64(0): continue
+        order[starts[piece[i]]] = i
+        starts[piece[i]] += 1
+    return order, starts[:-1]
 
 @compiled
 def _pick(values, places):
@@ -103,7 +107,8 @@ def pick_items(items: Items, places: np.ndarray) -> Items:
 
 def deal(whole: Slice, pieces: int) -> list[Slice]:
     "A part's items of one entity, cut into pieces of the key space."
-    places = [_places_of_piece(whole.entity, piece, pieces) for piece in range(pieces)]
+    order, ends = _places_by_piece(whole.entity, pieces)
+    places = np.split(order[:ends[-1]], ends[:-1])
     return [Slice(_pick(whole.entity, p), _pick(whole.row, p), pick_items(whole.items, p)) for p in places]
 
 # %% ../../nbs/07_batch.ipynb #c010
@@ -114,7 +119,7 @@ MOST_GENERATIONS = 8  # before any are merged
 def write_states(path: Path, states: pa.Table) -> None:
     "Write states, sorted by key, as one generation."
     with write_aside(path) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, STATE_SCHEMA) as writer:
-        writer.write_table(states.combine_chunks(), max_chunksize=BATCH_ROWS)
+        for start in range(0, len(states), BATCH_ROWS): writer.write_table(states.slice(start, BATCH_ROWS).combine_chunks())
 
 def open_states(path: Path) -> list[pa.RecordBatch]:
     "Record batches of a generation, mapped and not read."
@@ -368,9 +373,9 @@ def rows_of(table: FeatureTable, part: dict) -> int:
     return part["events"] + part["labels"] * any(e.labels for e in table.entities)
 
 def step_rows(settings: Settings, table: FeatureTable) -> int:
-    "Most rows in a step: as set, or what fits in about 1.5 GB, at three copies of an entity's items and one of its features."
+    "Most rows in a step: as set, or what fits in about 2.5 GB, at three copies of an entity's items and one of its features."
     copies = [3 * (32 + 8 * len(e.columns) + 18 * e.labels) + 16 + 4 * len(e.places) for e in table.entities]
-    return settings.batch.step_rows or 3 * 10**9 // (2 * sum(copies) + 1)
+    return settings.batch.step_rows or 5 * 10**9 // (2 * sum(copies) + 1)
 
 def _steps(table: FeatureTable, parts: list[dict], rows: int) -> list[list[dict]]:
     "Parts grouped into steps of at most `rows`, at least one part each."
