@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS_MS', 'MAX_MINOR_UNITS', 'duration_ms', 'Section', 'Domain', 'Input', 'Columns', 'Labels', 'Limits', 'Features',
-           'Batch', 'Sample', 'Settings', 'load_settings']
+           'Batch', 'Sample', 'Training', 'Model', 'Verdict', 'Live', 'Service', 'Settings', 'load_settings']
 
 # %% ../nbs/00_config.ipynb #c003
 import re
@@ -137,7 +137,80 @@ class Sample(Section):
     customers: int = Field(ge=1)
     fraud_rate: float = Field(ge=0, le=0.5)
 
-# %% ../nbs/00_config.ipynb #c020
+# %% ../nbs/00_config.ipynb #c021
+class Training(Section):
+    "Which events a model learns from and is judged on."
+    test_days: int = Field(ge=1)             # the log's last days judge the model
+    delay: str                               # gap between training and test: younger labels are not trusted
+    train_days: int = Field(ge=1)            # days before the gap that the model learns from
+    validation_days: int = Field(ge=1)       # the last of these days stop the training early, calibrate and set the bands
+    honest_share: float = Field(gt=0, le=1)  # share of honest events that is kept; their weight is the inverse
+    folds: int = Field(ge=1)                 # files of the training set, shuffled; partitions on Dask
+    seed: int
+
+    @model_validator(mode="after")
+    def _room(self):
+        duration_ms(self.delay)
+        if self.validation_days >= self.train_days:
+            raise ValueError(f"training.validation_days {self.validation_days} leaves nothing of training.train_days {self.train_days} to learn from")
+        return self
+
+class Model(Section):
+    "How trees are grown; the names are XGBoost's."
+    trees: int = Field(ge=1)
+    early_stopping: int = Field(ge=0)  # trees without a better validation before it stops; 0 = never
+    max_depth: int = Field(ge=1, le=12)
+    learning_rate: float = Field(gt=0, le=1)
+    min_child_weight: float = Field(ge=0)
+    subsample: float = Field(gt=0, le=1)
+    colsample_bytree: float = Field(gt=0, le=1)
+    reg_lambda: float = Field(ge=0)
+    max_bin: int = Field(ge=2)
+    base_score: float = Field(gt=0, lt=1)
+    fraud_weight: float = Field(gt=0)  # weight of a fraud
+
+# %% ../nbs/00_config.ipynb #c022
+class Verdict(Section):
+    "What a model has to reach, and how its answers are banded."
+    reviews_a_day: int = Field(ge=1)                  # events that people can look at
+    card: str                                         # entity that a review settles, for precision at k
+    min_auc: float = Field(ge=0, le=1)
+    min_average_precision: float = Field(ge=0, le=1)
+    bootstrap: int = Field(ge=0)                      # resamples behind the intervals
+    medium_share: float = Field(gt=0, lt=1)           # share of events above the threshold of band "medium"
+    high_share: float = Field(gt=0, lt=1)             # likewise of band "high"
+
+    @model_validator(mode="after")
+    def _nested(self):
+        if self.high_share > self.medium_share: raise ValueError("verdict.high_share is above verdict.medium_share")
+        return self
+
+# %% ../nbs/00_config.ipynb #c024
+class Live(Section):
+    "The live store."
+    redis_url: str                             # redis:// or rediss://; "" = a server of its own under batch.folder
+    durability: Literal["always", "everysec"]  # of a server of its own: append-only file synced at every write, or every second
+    same_id_for: str                           # how long an id is remembered, to give the same answer again
+    future_skew: str                           # an event that is later than the clock by more is refused
+    store_timeout: str                         # the store's time for one order; then the answer is degraded
+
+    @model_validator(mode="after")
+    def _durations(self):
+        for name in ("same_id_for", "future_skew", "store_timeout"): duration_ms(getattr(self, name))
+        return self
+
+class Service(Section):
+    "The scoring service."
+    host: str
+    port: int = Field(ge=0, le=65535)      # 0 = any free one
+    workers: int = Field(ge=1)             # processes
+    max_body_bytes: int = Field(ge=256)
+    max_batch: int = Field(ge=1)           # orders in one POST /score/batch
+    max_in_flight: int = Field(ge=1)       # orders being scored at once in a process; more are refused with 429
+    degraded_medium: float = Field(ge=0)   # amount from which a degraded answer is "medium", major units
+    degraded_high: float = Field(ge=0)     # likewise "high"
+
+# %% ../nbs/00_config.ipynb #c025
 class Settings(Section):
     "All settings of one domain."
     domain: Domain
@@ -147,9 +220,20 @@ class Settings(Section):
     limits: Limits
     features: Features
     batch: Batch
+    training: Training
+    model: Model
+    verdict: Verdict
+    live: Live
+    service: Service
     sample: Sample | None = None  # only domains that can be generated have one
 
-# %% ../nbs/00_config.ipynb #c022
+    @model_validator(mode="after")
+    def _named(self):
+        if self.verdict.card not in self.columns.entities:
+            raise ValueError(f"verdict.card {self.verdict.card!r} is not an entity: use one of {', '.join(self.columns.entities)}")
+        return self
+
+# %% ../nbs/00_config.ipynb #c027
 def _override(data: dict, dotted: str, value: Any) -> None:
     "Set `data[a][b]` for the dotted name `a.b`; `ValueError` where the file has no such setting."
     section, _, key = dotted.partition(".")
@@ -164,7 +248,7 @@ def _resolve(data: dict, base: Path) -> None:
         value = str(data.get(section, {}).get(key, ""))
         if value and "://" not in value: data[section][key] = str((base / value).resolve())
 
-# %% ../nbs/00_config.ipynb #c024
+# %% ../nbs/00_config.ipynb #c029
 def load_settings(
     path: str | Path,                         # a domain's TOML file
     overrides: dict[str, Any] | None = None,  # dotted name -> value, as in {"batch.threads": 4}
