@@ -368,6 +368,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                           'fraud_poc.features.batch._merge_by_seq': ( 'batch.html#_merge_by_seq',
                                                                                       'fraud_poc/features/batch.py'),
                                           'fraud_poc.features.batch._opened': ('batch.html#_opened', 'fraud_poc/features/batch.py'),
+                                          'fraud_poc.features.batch._parts_until': ( 'batch.html#_parts_until',
+                                                                                     'fraud_poc/features/batch.py'),
                                           'fraud_poc.features.batch._pick': ('batch.html#_pick', 'fraud_poc/features/batch.py'),
                                           'fraud_poc.features.batch._places_by_piece': ( 'batch.html#_places_by_piece',
                                                                                          'fraud_poc/features/batch.py'),

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -427,10 +428,19 @@ def _remove_unnamed(folder: Path, manifest: dict) -> None:
         if path not in named: path.unlink()
 
 # %% ../../nbs/07_batch.ipynb #c038
+def _parts_until(parts: list[dict], until: str) -> list[dict]:
+    "The first parts of a log, all of whose events and labels were known before a date; `ValueError` when it is no date."
+    if not until: return parts
+    try: end = np.datetime64(until, "ms").astype(np.int64)
+    except ValueError: raise ValueError(f"until={until!r} is not a date: write one as in 2025-06-01") from None
+    return list(takewhile(lambda part: part["last_known_ms"] < end, parts))
+
+# %% ../../nbs/07_batch.ipynb #c040
 def compute_features(
     settings: Settings,
     replace: bool = False,              # forget earlier features and states of this table and start over
     progress: Progress | None = None,   # called with rows done and in all, events and labels
+    until: str = "",                    # ISO date, UTC: stop before the first part that reaches it; "" = go to the end
 ) -> dict:                              # folder, table hash, features, events, new events, parts, entities by column, bytes of states
     "Compute features for the parts of the log that have none, and the states after the last; `ValueError` or `OSError` say what went wrong."
     table, log = build_table(settings), read_manifest(settings.batch.folder)
@@ -439,7 +449,7 @@ def compute_features(
         manifest = _opened(settings, table, log, replace)
         if replace: (folder / "manifest.json").unlink(missing_ok=True)  # first, since it names what is removed next
         _remove_unnamed(folder, manifest)
-        new = log["parts"][len(manifest["parts"]):]
+        new = _parts_until(log["parts"], until)[len(manifest["parts"]):]
         total, done = sum(rows_of(table, p) for p in new), 0
         if progress: progress(0, total)
         try:
@@ -455,7 +465,7 @@ def compute_features(
     if not new and not manifest["parts"]: write_json(folder / "manifest.json", manifest)
     return _summary(settings, table, manifest, sum(p["events"] for p in new))
 
-# %% ../../nbs/07_batch.ipynb #c040
+# %% ../../nbs/07_batch.ipynb #c042
 def states_of(settings: Settings, table: FeatureTable, by: str) -> list[Path]:
     "Generations of one entity's states, oldest first."
     folder = features_folder(settings, table)
