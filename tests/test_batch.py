@@ -235,15 +235,17 @@ def test_a_replacing_run_that_is_killed_goes_on(log, copy):
 
 def test_a_run_that_stops_at_a_date(log, copy):
     "The parts before the date are folded, the next run goes on, and the result is that of one run."
-    parts = read_manifest(copy.batch.folder)["parts"]
+    settings = settings_in(copy)
+    parts = read_manifest(copy)["parts"]
     middle = time.strftime("%Y-%m-%d", time.gmtime(parts[len(parts) // 2]["last_known_ms"] / 1000))
-    stopped = compute_features(copy, until=middle)
+    stopped = compute_features(settings, until=middle)
     assert 0 < stopped["parts"] < len(parts)
     assert parts[stopped["parts"] - 1]["last_known_ms"] < calendar.timegm(time.strptime(middle, "%Y-%m-%d")) * 1000 <= parts[stopped["parts"]]["last_known_ms"]
-    assert compute_features(copy, until=middle)["new_events"] == 0
-    assert compute_features(copy)["parts"] == len(parts)
-    assert_whole(copy)
-    with pytest.raises(ValueError, match="until='soon' is not a date"): compute_features(copy, until="soon")
+    assert compute_features(settings, until=middle)["new_events"] == 0
+    assert compute_features(settings)["parts"] == len(parts)
+    assert_whole(settings)
+    assert contents(settings) == log[1]
+    with pytest.raises(ValueError, match="until='soon' is not a date"): compute_features(settings, until="soon")
 
 
 
