@@ -17,9 +17,9 @@ from fraud_poc.config import Columns, Settings
 from fraud_poc.data.files import write_json
 from fraud_poc.data.ingest import LOG, part_path, read_manifest, read_part, write_part
 from fraud_poc.events import TIME, event_schema, label_schema
-from fraud_poc.features.aggregates import Items
+from fraud_poc.features.aggregates import Items, own_features
 from fraud_poc.features.batch import features_folder, fold_arrays, read_items, read_states
-from fraud_poc.features.table import FeatureTable, Stepper, build_table, own_features, step_event, step_label
+from fraud_poc.features.table import FeatureTable, Stepper, build_table, step_event, step_label
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "nbs" / "06_features.ipynb"
 M32 = 0xFFFFFFFF
@@ -128,7 +128,7 @@ def stepped(table: FeatureTable, items: list[dict], progress=lambda done: None) 
         if "label" in item: after = step_label(stepper, item["ts"], item["tag"], item["label"], item["previous"], before)
         else:
             vector, flags, after = step_event(stepper, item["t"], item["tag"], item["amount"], item["keys"], before)
-            vectors.append(vector.astype(np.float32))
+            vectors.append(vector)
             all_flags.append(flags)
         states.update((place, data) for place, data in zip(at, after) if place[1] and data)
         if number % 1000 == 0: progress(number)

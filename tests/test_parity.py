@@ -6,6 +6,7 @@ the cap, gaps of years, windows whose edges events hit exactly. `HYPOTHESIS_PROF
 import os
 import shutil
 import tempfile
+import tomllib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import oracle
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ingest, read_manifest
 from fraud_poc.data.sample import make_data
-from fraud_poc.features.batch import compute_features, features_folder, read_states
-from fraud_poc.features.table import KINDS, build_table
+from fraud_poc.features.aggregates import Items
+from fraud_poc.features.batch import compute_features, features_folder, fold_arrays, read_states
+from fraud_poc.features.table import KINDS, Stepper, build_table, step_event, step_label
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -32,6 +34,8 @@ BASE = {
     "features": {"retention": "90d", "forget_after": "730d", "exact_events": 16, "set_size": 3, "rows": ["Hour()"]},
     "batch": {"folder": "", "scheduler": "", "threads": 2, "partitions": 0, "part_rows": 1_000_000, "step_rows": 1_000_000},
 }
+CARDS = tomllib.loads((CONFIG / "cards.toml").read_text())
+BASE |= {name: CARDS[name] for name in ("training", "model", "live", "service")} | {"verdict": CARDS["verdict"] | {"card": "a"}}
 
 
 def examples(count: int) -> hypothesis_settings:
@@ -239,3 +243,21 @@ def test_portions_in_order_are_one_run(tmp_path):
     assert len(read_manifest(tmp_path / "months")["ingests"]) > 4
     assert oracle.log_items(tmp_path / "months", orders.columns) == oracle.log_items(tmp_path / "once", orders.columns)
     oracle.assert_same(build_table(orders), oracle.of_batch(made["once"]), oracle.of_batch(made["months"]), "one run and months one by one")
+
+
+# --- what only several writers can bring about ------------------------------------------------------------------------------------------
+
+def test_a_label_ahead_of_its_event():
+    "Two writers may put a label into the log before its event: it is ignored, and the states are those of the events alone."
+    settings = Settings.model_validate(BASE | {"features": BASE["features"] | {"rows": ['FraudRate(by="a", over=["1h", "90d", "lifetime"])']}})
+    stepper, keys = Stepper(build_table(settings)), {"a": 7, "b": 8, "c": 9}
+    once, twice = [[b""]], [[b""]]
+    for states, ahead in ((once, False), (twice, True)):
+        states.append(step_event(stepper, DAY, 1, 500, keys, states[-1])[2])
+        if ahead: states.append(step_label(stepper, 2 * DAY, 2, 1, -1, states[-1]))
+        states.append(step_event(stepper, 2 * DAY, 2, 500, keys, states[-1])[2])
+    assert once[-1] == twice[-1]
+    items = Items(np.array([DAY, 2 * DAY, 2 * DAY]), np.array([500, 0, 500]), np.zeros((0, 3), np.int64), np.array([1, 2, 2]),
+                  np.array([-1, 1, -1], np.int8), np.array([-1, -1, -1], np.int8))
+    *_, states, _ = fold_arrays(build_table(settings).entities[0].plan, np.full(3, 7, np.uint64), items)
+    assert states["state"].to_pylist() == twice[-1]

@@ -6,8 +6,8 @@
 __all__ = ['STATE_SCHEMA', 'BATCH_ROWS', 'MOST_GENERATIONS', 'PIECE_ROWS', 'PATIENCE_S', 'Slice', 'read_items', 'pick_items',
            'deal', 'write_states', 'open_states', 'find_states', 'load_states', 'merged_ranges', 'merge_generations',
            'Folded', 'fold_arrays', 'fold_piece', 'write_part', 'features_of_arrays', 'step_graph', 'check_part',
-           'features_folder', 'on_cluster', 'on_threads', 'on_dask', 'rows_of', 'step_rows', 'compute_features',
-           'states_of', 'read_states']
+           'features_folder', 'on_cluster', 'on_threads', 'on_dask', 'rows_of', 'step_rows', 'parts_until',
+           'compute_features', 'states_of', 'read_states']
 
 # %% ../../nbs/07_batch.ipynb #c003
 import math
@@ -32,8 +32,8 @@ from ..config import Settings
 from ..data.files import Progress, read_json, remove_partials, sha256_of, sole_use, write_aside, write_json, write_parquet
 from ..data.ingest import part_path, read_manifest, read_part
 from . import aggregates as agg
-from .aggregates import Items, compiled, inner
-from .table import EntityPlan, FeatureTable, build_table, own_features
+from .aggregates import Items, compiled, inner, own_features
+from .table import EntityPlan, FeatureTable, build_table
 
 # %% ../../nbs/07_batch.ipynb #c005
 class Slice(NamedTuple):
@@ -171,6 +171,7 @@ def _range_of(batches: list[pa.RecordBatch], lo: int, hi: int) -> pa.Table:
 
 def merged_ranges(generations: list[Path], rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
     "Tables of the newest states of all entities, in ascending key; each of about `rows` states."
+    if not generations: return
     opened = [open_states(path) for path in generations]
     total = sum(batch.num_rows for batches in opened for batch in batches)
     cuts = max(1, math.ceil(total / rows))
@@ -428,7 +429,7 @@ def _remove_unnamed(folder: Path, manifest: dict) -> None:
         if path not in named: path.unlink()
 
 # %% ../../nbs/07_batch.ipynb #c038
-def _parts_until(parts: list[dict], until: str) -> list[dict]:
+def parts_until(parts: list[dict], until: str) -> list[dict]:
     "The first parts of a log, all of whose events and labels were known before a date; `ValueError` when it is no date."
     if not until: return parts
     try: end = np.datetime64(until, "ms").astype(np.int64)
@@ -449,7 +450,7 @@ def compute_features(
         manifest = _opened(settings, table, log, replace)
         if replace: (folder / "manifest.json").unlink(missing_ok=True)  # first, since it names what is removed next
         _remove_unnamed(folder, manifest)
-        new = _parts_until(log["parts"], until)[len(manifest["parts"]):]
+        new = parts_until(log["parts"], until)[len(manifest["parts"]):]
         total, done = sum(rows_of(table, p) for p in new), 0
         if progress: progress(0, total)
         try:
