@@ -1,0 +1,275 @@
+"""The training set: nothing of the future, nothing unresolved, weights that restore totals, the same bytes however it is made."""
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings as examples, strategies as st
+
+from fraud_poc.config import Settings, load_settings
+from fraud_poc.data.ingest import ingest, part_path, read_manifest, read_part
+from fraud_poc.features.batch import compute_features
+from fraud_poc.model import dataset as module
+from fraud_poc.model.dataset import count_waits, kept, make_dataset, read_dataset, read_split, share_known, verdicts_before, waiting_weights
+
+CARDS = Path(__file__).resolve().parents[1] / "config" / "cards.toml"
+ORDERS = CARDS.with_name("orders.toml")
+DAY = 86_400_000
+START = int(np.datetime64("2025-01-01", "ms").astype(np.int64))
+LABELS = ["order_id", "is_fraud", "known_at"]
+
+
+def settings_in(folder: Path, **changes) -> Settings:
+    "Orders of 40 days in small parts: test on the last four days whose verdicts are due, after a gap of six."
+    base = {"batch.folder": str(folder), "input.events": str(folder / "raw.parquet"), "input.labels": str(folder / "labels.parquet"), "batch.part_rows": 700, "batch.threads": 2,
+            "features.rows": ['Value("order_amount")', 'Count(by="customer_id", over="7d")', 'FraudCount(by="email", over="lifetime")'],
+            "training.test_days": 4, "training.delay": "6d", "training.train_days": 20, "training.validation_days": 5, "training.folds": 3}
+    return load_settings(ORDERS, base | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def raw(folder: Path, orders: int = 2_400, days: int = 40, seed: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Orders, and their verdicts: most known within five days, some much later, some never, and every eighth corrected later."
+    rng = np.random.default_rng(seed)
+    time = np.sort(START + rng.integers(0, days * DAY, orders))
+    events = pd.DataFrame({"order_id": [f"o{i}" for i in range(orders)], "order_date": pd.to_datetime(time, unit="ms", utc=True), "order_amount": rng.integers(100, 9_000, orders) / 100,
+                           "customer_id": rng.integers(1, 200, orders).astype(str), "email": [f"e{i}@example.org" for i in rng.integers(1, 150, orders)],
+                           "ip_addr": "10.0.0.1", "device": "d", "location": "here"})
+    fraud = rng.random(orders) < 0.1
+    wait = np.where(rng.random(orders) < 0.8, rng.uniform(0.1, 5, orders), rng.uniform(5, 30, orders))
+    first = pd.DataFrame({"order_id": events.order_id, "is_fraud": fraud.astype(int), "known_at": pd.to_datetime(time + (wait * DAY).astype(np.int64), unit="ms", utc=True)})
+    corrected = first[rng.random(orders) < 0.125]
+    corrected = corrected.assign(is_fraud=1 - corrected.is_fraud, known_at=corrected.known_at + pd.to_timedelta(rng.uniform(0.5, 12, len(corrected)), unit="D").round("ms"))
+    labels = pd.concat([first[rng.random(orders) < 0.9], corrected])
+    return events, labels[labels.known_at < pd.Timestamp(START + days * DAY, unit="ms", tz="UTC")]
+
+
+def built(folder: Path, events: pd.DataFrame, labels: pd.DataFrame, **changes) -> Settings:
+    "A log with features."
+    folder.mkdir(parents=True, exist_ok=True)
+    for frame, name in [(events, "raw"), (labels[LABELS], "labels")]: pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), folder / f"{name}.parquet")
+    settings = settings_in(folder, **changes)
+    ingest(settings)
+    compute_features(settings)
+    return settings
+
+
+def frame(settings: Settings, split: str) -> pd.DataFrame:
+    return read_split(settings, split).rows.to_pandas()
+
+
+def digests(manifest: dict) -> dict:
+    return {(split, f["name"]): f["sha256"] for split, files in manifest["files"].items() for f in files}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    "Settings of a log with features, raw orders and raw verdicts."
+    folder, data = tmp_path_factory.mktemp("dataset"), raw(None)
+    return built(folder, *data), *data
+
+
+@pytest.fixture
+def copy(log, tmp_path):
+    shutil.copytree(log[0].batch.folder, tmp_path / "orders", ignore=shutil.ignore_patterns("dataset"))
+    return settings_in(tmp_path / "orders")
+
+
+def as_known(labels: pd.DataFrame, moment_ms: int) -> pd.Series:
+    "The last verdict by order that was known before a moment, from the raw file."
+    before = labels[labels.known_at < pd.Timestamp(moment_ms, unit="ms", tz="UTC")]
+    return before.sort_values("known_at").drop_duplicates("order_id", keep="last").set_index("order_id").is_fraud
+
+
+def test_every_label_is_the_last_known_before_its_moment(log):
+    settings, events, labels = log
+    manifest = make_dataset(settings)
+    w = manifest["windows_ms"]
+    assert manifest["windows"] == {"train": "2025-01-05", "validation": "2025-01-20", "train_end": "2025-01-25", "cutoff": "2025-01-31", "test_end": "2025-02-04", "known_end": "2025-02-10"}
+    time = events.set_index("order_id").order_date.dt.tz_convert(None).astype("datetime64[ms]").astype("int64")
+    for split, start, end, moment in [("train", w["train"], w["validation"], w["cutoff"]), ("validation", w["validation"], w["train_end"], w["cutoff"]), ("test", w["cutoff"], w["test_end"], w["known_end"])]:
+        known = as_known(labels, moment)
+        expected = known[(time.reindex(known.index) >= start) & (time.reindex(known.index) < end)]
+        found = frame(settings, split).set_index("id").label
+        assert found.index.is_unique and found.sort_index().equals(expected.sort_index().astype("int8").rename("label").rename_axis("id")), split
+    later = as_known(labels, w["known_end"])
+    train = frame(settings, "train").set_index("id").label
+    assert (later.reindex(train.index) != train).sum() > 10, "corrections after the cut-off exist, and do not count"
+    corrected = labels[labels.known_at < pd.Timestamp(w["cutoff"], unit="ms", tz="UTC")].groupby("order_id").is_fraud.nunique()
+    assert (corrected[corrected > 1].index.isin(train.index)).sum() > 10, "those before it exist, too, and do"
+
+
+def test_what_is_known_at_or_after_the_cutoff_changes_nothing(log, tmp_path):
+    settings, events, labels = log
+    cutoff = pd.Timestamp(make_dataset(settings)["windows_ms"]["cutoff"], unit="ms", tz="UTC")
+    future = labels.known_at >= cutoff
+    on_train = labels.order_id.isin(events.order_id[events.order_date < cutoff - pd.Timedelta(6, "D")])
+    flipped = labels.assign(is_fraud=np.where(future & on_train, 1 - labels.is_fraud, labels.is_fraud))
+    exact = pd.DataFrame({"order_id": frame(settings, "train").id[:40], "is_fraud": 1, "known_at": cutoff})  # at the cut-off itself: too late
+    other = built(tmp_path / "other", events, pd.concat([flipped, exact]))
+    make_dataset(other)
+    for split in ("train", "validation"):
+        one, two = (frame(s, split).set_index("id").sort_index() for s in (settings, other))
+        assert one.index.equals(two.index) and one.label.equals(two.label) and np.allclose(one.sample_weight, two.sample_weight)
+    assert read_split(settings, "train").features.shape == read_split(other, "train").features.shape
+
+
+@pytest.mark.parametrize("change", [{"batch__threads": 1}, {"batch__threads": 4}, {"batch__partitions": 5}])
+def test_same_bytes_with_any_number_of_threads(log, copy, change):
+    expected = digests(make_dataset(log[0]))
+    settings = settings_in(copy.batch.folder, **change)
+    assert digests(make_dataset(settings, replace=True)) == expected == digests(make_dataset(settings, replace=True))
+
+
+def test_parts_of_the_log_do_not_show(log, tmp_path):
+    "Another size of parts, and another secret for the keys: the same rows in the same order in each file of the training set."
+    settings, events, labels = log
+    other = built(tmp_path / "other", events, labels, batch__part_rows=100_000)
+    one, two = make_dataset(settings), make_dataset(other)
+    drop = ["customer_id_key", "email_key", "ip_addr_key", "device_key"]
+    assert frame(settings, "train").drop(columns=drop).equals(frame(other, "train").drop(columns=drop))
+    assert (read_split(settings, "train").features.view(np.uint32) == read_split(other, "train").features.view(np.uint32)).all()
+    assert [f["rows"] for f in one["files"]["train"]] == [f["rows"] for f in two["files"]["train"]] and len(two["files"]["train"]) == 3
+
+
+def test_features_are_those_of_the_event(log):
+    settings, _, _ = log
+    manifest = make_dataset(settings)
+    parts = [module.features_folder(settings, module.build_table(settings)) / "parts" / f"{p['name']}.parquet" for p in read_manifest(settings.batch.folder)["parts"]]
+    features = pd.concat([pq.read_table(path).to_pandas() for path in parts]).set_index("seq")[manifest["features"]]
+    for split in module.SPLITS:
+        fold = read_split(settings, split)
+        expected = features.loc[fold.rows["seq"].to_numpy()].to_numpy(np.float32)
+        assert (fold.features.view(np.uint32) == expected.view(np.uint32)).all()
+        amounts = fold.rows["amount_minor_units"].to_numpy()
+        assert (np.float32(amounts / 100) == fold.features[:, 0]).all() and set(fold.rows["split"].to_pylist()) == {split}
+
+
+def test_sampling_keeps_totals_and_shuffles(log, copy):
+    whole = make_dataset(log[0])["splits"]
+    sampled, reseeded = (settings_in(copy.batch.folder, training__honest_share=0.5, training__seed=seed) for seed in (7, 8))
+    half = make_dataset(sampled)["splits"]
+    assert half["train"]["frauds"] == whole["train"]["frauds"] and half["train"]["fraud_weight"] == whole["train"]["fraud_weight"]
+    assert half["validation"] == whole["validation"] and half["test"] == whole["test"]
+    honest = [s["train"]["rows"] - s["train"]["frauds"] for s in (half, whole)]
+    assert 0.4 < honest[0] / honest[1] < 0.6 and abs(half["train"]["weight"] / whole["train"]["weight"] - 1) < 0.1
+    seq = read_split(log[0], "train").rows["seq"].to_numpy()
+    assert abs(np.corrcoef(np.arange(len(seq)), seq)[0, 1]) < 0.15
+    ours = frame(sampled, "train")
+    assert set(ours.id) < set(frame(log[0], "train").id)
+    with pytest.raises(ValueError, match="training.seed = 7, not 8"): read_split(reseeded, "train")
+    assert make_dataset(reseeded)["splits"]["train"]["frauds"] == half["train"]["frauds"] and set(frame(reseeded, "train").id) != set(ours.id)
+
+
+def test_weights_stand_for_what_is_not_known_yet(log):
+    "In the youngest days few verdicts are in; with weights, they stand for all events that will have one (nine in ten)."
+    splits = make_dataset(log[0])["splits"]
+    for split in ("validation", "test"):
+        s = splits[split]
+        events = s["honest_events"] + s["fraud_events"] + s["unresolved"]
+        assert s["rows"] < 0.86 * events and abs(s["weight"] / (0.9 * events) - 1) < 0.12, split
+
+
+@examples(max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9), st.integers(0, 1)), max_size=20), st.integers(0, 10))
+def test_verdicts_before_a_moment(rows, moment):
+    seq, found = np.arange(len(rows)), {}
+    key, known, label = (np.array([r[i] for r in rows], t) for i, t in enumerate((np.uint64, np.int64, np.int8)))
+    for k, at, value in rows:
+        if at < moment: found[k] = (value, found.get(k, (0, at))[1])
+    mix = np.random.default_rng(len(rows)).permutation(len(rows))
+    got = verdicts_before(seq[mix], key[mix], known[mix], label[mix], moment)
+    assert dict(zip(got.key.tolist(), zip(got.label.tolist(), got.first.tolist()))) == found and (np.diff(got.key.astype(float)) > 0).all()
+
+
+@examples(max_examples=10)
+@given(st.integers(0, 10**6), st.floats(0.05, 0.95))
+def test_kept_is_a_share_of_the_honest(seed, share):
+    draw = np.random.default_rng(seed).integers(0, 2**64, 4_000, dtype=np.uint64)
+    label = (np.arange(4_000) % 10 == 0).astype(np.int8)
+    stay = kept(draw, label, share)
+    assert stay[label == 1].all() and abs(stay[label == 0].mean() - share) < 0.05
+    assert (stay >= kept(draw, label, share / 2)).all(), "a smaller share is a part of a larger one"
+
+
+def test_share_known_of_truncated_waits():
+    rng = np.random.default_rng(2)
+    label, age = rng.integers(0, 2, 100_000), rng.integers(0, 400, 100_000)
+    wait = (rng.standard_exponential(100_000) * np.where(label, 20, 60)).astype(np.int64)
+    seen = wait <= age
+    known = share_known(count_waits(label[seen], wait[seen], age[seen], 400))
+    at = np.arange(20, 300)
+    for c, mean in [(0, 60), (1, 20)]: assert np.abs(known[c, at] - (1 - np.exp(-(at + 1) / mean))).max() < 0.03
+    weight = waiting_weights(label[seen], age[seen], known)
+    assert (weight[known.min(0)[age[seen]] < module.LEAST_KNOWN] == 0).all() and weight.max() <= 1 / module.LEAST_KNOWN
+
+
+def message(settings: Settings) -> str:
+    with pytest.raises(ValueError) as caught: make_dataset(settings)
+    return str(caught.value)
+
+
+def test_what_is_missing_is_told(copy):
+    folder = copy.batch.folder
+    assert "run `fraud-poc features` first" in message(settings_in(folder, features__rows=['Hour()']))
+    assert "to at most 20" not in message(settings_in(folder, training__train_days=30)) and "to at most 24" in message(settings_in(folder, training__train_days=30))
+    assert "before the log" in message(settings_in(folder, training__test_days=39))
+    with pytest.raises(ValueError, match="run `fraud-poc dataset` first"): read_dataset(copy)
+    make_dataset(copy)
+    test_file = sorted((folder / "dataset" / "test").iterdir())[0]
+    test_file.write_bytes(b"x")
+    with pytest.raises(ValueError, match="--replace"): read_split(copy, "test")
+    make_dataset(copy, replace=True)
+    assert read_split(copy, "test").features.shape[1] == 3
+
+
+def test_features_older_than_the_log_are_refused(copy):
+    events, labels = raw(None, orders=200, days=3, seed=9)
+    shift = pd.Timedelta(41, "D")
+    folder = copy.batch.folder
+    pq.write_table(pa.Table.from_pandas(events.assign(order_id="n" + events.order_id, order_date=events.order_date + shift), preserve_index=False), folder / "more.parquet")
+    before = digests(make_dataset(copy))
+    ingest(copy, str(folder / "more.parquet"), "")
+    assert "bring them up to date" in message(copy) and digests(read_dataset(copy)) == before
+    compute_features(copy)
+    assert make_dataset(copy)["windows"]["known_end"] > "2025-02-10"
+    name = read_manifest(folder)["parts"][0]["name"]
+    table = read_part(folder, "labels", name)
+    assert len(table) and part_path(folder, "labels", name).exists()
+
+
+def test_a_log_that_is_read_up_to_a_date(log, copy):
+    "As if the log ended there: no later label is used, and later features need not exist."
+    settings, _, labels = log
+    shutil.rmtree(copy.batch.folder / "features")
+    compute_features(copy, until="2025-02-07")
+    assert "bring them up to date" in message(copy)
+    windows = make_dataset(copy, until="2025-02-07")["windows"]
+    assert windows["known_end"] <= "2025-02-07" and windows["test_end"] <= "2025-02-01"
+    assert read_split(copy, "train").features.shape[1] == 3
+
+
+def test_a_window_without_frauds_is_told(tmp_path):
+    events, labels = raw(None)
+    labels = labels.assign(is_fraud=0)
+    assert "the train window, 2025-01-05 to 2025-01-19, holds no frauds" in message(built(tmp_path / "log", events, labels))
+    assert not (tmp_path / "log" / "dataset").exists()
+
+
+def test_a_fixed_delay_needs_no_weights(tmp_path):
+    "Card transactions: labels come a week after each event, so the test ends with the last event and all weights are 1."
+    rng, n = np.random.default_rng(4), 3_000
+    time = np.sort(START + rng.integers(0, 60 * DAY, n))
+    table = pa.table({"TRANSACTION_ID": np.arange(n), "TX_DATETIME": pa.array(time, pa.timestamp("ms")), "CUSTOMER_ID": rng.integers(1, 50, n), "TERMINAL_ID": rng.integers(1, 80, n),
+                      "TX_AMOUNT": rng.integers(1, 9_000, n) / 100, "TX_FRAUD": (rng.random(n) < 0.05).astype(np.int64)})
+    pq.write_table(table, tmp_path / "cards.parquet")
+    settings = load_settings(CARDS, {"batch.folder": str(tmp_path / "log"), "features.rows": ["Hour()"], "training.train_days": 30, "batch.part_rows": 2_000, "batch.threads": 2})
+    ingest(settings, str(tmp_path / "cards.parquet"))
+    compute_features(settings)
+    manifest = make_dataset(settings)
+    assert manifest["windows"]["test_end"] == "2025-03-02" and manifest["windows"]["cutoff"] == "2025-02-23" and manifest["windows"]["train_end"] == "2025-02-16"
+    for split, s in manifest["splits"].items():
+        assert s["unresolved"] == s["too_young"] == 0 and s["weight"] == s["rows"] == s["honest_events"] + s["fraud_events"], split
+        assert set(read_split(settings, split).weight.tolist()) == {1.0}
