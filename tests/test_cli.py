@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+import house
 from fraud_poc.cli import app, parse_overrides, parse_value
 
 PAYMENTS = """
@@ -38,9 +39,9 @@ def as_json(*words):
 
 
 @pytest.fixture
-def payments(tmp_path):
+def payments(root, tmp_path):
     "Options that name a small domain of its own."
-    (tmp_path / "payments.toml").write_text(PAYMENTS)
+    (tmp_path / "payments.toml").write_text(PAYMENTS + house.rest_of_settings(root, "who"))
     return ["--config", tmp_path / "payments.toml"]
 
 
