@@ -1,0 +1,157 @@
+"""What the drills share: a small domain with an accepted model, the service as `fraud-poc serve` runs it, and a lean client."""
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fraud_poc.api.scoring import new_key  # noqa: E402
+from fraud_poc.config import Settings, load_settings  # noqa: E402
+from fraud_poc.data.ingest import ingest, read_manifest  # noqa: E402
+from fraud_poc.data.sample import make_data  # noqa: E402
+from fraud_poc.features.batch import compute_features  # noqa: E402
+from fraud_poc.live.load import prepare_db  # noqa: E402
+from fraud_poc.live.replay import is_ready, raw_orders  # noqa: E402
+from fraud_poc.live.store import server_for  # noqa: E402
+from fraud_poc.model.bundle import judge_model  # noqa: E402
+from fraud_poc.model.dataset import make_dataset  # noqa: E402
+from fraud_poc.model.train import train_model  # noqa: E402
+
+CONFIG = ROOT / "config" / "orders.toml"
+ANY_MODEL = {"model.trees": 100, "verdict.min_auc": 0.5, "verdict.min_average_precision": 0.0, "verdict.bootstrap": 0,
+             "training.train_days": 50, "training.validation_days": 20, "training.test_days": 20, "sample.fraud_rate": 0.1}  # here nobody asks how good it is
+
+
+class Domain:
+    "A domain on disk: history in the store, a model, a key, and orders that come after that history."
+    def __init__(self, folder: Path, orders: int, history: int, **changes):
+        total, raw = round(1.05 * (orders + history)), folder / "raw"
+        self.changes = ANY_MODEL | {"batch.folder": str(folder / "orders"), "batch.part_rows": max(total // 100, 50), "batch.threads": 2, "service.port": 0,
+                                    "sample.orders": total, "sample.customers": max(total * 2 // 15, 50)} | changes
+        self.settings = load_settings(CONFIG, self.changes)
+        make_data(self.settings, raw, workers=1)
+        ingest(self.settings, str(raw / "orders"), str(raw / "labels"))
+        self.parts = compute_features(self.settings, until=self.end_of_history(orders))["parts"]
+        make_dataset(self.settings)
+        train_model(self.settings)
+        judge_model(self.settings)
+        with server_for(self.settings) as url: prepare_db(self.settings, url)
+        self.key = new_key(self.settings, "drill")
+
+    def end_of_history(self, orders: int) -> str:
+        "The moment, ISO, behind which enough orders come."
+        after = 0
+        for part in reversed(read_manifest(self.settings.batch.folder)["parts"]):
+            after += part["events"]
+            if after >= orders: return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(part["first_known_ms"] / 1000))
+        raise ValueError(f"the log holds {after:,} orders, {orders:,} shall be sent: make the history longer")
+
+    def orders(self, count: int) -> list[tuple[int, dict]]:
+        "Orders that come after the history: id key, order."
+        found = list(islice(raw_orders(self.settings, self.parts), count))
+        if len(found) < count: raise ValueError(f"the log has {len(found):,} orders after the history, not {count:,}")
+        return found
+
+    def request(self, order: dict) -> bytes:
+        "An order as bytes on the wire."
+        body = json.dumps(order).encode()
+        return b"POST /score HTTP/1.1\r\nhost: drill\r\nx-api-key: %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+            self.key.encode(), len(body), body)
+
+
+@contextmanager
+def serving(domain: Domain, log: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    "The command `serve` in a process of its own: address and process, when it is ready."
+    sets = [word for name, value in domain.changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    command = [sys.executable, "-c", "from fraud_poc.cli import main; main()", "serve", "--config", str(CONFIG), *sets, "--json"]
+    with open(log, "wb") as handle:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=handle, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        told, until = json.loads(process.stdout.readline() or b"{}"), time.monotonic() + 120
+        while "address" not in told or not is_ready(told["address"]):
+            if process.poll() is not None or time.monotonic() > until: raise RuntimeError(f"the service is not ready:\n{log.read_text()[-2000:]}")
+            time.sleep(0.1)
+        yield told["address"], process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try: process.wait(60)
+        except subprocess.TimeoutExpired: process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+def family(pid: int) -> list[int]:
+    "A process and all that it started, the store's server aside."
+    try: children = [int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()]
+    except OSError: return []
+    return [pid, *(found for child in children if "-server" not in command_of(child) for found in family(child))]
+
+
+def command_of(pid: int) -> str:
+    try: return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError: return ""
+
+
+def workers_of(pid: int) -> list[int]:
+    "The worker processes of a service."
+    return [found for found in family(pid)[1:] if "spawn_main" in command_of(found)]
+
+
+def memory_of(pid: int) -> int:
+    "Bytes in memory of a process."
+    try: return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
+    except (OSError, TypeError): return 0
+
+
+class Connection(asyncio.Protocol):
+    "One connection, one request at a time; tells `answered` the status, the head and the body, or status 0 when the connection is lost."
+    def __init__(self): self.data, self.answered, self.transport = b"", None, None
+
+    def connection_made(self, transport): self.transport = transport
+
+    def send(self, request: bytes, answered) -> None:
+        self.answered = answered
+        if self.transport.is_closing(): self.finish(0, b"", b"")
+        else: self.transport.write(request)
+
+    def finish(self, status: int, head: bytes, body: bytes) -> None:
+        answered, self.answered = self.answered, None
+        if answered: answered(status, head, body)
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        end = self.data.find(b"\r\n\r\n")
+        if end < 0: return
+        head = self.data[:end].lower()
+        length = int(re.search(rb"content-length: *(\d+)", head)[1])
+        if len(self.data) < end + 4 + length: return
+        body, self.data = self.data[end + 4:end + 4 + length], b""
+        self.finish(int(head[9:12]), head, body)
+
+    def connection_lost(self, error) -> None: self.finish(0, b"", b"")
+
+
+async def connection(address: str) -> Connection:
+    "A new connection to a service; `OSError` when there is none."
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+    return (await asyncio.get_running_loop().create_connection(Connection, host, int(port)))[1]
+
+
+async def ask(link: Connection, request: bytes, seconds: float) -> tuple[int, bytes, bytes]:
+    "Status, head and body; status 0 when the connection is lost or nothing comes in time."
+    found = asyncio.get_running_loop().create_future()
+    link.send(request, lambda *answer: found.done() or found.set_result(answer))
+    try: return await asyncio.wait_for(found, seconds)
+    except TimeoutError:
+        link.transport.abort()
+        return 0, b"", b""

@@ -1,0 +1,168 @@
+"""What happens when twice as many orders come as the service can answer?
+
+    python benchmarks/load.py [--seconds 60] [--workers 1] [--connections 16] [--search 10]
+
+The service runs as `fraud-poc serve` does, with a server of its own for the store. First the rate that it sustains: so many connections, each of which
+sends the next order when it has the answer to the last (closed loop). Then half of that rate, and then twice of it, each order at its fixed time whatever
+has become of the others, on as many connections as that takes (open loop). The time of an answer counts from the moment at which its order was due.
+
+Shown are p50 and p99 of the answers to accepted orders, the share that was refused with 429 or 503, whether each refusal says when to come again
+(Retry-After), everything else that came back, and the memory of the service's processes (the store's server, which keeps every order, aside).
+Client, service and store share the cores of one machine. The last line is one JSON object; the exit code is 1 when an answer is neither a score nor a clean
+refusal, or when p99 at twice the rate is more than three times that at half of it.
+"""
+import argparse
+import asyncio
+import json
+import random
+import re
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import uvloop
+
+from drill import Connection, Domain, connection, family, memory_of, serving
+
+MOST_CONNECTIONS = 2_000
+
+
+class Orders:
+    "New orders without end: identities of recorded ones, an id of their own, the time of now."
+    def __init__(self, domain: Domain, patterns: int):
+        self.number, self.head = 0, random.randrange(10**6)
+        marks = {"order_id": "@" * 24, "order_date": "#" * 19}
+        self.patterns = [domain.request(order | marks) for _, order in domain.orders(patterns)]
+
+    def next(self) -> bytes:
+        "The next order as bytes on the wire."
+        self.number += 1
+        now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()).encode()
+        pattern = self.patterns[self.number % len(self.patterns)]
+        return pattern.replace(b"@" * 24, b"load-%06d-%012d" % (self.head, self.number)).replace(b"#" * 19, now)
+
+
+class Seen:
+    "What came back."
+    def __init__(self): self.times, self.answers, self.unclean, self.late = [], Counter(), 0, 0.0
+
+    def note(self, due: float, status: int, head: bytes, body: bytes) -> None:
+        "Note an answer."
+        kind = "accepted" if status == 200 and b'"degraded":null' in body else "degraded" if status == 200 else "refused" if status in (429, 503) else f"status {status}"
+        self.answers[kind] += 1
+        if kind == "accepted": self.times.append(time.perf_counter() - due)
+        if kind == "refused" and not re.search(rb"\r\nretry-after: *[1-9]", head): self.unclean += 1
+
+    def summary(self) -> dict:
+        "Counts, and quantiles in milliseconds."
+        p50, p99 = (1000 * float(np.quantile(self.times, q)) if self.times else float("nan") for q in (0.5, 0.99))
+        sent = sum(self.answers.values())
+        return {"sent": sent, "accepted": self.answers["accepted"], "p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "refused_share": round(self.answers["refused"] / sent, 4),
+                "errors": sent - self.answers["accepted"] - self.answers["refused"] + self.unclean, "other": {k: n for k, n in self.answers.items() if k not in ("accepted", "refused")},
+                "client_late_ms": round(1000 * self.late, 1)}
+
+
+async def closed_loop(address: str, orders: Orders, connections: int, seconds: float) -> tuple[float, Seen]:
+    "Accepted orders a second when each connection waits for its answer."
+    seen, loop = Seen(), asyncio.get_running_loop()
+    end, links = time.perf_counter() + seconds, [await connection(address) for _ in range(connections)]
+    over, left = loop.create_future(), len(links)
+
+    def go(link: Connection) -> None:
+        nonlocal left
+        start = time.perf_counter()
+        if start < end and not link.transport.is_closing(): return link.send(orders.next(), lambda *answer: (seen.note(start, *answer), loop.call_soon(go, link)))
+        left -= 1
+        link.transport.abort()
+        if not left: over.set_result(None)
+    begun = time.perf_counter()
+    for link in links: go(link)
+    await over
+    return seen.answers["accepted"] / (time.perf_counter() - begun), seen
+
+
+async def open_loop(address: str, orders: Orders, rate: float, seconds: float) -> Seen:
+    "Orders at fixed times."
+    seen, free, made, waiting, start = Seen(), [], 0, set(), time.perf_counter() + 0.1
+
+    async def fresh(due: float) -> None:
+        try: launch(await connection(address), due)
+        except OSError: seen.note(due, 0, b"", b"")
+
+    def launch(link: Connection, due: float) -> None:
+        def answered(*answer) -> None:
+            seen.note(due, *answer)
+            if not link.transport.is_closing(): free.append(link)
+        link.send(orders.next(), answered)
+    free += [await connection(address) for _ in range(64)]
+    for number in range(int(rate * seconds)):
+        due = start + number / rate
+        while (now := time.perf_counter()) < due: await asyncio.sleep(min(due - now, 0.002))
+        seen.late = max(seen.late, now - due)
+        while free and free[-1].transport.is_closing(): free.pop()
+        if free: launch(free.pop(), due)
+        else:
+            made += 1
+            if made > MOST_CONNECTIONS: raise RuntimeError("more connections are open than the service can have answered: it hangs")
+            task = asyncio.create_task(fresh(due))
+            waiting.add(task)
+            task.add_done_callback(waiting.discard)
+        if number % 64 == 0: await asyncio.sleep(0)
+    until = time.perf_counter() + 30
+    while sum(seen.answers.values()) < int(rate * seconds) and time.perf_counter() < until: await asyncio.sleep(0.01)
+    seen.answers["no answer"] += int(rate * seconds) - sum(seen.answers.values())
+    for link in free: link.transport.abort()
+    return seen
+
+
+def service_memory(pid: int) -> int:
+    "Bytes of all processes of the service."
+    return sum(memory_of(found) for found in family(pid))
+
+
+async def measure(address: str, service: int, orders: Orders, options: argparse.Namespace) -> dict:
+    "All three loads."
+    await closed_loop(address, orders, options.connections, min(2.0, options.search))  # connections, code and memory get warm
+    sustainable, seen = await closed_loop(address, orders, options.connections, options.search)
+    found, memory = {"closed loop": seen.summary()}, [service_memory(service)]
+    for name, factor in (("half the rate", 0.5), ("twice the rate", 2.0)):
+        found[name] = (await open_loop(address, orders, factor * sustainable, options.seconds)).summary()
+        memory.append(service_memory(service))
+        await asyncio.sleep(1.5)
+    return {"sustainable": sustainable, "loads": found, "memory": memory}
+
+
+def drill(options: argparse.Namespace, home: Path) -> dict:
+    "The whole drill in a folder."
+    domain = Domain(home, options.patterns, options.history, **{"service.workers": options.workers})
+    with serving(domain, home / "service.log") as (address, process):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner: found = runner.run(measure(address, process.pid, Orders(domain, options.patterns), options))
+    loads, memory = found["loads"], found["memory"]
+    print(f"sustainable: {found['sustainable']:,.0f} orders a second on {options.connections} connections")
+    print(f"{'':<16}{'sent':>10}{'accepted':>10}{'p50 ms':>9}{'p99 ms':>9}{'refused':>9}{'errors':>8}{'client late ms':>16}")
+    for name, load in loads.items():
+        print(f"{name:<16}{load['sent']:>10,}{load['accepted']:>10,}{load['p50_ms']:>9.1f}{load['p99_ms']:>9.1f}{load['refused_share']:>9.1%}{load['errors']:>8}{load['client_late_ms']:>16.1f}")
+    print("memory of the service, MB:", ", ".join(f"{value / 1e6:,.1f}" for value in memory))
+    half, twice = loads["half the rate"], loads["twice the rate"]
+    return {"sustainable": round(found["sustainable"]), "p99_half_ms": half["p99_ms"], "p99_twice_ms": twice["p99_ms"], "ratio": round(twice["p99_ms"] / half["p99_ms"], 2),
+            "refused_share": twice["refused_share"], "errors": sum(load["errors"] for load in loads.values()), "memory_growth": round(memory[-1] / memory[0] - 1, 4),
+            "workers": options.workers, "loads": loads}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60, help="of each of the two open loops")
+    parser.add_argument("--search", type=float, default=10, help="seconds of the closed loop")
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--patterns", type=int, default=5_000, help="recorded orders whose identities are sent")
+    parser.add_argument("--history", type=int, default=20_000, help="orders that were there before")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home: result = drill(options, Path(home))
+    print(json.dumps(result))
+    raise SystemExit(bool(result["errors"]) or result["ratio"] > 3)
+
+
+if __name__ == "__main__": main()

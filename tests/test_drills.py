@@ -1,0 +1,110 @@
+"""The drills of benchmarks/ on a small scale: the service under kills, and under more orders than it can answer."""
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fraud_poc.api import scoring
+from fraud_poc.config import load_settings
+from fraud_poc.live.store import Client, StoreDown, kept_running, server_for, server_runs, start_redis
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(name: str, *options) -> dict:
+    "A drill as a command; its summary, the last line."
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+    assert done.stdout, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]) | {"code": done.returncode, "said": done.stdout + done.stderr[-2000:]}
+
+
+def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed():
+    found = run("crash.py", "--orders", 600, "--history", 2500, "--redis-kills", 2, "--worker-kills", 2, "--connections", 4)
+    assert found["code"] == 0 and found["acknowledged"] == found["orders"] == 600, found["said"]
+    assert found["redis_kills"] == found["worker_kills"] == 2
+    for name in ("lost", "twice", "never_acknowledged", "other_score", "differing_bits", "differing_states", "rebuilt_differing"): assert found[name] == 0, found["said"]
+
+
+def test_overload_is_refused_cleanly():
+    found = run("load.py", "--seconds", 2, "--search", 1, "--patterns", 300, "--history", 2500)
+    assert found["errors"] == 0 and found["sustainable"] > 0 and found["memory_growth"] < 0.5, found["said"]
+    assert found["loads"]["twice the rate"]["accepted"] > 0
+
+
+# --- what they rest on -----------------------------------------------------------------------------------------------------------------
+
+def answer(url: str, *command):
+    "A reply of a server that may be about to start."
+    for _ in range(1000):
+        try:
+            with Client(url, 2) as client: return client.call(*command)
+        except StoreDown: time.sleep(0.01)
+    raise AssertionError("the server does not come back")
+
+
+def test_a_server_that_dies_is_started_again_by_one_of_its_users(tmp_path, root):
+    settings = load_settings(root / "config" / "orders.toml", {"batch.folder": str(tmp_path), "live.durability": "always"})
+    with server_for(settings) as url, server_for(settings) as same:
+        assert url == same
+        for number in range(3):
+            answer(url, "SET", "number", str(number))
+            pid = int(answer(url, "INFO", "server").decode().partition("process_id:")[2].split()[0])
+            os.kill(pid, 9)
+            while str(pid) == answer(url, "INFO", "server").decode().partition("process_id:")[2].split()[0]: time.sleep(0.01)
+            assert answer(url, "GET", "number") == str(number).encode()
+    assert not server_runs(tmp_path / "redis") and not [thread for thread in threading.enumerate() if thread.name == "store"]
+
+
+def test_a_server_that_cannot_start_is_told_of_and_tried_again(tmp_path, caplog):
+    with start_redis(tmp_path) as server:
+        ensure, tries = server.ensure, []
+        def failing():
+            tries.append(1)
+            if len(tries) < 2: raise RuntimeError("no room")
+            ensure()
+        server.ensure = failing
+        with kept_running(server):
+            server.process.kill()
+            assert answer(server.url, "PING") == b"PONG"
+            until = time.monotonic() + 10
+            while len(caplog.records) < 2 and time.monotonic() < until: time.sleep(0.01)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] and caplog.records[0].fields["reason"] == "no room"
+
+
+@pytest.fixture
+def crowd(monkeypatch):
+    "What `is_full` looks at, and a clock to turn."
+    found = SimpleNamespace(in_flight=0, few_at=0.0, strict_until=0.0, settings=SimpleNamespace(service=SimpleNamespace(max_in_flight=256)), now=0.0)
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: found.now)
+    return found
+
+
+def full(crowd, in_flight: int, later: float) -> bool:
+    "Whether an order finds no place, with so many under way, so many seconds later."
+    crowd.now, crowd.in_flight = crowd.now + later, in_flight
+    return scoring.is_full(crowd)
+
+
+def test_a_burst_finds_room(crowd):
+    assert not any(full(crowd, n, scoring.PATIENCE / 300) for n in range(256))
+    assert full(crowd, 256, 0)
+    assert not full(crowd, 3, 0)
+    assert not any(full(crowd, n, scoring.PATIENCE / 300) for n in range(256))
+
+
+def test_a_queue_that_stands_is_cut_until_nobody_was_refused_for_a_while(crowd):
+    assert not full(crowd, scoring.FEW + 10, 0)
+    assert full(crowd, scoring.FEW + 10, 2 * scoring.PATIENCE)
+    for _ in range(50):
+        assert not full(crowd, scoring.FEW - 1, 0.1) and full(crowd, scoring.FEW, 0.1)
+    assert not full(crowd, 0, scoring.CALM / 2)
+    assert full(crowd, scoring.FEW, scoring.CALM / 4)
+    assert not full(crowd, 0, 1.1 * scoring.CALM)
+    assert not full(crowd, scoring.FEW + 1, scoring.PATIENCE / 2)
