@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -165,7 +166,15 @@ def dependency_problems(code: str, requirements: list[str]) -> list[str]:
     given = {canonicalize_name(Requirement(r).name) for r in requirements} | {extra for r in requirements for extra in Requirement(r).extras}
     # inside the package, no relative import leads above it
     names = {name.split(".")[0] for name in imported(code, "fraud_poc.a.b.c")} - {"fraud_poc"} - set(sys.stdlib_module_names)
-    return [f"imports {name}, which is no runtime requirement" for name in sorted(names) if canonicalize_name(name) not in given]
+    brought_by = packages_distributions()  # import name -> distributions: sklearn comes with scikit-learn
+    return [f"imports {name}, which is no runtime requirement" for name in sorted(names)
+            if not given & {canonicalize_name(package) for package in brought_by.get(name, [name])}]
+
+
+def rest_of_settings(root: Path, card: str) -> str:
+    "The sections of a configuration from [training] on, for a small domain of a test's own."
+    text = (root / "config" / "ratings.toml").read_text(encoding="utf-8")
+    return "\n" + text[text.index("[training]"):].replace('card = "target"', f'card = "{card}"')
 
 
 def code_problems(code: str) -> list[str]:

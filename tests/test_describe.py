@@ -6,6 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+import house
 from fraud_poc import describe as module
 from fraud_poc.config import load_settings
 from fraud_poc.data.files import read_json
@@ -147,7 +148,7 @@ def test_features_of_another_log_are_not_used(log, tmp_path):
 
 
 @pytest.mark.parametrize("rows, labelled", [(["1,2025-01-01,a,5,"], False), (["1,2025-01-01,a,5,1", "2,2025-01-02,a,0,0"], True), (["1,2025-01-01,a,-5,1"], True)])
-def test_tiny_logs(tmp_path, rows, labelled):
+def test_tiny_logs(root, tmp_path, rows, labelled):
     (tmp_path / "c.toml").write_text("""
 domain = {name = "tiny"}
 input = {events = "", labels = ""}
@@ -156,7 +157,7 @@ labels = {column = "fraud", fraud_values = [1], time_column = "", delay = "2d"}
 limits = {min_amount = -9.0, max_amount = 1000.0, earliest = "2000-01-01", latest = "2100-01-01"}
 features = {retention = "30d", forget_after = "90d", exact_events = 16, set_size = 4, rows = ['Count(by="who", over="1d")']}
 batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows = 1000, step_rows = 1000}
-""")
+""" + house.rest_of_settings(root, "who"))
     (tmp_path / "in.csv").write_text("\n".join(["id,at,who,amount,fraud", *rows]) + "\n")
     settings = load_settings(tmp_path / "c.toml")
     ingest(settings, str(tmp_path / "in.csv")); compute_features(settings)

@@ -3,6 +3,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import house
 from fraud_poc.config import load_settings
 from fraud_poc.data.ingest import ingest, read_manifest
 from fraud_poc.features.batch import compute_features, features_folder, read_states
@@ -55,8 +56,8 @@ step_rows = 80
 """
 
 
-def test_a_domain_of_its_own(tmp_path):
-    (tmp_path / "payments.toml").write_text(PAYMENTS, encoding="utf-8")
+def test_a_domain_of_its_own(root, tmp_path):
+    (tmp_path / "payments.toml").write_text(PAYMENTS + house.rest_of_settings(root, "payer"), encoding="utf-8")
     hour = 3_600_000
     start = 1_700_000_000_000 // hour * hour
     payments = [(f"p{i:03d}", start + i * hour // 2, 1000 + i, f"payer{i % 3}", f"payee{i % 5}", "app" if i % 7 else "web") for i in range(120)]

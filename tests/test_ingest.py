@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 import time
 from pathlib import Path
 
@@ -31,6 +32,8 @@ BASE = {
     "features": {"retention": "90d", "forget_after": "730d", "exact_events": 128, "set_size": 32, "rows": ["Hour()"]},
     "batch": {"folder": "", "scheduler": "", "threads": 2, "partitions": 0, "part_rows": 1_000_000, "step_rows": 1_000_000},
 }
+CARDS = tomllib.loads((ROOT / "config" / "cards.toml").read_text())
+BASE |= {name: CARDS[name] for name in ("training", "model", "live", "service")} | {"verdict": CARDS["verdict"] | {"card": "who"}}
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 import house
+from fraud_poc.cli import demo_settings, parse_overrides
+from fraud_poc.config import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "nbs").glob("[!._]*.ipynb"))}
@@ -157,14 +159,38 @@ def test_containers_have_no_default_secret_and_no_root():
     services = yaml.safe_load(text)["services"]
     assert {"redis", "scheduler", "worker", "jupyter"} <= services.keys()
     assert "--appendonly yes" in services["redis"]["command"][-1] and "requirepass" in services["redis"]["command"][-1]
+    assert "--maxmemory-policy noeviction" in services["redis"]["command"][-1]
     secrets = {name: value for service in services.values() for name, value in service.get("environment", {}).items()}
+    address = secrets.pop("FRAUD_POC_REDIS_URL")
+    assert address.startswith("redis://:${REDIS_PASSWORD:?") and address.endswith("}@redis:6379/0")
     assert secrets.keys() == {"REDIS_PASSWORD", "JUPYTER_TOKEN"}
     for name, value in secrets.items(): assert value.startswith(f"${{{name}:?"), f"{name} must be set by whoever starts the services"
+    for service in services.values(): assert "REDIS_PASSWORD}" not in str(service.get("command")), "a command line can be read by every process"
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published and all(port.startswith("127.0.0.1:") for port in published)
     stages = re.split(r"^FROM ", (ROOT / "docker" / "Dockerfile").read_text(), flags=re.M)[1:]
     final = [stage for stage in stages if "CMD" in stage]
     assert len(final) == 2 and all("USER fraud" in stage for stage in final) and 'CMD ["fraud-poc", "--help"]' in stages[-1]
+
+
+def test_the_container_serves_with_words_that_the_command_knows():
+    scoring = yaml.safe_load((ROOT / "docker" / "compose.yml").read_text())["services"]["scoring"]
+    program, *words = scoring["command"]
+    assert (program, words[0]) == ("fraud-poc", "serve") and scoring["depends_on"]["redis"]["condition"] == "service_healthy"
+    assert "http://127.0.0.1:8000/readyz" in scoring["healthcheck"]["test"][-1]
+    compile(scoring["healthcheck"]["test"][-1], "healthcheck", "exec")
+    assert scoring["volumes"] == ["../data:/app/data"], "log, models and the hashes of keys are in the data folder"
+    settings = load_settings(ROOT / "config" / "orders.toml", parse_overrides([w for w in words[1:] if w != "--set"]))
+    assert settings.service.host == "0.0.0.0" and scoring["ports"] == [f"127.0.0.1:{settings.service.port}:{settings.service.port}"]
+
+
+def test_the_environment_may_name_the_store(monkeypatch, tmp_path):
+    monkeypatch.setenv("FRAUD_POC_REDIS_URL", "redis://:not-for-logs@redis:6379/0")
+    settings = load_settings(ROOT / "config" / "orders.toml", {"batch.folder": str(tmp_path)})
+    assert settings.live.redis_url == "redis://:not-for-logs@redis:6379/0"
+    assert demo_settings(settings).live.redis_url == "", "the demo would replace what is in somebody's store"
+    with pytest.raises(ValueError, match="live") as caught: load_settings(ROOT / "config" / "orders.toml", {"live.future_skew": "soon"})
+    assert "soon" in str(caught.value) and "not-for-logs" not in str(caught.value)
 
 
 def test_nothing_of_one_machine_is_published():
