@@ -41,8 +41,9 @@ class Domain:
         self.settings = load_settings(CONFIG, self.changes)
         make_data(self.settings, raw, workers=1)
         ingest(self.settings, str(raw / "orders"), str(raw / "labels"))
-        self.parts = compute_features(self.settings, until=self.end_of_history(orders))["parts"]
-        make_dataset(self.settings)
+        until = self.end_of_history(orders)
+        self.parts = compute_features(self.settings, until=until)["parts"]
+        make_dataset(self.settings, until=until)
         train_model(self.settings)
         judge_model(self.settings)
         with server_for(self.settings) as url: prepare_db(self.settings, url)

@@ -26,7 +26,7 @@ import uvloop
 
 from drill import Connection, Domain, connection, family, memory_of, serving
 
-MOST_CONNECTIONS = 2_000
+MOST_OPEN = 5_000  # requests without an answer; more of them, and the service hangs
 
 
 class Orders:
@@ -46,12 +46,13 @@ class Orders:
 
 class Seen:
     "What came back."
-    def __init__(self): self.times, self.answers, self.unclean, self.late = [], Counter(), 0, 0.0
+    def __init__(self): self.times, self.answers, self.count, self.unclean, self.late = [], Counter(), 0, 0, 0.0
 
     def note(self, due: float, status: int, head: bytes, body: bytes) -> None:
         "Note an answer."
         kind = "accepted" if status == 200 and b'"degraded":null' in body else "degraded" if status == 200 else "refused" if status in (429, 503) else f"status {status}"
         self.answers[kind] += 1
+        self.count += 1
         if kind == "accepted": self.times.append(time.perf_counter() - due)
         if kind == "refused" and not re.search(rb"\r\nretry-after: *[1-9]", head): self.unclean += 1
 
@@ -85,7 +86,7 @@ async def closed_loop(address: str, orders: Orders, connections: int, seconds: f
 
 async def open_loop(address: str, orders: Orders, rate: float, seconds: float) -> Seen:
     "Orders at fixed times."
-    seen, free, made, waiting, start = Seen(), [], 0, set(), time.perf_counter() + 0.1
+    seen, free, waiting, start = Seen(), [], set(), time.perf_counter() + 0.1
 
     async def fresh(due: float) -> None:
         try: launch(await connection(address), due)
@@ -104,15 +105,14 @@ async def open_loop(address: str, orders: Orders, rate: float, seconds: float) -
         while free and free[-1].transport.is_closing(): free.pop()
         if free: launch(free.pop(), due)
         else:
-            made += 1
-            if made > MOST_CONNECTIONS: raise RuntimeError("more connections are open than the service can have answered: it hangs")
+            if number - seen.count > MOST_OPEN: raise RuntimeError(f"{MOST_OPEN:,} requests are without an answer: the service hangs")
             task = asyncio.create_task(fresh(due))
             waiting.add(task)
             task.add_done_callback(waiting.discard)
         if number % 64 == 0: await asyncio.sleep(0)
     until = time.perf_counter() + 30
-    while sum(seen.answers.values()) < int(rate * seconds) and time.perf_counter() < until: await asyncio.sleep(0.01)
-    seen.answers["no answer"] += int(rate * seconds) - sum(seen.answers.values())
+    while seen.count < int(rate * seconds) and time.perf_counter() < until: await asyncio.sleep(0.01)
+    seen.answers["no answer"] += int(rate * seconds) - seen.count
     for link in free: link.transport.abort()
     return seen
 

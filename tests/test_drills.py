@@ -108,3 +108,37 @@ def test_a_queue_that_stands_is_cut_until_nobody_was_refused_for_a_while(crowd):
     assert full(crowd, scoring.FEW, scoring.CALM / 4)
     assert not full(crowd, 0, 1.1 * scoring.CALM)
     assert not full(crowd, scoring.FEW + 1, scoring.PATIENCE / 2)
+
+
+class Worker:
+    "Stands in for a worker process of uvicorn."
+    def __init__(self, config, sockets, code=None):
+        self.config, self.sockets, self.exitcode, self.pid, self.said = config, sockets, code, 1, []
+        self.process = SimpleNamespace(is_alive=lambda: self.exitcode is None)
+
+    def start(self): self.said.append("start")
+    def kill(self): self.said.append("kill")
+    def join(self): self.said.append("join")
+    def is_alive(self, timeout): raise AssertionError("nobody waits for a sign of life")
+
+
+def supervisor(*codes) -> scoring.Workers:
+    "One that watches workers of these exit codes; None = alive."
+    found = object.__new__(scoring.Workers)
+    found.config, found.sockets, found.should_exit = "config", [], threading.Event()
+    found.processes = [Worker("config", [], code) for code in codes]
+    return found
+
+
+def test_a_worker_is_replaced_when_it_is_dead_and_not_when_it_is_slow():
+    found = supervisor(None, -9, None)
+    before = list(found.processes)
+    found.keep_subprocess_alive()
+    assert [a is b for a, b in zip(before, found.processes)] == [True, False, True] and not found.should_exit.is_set()
+    assert before[1].said == ["kill", "join"] and found.processes[1].said == ["start"]
+
+
+def test_a_worker_that_cannot_start_ends_the_service():
+    found = supervisor(3, None)
+    found.keep_subprocess_alive()
+    assert found.should_exit.is_set() and found.processes[0].said == ["kill", "join"]

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['KEY_HEADER', 'KEY_FILE', 'BOUNDS', 'TOTALS', 'NAMES', 'FEW', 'PATIENCE', 'CALM', 'BODY_SECONDS', 'SAMPLES', 'REST',
            'MONTHS', 'CLOCK', 'TEXT', 'NUMBER', 'MEANINGS', 'HOT', 'ROUTES', 'OPEN', 'UNTOLD', 'KNOWN_PATHS', 'TOLD',
-           'SETTINGS', 'STORE', 'SHARED', 'STOPPING', 'STARTING', 'Detail', 'Refused', 'refusal', 'of_problems',
-           'Pairs', 'whole_number', 'strict_json', 'read_pairs', 'Codec', 'new_key', 'Keys', 'Metrics', 'save_counts',
+           'SETTINGS', 'STORE', 'SHARED', 'STOPPING', 'Detail', 'Refused', 'refusal', 'of_problems', 'Pairs',
+           'whole_number', 'strict_json', 'read_pairs', 'Codec', 'new_key', 'Keys', 'Metrics', 'save_counts',
            'all_counts', 'Families', 'exposition', 'JsonLines', 'logger', 'tell', 'place_of_error', 'Service', 'Reply',
            'refused_reply', 'is_full', 'busy', 'check_head', 'take_place', 'read_body', 'score_order', 'id_place',
            'failed', 'score_batch', 'score_item', 'written_time', 'written_order', 'sample_orders', 'date_pattern',
            'field_schema', 'example_order', 'ref', 'listed', 'closed', 'answer_schema', 'schemas', 'json_content',
            'operation', 'openapi', 'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready',
            'get_ready', 'model_age', 'get_metrics', 'routes', 'cold_app', 'Front', 'tick', 'note_signal', 'create_app',
-           'warm', 'worker_app', 'default_engine', 'log_config', 'environment', 'serve', 'open_port']
+           'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'serve', 'open_port']
 
 # %% ../../nbs/17_scoring.ipynb #c003
 import asyncio
@@ -45,6 +45,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import StarletteHTTPException
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from ..config import MAX_MINOR_UNITS, Settings
@@ -787,8 +788,21 @@ def default_engine(settings: Settings) -> Engine:
     return Engine(settings, table, bundle, scorer, None)
 
 # %% ../../nbs/17_scoring.ipynb #c068
+class Workers(Multiprocess):
+    "Worker processes, each replaced when it dies."
+    def keep_subprocess_alive(self) -> None:
+        "Replace those that died; stop when one could not start."
+        for number, worker in enumerate(self.processes):
+            if self.should_exit.is_set() or worker.process.is_alive(): continue
+            worker.kill()  # closes its pipe
+            worker.join()
+            tell("worker died", logging.WARNING, worker=worker.pid, code=worker.exitcode)
+            if worker.exitcode == STARTUP_FAILURE: return self.should_exit.set()
+            self.processes[number] = type(worker)(self.config, self.sockets)
+            self.processes[number].start()
+
+# %% ../../nbs/17_scoring.ipynb #c070
 STOPPING = 20  # seconds that accepted requests may take after the signal to stop
-STARTING = 90  # seconds that a worker may take to start, or be silent, before it is replaced
 
 def log_config() -> dict:
     "Logging of all processes: JSON lines on standard error."
@@ -809,7 +823,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
             if value is None: os.environ.pop(name)
             else: os.environ[name] = value
 
-# %% ../../nbs/17_scoring.ipynb #c070
+# %% ../../nbs/17_scoring.ipynb #c072
 def serve(
     settings: Settings,
     url: str,                                        # of the store, as live.store.server_for yields it
@@ -820,11 +834,11 @@ def serve(
     service = settings.service
     config = uvicorn.Config(factory, service.host, service.port, factory=True, workers=service.workers, http="httptools", loop="uvloop", ws="none",
                             lifespan="on", log_config=log_config(), access_log=False, proxy_headers=False, server_header=False,
-                            timeout_graceful_shutdown=STOPPING, timeout_worker_healthcheck=STARTING)
+                            timeout_graceful_shutdown=STOPPING)
     with TemporaryDirectory() as shared, open_port(service.host, service.port) as port:
         with environment({SETTINGS: settings.model_dump_json(), STORE: url} | ({SHARED: shared} if service.workers > 1 else {})):
             announce(f"http://{service.host}:{port.getsockname()[1]}")
-            if service.workers > 1: Multiprocess(config, [port]).run()
+            if service.workers > 1: Workers(config, [port]).run()
             else: uvicorn.Server(config).run([port])
 
 @contextmanager

@@ -241,6 +241,7 @@ def replay(
     progress: Progress | None = None,  # called with events and labels done
 ) -> dict:  # what `verify` gives, with what was sent
     "Drive recorded events through the live path and a real server, then fold the live log in batch and compare every bit."
+    read_manifest(settings.batch.folder), latest_bundle(settings, build_table(settings))  # they say what is missing, and where
     with borrowed(settings) as own, start_redis(own.batch.folder / "redis", "everysec") as server:
         after = compute_features(own, until=start or "1970-01-02")["parts"]
         prepare_db(own, server.url)
