@@ -129,6 +129,18 @@ def test_demo_makes_its_own_data(orders):
     assert not re.search(r"Traceback|Warning", done.stderr)
 
 
+def test_demo_goes_to_live_decisions(root, tmp_path):
+    "A sample as long as the configuration wants it, but small: a model, a service, live frauds caught or missed, and nothing left running."
+    sets = {"batch.folder": tmp_path, "sample.orders": 15_000, "sample.customers": 2_500, "sample.fraud_rate": 0.03, "model.trees": 40, "verdict.bootstrap": 20,
+            "verdict.min_auc": 0.6, "verdict.min_average_precision": 0.01}
+    told = as_json("demo", "--config", root / "config" / "orders.toml", *[word for name, value in sets.items() for word in ("--set", f"{name}={value}")])
+    live = told["live"]
+    assert list(told["steps"])[-1] == "prepare-db" and told["steps"]["evaluate"]["verdict"] == "accepted"
+    assert live["events"] > 200 and live["frauds"] and live["caught"] == sum(fraud["caught"] for fraud in live["frauds"])
+    assert live["try"].startswith("curl -s http://127.0.0.1:") and "X-API-Key: fp_" in live["try"]
+    assert not (tmp_path / "demo" / "redis" / "redis.sock").exists()
+
+
 def test_naming_events_leaves_out_other_verdicts(orders, tmp_path):
     options, _, home = orders
     result = as_json("ingest", *options, "--set", f"batch.folder={tmp_path}", "--input", home / "raw" / "orders")
