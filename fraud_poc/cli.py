@@ -460,7 +460,7 @@ def score_command(place: Annotated[str, typer.Argument(metavar="FILE", help="JSO
         if as_json: write_line({"command": "score", "ok": True, "answers": answers})
 
 # %% ../nbs/19_cli.ipynb #c049
-LIVE_SHARE, LIVE_ORDERS = 0.02, 3_000  # share of the events that the demo keeps for the service, and how many it sends at most
+LIVE_SHARE, LIVE_ORDERS = 0.02, 10_000  # share of the events that the demo keeps for the service, and how many it sends at most
 
 def demo_settings(settings: Settings) -> Settings:
     "The same settings with a folder and a store for the demo alone, small parts, and any free port."

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
 from hypothesis import HealthCheck, settings
 
 import house
