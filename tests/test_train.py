@@ -1,11 +1,6 @@
 """Training: the same bytes from the same dataset and seed, in one process and on a cluster; errors that say what to do."""
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +8,7 @@ import pytest
 import xgboost as xgb
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from cluster import cluster
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.sample import make_data
@@ -51,30 +47,6 @@ def made(tmp_path_factory) -> Settings:
 def copy(made, tmp_path):
     shutil.copytree(made.batch.folder, tmp_path / "orders", ignore=shutil.ignore_patterns("raw", "trained"))
     return tmp_path / "orders"
-
-
-@contextmanager
-def cluster(folder: Path, workers: int):
-    "The address of a real scheduler with workers on free ports of this machine."
-    folder.mkdir()
-    place, processes = folder / "scheduler.json", []
-    def start(name: str, *arguments: str) -> None:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{name}", "--scheduler-file", str(place), "--host", "127.0.0.1", "--no-dashboard", *arguments]
-        processes.append(subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    try:
-        start("scheduler", "--port", "0")
-        for number in range(workers): start("worker", "--no-nanny", "--nthreads", "1", "--local-directory", str(folder / f"worker{number}"))
-        end = time.monotonic() + 60
-        while not (place.exists() and place.stat().st_size > 0):
-            assert time.monotonic() < end, "the scheduler did not start"
-            time.sleep(0.02)
-        address = json.loads(place.read_text())["address"]
-        from distributed import Client
-        with Client(address) as client: client.wait_for_workers(workers, timeout=60)
-        yield address
-    finally:
-        for process in processes: process.kill()
-        for process in processes: process.wait()
 
 
 def test_one_process_gives_the_same_bytes(copy):
@@ -121,7 +93,7 @@ def test_a_frauds_weight_moves_scores(copy):
 def test_one_worker_gives_what_one_process_gives(copy, tmp_path):
     alone = train_model(settings_in(copy))
     heard = []
-    with cluster(tmp_path / "cluster", 1) as address: there = train_model(settings_in(copy, batch__scheduler=address), progress=lambda *trees: heard.append(trees))
+    with cluster(tmp_path / "cluster", 1) as (address, _): there = train_model(settings_in(copy, batch__scheduler=address), progress=lambda *trees: heard.append(trees))
     assert raw(there.booster) == raw(alone.booster) and there.about["history"] == alone.about["history"]
     assert (there.about["workers"], alone.about["workers"]) == (1, 0) and heard and all(most == 25 for _, most in heard)
 
@@ -129,7 +101,7 @@ def test_one_worker_gives_what_one_process_gives(copy, tmp_path):
 def test_two_workers_give_the_same_bytes_each_time(copy, tmp_path):
     found = []
     for i in range(2):
-        with cluster(tmp_path / f"cluster{i}", 2) as address: found += [train_model(settings_in(copy, batch__scheduler=address, model__trees=8)) for _ in range(2 - i)]
+        with cluster(tmp_path / f"cluster{i}", 2) as (address, _): found += [train_model(settings_in(copy, batch__scheduler=address, model__trees=8)) for _ in range(2 - i)]
     assert len({raw(one.booster) for one in found}) == 1, "another cluster, and the same one again"
     alone, test = train_model(settings_in(copy)), read_split(settings_in(copy), "test")
     quality = [roc_auc_score(test.label, one.booster.inplace_predict(test.features)) for one in (found[0], alone)]
