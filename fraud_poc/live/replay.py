@@ -221,6 +221,7 @@ def borrowed(settings: Settings) -> Iterator[Settings]:
         for name in ("log", "models", "hash_secret"): (Path(home) / name).symlink_to(settings.batch.folder / name)
         yield settings.model_copy(update={"batch": settings.batch.model_copy(update={"folder": Path(home)})})
 
+# %% ../../nbs/18_replay.ipynb #c022
 async def replay_into(settings: Settings, url: str, after: int, events: int, writers: int, again: float, progress: Progress | None) -> dict:
     "Send what the log holds after some parts to a store that was filled with what came before, and compare."
     table = build_table(settings)
@@ -248,7 +249,7 @@ def replay(
         patient = own.model_copy(update={"live": own.live.model_copy(update={"store_timeout": "30s"})})  # nobody waits for an answer here
         return asyncio.run(replay_into(patient, server.url, after, events, writers, again, progress))
 
-# %% ../../nbs/18_replay.ipynb #c022
+# %% ../../nbs/18_replay.ipynb #c024
 def raw_orders(
     settings: Settings,
     after: int = 0,  # parts of the log to pass over
@@ -264,7 +265,7 @@ def raw_orders(
             known[columns.time] = {"iso": row["time"].isoformat(), "epoch_s": ms / 1000, "epoch_ms": ms}[columns.time_format]
             yield row["id_key"], {field.name: known[field.name] for field in fields}
 
-# %% ../../nbs/18_replay.ipynb #c023
+# %% ../../nbs/18_replay.ipynb #c025
 class ServiceClient:
     "One connection to a scoring service."
     def __init__(self, url: str, key: str):  # "http://127.0.0.1:8000"; key as given to its user
