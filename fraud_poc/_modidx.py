@@ -60,6 +60,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                        'fraud_poc.api.scoring.get_samples': ('scoring.html#get_samples', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.guarded': ('scoring.html#guarded', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.id_place': ('scoring.html#id_place', 'fraud_poc/api/scoring.py'),
+                                       'fraud_poc.api.scoring.in_order': ('scoring.html#in_order', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.is_full': ('scoring.html#is_full', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.json_content': ('scoring.html#json_content', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.listed': ('scoring.html#listed', 'fraud_poc/api/scoring.py'),

@@ -13,7 +13,8 @@ __all__ = ['KEY_HEADER', 'KEY_FILE', 'BOUNDS', 'TOTALS', 'NAMES', 'FEW', 'PATIEN
            'field_schema', 'example_order', 'ref', 'listed', 'closed', 'answer_schema', 'schemas', 'json_content',
            'operation', 'openapi', 'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready',
            'get_ready', 'model_age', 'get_metrics', 'routes', 'cold_app', 'Front', 'tick', 'note_signal', 'create_app',
-           'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'serve', 'open_port']
+           'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order', 'serve',
+           'open_port']
 
 # %% ../../nbs/17_scoring.ipynb #c003
 import asyncio
@@ -824,6 +825,17 @@ def environment(values: dict[str, str]) -> Iterator[None]:
             else: os.environ[name] = value
 
 # %% ../../nbs/17_scoring.ipynb #c072
+@contextmanager
+def in_order() -> Iterator[None]:
+    "Within it, SIGTERM ends the process by `SystemExit`."
+    if threading.current_thread() is not threading.main_thread(): yield
+    else:
+        def leave(number, frame): raise SystemExit(0)
+        before = signal.signal(signal.SIGTERM, leave)
+        try: yield
+        finally: signal.signal(signal.SIGTERM, before)
+
+# %% ../../nbs/17_scoring.ipynb #c074
 def serve(
     settings: Settings,
     url: str,                                        # of the store, as live.store.server_for yields it
@@ -839,7 +851,8 @@ def serve(
         with environment({SETTINGS: settings.model_dump_json(), STORE: url} | ({SHARED: shared} if service.workers > 1 else {})):
             announce(f"http://{service.host}:{port.getsockname()[1]}")
             if service.workers > 1: Workers(config, [port]).run()
-            else: uvicorn.Server(config).run([port])
+            else:
+                with in_order(): uvicorn.Server(config).run([port])
 
 @contextmanager
 def open_port(host: str, port: int) -> Iterator[socket.socket]:
