@@ -436,7 +436,7 @@ def stepped(
     whole = spread(len(engine.table.entities), there, states)
     try: vector, flags, after = step_event(engine.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole)
     except ValueError as error: raise StoreLost(f"a state cannot be read: {error}") from error
-    return vector.astype(np.float32), flags, [b"" if after[e] == whole[e] else after[e] for e in there]
+    return vector, flags, [b"" if after[e] == whole[e] else after[e] for e in there]
 
 def decided(
     engine: Engine,
@@ -448,7 +448,7 @@ def decided(
     bundle, table = engine.bundle, engine.table
     score = float(engine.scorer.score(vector))
     likely = probability(bundle.calibration, score)
-    risk, served, flags = band(bundle.thresholds, likely), vector.tobytes(), [int(flag) for flag in flags]
+    risk, served = band(bundle.thresholds, likely), vector.tobytes()
     entities = {entity.by: place_of(flag) for entity, flag in zip(table.entities, flags)}
     answer = Answer(event.id, score, likely, risk, named(engine.names, vector), entities, bundle.hash, table.hash, None)
     record = pack_record(digest_of(event), engine.hashes, score, likely, risk, flags, served)
