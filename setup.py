@@ -12,6 +12,6 @@ setup(
     author=settings["author"], license="Apache-2.0", python_requires=">=" + settings["min_python"],
     packages=find_packages(include=["fraud_poc*"]), include_package_data=True,
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "postgresql")},
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )

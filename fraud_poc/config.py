@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNITS_MS', 'MAX_MINOR_UNITS', 'ENVIRONMENT', 'duration_ms', 'Section', 'Domain', 'Input', 'Columns', 'Labels',
-           'Limits', 'Features', 'Batch', 'Sample', 'Training', 'Model', 'Verdict', 'Live', 'Service', 'Settings',
-           'load_settings']
+           'Limits', 'Features', 'Batch', 'Sample', 'Training', 'Model', 'Verdict', 'Live', 'Service', 'Policy',
+           'Database', 'Desk', 'Feed', 'Settings', 'load_settings']
 
 # %% ../nbs/00_config.ipynb #c003
 import os
@@ -75,6 +75,8 @@ class Labels(Section):
     fraud_values: list[int | str | bool] = Field(min_length=1)  # all other values mean honest
     time_column: str                                            # "" = event time + delay
     delay: str                                                  # used when time_column is ""
+    source: Literal["chargeback", "analyst", "customer", "rule"]  # who says so
+    priority: list[Literal["chargeback", "analyst", "customer", "rule"]] = Field(min_length=4, max_length=4)  # whose word counts most, first
 
     @model_validator(mode="after")
     def _one_time(self):
@@ -82,6 +84,7 @@ class Labels(Section):
             raise ValueError("set either labels.time_column or labels.delay: a label must say when it was known")
         if self.delay and duration_ms(self.delay) < 1:
             raise ValueError("labels.delay must be at least 1ms: a label is known after its event")
+        if len(set(self.priority)) < 4: raise ValueError("labels.priority must name each of the four sources once")
         return self
 
 # %% ../nbs/00_config.ipynb #c015
@@ -209,7 +212,57 @@ class Service(Section):
     degraded_medium: float = Field(ge=0)   # amount from which a degraded answer is "medium", major units
     degraded_high: float = Field(ge=0)     # likewise "high"
 
-# %% ../nbs/00_config.ipynb #c025
+# %% ../nbs/00_config.ipynb #c026
+class Policy(Section):
+    "What decisions cost, in major units of the amount's currency."
+    fraud_fee: float = Field(ge=0)                # of a chargeback, on top of the amount
+    recovery_share: float = Field(ge=0, le=1)     # of a defrauded amount that comes back
+    review_minutes: float = Field(gt=0)           # that a person needs for one order
+    review_cost_per_hour: float = Field(ge=0)
+    review_delay_cost: float = Field(ge=0)        # of making an honest customer wait
+    review_detection: float = Field(gt=0, le=1)   # share of the reviewed frauds that the person recognises
+    margin_share: float = Field(ge=0, le=1)       # of the amount, lost when an honest order is blocked
+    churn_cost: float = Field(ge=0)               # of an honest customer who is blocked and may not come back
+
+class Database(Section):
+    "Where decisions, cases, accounts and the audit are kept."
+    url: str                          # SQLAlchemy's address of PostgreSQL; "" = SQLite in batch.folder
+    keep_decisions: str               # older decisions are removed
+
+    @model_validator(mode="after")
+    def _durations(self):
+        duration_ms(self.keep_decisions)
+        return self
+
+# %% ../nbs/00_config.ipynb #c028
+class Desk(Section):
+    "The pages where people review."
+    session: str                      # how long a person stays logged in
+    secure_cookies: bool              # cookies for HTTPS only; browsers count localhost as such
+    login_attempts: int = Field(ge=1) # failed logins of one account or address in a quarter of an hour
+    page_size: int = Field(ge=5, le=500)  # cases on a page of the queue
+
+    @model_validator(mode="after")
+    def _durations(self):
+        duration_ms(self.session)
+        return self
+
+class Feed(Section):
+    "Generated live orders to try a service with."
+    url: str                          # of a feed at which the service registers itself; "" = none
+    public_url: str                   # under which the feed reaches the service; "" = http://host:port of the service
+    host: str                         # where `fraud-poc feed` listens
+    port: int = Field(ge=0, le=65535) # 0 = any free one
+    hosts: list[str]                  # that may be registered
+    orders_per_second: float = Field(gt=0)
+    label_delay: str                  # after which the verdict on a sent order follows
+
+    @model_validator(mode="after")
+    def _durations(self):
+        duration_ms(self.label_delay)
+        return self
+
+# %% ../nbs/00_config.ipynb #c029
 class Settings(Section):
     "All settings of one domain."
     domain: Domain
@@ -222,8 +275,12 @@ class Settings(Section):
     training: Training
     model: Model
     verdict: Verdict
+    policy: Policy
     live: Live
     service: Service
+    database: Database
+    desk: Desk
+    feed: Feed
     sample: Sample | None = None  # only domains that can be generated have one
 
     @model_validator(mode="after")
@@ -232,8 +289,9 @@ class Settings(Section):
             raise ValueError(f"verdict.card {self.verdict.card!r} is not an entity: use one of {', '.join(self.columns.entities)}")
         return self
 
-# %% ../nbs/00_config.ipynb #c027
-ENVIRONMENT = {"live.redis_url": "FRAUD_POC_REDIS_URL"}  # settings that an environment variable may give, unless it is empty
+# %% ../nbs/00_config.ipynb #c031
+# settings that an environment variable may give, unless it is empty
+ENVIRONMENT = {"live.redis_url": "FRAUD_POC_REDIS_URL", "database.url": "FRAUD_POC_DATABASE_URL"}
 
 def _from_environment() -> dict[str, str]:
     "Settings that the environment gives."
@@ -253,13 +311,13 @@ def _resolve(data: dict, base: Path) -> None:
         value = str(data.get(section, {}).get(key, ""))
         if value and "://" not in value: data[section][key] = str((base / value).resolve())
 
-# %% ../nbs/00_config.ipynb #c029
+# %% ../nbs/00_config.ipynb #c033
 def _shown(value: Any) -> str:
     "A value for a message: short, and without the password of an address."
     return re.sub(r"(?<=://)\S*(?=@)|(?<=password=)[^&\s']+", "...", repr(value))[:80]
 
 def load_settings(
-    path: str | Path,                         # a domain's TOML file; FRAUD_POC_REDIS_URL in the environment wins over its live.redis_url
+    path: str | Path,                         # a domain's TOML file; the variables of ENVIRONMENT win over its addresses
     overrides: dict[str, Any] | None = None,  # dotted name -> value, as in {"batch.threads": 4}
 ) -> Settings:                                # validated settings with absolute paths
     "Read a domain's configuration; `ValueError` names the file, the setting, the value and the remedy."
