@@ -144,7 +144,7 @@ def test_a_server_killed_during_commits_loses_nothing_and_counts_nothing_twice(h
     async def crashing():
         deciding, kills = asyncio.create_task(decide_all(settings, server.url, entries, tasks=4, stores=2)), 0
         while not deciding.done() and kills < 5:
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.05)
             server.kill()
             await asyncio.to_thread(server.ensure)
             kills += 1
