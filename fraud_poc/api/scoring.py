@@ -504,10 +504,9 @@ def closed(properties: dict[str, dict], **more: Any) -> dict:
 def answer_schema(service: Service) -> dict:
     "JSON schema of an answer."
     entities, features = [entity.by for entity in service.engine.table.entities], service.engine.table.names[:3]
-    example = {"id": "o-1", "score": 0.031, "probability": 0.012, "band": "low", "action": "pass", "expected_loss": 0.3, "features": dict.fromkeys(features, 1.0),
-               "entities": dict.fromkeys(entities, "known"), "model": "ab" * 32, "policy": "ef" * 32, "feature_table": "cd" * 32,
-               "position": 1024,
-               "degraded": None, "known_before": False}
+    example = {"id": "o-1", "score": 0.031, "probability": 0.012, "band": "low", "action": "pass", "expected_loss": 0.3,
+               "features": dict.fromkeys(features, 1.0), "entities": dict.fromkeys(entities, "known"), "model": "ab" * 32, "policy": "ef" * 32,
+               "feature_table": "cd" * 32, "position": 1024, "degraded": None, "known_before": False}
     return closed({
         "id": TEXT, "score": NUMBER, "probability": NUMBER, "band": {"enum": list(BANDS)}, "action": {"enum": list(ACTIONS)},
         "expected_loss": NUMBER | {"description": "what passing is expected to cost, major units"},

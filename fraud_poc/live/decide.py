@@ -397,8 +397,7 @@ class Engine:
         self.settings, self.table, self.bundle, self.scorer, self.store = settings, table, bundle, scorer, store
         self.watch, self.chance, self.stepper, self.names = watch or Watch(), chance or random.Random(), Stepper(table), table.names
         self.hashes = bytes.fromhex(bundle.hash), bytes(32), bytes.fromhex(table.hash)
-        self.timeout = duration_ms(settings.live.store_timeout) / 1000
-        self.checked = False  # that the store holds states of this feature table
+        self.timeout, self.checked = duration_ms(settings.live.store_timeout) / 1000, False  # checked: that the store holds states of this table
 
     async def decide(self, event: Event) -> Answer:
         "Decide an order; `Conflict` when another one had its id. Store troubles give a degraded answer."
@@ -505,7 +504,8 @@ def degraded(engine: Engine, event: Event, reason: str) -> Answer:
     "An answer by amount alone; nothing is stored."
     engine.watch.count("degraded", reason)
     risk, bundle = degraded_band(event.amount, engine.settings), engine.bundle
-    return Answer(event.id, None, None, risk, ACTIONS[BANDS.index(risk)], None, {}, {}, bundle.hash, engine.hashes[1].hex(), engine.table.hash, None, reason)
+    return Answer(event.id, None, None, risk, ACTIONS[BANDS.index(risk)], None, {}, {}, bundle.hash, engine.hashes[1].hex(), engine.table.hash,
+                  None, reason)
 
 # %% ../../nbs/18_decide.ipynb #c054
 async def attempts(engine: Engine, attempt: Callable[[], Any]) -> Any:
