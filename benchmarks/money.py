@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import handbook  # noqa: E402
 
 from fraud_poc.config import Settings, load_settings  # noqa: E402
+from fraud_poc.data.files import read_json  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.aggregates import DAY_MS  # noqa: E402
@@ -48,7 +49,7 @@ def judged(settings: Settings) -> tuple[dict, Path]:
     make_dataset(settings)
     train_model(settings)
     found = judge_model(settings)
-    return found["money"], Path(found["folder"])
+    return read_json(Path(found["folder"]) / "evaluation.json")["money"], Path(found["folder"])
 
 
 def of_orders(folder: Path, orders: int, bootstrap: int) -> dict:

@@ -863,6 +863,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                         'fraud_poc.model.bundle.check_meaning': ('bundle.html#check_meaning', 'fraud_poc/model/bundle.py'),
                                         'fraud_poc.model.bundle.columns_of': ('bundle.html#columns_of', 'fraud_poc/model/bundle.py'),
                                         'fraud_poc.model.bundle.frame_problem': ('bundle.html#frame_problem', 'fraud_poc/model/bundle.py'),
+                                        'fraud_poc.model.bundle.in_short': ('bundle.html#in_short', 'fraud_poc/model/bundle.py'),
                                         'fraud_poc.model.bundle.judge_model': ('bundle.html#judge_model', 'fraud_poc/model/bundle.py'),
                                         'fraud_poc.model.bundle.latest_bundle': ('bundle.html#latest_bundle', 'fraud_poc/model/bundle.py'),
                                         'fraud_poc.model.bundle.list_bundles': ('bundle.html#list_bundles', 'fraud_poc/model/bundle.py'),
