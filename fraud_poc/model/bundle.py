@@ -380,7 +380,8 @@ def in_short(found: dict | None) -> dict:
     "Costs and savings of the policy in major units a day, by rule, and events by action; empty when there are none."
     if found is None: return {}
     plain = lambda table, key: {name: entry[key] for name, entry in table.items()}
-    return {"cost_a_day": plain(found["costs"], "value"), "saved_a_day": plain(found["savings"], "value"), "actions": plain(found["actions"], "events")}
+    return {"cost_a_day": plain(found["costs"], "value"), "saved_a_day": plain(found["savings"], "value"),
+            "actions": plain(found["actions"], "events")}
 
 # %% ../../nbs/13_bundle.ipynb #c039
 def judge_model(
