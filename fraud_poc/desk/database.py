@@ -184,7 +184,7 @@ def is_current(engine: sa.Engine) -> bool:
     with engine.connect() as connection: found = set(MigrationContext.configure(connection).get_current_heads())
     unknown = found - {script.revision for script in scripts.walk_revisions()}
     if unknown:
-        raise ValueError(f"the database is at revision {min(unknown)}, which this program does not know: use the program that made it, or a newer one")
+        raise ValueError(f"the database is at revision {min(unknown)}, which this program does not know: use the one that made it, or a newer one")
     return found == set(scripts.get_heads())
 
 def migrate(engine: sa.Engine) -> None:
