@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'SCOPES', 'accounts', 'sessions', 'attempts', 'api_keys', 'audit', 'audit_head', 'FIRST', 'HASHER', 'HASHING',
-           'LEAST', 'MOST', 'COMMON', 'RUNS', 'ACCOUNT', 'WINDOW', 'KEY_NAME', 'COOKIE', 'CSRF_HEADER', 'CSRF_FIELD',
-           'HARMLESS', 'FORM_BYTES', 'FORMS', 'now_ms', 'canonical', 'row_hash', 'record', 'list_audit', 'check_row',
-           'check_audit', 'verify_audit', 'check_password', 'nobodys_hash', 'hashed', 'fits', 'account_name',
-           'check_role', 'new_account', 'change_account', 'set_role', 'set_password', 'disable', 'list_accounts',
-           'Refused', 'Throttled', 'subjects_of', 'take_attempt', 'Session', 'sha256', 'open_session', 'log_in',
-           'session_of', 'log_out', 'new_key', 'revoke_key', 'list_keys', 'fresh_key', 'Keys', 'check_origin',
-           'check_csrf', 'Door', 'to_login', 'enter', 'give_cookie', 'leave']
+           'LEAST', 'MOST', 'COMMON', 'RUNS', 'ACCOUNT', 'LETTERS', 'WINDOW', 'KEY_NAME', 'COOKIE', 'CSRF_HEADER',
+           'CSRF_FIELD', 'HARMLESS', 'FORM_BYTES', 'FORMS', 'now_ms', 'canonical', 'row_hash', 'record', 'list_audit',
+           'check_row', 'check_audit', 'verify_audit', 'check_password', 'nobodys_hash', 'hashed', 'fits',
+           'account_name', 'check_role', 'new_account', 'change_account', 'set_role', 'set_password', 'disable',
+           'list_accounts', 'random_password', 'fresh_account', 'Refused', 'Throttled', 'subjects_of', 'take_attempt',
+           'Session', 'sha256', 'open_session', 'log_in', 'session_of', 'log_out', 'new_key', 'revoke_key', 'list_keys',
+           'fresh_key', 'Keys', 'check_origin', 'check_csrf', 'Door', 'to_login', 'enter', 'give_cookie', 'leave']
 
 # %% ../../nbs/22_access.ipynb #c003
 import asyncio
@@ -226,7 +226,25 @@ def list_accounts(engine: Engine) -> list[dict[str, Any]]:
     wanted = select(accounts.c.name, accounts.c.role, accounts.c.created, accounts.c.disabled).order_by(accounts.c.name)
     with engine.connect() as connection: return [dict(row) for row in connection.execute(wanted).mappings()]
 
-# %% ../../nbs/22_access.ipynb #c028
+# %% ../../nbs/22_access.ipynb #c027
+LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 that are not taken for each other
+
+def random_password() -> str:
+    "A password that can be shown once: 20 random letters in groups of five, 100 bits."
+    return "-".join("".join(secrets.choice(LETTERS) for _ in range(5)) for _ in range(4))
+
+def fresh_account(settings: Settings, name: str, role: str, who: str = "command line") -> str:
+    "Open the database of a domain and make an account, or give the one of that name role and password anew; its random password."
+    engine, password = open_database(settings), random_password()
+    try:
+        if any(account["name"] == account_name(name) for account in list_accounts(engine)):
+            set_role(engine, name, role, who)
+            set_password(engine, name, password, who)
+        else: new_account(engine, name, password, role, who)
+    finally: engine.dispose()
+    return password
+
+# %% ../../nbs/22_access.ipynb #c030
 WINDOW = 15 * 60_000  # ms in which attempts count
 
 class Refused(ValueError):
@@ -256,7 +274,7 @@ def take_attempt(engine: Engine, subjects: list[str], most: int, now: int) -> li
     if oldest: raise Throttled(max((max(oldest) + WINDOW - now + 999) // 1000, 1))
     return mine
 
-# %% ../../nbs/22_access.ipynb #c030
+# %% ../../nbs/22_access.ipynb #c032
 class Session(NamedTuple):
     "Who is logged in."
     account: str
@@ -274,7 +292,7 @@ def open_session(connection: Connection, name: str, lasts: int, now: int) -> tup
     connection.execute(insert(sessions).values(token=sha256(token), account=name, created=now, expires=now + lasts, csrf=csrf))
     return token, csrf
 
-# %% ../../nbs/22_access.ipynb #c032
+# %% ../../nbs/22_access.ipynb #c034
 def log_in(
     engine: Engine,
     settings: Settings,
@@ -299,7 +317,7 @@ def log_in(
         record(connection, name, "logged in", name, {}, now)
     return opened
 
-# %% ../../nbs/22_access.ipynb #c033
+# %% ../../nbs/22_access.ipynb #c035
 def session_of(engine: Engine, token: str | None, now: int | None = None) -> Session | None:
     "Who a token belongs to; None when it is unknown, over, or its account disabled."
     known = (select(accounts.c.name, accounts.c.role, sessions.c.csrf).join_from(sessions, accounts)
@@ -313,7 +331,7 @@ def log_out(engine: Engine, token: str | None, now: int | None = None) -> None:
         name = connection.execute(delete(sessions).where(sessions.c.token == sha256(token or "")).returning(sessions.c.account)).scalar()
         if name: record(connection, name, "logged out", name, {}, now)
 
-# %% ../../nbs/22_access.ipynb #c037
+# %% ../../nbs/22_access.ipynb #c039
 KEY_NAME = re.compile(r"[\w .@:-]{1,64}")
 
 def new_key(
@@ -348,7 +366,7 @@ def list_keys(engine: Engine) -> list[dict[str, Any]]:
     wanted = select(*[column for column in api_keys.c if column.name not in ("number", "sha256")]).order_by(api_keys.c.number)
     with engine.connect() as connection: return [dict(row) | {"scopes": row["scopes"].split()} for row in connection.execute(wanted).mappings()]
 
-# %% ../../nbs/22_access.ipynb #c039
+# %% ../../nbs/22_access.ipynb #c041
 def fresh_key(settings: Settings, name: str, scopes: Iterable[str] = SCOPES, who: str = "command line") -> str:
     "Open the database of a domain and make a key; one of that name that is in use is revoked first."
     engine = open_database(settings)
@@ -357,7 +375,7 @@ def fresh_key(settings: Settings, name: str, scopes: Iterable[str] = SCOPES, who
         return new_key(engine, name, scopes, who)
     finally: engine.dispose()
 
-# %% ../../nbs/22_access.ipynb #c041
+# %% ../../nbs/22_access.ipynb #c043
 class Keys:
     "The keys that are let in, in memory."
     def __init__(self, engine: Engine):
@@ -379,7 +397,7 @@ class Keys:
         found = self.find(key)
         return found[0] if found and scope in found[1] else None
 
-# %% ../../nbs/22_access.ipynb #c044
+# %% ../../nbs/22_access.ipynb #c046
 COOKIE, CSRF_HEADER, CSRF_FIELD = "fraud_poc", "X-CSRF-Token", "csrf"
 HARMLESS = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 FORM_BYTES = 65_536                    # of a form that is looked into
@@ -402,7 +420,7 @@ async def check_csrf(request: Request, session: Session) -> None:
     if not isinstance(shown, str) or not hmac.compare_digest(shown.encode("utf-8", "surrogatepass"), session.csrf.encode()):
         raise HTTPException(403, "the page is too old: load it again")
 
-# %% ../../nbs/22_access.ipynb #c046
+# %% ../../nbs/22_access.ipynb #c048
 class Door:
     "What lets people in to the pages under a path."
     def __init__(self, settings: Settings, engine: Engine, clock: Callable[[], float] = time.time, path: str = "/desk"):
@@ -434,7 +452,7 @@ def to_login(request: Request, path: str) -> HTTPException:
     page = request.method in HARMLESS and "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
     return HTTPException(303, headers={"Location": f"{path}/login"}) if page else HTTPException(401, "log in first", {"HX-Redirect": f"{path}/login"})
 
-# %% ../../nbs/22_access.ipynb #c048
+# %% ../../nbs/22_access.ipynb #c050
 async def enter(door: Door, request: Request, name: str, password: str) -> str:
     "Log in; the token for `give_cookie`. `Refused` and `Throttled` as `log_in`, `HTTPException` 403 when another site has sent the form."
     check_origin(request)
