@@ -428,6 +428,25 @@ def test_a_person_at_the_door(whole, here, settings, quick):
     asyncio.run(visit())
 
 
+def test_a_crowd_at_the_login_is_asked_to_come_back(whole, here, settings, monkeypatch):
+    new_account(here, "ann", SENTENCE, "analyst", "tests")
+    at_once, most, right = [], [], access.fits
+    def slow(hash, password):
+        at_once.append(1)
+        most.append(len(at_once))
+        time.sleep(0.05)
+        at_once.pop()
+        return right(hash, password)
+    monkeypatch.setattr(access, "fits", slow)
+    async def visit():
+        async with browser(whole) as client:
+            found = await asyncio.gather(*[client.post("/desk/login", data={"name": f"nobody-{i}", "password": "guess"}) for i in range(20)])
+            assert (await client.get("/healthz")).status_code == 200
+            return [response.status_code for response in found]
+    codes = asyncio.run(visit())
+    assert set(codes) == {401, 429} and max(most) <= access.CROWD
+
+
 def test_without_https_the_cookie_says_so(settings, here, quick):
     plain = settings.model_copy(update={"desk": settings.desk.model_copy(update={"secure_cookies": False})})
     app = small_desk(Door(plain, here, path="/"))

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ROLES', 'SCOPES', 'accounts', 'sessions', 'attempts', 'api_keys', 'audit', 'audit_head', 'FIRST', 'HASHER', 'HASHING',
            'LEAST', 'MOST', 'COMMON', 'RUNS', 'ACCOUNT', 'LETTERS', 'WINDOW', 'KEY_NAME', 'COOKIE', 'CSRF_HEADER',
-           'CSRF_FIELD', 'HARMLESS', 'FORM_BYTES', 'FORMS', 'now_ms', 'canonical', 'row_hash', 'record', 'list_audit',
-           'check_row', 'check_audit', 'verify_audit', 'check_password', 'nobodys_hash', 'hashed', 'fits',
+           'CSRF_FIELD', 'HARMLESS', 'FORM_BYTES', 'FORMS', 'CROWD', 'now_ms', 'canonical', 'row_hash', 'record',
+           'list_audit', 'check_row', 'check_audit', 'verify_audit', 'check_password', 'nobodys_hash', 'hashed', 'fits',
            'account_name', 'check_role', 'new_account', 'change_account', 'set_role', 'set_password', 'disable',
-           'list_accounts', 'random_password', 'fresh_account', 'Refused', 'Throttled', 'subjects_of', 'take_attempt',
-           'Session', 'sha256', 'open_session', 'log_in', 'session_of', 'log_out', 'new_key', 'revoke_key', 'list_keys',
-           'fresh_key', 'Keys', 'check_origin', 'check_csrf', 'Door', 'to_login', 'enter', 'give_cookie', 'leave']
+           'list_accounts', 'random_password', 'fresh_account', 'Refused', 'Throttled', 'subjects_of', 'waiting',
+           'take_attempt', 'Session', 'sha256', 'open_session', 'log_in', 'session_of', 'log_out', 'new_key',
+           'revoke_key', 'list_keys', 'fresh_key', 'Keys', 'check_origin', 'check_csrf', 'Door', 'to_login', 'enter',
+           'give_cookie', 'leave']
 
 # %% ../../nbs/22_access.ipynb #c003
 import asyncio
@@ -254,7 +255,8 @@ class Throttled(Refused):
     "Too many logins were tried; `wait` seconds until the next may be."
     def __init__(self, wait: int):
         self.wait = wait
-        super().__init__(f"too many attempts: wait {(wait + 59) // 60} minutes")
+        minutes = (wait + 59) // 60
+        super().__init__(f"too many attempts: wait {minutes} minute{'s' * (minutes > 1)}")
 
 def subjects_of(name: str, address: str) -> list[str]:
     "What an attempt counts for: account and address, as hashes."
@@ -262,16 +264,22 @@ def subjects_of(name: str, address: str) -> list[str]:
     except ValueError: place = address
     return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in (f"account {name.strip().lower()}", f"address {place}")]
 
+def waiting(connection: Connection, subjects: list[str], most: int, now: int) -> int:
+    "Seconds until none of the subjects has more attempts than `most`; 0 = none has."
+    mine = select(func.count(), func.min(attempts.c.at)).where(attempts.c.subject.in_(subjects), attempts.c.at > now - WINDOW)
+    oldest = [first for count, first in connection.execute(mine.group_by(attempts.c.subject)).all() if count > most]
+    return max((max(oldest) + WINDOW - now + 999) // 1000, 1) if oldest else 0
+
 def take_attempt(engine: Engine, subjects: list[str], most: int, now: int) -> list[int]:
     "Count an attempt, and forget old ones; its numbers. `Throttled` when there were too many."
+    with engine.connect() as connection: wait = waiting(connection, subjects, most - 1, now)
+    if wait: raise Throttled(wait)  # a flood writes nothing
     with writing(engine) as connection:
         connection.execute(delete(attempts).where(attempts.c.at <= now - WINDOW))
         mine = [connection.execute(insert(attempts).values(subject=one, at=now)).inserted_primary_key[0] for one in subjects]
-    counted = select(func.count(), func.min(attempts.c.at)).where(attempts.c.subject.in_(subjects)).group_by(attempts.c.subject)
     with writing(engine) as connection:
-        oldest = [first for count, first in connection.execute(counted).all() if count > most]
-        if oldest: connection.execute(delete(attempts).where(attempts.c.number.in_(mine)))
-    if oldest: raise Throttled(max((max(oldest) + WINDOW - now + 999) // 1000, 1))
+        if wait := waiting(connection, subjects, most, now): connection.execute(delete(attempts).where(attempts.c.number.in_(mine)))
+    if wait: raise Throttled(wait)
     return mine
 
 # %% ../../nbs/22_access.ipynb #c032
@@ -425,7 +433,7 @@ class Door:
     "What lets people in to the pages under a path."
     def __init__(self, settings: Settings, engine: Engine, clock: Callable[[], float] = time.time, path: str = "/desk"):
         self.settings, self.engine, self.clock, self.path = settings, engine, clock, path
-        self.cookie = ("__Secure-" if settings.desk.secure_cookies else "") + COOKIE
+        self.cookie, self.guards, self.entering = ("__Secure-" if settings.desk.secure_cookies else "") + COOKIE, {}, 0
 
     def now(self) -> int:
         "Milliseconds since 1970."
@@ -438,13 +446,14 @@ class Door:
     def guard(self, role: str) -> Callable[[Request], Awaitable[Session]]:
         "A dependency for routes that need a role: gives the session, or refuses by `HTTPException` 303, 401 or 403."
         check_role(role)
+        if role in self.guards: return self.guards[role]  # the same one, so that FastAPI asks it once for a request
         async def guarded(request: Request) -> Session:
             session = await self.session(request)
             if session is None: raise to_login(request, self.path)
             if request.method not in HARMLESS: await check_csrf(request, session)
             if ROLES.index(session.role) < ROLES.index(role): raise HTTPException(403, f"this needs the role {role}, not {session.role}")
             return session
-        guarded.role = role
+        guarded.role, self.guards[role] = role, guarded
         return guarded
 
 def to_login(request: Request, path: str) -> HTTPException:
@@ -453,12 +462,15 @@ def to_login(request: Request, path: str) -> HTTPException:
     return HTTPException(303, headers={"Location": f"{path}/login"}) if page else HTTPException(401, "log in first", {"HX-Redirect": f"{path}/login"})
 
 # %% ../../nbs/22_access.ipynb #c050
+CROWD = 4  # people who are at the login at once
+
 async def enter(door: Door, request: Request, name: str, password: str) -> str:
     "Log in; the token for `give_cookie`. `Refused` and `Throttled` as `log_in`, `HTTPException` 403 when another site has sent the form."
     check_origin(request)
-    address = request.client.host if request.client else ""
-    token, _ = await asyncio.to_thread(log_in, door.engine, door.settings, name, password, address, door.now())
-    return token
+    if door.entering >= CROWD: raise Throttled(1)
+    address, door.entering = request.client.host if request.client else "", door.entering + 1
+    try: return (await asyncio.to_thread(log_in, door.engine, door.settings, name, password, address, door.now()))[0]
+    finally: door.entering -= 1
 
 def give_cookie(door: Door, response: Response, token: str) -> None:
     "Put a session's token into a response."
