@@ -20,7 +20,7 @@ from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk import forget as module
 from fraud_poc.desk.access import list_audit, verify_audit
-from fraud_poc.desk.database import cases, decisions, labels, links, open_database, signed, unsigned, writing
+from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
 from fraud_poc.desk.forget import JOURNAL, MARK, WORKING, Found, Orders, drawn, forget, note_others, note_own
 from fraud_poc.events import key_of, keys_of
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
@@ -54,7 +54,7 @@ class Shop:
     customer: str  # who shares an address, and ordered both in history and live
 
     @property
-    def settings(self) -> Settings: return settings_in(self.folder / "batch")
+    def settings(self) -> Settings: return settings_in(self.folder / "b")
 
     def copy(self, to: Path) -> "Shop":
         shutil.copytree(self.folder, to, ignore=shutil.ignore_patterns("redis.sock", "*.lock"))
@@ -75,16 +75,10 @@ async def play(settings: Settings, url: str, orders: list[dict], verdicts: dict[
     return answers
 
 
-async def write(settings: Settings, url: str, database: sa.Engine) -> None:
-    "Bring the database up to the end of the live log."
-    async with open_store(settings, url) as store:
-        await follow(store, database, Reading(settings, lambda model, vectors, orders: [None] * len(orders)), asyncio.Event(), to_end=True)
-
-
 @pytest.fixture(scope="module")
 def template(tmp_path_factory) -> Shop:
     folder = tmp_path_factory.mktemp("forget")
-    settings = settings_in(folder / "batch")
+    settings = settings_in(folder / "b")
     make_data(settings, folder / "raw")
     table = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "raw" / "orders").rglob("*.parquet"))]).sort_by("order_date")
     said = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "raw" / "labels").rglob("*.parquet"))])
@@ -118,7 +112,7 @@ def postgresql():
 
 
 @pytest.fixture
-def shop(template, tmp_path) -> Shop: return template.copy(tmp_path / "shop")
+def shop(template, tmp_path) -> Shop: return template.copy(tmp_path / "s")
 
 
 def log_of(settings: Settings, kind: str = "events") -> pa.Table:
@@ -174,8 +168,8 @@ def new_keys(before: pa.Table, after: pa.Table, columns: list[str]) -> dict[tupl
     return {(name, old): new for name in columns for old, new in zip(before[f"{name}_key"].to_pylist(), after[f"{name}_key"].to_pylist())}
 
 
-def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, shop):
-    settings, other = shop.settings, template.settings
+def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, shop, tmp_path):
+    settings, other = shop.settings, template.copy(tmp_path / "o").settings
     gone, own, shared = left_by(shop, settings)
     before, table = log_of(settings), build_table(settings)
     def parts(s) -> list[bytes]:
@@ -297,7 +291,7 @@ def test_orders_that_come_meanwhile_are_the_forgotten_or_a_new_customers(shop, m
 
 def test_training_set_rejects_and_archived_logs(shop):
     chosen = {"training.test_days": 6, "training.delay": "3d", "training.train_days": 24, "training.validation_days": 8, "input.labels": "none"}
-    settings = settings_in(shop.folder / "batch", **chosen)
+    settings = settings_in(shop.folder / "b", **chosen)
     columns = ["order_id", "order_date", "order_amount", *HASHED]
     wrong = [["bad-1", "2025-01-02", "1", "", "", "", "", ""], [shop.customer, "2025-01-02", "-5", "x", "x", "x", "x", "x"], ["bad-2", "yesterday", "1", shop.customer, "x", "x", "x", "x"]]
     lines = [",".join(columns), *map(",".join, wrong), f"bad-3,2025-01-02,{shop.customer}"]
@@ -306,7 +300,7 @@ def test_training_set_rejects_and_archived_logs(shop):
     compute_features(settings)
     made, gone = make_dataset(settings), left_by(shop, settings)[0]
     with server_for(settings) as url: prepare_db(settings, url, start_over=True)
-    other = compute_features(settings_in(shop.folder / "batch", **{"features.rows": ROWS[:3]}))["folder"]
+    other = compute_features(settings_in(shop.folder / "b", **{"features.rows": ROWS[:3]}))["folder"]
     told = forget(settings, shop.customer)
     assert told["archives"]["entries"] and told["dataset"]["rows"] and told["rejects"]["values"] == 1 and told["features"]["removed"] == [Path(other).name]
     with server_for(settings) as url: assert_nothing_left(settings, gone, url)
@@ -339,7 +333,68 @@ def test_what_is_refused(shop, monkeypatch):
     settings = shop.settings
     with pytest.raises(ValueError, match="first of columns.entities"): forget(settings, "")
     with sole_use(settings.batch.folder / ".dataset"), pytest.raises(ValueError, match="another run"): forget(settings, shop.customer)
-    with server_for(settings) as url, pytest.raises(ValueError, match="feature table"): forget(settings_in(shop.folder / "batch", **{"features.rows": ROWS[:2]}), shop.customer, url)
-    with pytest.raises(ConnectionError): forget(settings_in(shop.folder / "batch", **{"live.redis_url": "redis://127.0.0.1:1/0"}), shop.customer)
+    with server_for(settings) as url, pytest.raises(ValueError, match="feature table"): forget(settings_in(shop.folder / "b", **{"features.rows": ROWS[:2]}), shop.customer, url)
+    with pytest.raises(ConnectionError): forget(settings_in(shop.folder / "b", **{"live.redis_url": "redis://127.0.0.1:1/0"}), shop.customer)
     before = log_of(settings)
     assert forget(settings, "nobody at all")["orders"] == 0 and log_of(settings).equals(before)
+
+
+# --- the database -----------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request):
+    "Address of an empty database; \"\" = SQLite in the folder."
+    if request.param == "sqlite": yield ""
+    else:
+        server = request.getfixturevalue("postgresql")
+        if server is None: pytest.skip("there is no PostgreSQL")
+        with empty_database(server) as url: yield url
+
+
+def rows_of_database(database: sa.Engine) -> dict[str, list[dict]]:
+    with database.connect() as connection:
+        tables = sa.MetaData()
+        tables.reflect(connection)
+        return {name: [dict(row) for row in connection.execute(sa.select(table)).mappings()] for name, table in tables.tables.items()}
+
+
+def test_the_database_forgets_too(shop, database_url):
+    writer = pytest.importorskip("fraud_poc.desk.writer")
+    Reading, follow, mark_of, write_entries = writer.Reading, writer.follow, writer.mark_of, writer.write_entries
+    settings = settings_in(shop.folder / "b", **{"database.url": database_url})
+    reading, secret = Reading(settings, lambda model, vectors, orders: [None] * len(orders)), hash_secret(settings.batch.folder)
+    async def write(url: str, database: sa.Engine):
+        async with open_store(settings, url) as store: await follow(store, database, reading, asyncio.Event(), to_end=True)
+    gone = left_by(shop, settings)[0]
+    database = open_database(settings)
+    with server_for(settings) as url:
+        asyncio.run(write(url, database))
+        before, mark = rows_of_database(database), mark_of(database)
+        mine = {row["id"] for row in before["decisions"] if row["customer"] == shop.customer}
+        other = next(row["id"] for row in before["decisions"] if row["id"] not in mine)
+        with writing(database) as connection:
+            case = {"status": "open", "opened": 0, "urgency": 1.0, "band": "high", "action": "review", "amount": 1, "time": 0}
+            connection.execute(sa.delete(cases))
+            for number, note, customer in ((min(mine), "called", shop.customer), (other, f"see {shop.customer}, same phone", "x")):
+                connection.execute(sa.insert(cases).values(decision_id=number, note=note, customer=customer, **case))
+        # a portion that was read before, and is not yet written, is refused
+        late = [row for row in shop.rest if row["customer_id"] == shop.customer][:1]
+        asyncio.run(play(settings, url, late, {}))
+        async def behind() -> list:
+            async with open_store(settings, url) as store: return await store.entries(mark.position, 100)
+        portion = asyncio.run(behind())
+        told = forget(settings, shop.customer, who="admin")
+        assert len(portion) == 1 and write_entries(database, reading, mark, portion) != mark and told["database"]["decisions"] == len(mine) and told["notes"] == 1
+        asyncio.run(write(url, database))
+        assert_nothing_left(settings, [*gone, late[0]["order_id"].encode()], url)
+    after = rows_of_database(database)
+    for name, rows in after.items():
+        data = spread_out([{key: unsigned(value) if isinstance(value, int) else value for key, value in row.items()} for row in rows]) + spread_out(rows)
+        assert not [text for text in gone if text in data], f"table {name} holds what should be gone"
+    assert [row for row in after["decisions"] if row["id"] not in mine][:len(before["decisions"]) - len(mine)] == [row for row in before["decisions"] if row["id"] not in mine]
+    assert len(after["decisions"]) == len(before["decisions"]) + 1 and len({row["customer"] for row in after["decisions"] if row["id"] in mine}) == 1
+    for row in after["decisions"]: assert unsigned(row["id_key"]) == key_of(row["order_id"], secret)
+    keys = {(row["decision_id"], row["entity"]): unsigned(row["key"]) for row in after["links"]}
+    assert all(keys[row["id"], "customer_id"] == key_of(row["customer"], secret) for row in after["decisions"])
+    assert {row["note"] for row in after["cases"]} == {""} and list_audit(database)[-1]["who"] == "admin" and verify_audit(database)
+    database.dispose()

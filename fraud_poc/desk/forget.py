@@ -474,7 +474,7 @@ for i = 1, states do
 end
 for i = 6 + 2 * states, #KEYS do redis.call('UNLINK', KEYS[i]) end
 local seq = redis.call('GET', KEYS[2]) or '-1'
-redis.call('SET', KEYS[5], ARGV[3] .. ':' .. seq)
+redis.call('SET', KEYS[5], ARGV[3] .. ':' .. seq .. ':' .. ARGV[1])
 return 'done' .. seq
 """
 
@@ -572,29 +572,27 @@ def facts(client: Client) -> dict[str, str]:
     "What the server says of its files."
     return dict(re.findall(r"(\w+):(\S*)", client.call("INFO", "persistence").decode()))
 
-def rewritten(client: Client, command: str, running: str, patience: float = 600.0) -> None:
-    "Have the server write a file anew, and wait until it is done; `TimeoutError` when it takes too long."
+def rewritten(client: Client, command: str, outcome: str, patience: float = 600.0) -> str:
+    "Have the server write a file anew, and wait: \"done\", or why it refuses. `TimeoutError` when it takes too long."
     until = time.monotonic() + patience
-    busy = lambda: any(facts(client).get(name, "0") == "1" for name in ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress"))
+    names = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")
+    busy = lambda: any(facts(client).get(name, "0") == "1" for name in names)
     while busy() and time.monotonic() < until: time.sleep(0.02)
-    client.call(command)
+    try: client.call(command)
+    except (ValueError, ConnectionError) as error: return f"refused, have it done by whoever runs the server: {error}"
     while busy():
         if time.monotonic() > until: raise TimeoutError(f"the store did not write its file anew within {patience:g} s: run again")
         time.sleep(0.02)
-    if facts(client).get(running) != "ok": raise OSError("the store failed to write its file anew (see its log): run again")
+    if facts(client).get(outcome) != "ok": raise OSError("the store failed to write its file anew (see its log): run again")
+    return "done"
 
-def compact_store(client: Client) -> list[str]:
-    "Have the server's files written anew; which."
-    done = []
-    if facts(client).get("aof_enabled") == "1":
-        rewritten(client, "BGREWRITEAOF", "aof_last_bgrewrite_status")
-        done.append("append-only file")
+def compact_store(client: Client) -> dict[str, str]:
+    "Have the server's files written anew; what came of it."
+    told = {}
+    if facts(client).get("aof_enabled") == "1": told["append_only_file"] = rewritten(client, "BGREWRITEAOF", "aof_last_bgrewrite_status")
     try: save = client.call("CONFIG", "GET", "save")[1]
     except (ValueError, ConnectionError): save = b"?"  # a server that lets nobody ask
-    if save:
-        rewritten(client, "BGSAVE", "rdb_last_bgsave_status")
-        done.append("snapshot")
-    return done
+    return told | ({"snapshot": rewritten(client, "BGSAVE", "rdb_last_bgsave_status")} if save else {})
 
 # %% ../../nbs/28_forget.ipynb #c067
 ARCHIVES = "live_log"  # folder under settings.batch.folder
@@ -834,9 +832,9 @@ def unfinished(here: Opened) -> dict | None:
     if not path.exists(): return None
     journal = read_json(path)
     if not journal["live"] and here.client:
-        name, _, last = (here.client.call("GET", places_of(here.names).done) or b"").decode().partition(":")
-        meta = look(here.client, here.names).meta
-        if name == journal["name"]: journal["live"] = NOTHING | {"epoch": meta.epoch if meta else "", "last": int(last)}
+        name, last, epoch, *_ = (here.client.call("GET", places_of(here.names).done) or b"::").decode().split(":")
+        if name == journal["name"]: journal["live"] = NOTHING | {"epoch": epoch, "last": int(last)}
+        write_journal(here.settings.batch.folder, journal)
     if journal["live"]: return journal
     path.unlink()
     return None
