@@ -975,8 +975,9 @@ def opened_log(settings: Settings, replace: bool) -> dict:
 def check_live(folder: Path, parts: list[dict]) -> None:
     "`ValueError` when a log holds parts that were collected from a live log."
     if not any("live" in part for part in parts): return
-    raise ValueError(f"the log in {folder} goes on in a live log, part of which was collected into it: numbers of new rows would be used twice, and a "
-                     "rebuilt log would lose what came in live. Send new orders to the service and verdicts to `fraud-poc labels`, or set another batch.folder")
+    raise ValueError(f"the log in {folder} goes on in a live log, part of which was collected into it: numbers of new rows would be used "
+                     "twice, and a rebuilt log would lose what came in live. Send new orders to the service and verdicts to `fraud-poc labels`, "
+                     "or set another batch.folder")
 
 def pieces_for(sources: list[Source]) -> int:
     "Pieces of the ids, such that one is about `ROWS` rows: counted for Parquet, guessed for CSV at 80 bytes a row (16 when packed)."

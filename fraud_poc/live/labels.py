@@ -183,7 +183,8 @@ def check_statement(settings: Settings, statement: Statement, order: Order, now:
     if statement.known is not None and statement.known < order.time:
         problems.append(Problem("known", "time is before the order's own: nothing could be known of it yet", "datetime_past"))
     if statement.known is not None and statement.known > now + skew:
-        problems.append(Problem("known", f"time is later than the clock by more than live.future_skew ({settings.live.future_skew})", "datetime_future"))
+        what = f"time is later than the clock by more than live.future_skew ({settings.live.future_skew})"
+        problems.append(Problem("known", what, "datetime_future"))
     if problems: raise OrderError(problems)
 
 # %% ../../nbs/19_labels.ipynb #c021
@@ -443,7 +444,8 @@ def event_rows(settings: Settings, secret: bytes, numbered: list[tuple[int, Entr
         if entry.kind != "event": continue
         ident, texts = texts_of(settings, entry.body)
         if ident and key_of(ident, secret) != entry.id_key:
-            raise ValueError(f"entry {seq} of the live log was hashed with another secret than {settings.batch.folder / 'hash_secret'}: bring that back")
+            raise ValueError(f"entry {seq} of the live log was hashed with another secret than {settings.batch.folder / 'hash_secret'}: "
+                             "bring that one back")
         rows.append({"seq": seq, "id": ident, "id_key": entry.id_key, "time": entry.time, columns.amount: entry.amount}
                     | {name: texts[name] for name in columns.hashed} | {f"{name}_key": key for name, key in zip(columns.hashed, entry.keys)})
     return typed(rows, event_schema(columns))
@@ -477,7 +479,8 @@ def check_fit(settings: Settings, client: Client, names: Names, found: Found, ma
     if foreign or mark_of(parts[:count]) != found.meta.base.get("log"):
         what = f"part {foreign[0]} was ingested after the store was filled" if foreign else "the store was filled from another log"
         raise ValueError(f"the live log does not go on from the log in {folder}: {what}, and its sequence numbers are taken by live entries. "
-                         "Bring back the batch log of before, or start over (`fraud-poc prepare-db --start-over`), which writes the live log to live_log/")
+                         "Bring back the batch log of before, or start over (`fraud-poc prepare-db --start-over`), which writes the live "
+                         "log to live_log/")
     digest = parts[-1].get("last_entry") if parts else None
     last = client.call("XRANGE", names.log, f"{manifest['next_seq'] - 1}-0", f"{manifest['next_seq'] - 1}-99") if digest else []
     if int(found.seq) + 1 < manifest["next_seq"] or last and hashlib.sha256(last[0][1][1]).hexdigest() != digest:
@@ -508,7 +511,8 @@ def live_parts(settings: Settings, lots: Iterator[list[tuple[int, bytes]]], numb
         if not len(events) + len(labels): continue
         part = write_part(settings.batch.folder / LOG, number, events, labels)
         if len(statements): write_parquet(part_path(settings.batch.folder, "statements", part["name"]), statements.combine_chunks())
-        yield part | {"first_seq": start, "next_seq": end, "live": epoch, "statements": len(statements), "last_entry": hashlib.sha256(data).hexdigest()}
+        digest = hashlib.sha256(data).hexdigest()
+        yield part | {"first_seq": start, "next_seq": end, "live": epoch, "statements": len(statements), "last_entry": digest}
         number, held, count = number + 1, [], 0
 
 # %% ../../nbs/19_labels.ipynb #c053
@@ -537,6 +541,7 @@ def collect(
         if not parts: return told | {"next_seq": first}
         settle(client, names, last)
         told |= {"next_seq": parts[-1]["next_seq"]}
-        collects = [*manifest.get("collects", []), told | {"epoch": found.meta.epoch}]
-        write_json(settings.batch.folder / LOG / "manifest.json", manifest | {"next_seq": told["next_seq"], "parts": manifest["parts"] + parts, "collects": collects})
+        manifest |= {"next_seq": told["next_seq"], "parts": manifest["parts"] + parts,
+                     "collects": [*manifest.get("collects", []), told | {"epoch": found.meta.epoch}]}
+        write_json(settings.batch.folder / LOG / "manifest.json", manifest)
         return told

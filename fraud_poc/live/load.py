@@ -44,7 +44,8 @@ def base_of(
     done = read_json(path)["parts"]
     if mark_of(done) != mark_of(log["parts"][:len(done)]):
         raise ValueError(f"the log in {settings.batch.folder} changed since its features were computed: run `fraud-poc features` with --replace")
-    return {"log": mark_of(done), "parts": len(done), "next_seq": log["parts"][len(done) - 1]["next_seq"] if done else 0, "features": path.parent.name}
+    first = log["parts"][len(done) - 1]["next_seq"] if done else 0
+    return {"log": mark_of(done), "parts": len(done), "next_seq": first, "features": path.parent.name}
 
 def grown_from(settings: Settings, meta: Meta, base: dict) -> bool:
     "Whether a base is that of a store and, behind it, parts that were collected from the store's own live log."
@@ -136,6 +137,7 @@ def gap(first: int, there: int) -> str:
     return (f"the live log begins with number {there}, and {first} is needed: collect before you trim, bring the log back, "
             "or start over (`fraud-poc prepare-db --start-over`)")
 
+# %% ../../nbs/17_load.ipynb #c015
 def replay_log(
     writer: Writer,
     names: Names,
@@ -161,7 +163,7 @@ def replay_log(
         tick(len(found))
     return after
 
-# %% ../../nbs/17_load.ipynb #c015
+# %% ../../nbs/17_load.ipynb #c017
 SWITCH = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 'other' end
 if (redis.call('GET', KEYS[3]) or '') ~= ARGV[2] then return 'grew' end
@@ -194,7 +196,7 @@ def switch(client: Client, names: Names, found: Found, meta: Meta, seq: bytes, f
     if answer == b"other": raise ValueError("another load switched the store meanwhile: run again if that was not meant")
     return answer == b"done"
 
-# %% ../../nbs/17_load.ipynb #c017
+# %% ../../nbs/17_load.ipynb #c019
 def remove_stale(client: Client, names: Names) -> int:
     "Remove the keys of stale generations; returns how many."
     stale, cursor, removed = tuple(client.call("SMEMBERS", names.stale)), b"0", 0
@@ -206,7 +208,7 @@ def remove_stale(client: Client, names: Names) -> int:
     if stale: client.call("SREM", names.stale, *stale)
     return removed
 
-# %% ../../nbs/17_load.ipynb #c019
+# %% ../../nbs/17_load.ipynb #c021
 ARCHIVED = pa.schema([("seq", pa.int64()), ("kind", pa.string()), ("time", pa.int64()), ("id_key", pa.uint64()), ("keys", pa.list_(pa.uint64())),
                       ("amount", pa.int64()), ("label", pa.int8()), ("previous", pa.int8()), ("known", pa.int64()), ("decision", pa.binary()),
                       ("body", pa.binary()), ("at", pa.int64()), ("took", pa.int64())])
@@ -224,7 +226,7 @@ def archive_log(client: Client, names: Names, folder: Path, epoch: str, after: i
         after = found[-1][0]
         tick(len(found))
 
-# %% ../../nbs/17_load.ipynb #c021
+# %% ../../nbs/17_load.ipynb #c023
 def _checked(settings: Settings, found: Found, base: dict, start_over: bool) -> bool:
     "Whether the store starts over; `ValueError` when its live log would no longer fit."
     if found.meta and not start_over:
@@ -245,7 +247,7 @@ def _next_generation(client: Client, names: Names) -> int:
     client.call("SADD", names.stale, names.states(generation))
     return generation
 
-# %% ../../nbs/17_load.ipynb #c023
+# %% ../../nbs/17_load.ipynb #c025
 ROUNDS = 1_000  # most attempts to reach the end of a growing log
 
 def _catch_up(settings: Settings, writer: Writer, names: Names, found: Found, meta: Meta, fresh: bool, table: FeatureTable, tick) -> int:
@@ -259,7 +261,7 @@ def _catch_up(settings: Settings, writer: Writer, names: Names, found: Found, me
         if switch(writer.client, names, found, meta, seq, fresh): return after
     raise ValueError(f"the live log grew faster than it could be replayed, {ROUNDS} times: stop the service, or run again at a quieter hour")
 
-# %% ../../nbs/17_load.ipynb #c025
+# %% ../../nbs/17_load.ipynb #c027
 def prepare_db(
     settings: Settings,
     url: str,                          # of the store, as for live.store.parse_url
@@ -288,7 +290,7 @@ def prepare_db(
         trimmed = trim_log(client, names, base, trim)
         return _report(meta, loaded, done["entries"], fresh, removed + remove_stale(client, names)) | {"trimmed": trimmed}
 
-# %% ../../nbs/17_load.ipynb #c027
+# %% ../../nbs/17_load.ipynb #c029
 def _report(meta: Meta, loaded: dict[str, dict], entries: int, fresh: bool, removed: int) -> dict:
     "What a load did, and what it takes of the server's memory."
     states, used = (sum(one[k] for one in loaded.values()) for k in ("states", "bytes"))
