@@ -397,8 +397,7 @@ class Engine:
         self.settings, self.table, self.bundle, self.scorer, self.store = settings, table, bundle, scorer, store
         self.watch, self.chance, self.stepper, self.names = watch or Watch(), chance or random.Random(), Stepper(table), table.names
         self.hashes = bytes.fromhex(bundle.hash), bytes(32), bytes.fromhex(table.hash)
-        self.timeout = duration_ms(settings.live.store_timeout) / 1000
-        self.checked = False  # that the store holds states of this feature table
+        self.timeout, self.checked = duration_ms(settings.live.store_timeout) / 1000, False  # checked: that the store holds states of this table
 
     async def decide(self, event: Event) -> Answer:
         "Decide an order; `Conflict` when another one had its id. Store troubles give a degraded answer."
@@ -455,6 +454,7 @@ def stepped(
     except ValueError as error: raise StoreLost(f"a state cannot be read: {error}") from error
     return vector, flags, [b"" if after[e] == whole[e] else after[e] for e in there]
 
+# %% ../../nbs/18_decide.ipynb #c052
 def decided(
     engine: Engine,
     event: Event,
@@ -476,7 +476,7 @@ def decided(
                   at=int(time.time() * 1000), took=int((time.perf_counter() - start) * 1e6))
     return answer, Change(b"", record, [], [], [], encode_entry(entry))
 
-# %% ../../nbs/18_decide.ipynb #c052
+# %% ../../nbs/18_decide.ipynb #c054
 def repeated(engine: Engine, event: Event, record: bytes, seq: int) -> Answer:
     "The earlier answer; `Conflict` when the earlier order was another one."
     found = open_record(record)
@@ -505,9 +505,10 @@ def degraded(engine: Engine, event: Event, reason: str) -> Answer:
     "An answer by amount alone; nothing is stored."
     engine.watch.count("degraded", reason)
     risk, bundle = degraded_band(event.amount, engine.settings), engine.bundle
-    return Answer(event.id, None, None, risk, ACTIONS[BANDS.index(risk)], None, {}, {}, bundle.hash, engine.hashes[1].hex(), engine.table.hash, None, reason)
+    return Answer(event.id, None, None, risk, ACTIONS[BANDS.index(risk)], None, {}, {}, bundle.hash, engine.hashes[1].hex(), engine.table.hash,
+                  None, reason)
 
-# %% ../../nbs/18_decide.ipynb #c054
+# %% ../../nbs/18_decide.ipynb #c056
 async def attempts(engine: Engine, attempt: Callable[[], Any]) -> Any:
     "What an attempt gives, tried again while it gives None; None when too many failed or time is up."
     until = time.monotonic() + engine.timeout
