@@ -371,22 +371,32 @@ def file_statements(
 # %% ../../nbs/19_labels.ipynb #c043
 AT_ONCE, LOT = 16, 5_000  # orders that are spoken of at once; rows at a time
 
-async def say_lot(engine: Any, settings: Settings, secret: bytes, lot: list[tuple[int, Statement]]) -> list[tuple[int, Said | list[Problem]]]:
-    "What came of some statements, in order."
+async def say_lot(
+    engine: Any,
+    settings: Settings,
+    secret: bytes,
+    lot: list[tuple[int, Statement]],  # numbered
+    now: int | None = None,            # by the clock on the wall, UTC ms; None = look at it
+) -> list[tuple[int, Said | list[Problem]]]:  # by number
+    "What came of some statements; store troubles are raised when all that could be said is said."
     groups, gate, first = {}, asyncio.Semaphore(AT_ONCE), (await engine.store.meta()).base["next_seq"]
     for number, statement in lot: groups.setdefault(key_of(statement.order, secret), []).append((number, statement))
     orders = await asyncio.to_thread(find_in_log, settings, groups, first)
     async def one(id_key: int, statements: list) -> list:
         async with gate:
             order = await find_live(engine.store, settings.columns.entities, id_key, first) or orders.get(id_key)
-            return [(number, await say_or_tell(engine, settings, secret, s, id_key, order)) for number, s in statements]
-    return sorted(sum(await asyncio.gather(*[one(*group) for group in groups.items()]), []), key=lambda pair: pair[0])
+            return [(number, await say_or_tell(engine, settings, secret, s, now, id_key, order)) for number, s in statements]
+    found = await asyncio.gather(*[one(*group) for group in groups.items()], return_exceptions=True)
+    for error in found:
+        if isinstance(error, BaseException): raise error
+    return sorted(sum(found, []), key=lambda pair: pair[0])
 
-async def say_or_tell(engine: Any, settings: Settings, secret: bytes, statement: Statement, id_key: int, order: Order | None) -> Said | list[Problem]:
+async def say_or_tell(engine: Any, settings: Settings, secret: bytes, statement: Statement, now: int | None, id_key: int,
+                      order: Order | None) -> Said | list[Problem]:
     "What came of a statement, or what is wrong with it."
     try:
         if order is None: raise unknown(settings, statement)
-        return await say(engine, settings, secret, statement, orders={id_key: order})
+        return await say(engine, settings, secret, statement, now, {id_key: order})
     except UnknownOrder as error: return [Problem("order", str(error), "not_found")]
     except OrderError as error: return error.problems
 
