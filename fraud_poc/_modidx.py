@@ -710,6 +710,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                        'fraud_poc.live.labels.moment_of': ('labels.html#moment_of', 'fraud_poc/live/labels.py'),
                                        'fraud_poc.live.labels.newest_of': ('labels.html#newest_of', 'fraud_poc/live/labels.py'),
                                        'fraud_poc.live.labels.open_ledger': ('labels.html#open_ledger', 'fraud_poc/live/labels.py'),
+                                       'fraud_poc.live.labels.own_parts': ('labels.html#own_parts', 'fraud_poc/live/labels.py'),
                                        'fraud_poc.live.labels.pack_ledger': ('labels.html#pack_ledger', 'fraud_poc/live/labels.py'),
                                        'fraud_poc.live.labels.plain_text': ('labels.html#plain_text', 'fraud_poc/live/labels.py'),
                                        'fraud_poc.live.labels.read_field': ('labels.html#read_field', 'fraud_poc/live/labels.py'),

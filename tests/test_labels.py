@@ -376,3 +376,24 @@ async def refusals(client: httpx.AsyncClient, said: list[dict]) -> None:
     assert (await client.post("/labels", content=b'{"order"', headers={"content-type": "application/json"})).status_code == 400
     mixed = (await client.post("/labels", json=[one | {"order": "x"}, one, 5])).json()["results"]
     assert [result["status"] for result in mixed] == [404, 200, 422] and mixed[2]["detail"][0]["loc"] == ["body", 2]
+
+
+def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path):
+    "As in a demonstration: the store is filled with the beginning of the log, and later orders of it come live."
+    settings, url = copy_of(shop, tmp_path)
+    whole, table = read_manifest(settings.batch.folder), build_table(settings)
+    compute_features(settings, replace=True, until="2025-02-01")
+    prepare_db(settings, url, start_over=True)
+    served = {}
+    asyncio.run(live_day(settings, url, range(20), served, 1))
+    with pytest.raises(ValueError, match="--drop-others"): collect(settings, url)
+    def dies(done: int, total: int) -> None: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): collect(settings, url, dies, drop=True)
+    assert read_manifest(settings.batch.folder) == whole and [read_part(settings.batch.folder, "events", part["name"]) for part in whole["parts"]]
+    told = collect(settings, url, drop=True)
+    parts = read_manifest(settings.batch.folder)["parts"]
+    assert told["dropped"] > 0 and told["events"] == 20 and len(parts) == len(whole["parts"]) - told["dropped"] + 1
+    compute_features(settings)
+    batch = computed(settings, len(parts) - 1)
+    assert all(batch[name].tobytes() == vector.tobytes() for name, vector in served.items()) and len(table.names) == len(served["live0"])
+    assert prepare_db(settings, url)["replayed"] == 0 and collect(settings, url)["parts"] == 0

@@ -754,7 +754,8 @@ def routes(service: Service) -> list[tuple[str, str, Callable]]:
         if response.status_code == 200: response.headers["content-type"] = "text/plain; version=0.0.4; charset=utf-8"
         return response
     return [("/score", "POST", score), ("/score/batch", "POST", batch), ("/labels", "POST", labels),
-            ("/healthz", "GET", health), ("/readyz", "GET", ready), ("/metrics", "GET", metrics), ("/orders/sample", "GET", guarded(service, get_samples)),
+            ("/healthz", "GET", health), ("/readyz", "GET", ready),
+            ("/metrics", "GET", metrics), ("/orders/sample", "GET", guarded(service, get_samples)),
             ("/decisions/{id:path}", "GET", guarded(service, get_decision)), ("/model", "GET", guarded(service, get_model))]
 
 def cold_app(service: Service, lifespan: Callable | None = None) -> FastAPI:

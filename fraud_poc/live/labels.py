@@ -8,8 +8,8 @@ __all__ = ['SOURCES', 'MOST', 'MAX_NOTE', 'FIELDS', 'AT_ONCE', 'LOT', 'STATEMENT
            'Learner', 'find_live', 'find_order', 'check_statement', 'was_said', 'said_key', 'entry_of', 'learned',
            'say_once', 'unknown', 'say', 'known_field', 'read_field', 'read_statement', 'file_rows', 'json_row',
            'plain_text', 'verdict_of', 'moment_of', 'as_fields', 'file_statements', 'say_lot', 'say_or_tell',
-           'say_file', 'count_of', 'texts_of', 'event_rows', 'typed', 'label_rows', 'check_fit', 'read_lots',
-           'live_parts', 'settle', 'collect']
+           'say_file', 'count_of', 'texts_of', 'event_rows', 'typed', 'label_rows', 'own_parts', 'check_fit',
+           'read_lots', 'live_parts', 'settle', 'collect']
 
 # %% ../../nbs/19_labels.ipynb #c003
 import asyncio
@@ -480,17 +480,21 @@ def label_rows(settings: Settings, numbered: list[tuple[int, Entry]]) -> tuple[p
     return typed(labels, label_schema(settings.columns)), pa.Table.from_pylist(statements, STATEMENTS)
 
 # %% ../../nbs/19_labels.ipynb #c050
-def check_fit(settings: Settings, client: Client, names: Names, found: Found, manifest: dict) -> None:
-    "`ValueError` when a live log does not go on from the batch log."
-    folder, parts = settings.batch.folder, manifest["parts"]
+def own_parts(settings: Settings, found: Found, parts: list[dict], drop: bool) -> list[dict]:
+    "Parts of the batch log that belong to a live log; `ValueError` when there are others, unless they shall be dropped."
     if found.meta is None: raise ValueError("the store was never filled, or has lost everything: there is no live log. Run `fraud-poc prepare-db`")
     count = found.meta.base.get("parts", 0)
-    foreign = [part["name"] for part in parts[count:] if part.get("live") != found.meta.epoch]
-    if foreign or mark_of(parts[:count]) != found.meta.base.get("log"):
-        what = f"part {foreign[0]} was ingested after the store was filled" if foreign else "the store was filled from another log"
-        raise ValueError(f"the live log does not go on from the log in {folder}: {what}, and its sequence numbers are taken by live entries. "
-                         "Bring back the batch log of before, or start over (`fraud-poc prepare-db --start-over`), which writes the live "
-                         "log to live_log/")
+    own = parts[:count] + list(itertools.takewhile(lambda part: part.get("live") == found.meta.epoch, parts[count:]))
+    fits, others = mark_of(parts[:count]) == found.meta.base.get("log"), parts[len(own):]
+    if fits and (drop or not others): return own
+    what = f"part {others[0]['name']} is none that the store was filled with" if fits else "the store was filled from another log"
+    remedy = "drop what was ingested behind the store's back (`fraud-poc collect --drop-others`)" if fits else "bring back the batch log of before"
+    raise ValueError(f"the live log does not go on from the log in {settings.batch.folder}: {what}, and its sequence numbers are taken by live "
+                     f"entries. Either {remedy}, or start over (`fraud-poc prepare-db --start-over`), which writes the live log to live_log/")
+
+def check_fit(settings: Settings, client: Client, names: Names, found: Found, manifest: dict) -> None:
+    "`ValueError` when the store lost what is in the batch log already."
+    folder, parts = settings.batch.folder, manifest["parts"]
     digest = parts[-1].get("last_entry") if parts else None
     last = client.call("XRANGE", names.log, f"{manifest['next_seq'] - 1}-0", f"{manifest['next_seq'] - 1}-99") if digest else []
     if int(found.seq) + 1 < manifest["next_seq"] or last and hashlib.sha256(last[0][1][1]).hexdigest() != digest:
@@ -531,26 +535,31 @@ def settle(client: Client, names: Names, last: int) -> None:
     client.call("SET", names.root + b"collected", last)
     with suppress(StoreDown): client.call("WAITAOF", 1, 0, 10_000)  # an older server, or one without a file, refuses
 
+# %% ../../nbs/19_labels.ipynb #c055
 def collect(
     settings: Settings,
     url: str,                          # of the store, as for live.store.parse_url
     progress: Progress | None = None,  # called with entries done and in all
-) -> dict:                             # events, labels, statements, parts, first_seq, next_seq
+    drop: bool = False,                # drop parts of the batch log that came from files after the store was filled
+) -> dict:                             # events, labels, statements, parts, first_seq, next_seq, dropped (parts)
     "Bring the live log into the batch log, whole or not at all; `ValueError` or `StoreDown` say why not."
     names, done = Names(settings.domain.name), Counter()
     with working_folder(settings.batch.folder), Client(url) as client:
         manifest, found = read_manifest(settings.batch.folder), look(client, names)
+        own, before = own_parts(settings, found, manifest["parts"], drop), manifest["parts"]
+        manifest |= {"parts": own, "next_seq": own[-1]["next_seq"] if own else 0}
         check_fit(settings, client, names, found, manifest)
         first, last = manifest["next_seq"], int(found.seq)
         def tick(count: int) -> None:
             done.update(entries=count)
             if progress: progress(done["entries"], last - first + 1)
         lots = read_lots(client, names, first, last, min(1_000, settings.batch.part_rows))
-        parts = list(live_parts(settings, lots, len(manifest["parts"]), found.meta.epoch, tick))
+        number = max([int(part["name"].partition("_")[0]) for part in before], default=-1) + 1
+        parts = list(live_parts(settings, lots, number, found.meta.epoch, tick))
         told = {kind: sum(part[kind] for part in parts) for kind in ("events", "labels", "statements")} | {"parts": len(parts), "first_seq": first}
-        if not parts: return told | {"next_seq": first}
+        told |= {"next_seq": parts[-1]["next_seq"] if parts else first, "dropped": len(before) - len(own)}
+        if not parts: return told | {"dropped": 0}
         settle(client, names, last)
-        told |= {"next_seq": parts[-1]["next_seq"]}
         manifest |= {"next_seq": told["next_seq"], "parts": manifest["parts"] + parts,
                      "collects": [*manifest.get("collects", []), told | {"epoch": found.meta.epoch}]}
         write_json(settings.batch.folder / LOG / "manifest.json", manifest)
