@@ -432,6 +432,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                     'fraud_poc.describe.wilson': ('describe.html#wilson', 'fraud_poc/describe.py'),
                                     'fraud_poc.describe.write_page': ('describe.html#write_page', 'fraud_poc/describe.py')},
             'fraud_poc.events': { 'fraud_poc.events.event_schema': ('events.html#event_schema', 'fraud_poc/events.py'),
+                                  'fraud_poc.events.hasher': ('events.html#hasher', 'fraud_poc/events.py'),
                                   'fraud_poc.events.key_of': ('events.html#key_of', 'fraud_poc/events.py'),
                                   'fraud_poc.events.keys_of': ('events.html#keys_of', 'fraud_poc/events.py'),
                                   'fraud_poc.events.label_schema': ('events.html#label_schema', 'fraud_poc/events.py'),
