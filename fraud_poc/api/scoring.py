@@ -6,11 +6,12 @@
 __all__ = ['KEY_HEADER', 'NEEDS', 'BOUNDS', 'TOTALS', 'NAMES', 'BODY_SECONDS', 'SAMPLES', 'REST', 'MONTHS', 'CLOCK', 'TEXT',
            'NUMBER', 'MEANINGS', 'HOT', 'ROUTES', 'UNTOLD', 'KNOWN_PATHS', 'TOLD', 'SETTINGS', 'STORE', 'SHARED',
            'STOPPING', 'IDLE', 'Detail', 'Refused', 'refusal', 'of_problems', 'Pairs', 'whole_number', 'strict_json',
-           'read_pairs', 'Codec', 'check_key', 'Metrics', 'save_counts', 'all_counts', 'Families', 'exposition',
-           'JsonLines', 'logger', 'tell', 'place_of_error', 'Service', 'Reply', 'refused_reply', 'is_full', 'busy',
-           'check_head', 'take_place', 'read_body', 'long_body', 'slow_body', 'score_body', 'id_place', 'failed',
-           'score_order', 'score_batch', 'score_item', 'written_time', 'written_order', 'sample_orders', 'date_pattern',
-           'field_schema', 'example_order', 'ref', 'listed', 'closed', 'answer_schema', 'schemas', 'json_content',
+           'duplicates', 'read_pairs', 'Codec', 'check_key', 'Metrics', 'save_counts', 'all_counts', 'Families',
+           'exposition', 'JsonLines', 'logger', 'tell', 'place_of_error', 'Service', 'Reply', 'refused_reply',
+           'is_full', 'busy', 'check_head', 'take_place', 'read_body', 'long_body', 'slow_body', 'score_body',
+           'id_place', 'failed', 'score_order', 'score_batch', 'score_item', 'statement_of', 'say_items', 'said_reply',
+           'take_labels', 'written_time', 'written_order', 'sample_orders', 'date_pattern', 'field_schema',
+           'example_order', 'ref', 'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content',
            'operation', 'openapi', 'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready',
            'get_ready', 'model_age', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody', 'Exchange', 'written',
            'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'note_signal', 'create_app', 'warm',
@@ -58,6 +59,7 @@ from ..events import key_of
 from ..features.table import build_table
 from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem, Watch
 from ..live.decide import read_dict, read_values, stepped
+from ..live.labels import MAX_NOTE, SOURCES, Said, Statement, known_field, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
 from ..model.inference import Scorer
@@ -99,11 +101,15 @@ def strict_json(body: bytes) -> Any:
     except UnicodeDecodeError as error: raise refusal(400, ["body", error.start], "body is not UTF-8", "json_invalid") from None
     except RecursionError: raise refusal(400, ["body"], "JSON is nested too deeply", "json_invalid") from None
 
+def duplicates(pairs: Pairs) -> list[Problem]:
+    "A problem for each name that is there more than once."
+    times = Counter(name for name, _ in pairs)
+    return [Problem(name, "field is there more than once", "duplicate_key") for name, count in times.items() if count > 1]
+
 def read_pairs(reader: OrderReader, value: Any) -> Event:
     "An order from a JSON value; `OrderError` names each field that is wrong, or there twice."
     if not isinstance(value, Pairs): raise OrderError([Problem("", "input should be an object with the fields of an order", "dict_type")])
-    twice = [name for name, times in Counter(name for name, _ in value).items() if times > 1]
-    problems = [Problem(name, "field is there more than once", "duplicate_key") for name in twice]
+    problems = duplicates(value)
     try: event = read_dict(reader, dict(value))
     except OrderError as error: raise OrderError([*problems, *error.problems]) from None
     if problems: raise OrderError(problems)
@@ -154,7 +160,8 @@ BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
 TOTALS = {"requests": ("Requests by route and status.", ("route", "status")),
           "entities": ("Entities of scored orders that were not simply known.", ("place",)),
           "commits": ("Commits that were not simply accepted.", ("outcome",)), "degraded": ("Answers without a score, by reason.", ("reason",)),
-          "refused": ("Requests that were refused, by reason.", ("reason",))}
+          "refused": ("Requests that were refused, by reason.", ("reason",)),
+          "statements": ("Statements on orders, by what came of them.", ("outcome",))}
 NAMES = {"entity": "entities", "commit": "commits", "degraded": "degraded"}  # what an engine counts
 
 class Metrics(Watch):
@@ -398,6 +405,57 @@ async def score_item(service: Service, number: int, item: Any) -> dict:
     return {"status": status, "detail": details}
 
 # %% ../../nbs/23_scoring.ipynb #c038
+def statement_of(service: Service, value: Any, by: str) -> Statement:
+    "A statement from a JSON value; `OrderError` names each field that is wrong, or there twice."
+    if not isinstance(value, Pairs): raise OrderError([Problem("", "input should be an object with the fields of a statement", "dict_type")])
+    problems = duplicates(value)
+    try: statement = read_statement(service.reader, dict(value), by)
+    except OrderError as error: raise OrderError([*problems, *error.problems]) from None
+    if problems: raise OrderError(problems)
+    return statement
+
+async def say_items(service: Service, items: list[Any], by: str) -> list[Said | list[Problem]]:
+    "What came of each statement."
+    results, sound = {}, []
+    for number, item in enumerate(items):
+        try: sound.append((number, statement_of(service, item, by)))
+        except OrderError as error: results[number] = error.problems
+    results |= dict(await say_lot(service.engine, service.settings, service.reader.secret, sound, int(service.clock() * 1000)))
+    for result in results.values():
+        outcome = "refused" if isinstance(result, list) else "known" if result.known_before else "changed" if result.changed else "kept"
+        service.metrics.add("statements", outcome)
+    return [results[number] for number in range(len(items))]
+
+# %% ../../nbs/23_scoring.ipynb #c040
+def said_reply(result: Said | list[Problem], *place: int) -> dict:
+    "Status with answer or detail."
+    if isinstance(result, Said): return {"status": 200, "answer": result}
+    status = 404 if result[0].type == "not_found" else 422
+    return {"status": status, "detail": [Detail(["body", *place, *([p.name] if p.name else [])], p.msg, p.type) for p in result]}
+
+async def take_labels(service: Service, headers: list[tuple[bytes, bytes]], receive: Callable[[], Awaitable[dict]]) -> Reply:
+    "POST /labels."
+    try:
+        limits = service.settings.service
+        most = max(limits.max_body_bytes, 1024 * limits.max_batch)
+        by = check_head(service, headers, most, NEEDS["/labels"])
+        value = strict_json(await read_body(receive, most))
+        items = value if isinstance(value, list) and not isinstance(value, Pairs) else [value]
+        if not 1 <= len(items) <= limits.max_batch:
+            what = f"a list has 1 to {limits.max_batch:,} statements, not {len(items):,}"
+            raise of_problems([Problem("", what, "too_long" if items else "too_short")])
+        take_place(service)
+        try: results = await say_items(service, items, by)
+        finally: service.in_flight -= 1
+        if items is value: return Reply(200, service.codec.encode({"results": [said_reply(r, number) for number, r in enumerate(results)]}))
+        found = said_reply(results[0])
+        if found["status"] != 200: raise Refused(found["status"], found["detail"], "statement")
+        return Reply(200, service.codec.encode(found["answer"]))
+    except Refused as error: return refused_reply(service, error)
+    except (StoreDown, StoreSlow, StoreLost): return refused_reply(service, refusal(503, ["server"], "the store cannot be had", "store", wait=1))
+    except Exception as error: return failed(service, error)
+
+# %% ../../nbs/23_scoring.ipynb #c042
 SAMPLES = 20  # orders that are offered
 
 def written_time(ms: int, settings: Settings) -> str | int | float:
@@ -428,7 +486,7 @@ def sample_orders(service: Service) -> list[dict[str, Any]]:
     last = int(max((row["time"].timestamp() for row in rows), default=0) * 1000)
     return [written_order(service, row, last) for row in list(whole.values())[:SAMPLES]]
 
-# %% ../../nbs/23_scoring.ipynb #c040
+# %% ../../nbs/23_scoring.ipynb #c044
 REST = {True: r"02-29|", False: ""}  # of a leap year
 MONTHS = r"(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8])"
 CLOCK = r"([T ]([01][0-9]|2[0-3])(:[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?)?(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)?)?"
@@ -447,7 +505,7 @@ def date_pattern(
     some = [f"{month}-({'|'.join(day[8:] for day in parts if day.startswith(month))})" for month in months]
     return "(" + "|".join([f"({'|'.join(years)})-({REST[leap]}{MONTHS})" for leap, years in whole.items() if years] + some) + ")"
 
-# %% ../../nbs/23_scoring.ipynb #c043
+# %% ../../nbs/23_scoring.ipynb #c047
 def field_schema(service: Service, field: Field) -> dict:
     "JSON schema of a field."
     limits, columns, now = service.settings.limits, service.settings.columns, service.clock()
@@ -473,7 +531,7 @@ def example_order(service: Service) -> dict[str, Any]:
     values = {"time": when, "number": when, "amount": min(max(25.0, limits.min_amount), limits.max_amount)}
     return {field.name: values.get(field.part, f"{field.name}-1") for field in service.reader.fields}
 
-# %% ../../nbs/23_scoring.ipynb #c045
+# %% ../../nbs/23_scoring.ipynb #c049
 TEXT, NUMBER = {"type": "string"}, {"type": ["number", "null"]}
 
 def ref(name: str) -> dict:
@@ -502,7 +560,26 @@ def answer_schema(service: Service) -> dict:
         "position": {"type": ["integer", "null"], "description": "in the log"},
         "degraded": {"type": ["string", "null"], "description": "why there is no score"}, "known_before": {"type": "boolean"}}, example=example)
 
-# %% ../../nbs/23_scoring.ipynb #c047
+# %% ../../nbs/23_scoring.ipynb #c051
+def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
+    "JSON schemas of statements and of what comes of them."
+    identity, moment = (field_schema(service, Field(*field)) for field in (("order", "identity", True, False), known_field(service.settings)))
+    fields = {"order": identity, "fraud": {"type": "boolean"}, "source": {"enum": list(SOURCES)},
+              "known": {"anyOf": [moment, {"type": "null"}], "description": "when it was known; null = now"}, "note": TEXT | {"maxLength": MAX_NOTE}}
+    first = {"order": "o-1", "fraud": True, "source": "chargeback", "note": "reason 4837"}
+    statement = {"type": "object", "additionalProperties": False, "required": ["order", "fraud", "source"], "properties": fields, "example": first}
+    several = listed({"anyOf": [ref("Statement"), {"description": "anything else gets an error of its own"}]}, minItems=1,
+                     maxItems=service.settings.service.max_batch)
+    truth = {"enum": [-1, 0, 1], "description": "1 fraud, 0 honest, -1 not known"}
+    said = closed({"order": TEXT, "label": truth, "previous": truth, "position": {"type": ["integer", "null"], "description": "in the log"},
+                   "changed": {"type": "boolean"}, "known_before": {"type": "boolean", "description": "the same was said before: nothing was done"}},
+                  example={"order": "o-1", "label": 1, "previous": 0, "position": 1056, "changed": True, "known_before": False})
+    result = {"type": "object", "required": ["status"],
+              "properties": {"status": {"enum": [200, 404, 422]}, "answer": ref("Said"), "detail": listed(detail)}}
+    return {"Statement": statement, "Statements": {"anyOf": [ref("Statement"), several], "example": [first]}, "Said": said,
+            "Told": {"anyOf": [ref("Said"), closed({"results": listed(result)})]}}
+
+# %% ../../nbs/23_scoring.ipynb #c053
 def schemas(service: Service) -> dict[str, dict]:
     "JSON schemas of all that goes in and out."
     fields, most = service.reader.fields, service.settings.service.max_batch
@@ -514,13 +591,13 @@ def schemas(service: Service) -> dict[str, dict]:
         "Order": closed({field.name: field_schema(service, field) for field in fields}, example=example_order(service)),
         "Answer": answer_schema(service),
         "Orders": listed(anything, minItems=1, maxItems=most),
-        "Results": closed({"results": listed(result)}),
+        "Results": closed({"results": listed(result)}), **label_schemas(service, detail),
         "Samples": closed({"orders": listed({"type": "object"}), "known": {"type": "object", "additionalProperties": {"type": "array"}}}),
         "Ready": closed({"ready": {"type": "boolean"}, "reasons": listed(TEXT)}),
         "Model": {"type": "object", "required": ["hash", "feature_table", "features"]},
         "Problem": closed({"detail": listed(detail)})}
 
-# %% ../../nbs/23_scoring.ipynb #c049
+# %% ../../nbs/23_scoring.ipynb #c055
 MEANINGS = {400: "The JSON is broken.", 401: "The API key is missing or unknown.", 403: "The API key has not the scope.",
             404: "There is no such thing.", 408: "The body did not arrive in time.",
             409: "Another order with this id was taken before.", 413: "The body is too long.",
@@ -531,6 +608,7 @@ HOT = (400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503)
 ROUTES = {  # method, path -> operation, summary, schema of 200, statuses, what comes in
     ("post", "/score"): ("score", "Score an order, and take it in.", "Answer", HOT, "Order"),
     ("post", "/score/batch"): ("scoreBatch", "Score several orders, one after the other.", "Results", tuple(s for s in HOT if s != 409), "Orders"),
+    ("post", "/labels"): ("tellLabels", "Say of orders whether they were fraud.", "Told", tuple(sorted({404, *HOT} - {409})), "Statements"),
     ("get", "/orders/sample"): ("sampleOrders", "Orders to try, of identities that are known.", "Samples", (401, 403, 500), ""),
     ("get", "/decisions/{id}"): ("getDecision", "The answer that an order got.", "Answer", (401, 403, 404, 500, 503), "id"),
     ("get", "/model"): ("getModel", "What the model is, and how it was judged.", "Model", (401, 403, 500), ""),
@@ -542,7 +620,7 @@ def json_content(schema: str) -> dict:
     "JSON of a schema."
     return {"application/json": {"schema": ref(schema)}}
 
-# %% ../../nbs/23_scoring.ipynb #c050
+# %% ../../nbs/23_scoring.ipynb #c056
 def operation(path: str, name: str, summary: str, schema: str, statuses: tuple[int, ...], takes: str) -> dict:
     "One operation of the document."
     retry = {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}}
@@ -567,7 +645,7 @@ def openapi(service: Service) -> dict:
     return {"openapi": "3.1.0", "info": {"title": f"fraud_poc: {service.settings.domain.name}", "version": service.engine.table.hash[:12]},
             "paths": paths, "components": {"schemas": schemas(service), "securitySchemes": keys}}
 
-# %% ../../nbs/23_scoring.ipynb #c052
+# %% ../../nbs/23_scoring.ipynb #c058
 def as_response(reply: Reply, kind: str = "application/json") -> Response:
     "A reply as FastAPI knows it."
     return Response(reply.body, reply.status, {name.decode(): value.decode() for name, value in reply.headers}, media_type=kind)
@@ -597,7 +675,7 @@ async def get_samples(service: Service, request: Request) -> Reply:
     known = {name: list(dict.fromkeys(order[name] for order in orders)) for name in service.settings.columns.entities}
     return Reply(200, service.codec.encode({"orders": orders, "known": known}))
 
-# %% ../../nbs/23_scoring.ipynb #c054
+# %% ../../nbs/23_scoring.ipynb #c060
 UNTOLD = ("names", "table_hash", "settings", "files", "seal")  # parts of a manifest that nobody asks for
 
 async def get_model(service: Service, request: Request) -> Reply:
@@ -626,7 +704,7 @@ async def get_ready(service: Service, request: Request) -> Response:
     reasons = await unready(service)
     return Response(service.codec.encode({"ready": not reasons, "reasons": reasons}), 503 if reasons else 200, media_type="application/json")
 
-# %% ../../nbs/23_scoring.ipynb #c056
+# %% ../../nbs/23_scoring.ipynb #c062
 def model_age(service: Service) -> float | None:
     "Seconds since the model was made; None when its manifest does not say."
     try: made = datetime.fromisoformat(str(service.engine.bundle.manifest["created"]))
@@ -645,19 +723,20 @@ async def get_metrics(service: Service, request: Request) -> Reply:
               "keys_age_seconds": ("Time since the API keys were read.", time.monotonic() - service.keys.read_at if service.keys else None)}
     return Reply(200, await asyncio.to_thread(exposition, Families(all_counts(service.metrics), gauges)))
 
-# %% ../../nbs/23_scoring.ipynb #c058
+# %% ../../nbs/23_scoring.ipynb #c064
 def routes(service: Service) -> list[tuple[str, str, Callable]]:
     "Path, method and function of each route."
     async def health(request: Request) -> Response: return Response(b'{"ready":true,"reasons":[]}', media_type="application/json")
     async def ready(request: Request) -> Response: return await get_ready(service, request)
     async def score(request: Request) -> Response: return as_response(await score_order(service, request.headers.raw, request.receive))
     async def batch(request: Request) -> Response: return as_response(await score_batch(service, request.headers.raw, request.receive))
+    async def labels(request: Request) -> Response: return as_response(await take_labels(service, request.headers.raw, request.receive))
     async def metrics(request: Request) -> Response:
         response = await guarded(service, get_metrics, NEEDS["/metrics"])(request)
         if response.status_code == 200: response.headers["content-type"] = "text/plain; version=0.0.4; charset=utf-8"
         return response
     def cold(path: str, answer: Callable) -> tuple[str, str, Callable]: return path, "GET", guarded(service, answer, NEEDS[path.replace(":path", "")])
-    return [("/score", "POST", score), ("/score/batch", "POST", batch), ("/healthz", "GET", health), ("/readyz", "GET", ready),
+    return [("/score", "POST", score), ("/score/batch", "POST", batch), ("/labels", "POST", labels), ("/healthz", "GET", health), ("/readyz", "GET", ready),
             ("/metrics", "GET", metrics), cold("/orders/sample", get_samples), cold("/decisions/{id:path}", get_decision), cold("/model", get_model)]
 
 def cold_app(service: Service, lifespan: Callable | None = None) -> FastAPI:
@@ -672,7 +751,7 @@ def cold_app(service: Service, lifespan: Callable | None = None) -> FastAPI:
         return Response(found.body, found.status, error.headers, media_type="application/json")
     return app
 
-# %% ../../nbs/23_scoring.ipynb #c060
+# %% ../../nbs/23_scoring.ipynb #c066
 KNOWN_PATHS = {path for _, path in ROUTES} | {"/docs", "/redoc", "/openapi.json"}
 
 class Front:
@@ -690,7 +769,7 @@ class Front:
             await send(message)
         await self.cold(scope, receive, counted)
 
-# %% ../../nbs/23_scoring.ipynb #c062
+# %% ../../nbs/23_scoring.ipynb #c068
 class Nobody:
     "An event that nobody waits for."
     def set(self) -> None: pass
@@ -703,7 +782,7 @@ class Exchange:
         self.start, self.parts, self.size, self.timer = start, [], 0, None
         self.keep_alive, self.response_complete, self.disconnected = True, False, False
 
-# %% ../../nbs/23_scoring.ipynb #c064
+# %% ../../nbs/23_scoring.ipynb #c070
 def written(reply: Reply, keep_alive: bool) -> bytes:
     "A reply as it goes over the wire."
     headers = b"".join([b"%s: %s\r\n" % header for header in reply.headers]) + (b"" if keep_alive else b"connection: close\r\n")
@@ -724,7 +803,7 @@ class Answering(HttpToolsProtocol):
         if not exchange.keep_alive: self.transport.close()
         self.on_response_complete()
 
-# %% ../../nbs/23_scoring.ipynb #c066
+# %% ../../nbs/23_scoring.ipynb #c072
 class Headed(Answering):
     "HTTP/1.1 with a short way for `POST /score`, which the headers open."
 
@@ -748,7 +827,7 @@ class Headed(Answering):
             self.headers.extend(headers)
             super().on_headers_complete()
 
-# %% ../../nbs/23_scoring.ipynb #c068
+# %% ../../nbs/23_scoring.ipynb #c074
 class ScoringProtocol(Headed):
     "The short way from the body on."
     def data_received(self, data: bytes) -> None:
@@ -783,7 +862,7 @@ class ScoringProtocol(Headed):
         "Score an order and answer."
         self.answer(exchange, await score_body(self.app.service, body, exchange.start))
 
-# %% ../../nbs/23_scoring.ipynb #c070
+# %% ../../nbs/23_scoring.ipynb #c076
 TOLD = ("degraded", "refused", "commits")  # counters whose growth is logged
 
 async def tick(service: Service, seconds: float = 1.0) -> None:
@@ -815,7 +894,7 @@ def note_signal(service: Service) -> None:
             before(which, frame)
         signal.signal(number, closing)
 
-# %% ../../nbs/23_scoring.ipynb #c072
+# %% ../../nbs/23_scoring.ipynb #c078
 def create_app(
     settings: Settings,
     engine: Engine,
@@ -839,7 +918,7 @@ def create_app(
             tell("stopped")
     return Front(service, cold_app(service, lifespan))
 
-# %% ../../nbs/23_scoring.ipynb #c074
+# %% ../../nbs/23_scoring.ipynb #c080
 SETTINGS, STORE, SHARED = "FRAUD_POC_SETTINGS", "FRAUD_POC_STORE", "FRAUD_POC_SHARED_COUNTS"  # environment variables of workers
 
 def warm(engine: Engine, reader: OrderReader) -> None:
@@ -872,7 +951,7 @@ def default_engine(settings: Settings) -> Engine:
     if not scorer.compiled: tell("model is not compiled", logging.WARNING, reason=scorer.reason)
     return Engine(settings, table, bundle, scorer, None)
 
-# %% ../../nbs/23_scoring.ipynb #c076
+# %% ../../nbs/23_scoring.ipynb #c082
 class Workers(Multiprocess):
     "Worker processes, each replaced when it dies."
     def keep_subprocess_alive(self) -> None:
@@ -886,7 +965,7 @@ class Workers(Multiprocess):
             self.processes[number] = type(worker)(self.config, self.sockets)
             self.processes[number].start()
 
-# %% ../../nbs/23_scoring.ipynb #c078
+# %% ../../nbs/23_scoring.ipynb #c084
 STOPPING = 20  # seconds that accepted requests may take after the signal to stop
 IDLE = 75      # seconds that an open connection may be silent: longer than the pools of callers keep one, so that they close it and not we
 
@@ -909,7 +988,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
             if value is None: os.environ.pop(name)
             else: os.environ[name] = value
 
-# %% ../../nbs/23_scoring.ipynb #c080
+# %% ../../nbs/23_scoring.ipynb #c086
 @contextmanager
 def in_order() -> Iterator[None]:
     "Within it, SIGTERM ends the process by `SystemExit`."
@@ -920,7 +999,7 @@ def in_order() -> Iterator[None]:
         try: yield
         finally: signal.signal(signal.SIGTERM, before)
 
-# %% ../../nbs/23_scoring.ipynb #c082
+# %% ../../nbs/23_scoring.ipynb #c088
 def serve(
     settings: Settings,
     url: str,                                        # of the store, as live.store.server_for yields it

@@ -522,7 +522,7 @@ async def attempts(engine: Engine, attempt: Callable[[], Any]) -> Any:
 async def learn_once(engine: Engine, label: Label) -> int | None:
     "Fetch, step, commit a verdict; None when the states were changed meanwhile."
     if not engine.checked: await check_table(engine)
-    table, record_key = engine.table, label_key(label.id_key, label.known)
+    table, record_key = engine.table, label_key(label.id_key, label.known) + bytes([label.label, label.previous + 1])
     there, keys = keys_in(table, label.keys, labels=True)
     found = await engine.store.fetch(record_key, keys)
     if found.record is not None: return found.seq
