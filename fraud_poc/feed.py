@@ -145,11 +145,12 @@ class Link(http.client.HTTPConnection):
     def __init__(self, place: Place, timeout: float = TIMEOUT):
         self.default_port = 443 if place.scheme == "https" else 80
         super().__init__(place.host, place.port, timeout=timeout)
-        self.place = place
+        self.place, self.ended = place, False
 
     def connect(self) -> None:
         "Connect to the first of the checked addresses that answers."
-        problem = None
+        problem = ConnectionAbortedError("the connection was ended")
+        if self.ended: raise problem
         for address in self.place.addresses:
             try: self.sock = socket.create_connection((address, self.port), self.timeout)
             except OSError as error: problem = error
@@ -192,6 +193,7 @@ class Stream:
         "The next order, and whether it is a fraud."
         with self.lock: return next(self.orders)
 
+# %% ../nbs/27_feed.ipynb #c022
 @dataclass
 class Scorer:
     "A scorer that registered."
@@ -223,7 +225,7 @@ async def send_over_http(scorer: Scorer, path: str, body: dict) -> Reply:
     "Send without holding up others."
     return await asyncio.to_thread(post, scorer, path, body)
 
-# %% ../nbs/27_feed.ipynb #c022
+# %% ../nbs/27_feed.ipynb #c024
 FIRST_PAUSE, LONGEST_PAUSE, PATIENCE, MOST = 1.0, 30.0, 300.0, 16  # seconds; scorers at once
 
 def verdict_on(path: str, status: int) -> tuple[str, str]:
@@ -248,7 +250,7 @@ def drop(scorer: Scorer, problem: str) -> None:
     scorer.due.clear()
     tell("scorer dropped", logging.WARNING, url=scorer.place.origin, problem=problem)
 
-# %% ../nbs/27_feed.ipynb #c024
+# %% ../nbs/27_feed.ipynb #c026
 Send = Callable[[Scorer, str, dict], Awaitable[Reply]]
 
 async def deliver(
@@ -272,7 +274,7 @@ async def deliver(
         scorer.state, scorer.problem = "waiting", why
         await clock.sleep(max(wait, min(FIRST_PAUSE * 2**min(number, 10), LONGEST_PAUSE)))
 
-# %% ../nbs/27_feed.ipynb #c026
+# %% ../nbs/27_feed.ipynb #c028
 async def send_order(scorer: Scorer, settings: Settings, send: Send, clock: Clock) -> None:
     "Send the next order of a scorer's stream."
     order, fraud = await asyncio.to_thread(scorer.orders.take)
@@ -290,7 +292,7 @@ async def send_label(scorer: Scorer, send: Send, clock: Clock) -> None:
     reply = await deliver(scorer, "/labels", label_of(ident, fraud), send, clock)
     if scorer.state != "dropped": scorer.counts.update(labels=reply is not None, labels_refused=reply is None)
 
-# %% ../nbs/27_feed.ipynb #c028
+# %% ../nbs/27_feed.ipynb #c030
 async def drive(scorer: Scorer, settings: Settings, send: Send, clock: Clock) -> None:
     "Send orders at the chosen rate and verdicts when they are due, until the scorer is dropped or the task is cancelled."
     gap, due = 1 / settings.feed.orders_per_second, clock.now()
@@ -309,11 +311,12 @@ async def drive(scorer: Scorer, settings: Settings, send: Send, clock: Clock) ->
         if scorer.link: shut(scorer.link)
 
 def shut(link: Link) -> None:
-    "Close a connection that a thread may be waiting on."
+    "Close a connection that a thread may be waiting on, for good."
+    link.ended = True
     with suppress(OSError, AttributeError): link.sock.shutdown(socket.SHUT_RDWR)
     link.close()
 
-# %% ../nbs/27_feed.ipynb #c036
+# %% ../nbs/27_feed.ipynb #c038
 class Feed:
     "The scorers that registered, each with its task."
     def __init__(self, settings: Settings, start: str = "", send: Send = send_over_http, clock: Clock | None = None, look_up: Callable = look_up):
@@ -345,7 +348,7 @@ class Feed:
         "End all tasks."
         for origin in list(self.tasks): await self.halt(origin)
 
-# %% ../nbs/27_feed.ipynb #c037
+# %% ../nbs/27_feed.ipynb #c039
 async def admit(feed: Feed, place: Place, key: str) -> Scorer:
     "Give a checked place its stream and its task."
     before = feed.scorers.get(place.origin)
@@ -359,7 +362,7 @@ async def admit(feed: Feed, place: Place, key: str) -> Scorer:
     tell("scorer registered", url=place.origin)
     return scorer
 
-# %% ../nbs/27_feed.ipynb #c039
+# %% ../nbs/27_feed.ipynb #c041
 class Registration(BaseModel):
     "Who wants orders."
     model_config = ConfigDict(extra="forbid")
@@ -390,7 +393,7 @@ def add_routes(app: FastAPI, feed: Feed) -> None:
         except ValueError as error: return problem(422, ["query", "url"], str(error), "address")
         return found.shown() if found else problem(404, ["query", "url"], "no scorer is registered at this address", "not_found")
 
-# %% ../nbs/27_feed.ipynb #c041
+# %% ../nbs/27_feed.ipynb #c043
 def create_feed(
     settings: Settings,
     start: str = "",       # ISO date of the first orders; "" = the day after the sample's last
@@ -410,7 +413,7 @@ def create_feed(
         return JSONResponse({"detail": [{name: row[name] for name in ("loc", "msg", "type")} for row in error.errors()]}, 422)
     return app
 
-# %% ../nbs/27_feed.ipynb #c043
+# %% ../nbs/27_feed.ipynb #c045
 def run_feed(
     settings: Settings,
     announce: Callable[[str], Any] = lambda address: None,  # called with the feed's address when the port is open
@@ -427,7 +430,7 @@ def run_feed(
         announce(f"http://{f'[{feed.host}]' if kind == socket.AF_INET6 else feed.host}:{port.getsockname()[1]}")
         with in_order(): uvicorn.Server(config).run([port])
 
-# %% ../nbs/27_feed.ipynb #c045
+# %% ../nbs/27_feed.ipynb #c047
 def register(
     settings: Settings,
     own_url: str,  # address of the service; feed.public_url wins over it
