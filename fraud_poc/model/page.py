@@ -177,7 +177,7 @@ def policy(bundle: Bundle) -> str:
 
 # %% ../../nbs/29_model_page.ipynb #c027
 RULES = {"policy": "the policy", "pass": "let all pass", "block": "block all", "fixed": "block from probability 0.5"}
-ACTIONS = ("pass", "review", "not_reached", "block")  # "not reached": sent to review, and nobody had the time
+ACTIONS = ("pass", "review", "not_reached", "block")  # "not_reached": of the reviews, those that nobody had the time for
 
 def money(found: dict | None) -> str:
     "What the policy cost and saved."
@@ -185,7 +185,7 @@ def money(found: dict | None) -> str:
     amounts = lambda value: number(value, 0)
     rows = [[RULES.get(name, name), *between(cost, amounts), *(between(found["savings"][name], amounts) if name in found["savings"] else ["", ""])]
             for name, cost in sorted(found["costs"].items(), key=lambda item: list(RULES).index(item[0]))]
-    acted = [[name.replace("_", " "), *(number(row[key], 0) if key in row else "" for key in ("events", "frauds"))]
+    acted = [[{"not_reached": "of them not reached"}.get(name, name), *(number(row[key], 0) if key in row else "" for key in ("events", "frauds"))]
              for name, row in sorted(found["actions"].items(), key=lambda item: ACTIONS.index(item[0]))]
     return "\n\n".join([table(["rule", "cost a day", "95 % interval", "saved by the policy", "95 % interval"], rows),
                         table([f"action, on {found['days']} test days", "events", "frauds"], acted),
