@@ -722,6 +722,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                         'fraud_poc.live.predict.parse_csv': ('predict.html#parse_csv', 'fraud_poc/live/predict.py'),
                                         'fraud_poc.live.predict.parse_json': ('predict.html#parse_json', 'fraud_poc/live/predict.py'),
                                         'fraud_poc.live.predict.predict': ('predict.html#predict', 'fraud_poc/live/predict.py'),
+                                        'fraud_poc.live.predict.read_events': ('predict.html#read_events', 'fraud_poc/live/predict.py'),
                                         'fraud_poc.live.predict.read_orders': ('predict.html#read_orders', 'fraud_poc/live/predict.py'),
                                         'fraud_poc.live.predict.with_reasons': ('predict.html#with_reasons', 'fraud_poc/live/predict.py')},
             'fraud_poc.live.replay': { 'fraud_poc.live.replay.Replayed': ('replay.html#replayed', 'fraud_poc/live/replay.py'),

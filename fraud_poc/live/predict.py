@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SHOWN_PROBLEMS', 'parse_json', 'parse_csv', 'read_orders', 'check_orders', 'Unwritten', 'decide_all',
-           'with_reasons', 'predict']
+           'with_reasons', 'read_events', 'predict']
 
 # %% ../../nbs/31_predict.ipynb #c003
 import csv
@@ -117,16 +117,23 @@ def with_reasons(
     for i, reasons in zip(mine, found): told[i]["reasons"] = [asdict(reason) for reason in reasons]
     return told
 
+# %% ../../nbs/31_predict.ipynb #c015
+def read_events(
+    settings: Settings,
+    place: str,          # a file; "-" = standard input
+) -> list[Event]:
+    "Orders of a file, checked; `ValueError` says what is wrong with file or orders."
+    reader = OrderReader(settings, hash_secret(settings.batch.folder))
+    return check_orders(read_orders(place, reader), reader)
+
 async def predict(
     settings: Settings,
-    url: str,                            # of the store, as live.store.server_for yields it
-    place: str,                          # a file; "-" = standard input
-    keep: bool = False,                  # True: as live orders, to states and log
-    top: int = 5,
-) -> list[dict[str, Any]]:               # for each order its answer and `reasons`
-    "Decide the orders of a file with the newest accepted model; `ValueError` says what is wrong with file, orders or model."
-    reader = OrderReader(settings, hash_secret(settings.batch.folder))
-    events = check_orders(read_orders(place, reader), reader)
+    url: str,                 # of the store, as live.store.server_for yields it
+    events: Sequence[Event],
+    keep: bool = False,       # True: as live orders, to states and log
+    top: int = 5,             # most reasons for each
+) -> list[dict[str, Any]]:    # for each order its answer and `reasons`
+    "Decide orders with the newest accepted model; `ValueError` says what is wrong with model or store."
     engine = default_engine(settings)
     async with open_store(settings, url) as store:
         engine.store = store
