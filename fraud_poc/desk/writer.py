@@ -144,7 +144,8 @@ def decision_row(reading: Reading, log: str, position: int, entry: Entry) -> dic
     words = dict(zip(reading.entities, map(place_of, record.flags))) if table == reading.table_hash else {}
     return {"log": log, "position": position, "order_id": order_id(reading, order), "id_key": signed(entry.id_key), "time": entry.time,
             "decided": entry.at, "amount": entry.amount, "score": record.score, "probability": record.probability, "band": record.band,
-            "action": record.action, "loss": round(record.loss * reading.scale), "customer": raw_text(order.get(reading.columns.entities[0])), "entities": words,
+            "action": record.action, "loss": round(record.loss * reading.scale),
+            "customer": raw_text(order.get(reading.columns.entities[0])), "entities": words,
             "body": entry.body.decode(), "vector": record.vector.tobytes(), "model": record.model.hex(), "policy": record.policy.hex(),
             "feature_table": table, "reasons": None, "took_us": entry.took}
 
