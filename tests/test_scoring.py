@@ -202,7 +202,7 @@ def test_a_body_that_drips_holds_no_place_and_is_given_up(fresh, monkeypatch):
         await asyncio.sleep(10)
     async def send(message): sent.append(message)
     headers = [(b"content-type", b"application/json"), (b"x-api-key", fresh.key.encode())]
-    asyncio.run(fresh.app({"type": "http", "method": "POST", "path": "/score", "headers": headers}, receive, send))
+    asyncio.run(fresh.app({"type": "http", "method": "POST", "path": "/score", "query_string": b"", "headers": headers}, receive, send))
     assert sent[0]["status"] == 408 and fresh.app.service.in_flight == 0
 
 
@@ -430,6 +430,7 @@ def test_several_workers_are_as_correct_as_one(tmp_path):
                 lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith('fraud_poc_requests_total{route="/score",status="200"}')]
                 return int(float(lines[0].split()[-1])) if lines else 0
             wait_for(lambda: counted() == 81, process)
+            time.sleep(1.5)  # by then each worker has saved its counts for the others
             os.kill(workers.pop(), signal.SIGKILL)  # the other one goes on, and a new one comes
             wait_for(lambda: (tmp_path / "log").read_text().count('"started"') == 3, process)
             wait_for(lambda: client.post("/score", json=ORDER | {"order_id": "last"}).json() == last | {"known_before": True}, process)
