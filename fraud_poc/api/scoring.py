@@ -625,7 +625,7 @@ async def get_model(service: Service, request: Request) -> Reply:
     told = {name: value for name, value in bundle.manifest.items() if name not in UNTOLD}
     return Reply(200, service.codec.encode(told | {
         "hash": bundle.hash, "feature_table": bundle.table_hash, "features": bundle.names,
-        "calibration": bundle.calibration, "thresholds": bundle.thresholds,
+        "calibration": bundle.calibration, "policy": bundle.policy.fields | {"hash": bundle.policy.hash},
         "compiled": getattr(scorer, "compiled", False), "not_compiled_because": getattr(scorer, "reason", "")}))
 
 async def unready(service: Service) -> list[str]:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'ACTIONS', 'QUANTILES', 'SMALLER', 'RULES', 'THRESHOLDS', 'CAPACITIES', 'WHOLE', 'PolicyFile', 'Terms',
-           'terms_of', 'Policy', 'policy_bytes', 'read_policy', 'save_policy', 'stakes', 'expected_costs', 'crossings',
-           'Ruling', 'decide', 'saving', 'urgency', 'worth', 'places', 'actions_of', 'bands_of', 'Play', 'reached',
-           'play', 'realised', 'rounded_up', 'capacity_price', 'candidates', 'fit_policy', 'resolved', 'row', 'Days',
-           'lined_up', 'looked_at', 'prepared', 'cost_of_policy', 'cost_by_threshold', 'by_capacity', 'spent',
-           'figures', 'with_ends', 'named', 'money', 'action_counts', 'shade', 'draw_cost', 'draw_choice',
-           'draw_savings', 'draw_capacity', 'draw_money']
+           'terms_of', 'Policy', 'plain_policy', 'policy_bytes', 'read_policy', 'save_policy', 'stakes',
+           'expected_costs', 'crossings', 'Ruling', 'decide', 'saving', 'urgency', 'worth', 'places', 'actions_of',
+           'bands_of', 'Play', 'reached', 'play', 'realised', 'rounded_up', 'capacity_price', 'candidates',
+           'fit_policy', 'resolved', 'row', 'Days', 'lined_up', 'looked_at', 'prepared', 'cost_of_policy',
+           'cost_by_threshold', 'by_capacity', 'spent', 'figures', 'with_ends', 'named', 'money', 'action_counts',
+           'shade', 'draw_cost', 'draw_choice', 'draw_savings', 'draw_capacity', 'draw_money']
 
 # %% ../../nbs/12_policy.ipynb #c003
 import hashlib
@@ -96,6 +96,10 @@ class Policy:
         return hashlib.sha256(policy_bytes(self)).hexdigest()
 
 # %% ../../nbs/12_policy.ipynb #c010
+def plain_policy(settings: Settings) -> Policy:
+    "The policy of somebody who has seen no day yet: the cheapest action, by however little."
+    return Policy(VERSION, settings.policy.model_dump(), settings.columns.decimals, settings.verdict.reviews_a_day, 0.0, 0.0, {})
+
 def policy_bytes(policy: Policy) -> bytes:
     "policy.json; `ValueError` for what JSON cannot hold."
     try: return (json.dumps(policy.fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -274,7 +278,7 @@ def fit_policy(
     weights: np.ndarray | None = None,  # (n,) above 0: how many events each stands for; None = 1
 ) -> Policy:
     "Choose both thresholds on matured labels; `ValueError` when none is resolved or lengths differ."
-    start = Policy(VERSION, settings.policy.model_dump(), settings.columns.decimals, settings.verdict.reviews_a_day, 0.0, 0.0, {})
+    start = plain_policy(settings)
     p, amounts, fraud, days, weights = resolved(probabilities, amounts, labels, days, weights)
     span, open_ = len(np.unique(days)), bands_of(start, p, amounts) > 0
     part = (p[open_], amounts[open_], days[open_], weights[open_])
