@@ -15,6 +15,7 @@ __all__ = ['Explain', 'DAY', 'BUCKETS', 'NAME', 'BATCH', 'LOOK_S', 'PIECE', 'MOR
 import asyncio
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -77,7 +78,8 @@ class Models:
 
     def policy(self, model: str) -> Policy:
         "The policy of a model; the settings' costs where there is none."
-        return getattr(self.bundle(model), "policy", None) or self.default
+        bundle = self.bundle(model)
+        return bundle.policy if bundle else self.default
 
 # %% ../../nbs/21_writer.ipynb #c009
 Explain = Callable[[str, np.ndarray, list[dict]], list[list[dict] | None]]  # model, (n, F) float32, n orders -> reasons of each; None = not known
@@ -224,11 +226,11 @@ def mark_of(engine: sa.Engine) -> Mark | None:
         found = connection.execute(sa.select(writers.c.log, writers.c.position).where(writers.c.name == NAME)).one_or_none()
     return found and Mark(*found)
 
-def begin_log(engine: sa.Engine, before: Mark | None, log: str, start: int) -> Mark:
+def begin_log(engine: sa.Engine, before: Mark | None, log: str) -> Mark:
     "Set the mark to the beginning of a log, if it still stands at `before`; returns where it stands."
     with writing(engine) as connection:
         highest = [connection.execute(sa.select(sa.func.max(table.c.position)).where(table.c.log == log)).scalar() for table in (decisions, labels)]
-        mark = Mark(log, max(start - 1, *[-1 if found is None else found for found in highest]))
+        mark = Mark(log, max(-1 if found is None else found for found in highest))
         row = {"name": NAME, "log": mark.log, "position": mark.position}
         if before is None: connection.execute(insert_or(connection, writers).on_conflict_do_nothing(), row)
         elif locked_mark(connection) == before: put(connection, writers, [row])
@@ -341,6 +343,8 @@ async def next_entries(store: Store, mark: Mark, count: int) -> list[tuple[int, 
     "Entries behind a mark; None when the store has another log."
     if (await store.meta()).epoch != mark.log: return None
     entries = await store.entries(mark.position, count)
+    if entries and 0 <= mark.position < entries[0][0] - 1:
+        tell("entries are gone from the log before they were written", logging.ERROR, log=mark.log, first=mark.position + 1, last=entries[0][0] - 1)
     return entries if (await store.meta()).epoch == mark.log else None
 
 async def current_mark(store: Store, engine: sa.Engine, reading: Reading) -> Mark:
@@ -348,7 +352,7 @@ async def current_mark(store: Store, engine: sa.Engine, reading: Reading) -> Mar
     meta, mark = await store.meta(), await asyncio.to_thread(mark_of, engine)
     if mark and mark.log == meta.epoch: return mark
     if mark: mark = await asyncio.to_thread(finish_log, engine, reading, mark)
-    return await asyncio.to_thread(begin_log, engine, mark, meta.epoch, meta.base["next_seq"])
+    return await asyncio.to_thread(begin_log, engine, mark, meta.epoch)
 
 # %% ../../nbs/21_writer.ipynb #c040
 async def follow(
@@ -435,17 +439,21 @@ def run_writer(
     url: str = "",                     # of the store; "" = as the settings say, with a server of its own when they name none
     to_end: bool = False,              # end when the end of the log is reached
     progress: Progress | None = None,  # called with the position in the log
+    until: Callable[[], Any] | None = None,  # called in a thread; when it returns, that is the end as well
 ) -> dict:                             # log and position up to which everything is written
     "Write decisions until SIGTERM or SIGINT; `ValueError` for what somebody must repair."
     async def run(url: str) -> Mark | None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        def wait_and_stop() -> None:
+            with suppress(RuntimeError): (until(), loop.call_soon_threadsafe(stop.set))  # the loop may have ended before
+        if until: threading.Thread(target=wait_and_stop, daemon=True).start()
         main = threading.current_thread() is threading.main_thread()
         for number in (signal.SIGTERM, signal.SIGINT) if main else (): loop.add_signal_handler(number, stop.set)
         try: return await write_until(settings, url, stop, to_end, progress)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT) if main else (): loop.remove_signal_handler(number)
     if not url:
-        with server_for(settings) as own: return run_writer(settings, own, to_end, progress)
+        with server_for(settings) as own: return run_writer(settings, own, to_end, progress, until)
     mark = asyncio.run(run(url))
     return {"log": mark.log if mark else "", "position": mark.position if mark else -1}
 
@@ -458,11 +466,7 @@ def child_main() -> None:
     logging.getLogger("fraud_poc").setLevel(logging.INFO)
     told = json.loads(sys.stdin.readline() or "{}")
     if not told: return
-    def leave() -> None:
-        sys.stdin.read()
-        signal.raise_signal(signal.SIGTERM)
-    threading.Thread(target=leave, daemon=True).start()
-    try: run_writer(Settings.model_validate_json(told["settings"]), told["url"])
+    try: run_writer(Settings.model_validate_json(told["settings"]), told["url"], until=lambda: os.read(0, 1))  # ends when the input does
     except ValueError as error:
         tell("the writer cannot work", logging.ERROR, reason=str(error))
         raise SystemExit(1) from None
