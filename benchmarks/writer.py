@@ -90,6 +90,7 @@ def rows(engine: sa.Engine, table: sa.Table, *names: str) -> list[tuple]:
 def compare(engine: sa.Engine, log: dict[int, Entry], acknowledged: dict[int, tuple[int, float]]) -> dict:
     "What the database holds against what clients were told and what the log holds."
     there = rows(engine, decisions, "position", "score", "order_id", "id", "action", "amount")
+    seen = rows(engine, decisions, "band", "reasons")
     events, positions = {seq: entry for seq, entry in log.items() if entry.kind == "event"}, Counter(row[0] for row in there)
     told, linked = {position: score for position, score in acknowledged.values()}, Counter(number for number, in rows(engine, links, "decision_id"))
     keys = {number: sum(map(bool, events[position].keys[:4])) for position, _, _, number, _, _ in there if position in events}
@@ -100,7 +101,8 @@ def compare(engine: sa.Engine, log: dict[int, Entry], acknowledged: dict[int, tu
     found["other_cases"] = len({number for number, in rows(engine, cases, "decision_id")} ^ {row[3] for row in there if row[4] != "pass"})
     found["other_sums"] = abs(sum(n for n, in rows(engine, days, "events")) - len(there)) + abs(sum(n for n, in rows(engine, scores, "events")) - len(there)) + abs(
         sum(n for n, in rows(engine, days, "amount")) - sum(row[5] for row in there))
-    return found | {"cases": sum(row[4] != "pass" for row in there), "labels": len(rows(engine, labels, "id"))}
+    found["without_reasons"] = sum(band != "low" and not reasons for band, reasons in seen)
+    return found | {"with_reasons": sum(band != "low" for band, _ in seen), "cases": sum(row[4] != "pass" for row in there), "labels": len(rows(engine, labels, "id"))}
 
 
 def rate(settings: Settings, epoch: str, log: dict[int, bytes], folder: Path) -> dict:
@@ -136,7 +138,7 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
             "entries_a_second": round(shown["entries a second with reasons"])}
 
 
-TOLD = ("twice", "missing", "not_in_log", "other_score", "other_links", "other_cases", "other_sums")
+TOLD = ("twice", "missing", "not_in_log", "other_score", "other_links", "other_cases", "other_sums", "without_reasons")
 
 
 def main() -> None:
