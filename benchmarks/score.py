@@ -401,14 +401,13 @@ def main() -> None:
         folder = args.keep.resolve() if args.keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         settings, table, bundle = train_everything(folder, args.orders)
-        from fraud_poc.api.scoring import KEY_FILE, new_key
+        from fraud_poc.desk.access import fresh_key
         from fraud_poc.live.load import prepare_db
-        (settings.batch.folder / KEY_FILE).unlink(missing_ok=True)
         write_bodies(settings, folder, 60_000 + int(30_000 * args.seconds * args.repeats / 8))
         url, server = stack.enter_context(redis_server(folder))
         say("filling the store ...")
         prepare_db(settings, url)
-        plan = {"settings": settings.model_dump(mode="json"), "redis": url, "server": server, "key": new_key(settings, "bench"), "names": table.names,
+        plan = {"settings": settings.model_dump(mode="json"), "redis": url, "server": server, "key": fresh_key(settings, "bench"), "names": table.names,
                 "ports": {"ours": settings.service.port, "empty": free_port(), "feast": free_port()}}
         pythons = {"ours": sys.executable, "empty": sys.executable}
         if not args.without_feast:

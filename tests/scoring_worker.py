@@ -19,7 +19,7 @@ ROWS = ['Value("order_amount")', 'Count(by=["customer_id", "email"], over=["1h",
 
 
 def settings_in(folder: Path, **changes) -> Settings:
-    return load_settings(ROOT / "config" / "orders.toml", {"features.rows": ROWS, "batch.folder": str(folder)} | changes)
+    return load_settings(ROOT / "config" / "orders.toml", {"features.rows": ROWS, "batch.folder": str(folder), "database.url": ""} | changes)
 
 
 def small_engine(settings: Settings, store=None) -> Engine:

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from ..config import MAX_MINOR_UNITS, Settings, duration_ms
 from ..data.ingest import BROKEN, FAR, date_ms
-from ..events import key_of
+from ..events import hasher
 from ..features import aggregates as agg
 from ..features.table import FeatureTable, Stepper, step_event, step_label
 from .store import Change, Entry, StoreDown, StoreLost, StoreSlow, encode_entry, event_key, label_key, state_key
@@ -193,7 +193,7 @@ class OrderReader:
         secret: bytes,                       # of the keyed hashes, as `data.ingest.hash_secret` gives it
         clock: Callable[[], float] = time.time,  # seconds since 1970
     ):
-        self.settings, self.secret, self.clock = settings, secret, clock
+        self.settings, self.secret, self.clock, self.key_of = settings, secret, clock, hasher(secret)
         self.fields = order_fields(settings)
         self.names = [field.name for field in self.fields]
         self.earliest, self.latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
@@ -228,10 +228,10 @@ def read_values(
             if field.in_id and field.part != "identity": texts[field.name] = value if type(value) is str else number_text(value)
         except Refusal as error: problems.append(Problem(field.name, *error.args))
     if problems: raise OrderError(problems)
-    columns, secret = reader.settings.columns, reader.secret
+    columns, key_of = reader.settings.columns, reader.key_of
     ident = texts[columns.id[0]] if len(columns.id) == 1 else ":".join([texts[name] for name in columns.id])
-    keys = {name: key_of(texts[name], secret) for name in columns.hashed}
-    return Event(ident, key_of(ident, secret), when, amount, keys, msgspec.json.encode(dict(zip(reader.names, values))))
+    keys = {name: key_of(texts[name]) for name in columns.hashed}
+    return Event(ident, key_of(ident), when, amount, keys, msgspec.json.encode(dict(zip(reader.names, values))))
 
 def read_dict(
     reader: OrderReader,

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'WALKED', 'VALUES', 'CATEGORIES', 'NEEDED', 'TOLERANCE', 'KEPT_SETTINGS', 'PROOF_VECTORS', 'Manifest',
            'sealed', 'Bundle', 'tree_problem', 'frame_problem', 'model_problem', 'read_manifest_of', 'read_files',
            'check_meaning', 'read_array', 'load_bundle', 'models_folder', 'save_bundle', 'list_bundles',
-           'latest_bundle', 'columns_of', 'settled', 'measured', 'judge_model']
+           'latest_bundle', 'columns_of', 'settled', 'measured', 'in_short', 'judge_model']
 
 # %% ../../nbs/13_bundle.ipynb #c003
 import hashlib
@@ -376,11 +376,18 @@ def measured(settings: Settings, test: Fold, scores: np.ndarray, calibration: tu
     if not (test.label >= 0).any(): return found | {"money": None}
     return found | {"money": money(settings, policy, p, amounts, test.label, times // DAY_MS, cards, test.weight, told(most // 2))}
 
+def in_short(found: dict | None) -> dict:
+    "Costs and savings of the policy in major units a day, by rule, and events by action; empty when there are none."
+    if found is None: return {}
+    plain = lambda table, key: {name: entry[key] for name, entry in table.items()}
+    return {"cost_a_day": plain(found["costs"], "value"), "saved_a_day": plain(found["savings"], "value"),
+            "actions": plain(found["actions"], "events")}
+
 # %% ../../nbs/13_bundle.ipynb #c039
 def judge_model(
     settings: Settings,
     progress: Progress | None = None,  # called with resamples done and in all
-) -> dict:                             # folder, id, verdict, reasons, metrics, events, frauds, fraud rate, bands, money, policy
+) -> dict:                             # folder, id, verdict, reasons, metrics, events, frauds, fraud rate, bands, policy, cost and savings a day
     "Judge the model that was trained last and save it as a bundle; `ValueError` when there is no model or no dataset."
     table, trained, newest, test = build_table(settings), load_trained(settings), read_split(settings, "validation"), read_split(settings, "test")
     older, scores = (trained.booster.inplace_predict(fold.features) for fold in (newest, test))
@@ -394,5 +401,5 @@ def judge_model(
         places = np.linspace(0, len(test.features) - 1, min(PROOF_VECTORS, len(test.features))).astype(np.int64)
         folder = save_bundle(settings, table, trained.booster, test.features[places], calibration, policy, evaluation, judgement, training,
                              plots=Path(plots))
-    kept = {key: evaluation[key] for key in ("metrics", "events", "frauds", "fraud_rate", "bands", "money")}
-    return {"folder": str(folder), "id": folder.name, "policy": policy.hash, **judgement, **kept}
+    kept = {key: evaluation[key] for key in ("metrics", "events", "frauds", "fraud_rate", "bands")}
+    return {"folder": str(folder), "id": folder.name, "policy": policy.hash, **judgement, **kept, **in_short(evaluation["money"])}

@@ -287,10 +287,10 @@ def fit_policy(
     totals, rest = np.array([cost.sum() for cost in spent]), float((weights * expected_costs(start, fraud, amounts)[0])[~open_].sum())
     seen = np.array([(weights[open_] * (actions_of(policy, *part[:2]) == 1)).sum() for policy in tried]) / span
     best = int(np.where(seen <= start.capacity * (1 + 1e-9), totals, np.inf).argmin())
-    noise = float(np.sqrt(((spent[0] - spent[best]) ** 2).sum()))
-    kept = best if totals[0] - totals[best] > noise else 0
+    noise = float(np.sqrt(((spent[0] - spent[best]) ** 2).sum()))  # standard error of the difference
+    kept = best if totals[0] - totals[best] > 2 * noise else 0
     about = {"events": len(p), "frauds": int(fraud.sum()), "days": span, "plain": row(tried[0], (totals[0] + rest) / span, seen[0]),
-             "best": row(tried[best], (totals[best] + rest) / span, seen[best]), "noise_a_day": round(noise / span, 2), "curve": [
+             "best": row(tried[best], (totals[best] + rest) / span, seen[best]), "standard_error": round(noise / span, 2), "curve": [
                  row(policy, (total + rest) / span, reviews) for policy, total, reviews in zip(tried, totals, seen)]}
     return replace(tried[kept], fitted=about)
 
