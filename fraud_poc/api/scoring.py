@@ -929,7 +929,10 @@ def warm(engine: Engine, reader: OrderReader) -> None:
     engine.scorer.score(vector)
     stepped(engine, event, there, states)
 
-def worker_app(engine_of: Callable[[Settings], Engine] | None = None) -> Front:
+def worker_app(
+    engine_of: Callable[[Settings], Engine] | None = None,
+    complete: Callable[[Front, Database], Front] = lambda front, database: front,  # adds what else the application serves
+) -> Front:
     "The application of a worker, made from its environment."
     settings, url = Settings.model_validate(json.loads(os.environ[SETTINGS])), os.environ[STORE]
     shared = os.environ.get(SHARED)
@@ -941,7 +944,7 @@ def worker_app(engine_of: Callable[[Settings], Engine] | None = None) -> Front:
         finally: database.dispose()
     app = create_app(settings, engine, opened, database=database, shared=Path(shared) if shared else None)
     warm(engine, app.service.reader)
-    return app
+    return complete(app, database)
 
 def default_engine(settings: Settings) -> Engine:
     "An engine with the newest accepted model; `ValueError` says what to run first."
