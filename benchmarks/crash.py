@@ -29,7 +29,7 @@ from drill import Domain, ask, connection, serving, workers_of
 
 from fraud_poc.config import Settings
 from fraud_poc.features.table import build_table
-from fraud_poc.live.decide import Engine
+from fraud_poc.live.decide import Engine, open_record
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.replay import verify
 from fraud_poc.live.store import Client, Meta, Names, StoreDown, decode_entry, open_store, server_for
@@ -129,7 +129,7 @@ async def compare_log(settings: Settings, url: str, acknowledged: dict[int, tupl
         base, log = (await store.meta()).base["next_seq"], {}
         while batch := await store.entries(max(log, default=base - 1), 5_000): log |= {seq: decode_entry(data) for seq, data in batch}
         times = Counter(entry.id_key for entry in log.values())
-        there = {(entry.id_key, seq): entry.score for seq, entry in log.items()}
+        there = {(entry.id_key, seq): open_record(entry.decision).score for seq, entry in log.items()}
         found = {"lost": sum((id_key, seq) not in there for id_key, (seq, _) in acknowledged.items()), "twice": sum(count > 1 for count in times.values()),
                  "never_acknowledged": len(times.keys() - acknowledged.keys()), "gaps": max(log, default=base - 1) - base + 1 - len(log),
                  "other_score": sum(there.get((id_key, seq)) != score for id_key, (seq, score) in acknowledged.items())}

@@ -333,10 +333,10 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     before = [[states.get((e.by, event.keys[e.by]), b"") for e in table.entities] for event in events]
     step = lambda event, b: step_event(stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, b)
     stepped = [step(event, b) for event, b in zip(events, before)]
-    vectors, answers = [s[0] for s in stepped], [decided(engine, event, s[0], s[1])[0] for event, s in zip(events, stepped)]
+    vectors, answers = [s[0] for s in stepped], [decided(engine, event, s[0], s[1], 0.0)[0] for event, s in zip(events, stepped)]
     parts = {"read and validate": lambda i: codec.event(bodies[i]), "of which key hashing": lambda i: [key_of(text, secret) for text in texts[i]],
              "step, bytes to bytes": lambda i: step(events[i], before[i]), "model": lambda i: scorer.score(vectors[i]),
-             "model, answer and record": lambda i: decided(engine, events[i], vectors[i], stepped[i][1]), "encode the answer": lambda i: codec.encode(answers[i])}
+             "model, answer and record": lambda i: decided(engine, events[i], vectors[i], stepped[i][1], 0.0), "encode the answer": lambda i: codec.encode(answers[i])}
     found = {"XGBoost's own prediction": lambda i: bundle.booster.inplace_predict(vectors[i][None])}
     def best(part, n: int) -> float:
         spans = []

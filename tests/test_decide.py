@@ -16,7 +16,7 @@ from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ORDER, check_events, hashed_rows
 from fraud_poc.features.table import build_table
 from fraud_poc.live import decide as module
-from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderReader, Watch, digest_of, place_of, read_dict, unpack_record
+from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderReader, Watch, answer_of, digest_of, place_of, open_record, read_dict
 from fraud_poc.live.store import MemoryStore, Meta, Outcome, StoreDown, StoreLost, StoreSlow, decode_entry, event_key, open_store, start_redis
 from fraud_poc.model.bundle import Bundle
 
@@ -170,8 +170,8 @@ def test_the_same_order_gets_the_very_same_answer():
         assert (engine.store.held, engine.store.log) == (held, log) and len(log) == 2
         assert await engine.find("o1", event_of(engine).id_key) == first and await engine.find("o9", 99) is None
         entry = decode_entry(log[0][1])
-        assert (log[0][0], entry.kind, entry.id_key, entry.score) == (first.position, "event", event_of(engine).id_key, first.score)
-        assert np.frombuffer(entry.vector, np.float32).tolist()[0] == 25.5 and entry.body == event_of(engine).body
+        assert (log[0][0], entry.kind, entry.id_key, open_record(entry.decision).score) == (first.position, "event", event_of(engine).id_key, first.score)
+        assert open_record(entry.decision).vector.tolist()[0] == 25.5 and entry.body == event_of(engine).body
     asyncio.run(run())
 
 
@@ -180,7 +180,7 @@ def test_a_record_of_another_feature_table_keeps_its_score():
     async def run():
         answer = await engine.decide(event_of(engine))
         found = await engine.store.fetch(event_key(event_of(engine).id_key), [])
-        other = unpack_record(found.record, "o1", found.seq, replace(engine.table, hash="00" * 32))[1]
+        other = answer_of(open_record(found.record), "o1", found.seq, replace(engine.table, hash="00" * 32))
         assert (other.score, other.band, other.feature_table, other.features) == (answer.score, answer.band, answer.feature_table, {})
     asyncio.run(run())
 

@@ -96,6 +96,11 @@ def test_orphans_are_seen(notebooks, modules, problem):
     assert any(problem in p for p in house.pairing_problems(notebooks, modules))
 
 
+def test_only_migrations_need_no_notebook():
+    for name in ("desk/migrations/env.py", "desk/migrations/versions/0001_decisions.py"): assert house.is_migration(Path("fraud_poc") / name)
+    for name in ("desk/database.py", "migrations/env.py", "desk/migrations.py", "live/migrations/versions/x.py"): assert not house.is_migration(Path("fraud_poc") / name)
+
+
 FLOORS = {"config": 0, "events": 1, "data.files": 2, "data.sample": 3, "features.table": 6}
 
 

@@ -19,7 +19,7 @@ NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in
 EXPORTING = {name: notebook for name, notebook in NOTEBOOKS.items() if house.module_of(notebook)}
 FLOORS = {house.module_of(notebook): house.floor_of(name) for name, notebook in EXPORTING.items()}
 MODULES = {".".join(path.relative_to(ROOT / "fraud_poc").with_suffix("").parts): path for path in sorted((ROOT / "fraud_poc").rglob("*.py"))
-           if path.name not in ("__init__.py", "_modidx.py")}
+           if path.name not in ("__init__.py", "_modidx.py") and not house.is_migration(path)}
 every_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
 every_module = pytest.mark.parametrize("module", MODULES)
 
@@ -46,7 +46,8 @@ def files(folder: Path, below: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("command", ["nbdev_export", "nbdev_build_lib"])
 def test_export_leaves_no_difference(copy, command):
-    for path in (copy / "fraud_poc").rglob("*.py"): path.unlink()  # all of the package comes from the notebooks, _modidx.py included
+    for path in (copy / "fraud_poc").rglob("*.py"):  # all of the package comes from the notebooks, _modidx.py included, but for the migrations
+        if not house.is_migration(path): path.unlink()
     house.run([command], copy, 120)
     assert files(copy, "fraud_poc") == files(ROOT, "fraud_poc")
 
@@ -90,6 +91,17 @@ def test_module_imports_only_lower_floors(module):
 @every_module
 def test_module_needs_only_runtime_requirements(module, project):
     assert house.dependency_problems(MODULES[module].read_text(encoding="utf-8"), project["requirements"].split()) == []
+
+
+def test_migrations_are_plain_files_that_are_installed_and_stand_alone(project):
+    from setuptools import find_packages
+    assert {"fraud_poc.desk.migrations", "fraud_poc.desk.migrations.versions"} <= set(find_packages(str(ROOT), include=["fraud_poc*"]))
+    paths = [path for path in sorted((ROOT / "fraud_poc").rglob("*.py")) if house.is_migration(path) and path.name != "__init__.py"]
+    assert "0001_decisions.py" in [path.name for path in paths]
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert house.dependency_problems(text, project["requirements"].split()) == [], path
+        assert not any(name.startswith("fraud_poc") for name in house.imported(text)), f"{path} must stay as it is when the program changes"
 
 
 # --- versions and metadata --------------------------------------------------------------------------------------------------------------

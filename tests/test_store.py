@@ -476,7 +476,7 @@ def test_bad_addresses_are_refused_without_the_password(url):
 
 
 @given(entry=st.builds(Entry, st.sampled_from(["event", "label"]), st.integers(-2**62, 2**62), st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**64 - 1), max_size=5).map(tuple),
-                       amount=st.integers(-2**36, 2**36), vector=st.binary(max_size=40), flags=st.lists(st.integers(0, 31), max_size=4).map(tuple), score=st.floats(allow_nan=False)))
+                       amount=st.integers(-2**36, 2**36), decision=st.binary(max_size=40), at=st.integers(0, 2**53), took=st.integers(0, 2**31)))
 def test_entries_keep_every_bit(entry):
     assert decode_entry(encode_entry(entry)) == entry
     with pytest.raises(ValueError): decode_entry(encode_entry(entry)[:-1])

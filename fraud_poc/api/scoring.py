@@ -54,7 +54,7 @@ from ..data.files import read_json, write_aside
 from ..data.ingest import hash_secret, read_manifest, read_part
 from ..events import key_of
 from ..features.table import build_table
-from ..live.decide import BANDS, INTEGERS, MAX_TEXT, PLACES, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem, Watch
+from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem, Watch
 from ..live.decide import read_dict, read_values, stepped
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
@@ -504,13 +504,14 @@ def closed(properties: dict[str, dict], **more: Any) -> dict:
 def answer_schema(service: Service) -> dict:
     "JSON schema of an answer."
     entities, features = [entity.by for entity in service.engine.table.entities], service.engine.table.names[:3]
-    example = {"id": "o-1", "score": 0.031, "probability": 0.012, "band": "low", "features": dict.fromkeys(features, 1.0),
-               "entities": dict.fromkeys(entities, "known"), "model": "ab" * 32, "feature_table": "cd" * 32, "position": 1024,
-               "degraded": None, "known_before": False}
+    example = {"id": "o-1", "score": 0.031, "probability": 0.012, "band": "low", "action": "pass", "expected_loss": 0.3,
+               "features": dict.fromkeys(features, 1.0), "entities": dict.fromkeys(entities, "known"), "model": "ab" * 32, "policy": "ef" * 32,
+               "feature_table": "cd" * 32, "position": 1024, "degraded": None, "known_before": False}
     return closed({
-        "id": TEXT, "score": NUMBER, "probability": NUMBER, "band": {"enum": list(BANDS)},
+        "id": TEXT, "score": NUMBER, "probability": NUMBER, "band": {"enum": list(BANDS)}, "action": {"enum": list(ACTIONS)},
+        "expected_loss": NUMBER | {"description": "what passing is expected to cost, major units"},
         "features": {"type": "object", "additionalProperties": NUMBER, "description": "what the model saw; null = not known"},
-        "entities": {"type": "object", "additionalProperties": {"enum": list(PLACES)}}, "model": TEXT, "feature_table": TEXT,
+        "entities": {"type": "object", "additionalProperties": {"enum": list(PLACES)}}, "model": TEXT, "policy": TEXT, "feature_table": TEXT,
         "position": {"type": ["integer", "null"], "description": "in the log"},
         "degraded": {"type": ["string", "null"], "description": "why there is no score"}, "known_before": {"type": "boolean"}}, example=example)
 

@@ -185,8 +185,8 @@ def remove_stale(client: Client, names: Names) -> int:
 
 # %% ../../nbs/17_load.ipynb #c019
 ARCHIVED = pa.schema([("seq", pa.int64()), ("kind", pa.string()), ("time", pa.int64()), ("id_key", pa.uint64()), ("keys", pa.list_(pa.uint64())),
-                      ("amount", pa.int64()), ("label", pa.int8()), ("previous", pa.int8()), ("known", pa.int64()), ("vector", pa.binary()),
-                      ("flags", pa.list_(pa.uint8())), ("score", pa.float64()), ("body", pa.binary())])
+                      ("amount", pa.int64()), ("label", pa.int8()), ("previous", pa.int8()), ("known", pa.int64()), ("decision", pa.binary()),
+                      ("body", pa.binary()), ("at", pa.int64()), ("took", pa.int64())])
 
 def archive_log(client: Client, names: Names, folder: Path, epoch: str, after: int, tick: Callable[[int], None]) -> int:
     "Write the live log after a sequence number to files of at most 50,000 entries; returns the last sequence number."

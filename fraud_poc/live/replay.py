@@ -29,7 +29,7 @@ from ..features import aggregates as agg
 from ..features.aggregates import Items
 from ..features.batch import compute_features, features_folder, fold_arrays, pick_items, states_of
 from ..features.table import EntityPlan, FeatureTable, build_table
-from .decide import Engine, Event, Label, order_fields
+from .decide import Engine, Event, Label, open_record, order_fields
 from .load import prepare_db
 from .store import Entry, Store, decode_entry, open_store, start_redis, state_key
 from ..model.bundle import latest_bundle
@@ -94,9 +94,10 @@ def compare(
     "What was served against what batch computes."
     events = np.array([e.kind == "event" for e in entries], bool)
     served = [e for e in entries if e.kind == "event"]
-    vectors = np.frombuffer(b"".join(e.vector for e in served), np.float32).reshape(len(served), -1)
-    flags = np.array([e.flags for e in served], np.uint8).reshape(len(served), -1)
-    bits = differing_bits(vectors, replayed.vectors[events]), differing_bits(np.array([e.score for e in served]), scores[events])
+    records = [open_record(e.decision) for e in served]
+    vectors = np.array([record.vector for record in records], np.float32).reshape(len(served), -1)
+    flags = np.array([list(record.flags) for record in records], np.uint8).reshape(len(served), -1)
+    bits = differing_bits(vectors, replayed.vectors[events]), differing_bits(np.array([record.score for record in records]), scores[events])
     return {"events": len(served), "labels": len(entries) - len(served), "values": vectors.size, "differing_bits": sum(bits),
             "differing_bits_of_features": bits[0], "differing_bits_of_scores": bits[1],
             "differing_flags": int((flags != replayed.flags[events]).sum())}

@@ -132,10 +132,10 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     label: int = 0          # 0 honest, 1 fraud
     previous: int = -1      # what was known before the label: -1, 0 or 1
     known: int = 0          # when the label became known, UTC ms
-    vector: bytes = b""     # float32 features as served
-    flags: tuple[int, ...] = ()  # one for each entity of the feature table
-    score: float = 0.0      # as served
-    body: bytes = b""       # the event as it was sent
+    decision: bytes = b""   # what was answered, as live.decide packs it
+    body: bytes = b""       # the event as it was sent, or what was said of it
+    at: int = 0             # when it was received by the clock on the wall, UTC ms
+    took: int = 0           # from then until it was sent to the log, microseconds
 
 def encode_entry(entry: Entry) -> bytes:
     "An entry as bytes (MessagePack)."
