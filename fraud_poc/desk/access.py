@@ -9,8 +9,8 @@ __all__ = ['ROLES', 'SCOPES', 'accounts', 'sessions', 'attempts', 'api_keys', 'a
            'check_audit', 'verify_audit', 'check_password', 'nobodys_hash', 'hashed', 'fits', 'account_name',
            'check_role', 'new_account', 'change_account', 'set_role', 'set_password', 'disable', 'list_accounts',
            'Refused', 'Throttled', 'subjects_of', 'take_attempt', 'Session', 'sha256', 'open_session', 'log_in',
-           'session_of', 'log_out', 'new_key', 'revoke_key', 'list_keys', 'Keys', 'check_origin', 'check_csrf', 'Door',
-           'to_login', 'enter', 'give_cookie', 'leave']
+           'session_of', 'log_out', 'new_key', 'revoke_key', 'list_keys', 'fresh_key', 'Keys', 'check_origin',
+           'check_csrf', 'Door', 'to_login', 'enter', 'give_cookie', 'leave']
 
 # %% ../../nbs/22_access.ipynb #c003
 import asyncio
@@ -35,7 +35,7 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, true, u
 from sqlalchemy.exc import IntegrityError
 
 from ..config import Settings, duration_ms
-from .database import NUMBER, metadata, writing
+from .database import NUMBER, metadata, open_database, writing
 
 # %% ../../nbs/22_access.ipynb #c005
 ROLES = ("viewer", "analyst", "admin")  # each may do what those before it may
@@ -349,6 +349,15 @@ def list_keys(engine: Engine) -> list[dict[str, Any]]:
     with engine.connect() as connection: return [dict(row) | {"scopes": row["scopes"].split()} for row in connection.execute(wanted).mappings()]
 
 # %% ../../nbs/22_access.ipynb #c039
+def fresh_key(settings: Settings, name: str, scopes: Iterable[str] = SCOPES, who: str = "command line") -> str:
+    "Open the database of a domain and make a key; one of that name that is in use is revoked first."
+    engine = open_database(settings)
+    try:
+        if any(key["name"] == name and key["revoked"] is None for key in list_keys(engine)): revoke_key(engine, name, who)
+        return new_key(engine, name, scopes, who)
+    finally: engine.dispose()
+
+# %% ../../nbs/22_access.ipynb #c041
 class Keys:
     "The keys that are let in, in memory."
     def __init__(self, engine: Engine):
@@ -370,7 +379,7 @@ class Keys:
         found = self.find(key)
         return found[0] if found and scope in found[1] else None
 
-# %% ../../nbs/22_access.ipynb #c042
+# %% ../../nbs/22_access.ipynb #c044
 COOKIE, CSRF_HEADER, CSRF_FIELD = "fraud_poc", "X-CSRF-Token", "csrf"
 HARMLESS = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 FORM_BYTES = 65_536                    # of a form that is looked into
@@ -393,7 +402,7 @@ async def check_csrf(request: Request, session: Session) -> None:
     if not isinstance(shown, str) or not hmac.compare_digest(shown.encode("utf-8", "surrogatepass"), session.csrf.encode()):
         raise HTTPException(403, "the page is too old: load it again")
 
-# %% ../../nbs/22_access.ipynb #c044
+# %% ../../nbs/22_access.ipynb #c046
 class Door:
     "What lets people in to the pages under a path."
     def __init__(self, settings: Settings, engine: Engine, clock: Callable[[], float] = time.time, path: str = "/desk"):
@@ -425,7 +434,7 @@ def to_login(request: Request, path: str) -> HTTPException:
     page = request.method in HARMLESS and "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
     return HTTPException(303, headers={"Location": f"{path}/login"}) if page else HTTPException(401, "log in first", {"HX-Redirect": f"{path}/login"})
 
-# %% ../../nbs/22_access.ipynb #c046
+# %% ../../nbs/22_access.ipynb #c048
 async def enter(door: Door, request: Request, name: str, password: str) -> str:
     "Log in; the token for `give_cookie`. `Refused` and `Throttled` as `log_in`, `HTTPException` 403 when another site has sent the form."
     check_origin(request)
