@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'ACTIONS', 'AGES', 'CHOICES', 'SHOWN', 'MOST', 'BRIEF', 'LINKED', 'PROBED', 'POOL', 'STEPS', 'outcomes',
-           'INDEXES', 'WAITING', 'Filters', 'read_filters', 'Desk', 'found', 'conditions', 'rank', 'after', 'cursor_of',
-           'queue_page', 'count_cases', 'newest_case', 'news', 'closed_meanwhile', 'customer_page', 'next_case',
-           'find_order', 'verdict_of', 'history', 'statements', 'linked', 'distance', 'similar', 'bucket_of',
-           'catch_up', 'by_day', 'by_score', 'fraud_rates', 'queue_ages', 'WhatIf', 'stake_sums', 'what_if']
+           'INDEXES', 'COUNTED', 'WAITING', 'Filters', 'read_filters', 'Desk', 'found', 'conditions', 'rank', 'after',
+           'cursor_of', 'queue_page', 'count_cases', 'newest_case', 'news', 'closed_meanwhile', 'customer_page',
+           'next_case', 'find_order', 'verdict_of', 'history', 'statements', 'linked', 'distance', 'similar',
+           'bucket_of', 'catch_up', 'is_behind', 'by_day', 'by_score', 'fraud_rates', 'queue_ages', 'WhatIf',
+           'stake_sums', 'what_if']
 
 # %% ../../nbs/25_queries.ipynb #c003
 import json
@@ -170,13 +171,12 @@ def customer_page(
     return groups, cursor_of(filters, rows[limit - 1]) if len(rows) > limit else ""
 
 # %% ../../nbs/25_queries.ipynb #c019
-def next_case(connection: sa.Connection, desk: Desk, filters: Filters, case: Mapping) -> int | None:
+def next_case(connection: sa.Connection, desk: Desk, filters: Filters, urgency: float, number: int) -> int | None:
     "Number of the case to look at after another one, which may be closed by now; None = there is none."
     open_ones = Filters(**(asdict(filters) | {"status": "open", "group": ""}))
-    at = f"{case['urgency']!r}~{case['decision_id']}"
-    for cursor in (at, ""):
+    for cursor in (f"{urgency!r}~{number}", ""):
         rows, _ = queue_page(connection, desk, open_ones, cursor, 2)
-        rest = [row["decision_id"] for row in rows if row["decision_id"] != case["decision_id"]]
+        rest = [row["decision_id"] for row in rows if row["decision_id"] != number]
         if rest: return rest[0]
     return None
 
@@ -288,6 +288,8 @@ def _note(connection: sa.Connection, name: str, position: int) -> None:
     connection.execute(sa.update(writers).where(writers.c.name == name).values(position=position))
 
 # %% ../../nbs/25_queries.ipynb #c039
+COUNTED = (("outcomes of decisions", decisions), ("outcomes of labels", labels))  # names in `writers`
+
 def catch_up(
     engine: sa.Engine,
     decimals: int,         # minor units: 2 = cents
@@ -302,24 +304,32 @@ def catch_up(
     said = said.join_from(labels, decisions, labels.c.decision_id == decisions.c.id)
     counted = 0
     with writing(engine) as connection:
-        for name, query, table in (("outcomes of decisions", new, decisions), ("outcomes of labels", said, labels)):
+        for (name, table), query in zip(COUNTED, (new, said)):
             place = _place(connection, name)
-            rows = connection.execute(query.where(table.c.id > place).order_by(table.c.id).limit(batch)).all()
-            if not rows: continue
+            newest = connection.execute(sa.select(sa.func.max(table.c.id))).scalar() or place
+            rows = connection.execute(query.where(table.c.id > place, table.c.id <= newest).order_by(table.c.id).limit(batch)).all()
             _count(connection, 10**decimals, rows)
-            _note(connection, name, rows[-1].id)
+            last = rows[-1].id if len(rows) == batch else newest
+            if last > place: _note(connection, name, last)
             counted += len(rows)
     return counted
 
-# %% ../../nbs/25_queries.ipynb #c042
+# %% ../../nbs/25_queries.ipynb #c040
+def is_behind(connection: sa.Connection) -> bool:
+    "Whether decisions or labels wait to be counted."
+    places = dict(connection.execute(sa.select(writers.c.name, writers.c.position)).all())
+    newest = {name: connection.execute(sa.select(sa.func.max(table.c.id))).scalar() or 0 for name, table in COUNTED}
+    return any(newest[name] > places.get(name, 0) for name in newest)
+
+# %% ../../nbs/25_queries.ipynb #c043
 def _sums(table: sa.Table, *names: str) -> list[sa.ColumnElement]:
     "Sums of columns as whole numbers, under the same names."
     return [sa.cast(sa.func.sum(table.c[name]), sa.BigInteger).label(name) for name in names]
 
 def by_day(connection: sa.Connection, first: int) -> list[Mapping]:
-    "Events, amount and savings of each day from a first on, by band."
-    wanted = sa.select(days.c.day, days.c.band, *_sums(days, "events", "amount", "saved")).where(days.c.day >= first)
-    return connection.execute(wanted.group_by(days.c.day, days.c.band).order_by(days.c.day)).mappings().all()
+    "Events, amount and savings of each day from a first on, by band and action."
+    wanted = sa.select(*[days.c[name] for name in ("day", "band", "action", "events", "amount", "saved")]).where(days.c.day >= first)
+    return connection.execute(wanted.order_by(days.c.day)).mappings().all()
 
 def by_score(connection: sa.Connection, first: int) -> list[int]:
     "Events in each of the 20 buckets of the score, from a day on."
@@ -341,7 +351,7 @@ def queue_ages(connection: sa.Connection, now: int) -> list[tuple[str, int]]:
     counts = [sa.func.count().filter(cases.c.opened <= newer, cases.c.opened > older) for newer, older in zip(edges, edges[1:])]
     return list(zip([name for name, _ in WAITING], connection.execute(sa.select(*counts).select_from(cases).where(cases.c.status == "open")).one()))
 
-# %% ../../nbs/25_queries.ipynb #c044
+# %% ../../nbs/25_queries.ipynb #c045
 class WhatIf(NamedTuple):
     "What a threshold and a capacity would have brought, for each day."
     orders: float      # that were not blocked
@@ -358,7 +368,7 @@ class WhatIf(NamedTuple):
         "What is left after the cost, major units a day."
         return self.prevented - self.spent
 
-# %% ../../nbs/25_queries.ipynb #c045
+# %% ../../nbs/25_queries.ipynb #c046
 def stake_sums(connection: sa.Connection, first: int) -> tuple[int, dict[int, tuple[int, ...]]]:
     "Days with orders from a day on, and by bucket of those not blocked: events, known, frauds, fraud amount."
     wanted = _sums(outcomes, "events", "known", "frauds", "fraud_amount")
