@@ -85,10 +85,10 @@ class Site:
         "What questions to the database need."
         return Desk(self.settings, self.secret, self.door.now())
 
-    def page(self, request: Request, name: str, session: Session | None = None, status: int = 200, **values: Any) -> HTMLResponse:
+    def page(self, request: Request, template: str, session: Session | None = None, status: int = 200, **values: Any) -> HTMLResponse:
         "A page or a part of one, from its template."
         here = request.url.path.removeprefix(self.path).strip("/").split("/")[0]
-        text = self.env.get_template(name).render(session=session, now=self.door.now(), here=here, **values)
+        text = self.env.get_template(template).render(session=session, now=self.door.now(), here=here, **values)
         return HTMLResponse(text, status)
 
 # %% ../../nbs/26_pages.ipynb #c010
