@@ -247,7 +247,8 @@ def case_values(site: Site, connection: sa.Connection, number: int, filters: Fil
     reasons = case["reasons"] or []
     largest = max([abs(reason["contribution"]) for reason in reasons], default=0) or 1
     past, linked = queries.history(connection, case["customer"]), queries.linked(connection, case, entities)
-    fields = [(name, value, (case["entities"] or {}).get(name)) for name, value in body.items()]
+    said = body | {site.settings.columns.amount: site.env.filters["money"](case["amount"])}
+    fields = [(name, value, (case["entities"] or {}).get(name)) for name, value in said.items()]
     following = queries.next_case(connection, site.desk(), filters, case["urgency"], number) if case["status"] == "open" else None
     return {"case": case, "fields": fields, "values": body, "past": past, "linked": linked, "pool": queries.POOL, "next": following,
             "reasons": [reason | {"width": 100 * abs(reason["contribution"]) / largest} for reason in reasons],

@@ -53,6 +53,8 @@
   });
   document.addEventListener("click", event => {
     if (event.target.closest('[data-do="help"]')) one("#help").showModal();
+    const toggle = event.target.closest('[data-do="filters"]');  // on narrow screens the filters are folded away
+    if (toggle) toggle.setAttribute("aria-expanded", toggle.form.classList.toggle("all"));
   });
   document.addEventListener("submit", event => {  // a verdict is given once, also by a double click
     if (event.target.method !== "post") return;
@@ -110,7 +112,7 @@
       place += share;
     }
     const chart = draw(element, {...quiet, tooltip: {...tooltip, formatter: p => p.dataType === "node" ? `${p.data.name}${p.data.words ? "\n" + p.data.words : ""}` : ""},
-      series: [{type: "graph", layout: "none", data: nodes, links: edges, roam: false, left: 70, right: 70, top: 24, bottom: 28, label: {...text}, lineStyle: {color: css("edge"), width: 1.2, opacity: 0.8}, emphasis: {focus: "adjacency"}}]});
+      series: [{type: "graph", layout: "none", data: nodes, links: edges, roam: false, preserveAspect: "contain", left: 70, right: 70, top: 24, bottom: 28, label: {...text, backgroundColor: css("card"), padding: [1, 3]}, lineStyle: {color: css("edge"), width: 1.2, opacity: 0.8}, emphasis: {focus: "adjacency"}}]});
     chart.off("click");
     chart.on("click", p => { if (p.data.href) location.href = p.data.href; });
   }
@@ -120,7 +122,7 @@
       series: ["low", "medium", "high"].map(band => ({name: band, type: "bar", stack: "all", barCategoryGap: "18%", itemStyle: {color: s.bands[band], opacity: band === "low" ? 0.45 : 1}, data: d.volume[band]}))}),
     scores: (d, s) => ({xAxis: {type: "category", data: d.scores.map((_, i) => (i / 20).toFixed(2)), name: "score", nameLocation: "middle", nameGap: 24}, yAxis: {type: "log", min: 1},
       series: [{name: "orders", type: "bar", barCategoryGap: "10%", itemStyle: {color: css("accent")}, data: d.scores.map(v => v || null)}]}),
-    rates: (d, s) => ({legend: true, percent: true, xAxis: {type: "category", data: d.weeks}, yAxis: {type: "value", min: 0},
+    rates: (d, s) => ({legend: true, percent: true, xAxis: {type: "category", data: d.weeks}, yAxis: {type: "value", min: 0, max: v => v.max > 0.8 ? 1 : null},
       series: ["low", "medium", "high"].map(band => ({name: band, type: "line", symbol: "circle", symbolSize: 6, connectNulls: true, itemStyle: {color: s.bands[band]}, lineStyle: {width: 2}, data: d.rates[band]}))}),
     saved: (d, s) => ({xAxis: {type: "category", data: d.days}, yAxis: {type: "value"},
       series: [{name: "saved", type: "line", showSymbol: false, lineStyle: {color: css("accent"), width: 2}, itemStyle: {color: css("accent")}, areaStyle: {color: css("wash")}, data: d.saved}]}),
