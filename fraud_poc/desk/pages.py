@@ -191,7 +191,7 @@ def list_values(site: Site, connection: sa.Connection, filters: Filters, cursor:
     page = queries.customer_page if filters.group else queries.queue_page
     rows, following = page(connection, desk, filters, cursor, size)
     values = {"filters": filters, "query": address(filters), "query_of": lambda **more: address(filters, **more), "rows": rows, "next": following,
-              "size": size, "most": queries.MOST, "statuses": queries.STATUSES, "problem": ""}
+              "size": size, "most": queries.MOST, "statuses": queries.STATUSES, "problem": "", "matching": set(filters.query) - {"group", "status"}}
     if cursor: return values
     return values | {"count": queries.count_cases(connection, desk, filters), "newest": queries.newest_case(connection)}
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STATUSES', 'ACTIONS', 'AGES', 'CHOICES', 'SHOWN', 'MOST', 'BRIEF', 'LINKED', 'PROBED', 'POOL', 'STEPS', 'outcomes',
            'INDEXES', 'COUNTED', 'WAITING', 'Filters', 'read_filters', 'Desk', 'found', 'conditions', 'rank', 'after',
-           'cursor_of', 'queue_page', 'count_cases', 'newest_case', 'news', 'closed_meanwhile', 'customer_page',
-           'next_case', 'find_order', 'verdict_of', 'history', 'statements', 'linked', 'distance', 'similar',
-           'bucket_of', 'catch_up', 'is_behind', 'by_day', 'by_score', 'fraud_rates', 'queue_ages', 'WhatIf',
+           'cursor_of', 'with_orders', 'queue_page', 'count_cases', 'newest_case', 'news', 'closed_meanwhile',
+           'customer_page', 'next_case', 'find_order', 'verdict_of', 'history', 'statements', 'linked', 'distance',
+           'similar', 'bucket_of', 'catch_up', 'is_behind', 'by_day', 'by_score', 'fraud_rates', 'queue_ages', 'WhatIf',
            'stake_sums', 'what_if']
 
 # %% ../../nbs/25_queries.ipynb #c003
@@ -114,6 +114,12 @@ def cursor_of(filters: Filters, row: Mapping) -> str:
 # %% ../../nbs/25_queries.ipynb #c013
 SHOWN = (decisions.c.order_id, decisions.c.probability, decisions.c.loss, decisions.c.reasons)
 
+def with_orders(connection: sa.Connection, filters: Filters, picked: sa.Select) -> list[Mapping]:
+    "Chosen cases in their order, with what is shown of their orders."
+    few = picked.subquery()
+    whole = sa.select(few, *SHOWN).join_from(few, decisions, few.c.decision_id == decisions.c.id)
+    return connection.execute(whole.order_by(few.c[rank(filters).name].desc(), few.c.decision_id)).mappings().all()
+
 def queue_page(
     connection: sa.Connection,
     desk: Desk,
@@ -124,9 +130,7 @@ def queue_page(
     "A page of the queue; `ValueError` for a cursor that is none."
     picked = sa.select(cases).where(*conditions(desk, filters)).order_by(rank(filters).desc(), cases.c.decision_id).limit(limit + 1)
     if cursor: picked = picked.where(after(filters, cursor))
-    few = picked.subquery()
-    whole = sa.select(few, *SHOWN).join_from(few, decisions, few.c.decision_id == decisions.c.id)
-    rows = connection.execute(whole.order_by(few.c[rank(filters).name].desc(), few.c.decision_id)).mappings().all()
+    rows = with_orders(connection, filters, picked)
     return rows[:limit], cursor_of(filters, rows[limit - 1]) if len(rows) > limit else ""
 
 # %% ../../nbs/25_queries.ipynb #c015
@@ -163,7 +167,7 @@ def customer_page(
     before = sa.or_(other.c[key] > cases.c[key], sa.and_(other.c[key] == cases.c[key], other.c.decision_id < cases.c.decision_id))
     first = ~sa.exists().where(*aliased, other.c.customer == cases.c.customer, other.c[key] >= cases.c[key], before)
     picked = sa.select(cases).where(*conditions(desk, filters), first).order_by(cases.c[key].desc(), cases.c.decision_id).limit(limit + 1)
-    rows = connection.execute(picked.where(after(filters, cursor)) if cursor else picked).mappings().all()
+    rows = with_orders(connection, filters, picked.where(after(filters, cursor)) if cursor else picked)
     few = [row["customer"] for row in rows[:limit]]
     sums = sa.select(cases.c.customer, sa.func.count(), sa.func.sum(cases.c.amount)).where(*conditions(desk, filters), cases.c.customer.in_(few))
     totals = {name: (count, int(total)) for name, count, total in connection.execute(sums.group_by(cases.c.customer))}

@@ -122,7 +122,7 @@
       series: ["low", "medium", "high"].map(band => ({name: band, type: "bar", stack: "all", barCategoryGap: "18%", itemStyle: {color: s.bands[band], opacity: band === "low" ? 0.45 : 1}, data: d.volume[band]}))}),
     scores: (d, s) => ({xAxis: {type: "category", data: d.scores.map((_, i) => (i / 20).toFixed(2)), name: "score", nameLocation: "middle", nameGap: 24}, yAxis: {type: "log", min: 1},
       series: [{name: "orders", type: "bar", barCategoryGap: "10%", itemStyle: {color: css("accent")}, data: d.scores.map(v => v || null)}]}),
-    rates: (d, s) => ({legend: true, percent: true, xAxis: {type: "category", data: d.weeks}, yAxis: {type: "value", min: 0, max: v => v.max > 0.8 ? 1 : null},
+    rates: (d, s) => ({legend: true, percent: true, xAxis: {type: "category", data: d.weeks}, yAxis: {type: "value", min: 0, ...(Math.max(...Object.values(d.rates).flat()) > 0.75 ? {max: 1, interval: 0.25} : {})},
       series: ["low", "medium", "high"].map(band => ({name: band, type: "line", symbol: "circle", symbolSize: 6, connectNulls: true, itemStyle: {color: s.bands[band]}, lineStyle: {width: 2}, data: d.rates[band]}))}),
     saved: (d, s) => ({xAxis: {type: "category", data: d.days}, yAxis: {type: "value"},
       series: [{name: "saved", type: "line", showSymbol: false, lineStyle: {color: css("accent"), width: 2}, itemStyle: {color: css("accent")}, areaStyle: {color: css("wash")}, data: d.saved}]}),
