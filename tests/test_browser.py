@@ -101,8 +101,6 @@ def test_the_slider_changes_the_counts(chromium, desk):
         playwright.expect(saved).not_to_have_text(money)
         page.get_by_label("Reviews a day").fill("0")
         playwright.expect(page.locator("[data-count=reviewed]")).to_have_text("0.0")
-        page.get_by_label("Reviews a day").fill("-3")
-        playwright.expect(page.get_by_text("must be numbers")).to_be_visible()
         assert page.locator("[data-trend] canvas").count() == 5 and page.locator("[data-tile=events]").inner_text() not in ("…", "0")
         page.goto(f"{desk.url}/queue")
 
@@ -133,7 +131,7 @@ def test_filters_more_rows_and_live_updates(chromium, desk):
         playwright.expect(page.locator(".count b")).not_to_have_text(str(len(waiting)))
         shown = page.locator("#rows tr[id^=case]").count()
         page.get_by_role("link", name=re.compile("Show .* more")).click()
-        page.wait_for_function(f"document.querySelectorAll('#rows tr[id^=case]').length > {shown}")
+        playwright.expect(page.locator("#rows tr[id^=case]")).not_to_have_count(shown)
         page.get_by_label("By customer").check()
         playwright.expect(page.get_by_role("columnheader", name="Customer")).to_be_visible()
 
@@ -144,7 +142,7 @@ def test_a_colleague_closes_the_case_on_the_screen(chromium, desk):
         page.goto(f"{desk.url}/case/{number}")
         with writing(desk.engine) as connection:
             connection.execute(sa.update(cases).where(cases.c.decision_id == number).values(status="flagged", closed=desk.now, closed_by="analyst-2", note="called the bank"))
-        playwright.expect(page.get_by_text("Flagged by analyst-2")).to_be_visible(timeout=15_000)
+        playwright.expect(page.locator("#verdict .gone")).to_contain_text("Flagged by analyst-2", timeout=15_000)
         assert page.get_by_role("button", name="Clear").count() == 0 and page.get_by_text("called the bank").is_visible()
 
 
@@ -174,23 +172,25 @@ def unnamed(page) -> list[str]:
     return [role for role, name in found if not name.strip() and role != "MenuListPopup"]
 
 
-@pytest.mark.parametrize("width, scheme", [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
-def test_every_page_is_readable_and_every_control_has_a_name(chromium, desk, width, scheme):
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_is_readable_and_every_control_has_a_name(chromium, desk, width):
     number = desk_server.open_numbers(desk.engine)[1]
     with desk.engine.connect() as connection: done = connection.execute(sa.select(cases.c.decision_id).where(cases.c.status != "open").limit(1)).scalar()
-    with person(chromium, desk, "admin-1", viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
+    with person(chromium, desk, "admin-1", viewport={"width": width, "height": 844}) as page:
         for path in ("queue", "queue?group=customer", "queue?status=flagged", f"case/{number}", f"case/{number}?done={done}", f"case/{done}", "trends", "accounts", "audit", "queue?find=nothing"):
             page.goto(f"{desk.url}/{path}")
-            page.wait_for_load_state("networkidle")
-            assert page.evaluate(CHECK) == [], path
+            if path == "trends": playwright.expect(page.locator("#trends-state")).to_have_text("")
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+                assert page.evaluate(CHECK) == [], (path, scheme)
             assert unnamed(page) == [], path
-        if scheme == "light":
-            page.goto(f"{desk.url}/queue")
-            page.keyboard.press("?")
-            assert page.get_by_role("dialog", name="Keyboard shortcuts").is_visible()
-            page.keyboard.press("Escape")
-            page.keyboard.press("Tab")
-            assert page.get_by_role("link", name="Skip to the content").bounding_box()["x"] >= 0
+        page.goto(f"{desk.url}/queue")
+        page.keyboard.press("?")
+        assert page.get_by_role("dialog", name="Keyboard shortcuts").is_visible()
+        page.keyboard.press("Escape")
+        page.goto(f"{desk.url}/queue")
+        page.keyboard.press("Tab")
+        assert page.get_by_role("link", name="Skip to the content").bounding_box()["x"] >= 0
 
 
 def test_a_phone_can_do_the_work(chromium, desk):

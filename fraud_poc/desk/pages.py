@@ -123,8 +123,8 @@ class Guarded:
         self.app = app
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        static = scope["type"] == "http" and "/static/" in scope["path"] and b"v=" in scope.get("query_string", b"")
-        kept = "public, max-age=31536000, immutable" if static else "no-store"
+        static, named = "/static/" in scope.get("path", ""), scope.get("query_string", b"").startswith(b"v=")
+        kept = "no-store" if not static else "public, max-age=31536000, immutable" if named else "public, max-age=86400"
         more = [(name.encode(), value.encode()) for name, value in (HEADERS | {"cache-control": kept}).items()]
         async def sending(message: dict) -> None:
             if message["type"] == "http.response.start": message = message | {"headers": [*message["headers"], *more]}
@@ -185,14 +185,14 @@ def address(filters: Filters, **more: str) -> str:
     query = filters.query | more
     return urlencode({name: value for name, value in query.items() if name != "group" or "find" not in more})
 
-def list_values(site: Site, connection: sa.Connection, filters: Filters, cursor: str) -> dict[str, Any]:
+def list_values(site: Site, connection: sa.Connection, filters: Filters, cursor: str, rows_only: bool) -> dict[str, Any]:
     "What the template of the list needs."
     desk, size = site.desk(), site.settings.desk.page_size
     page = queries.customer_page if filters.group else queries.queue_page
     rows, following = page(connection, desk, filters, cursor, size)
     values = {"filters": filters, "query": address(filters), "query_of": lambda **more: address(filters, **more), "rows": rows, "next": following,
               "size": size, "most": queries.MOST, "statuses": queries.STATUSES, "problem": "", "matching": set(filters.query) - {"group", "status"}}
-    if cursor: return values
+    if rows_only: return values
     return values | {"count": queries.count_cases(connection, desk, filters), "newest": queries.newest_case(connection)}
 
 # %% ../../nbs/26_pages.ipynb #c022
@@ -208,7 +208,7 @@ def queue_routes(app: FastAPI, site: Site) -> None:
         part = "hx-request" in request.headers
         try:
             filters = read_filters(request.query_params)
-            with site.engine.connect() as connection: values = list_values(site, connection, filters, after)
+            with site.engine.connect() as connection: values = list_values(site, connection, filters, after, part and bool(after))
         except ValueError as error: values = {"problem": f"{error}.".capitalize(), "filters": Filters(), "statuses": queries.STATUSES}
         name = "queue.html" if not part else "_rows.html" if after and not values["problem"] else "_cases.html"
         return site.page(request, name, session, 422 if values["problem"] else 200, **values)
