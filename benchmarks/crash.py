@@ -43,10 +43,11 @@ class Run:
         self.domain, self.orders, self.address, self.next = domain, orders, address, iter(orders)
         self.acknowledged, self.met, self.alone = {}, Counter(), asyncio.Event()
 
-    async def client(self) -> None:
-        "Send one order after another, each until it is acknowledged."
+    async def client(self, rate: float = 0) -> None:
+        "Send one order after another, each until it is acknowledged; with a rate, no more than so many a second."
         link = None
         for id_key, order in self.next:
+            if rate: await asyncio.sleep(random.expovariate(rate))
             request, tries = self.domain.request(order), 0
             while id_key not in self.acknowledged:
                 if tries: await asyncio.sleep(0.02)

@@ -15,10 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fraud_poc.api.scoring import new_key  # noqa: E402
 from fraud_poc.config import Settings, load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest, read_manifest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
+from fraud_poc.desk.access import fresh_key  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
 from fraud_poc.live.load import prepare_db  # noqa: E402
 from fraud_poc.live.replay import is_ready, raw_orders  # noqa: E402
@@ -47,7 +47,7 @@ class Domain:
         train_model(self.settings)
         judge_model(self.settings)
         with server_for(self.settings) as url: prepare_db(self.settings, url)
-        self.key = new_key(self.settings, "drill")
+        self.key = fresh_key(self.settings, "drill")
 
     def end_of_history(self, orders: int) -> str:
         "The moment, ISO, behind which enough orders come."

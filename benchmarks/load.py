@@ -26,6 +26,8 @@ import uvloop
 
 from drill import Connection, Domain, connection, family, memory_of, serving
 
+from fraud_poc.live.store import server_runs
+
 MOST_OPEN = 5_000  # requests without an answer; more of them, and the service hangs
 
 
@@ -139,7 +141,7 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     domain = Domain(home, options.patterns, options.history, **{"service.workers": options.workers})
     with serving(domain, home / "service.log") as (address, process):
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner: found = runner.run(measure(address, process.pid, Orders(domain, options.patterns), options))
-    loads, memory = found["loads"], found["memory"]
+    loads, memory, left = found["loads"], found["memory"], server_runs(domain.settings.batch.folder / "redis")
     print(f"sustainable: {found['sustainable']:,.0f} orders a second on {options.connections} connections")
     print(f"{'':<16}{'sent':>10}{'accepted':>10}{'p50 ms':>9}{'p99 ms':>9}{'refused':>9}{'errors':>8}{'client late ms':>16}")
     for name, load in loads.items():
@@ -148,7 +150,7 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     half, twice = loads["half the rate"], loads["twice the rate"]
     return {"sustainable": round(found["sustainable"]), "p99_half_ms": half["p99_ms"], "p99_twice_ms": twice["p99_ms"], "ratio": round(twice["p99_ms"] / half["p99_ms"], 2),
             "refused_share": twice["refused_share"], "errors": sum(load["errors"] for load in loads.values()), "memory_growth": round(memory[-1] / memory[0] - 1, 4),
-            "workers": options.workers, "loads": loads}
+            "workers": options.workers, "store_left_running": left, "loads": loads}
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ Valkey with its append-only file on. Then three services run side by side on one
   feast   FastAPI with the same body, the same number of features of the same entities read through Feast from the same server, the same model
           by XGBoost. It reads only: nothing learns of the order, and no answer is kept
 
-The client and the store share another core (on more than two, the store has a third one). The client is a loop over raw keep-alive connections, each with
+The client and the store share another core (on more than two, the store has a third one). Ours talks to the store through a Unix socket, as `fraud-poc serve`
+does with a server of its own; Feast can only do so through TCP, on the same server. The client is a loop over raw keep-alive connections, each with
 one request under way. Services take turns, at 1 and at 16 connections; shown are medians over the turns. Orders are new ones of identities at the end of the
 log. Feast is installed into an environment of its own, under --keep if that is given. The last line is one JSON object.
 """
@@ -263,11 +264,13 @@ def redis_server(folder: Path):
     port, password = free_port(), secrets.token_hex(16)
     (folder / "redis").mkdir(exist_ok=True)
     for old in (folder / "redis").glob("*"): shutil.rmtree(old) if old.is_dir() else old.unlink()
-    options = {"port": port, "bind": "127.0.0.1", "requirepass": password, "appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction", "dir": folder / "redis"}
+    socket_path = Path(tempfile.mkdtemp()) / "redis.sock"
+    options = {"port": port, "unixsocket": socket_path, "bind": "127.0.0.1", "requirepass": password, "appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction", "dir": folder / "redis"}
     command = [find_server(), *[part for name, value in options.items() for part in (f"--{name}", value)]]
     with process(*command, core=STORE, log=folder / "redis.log") as started:
         wait_for(port, started, folder / "redis.log")
-        yield f"redis://:{password}@127.0.0.1:{port}/0", ["127.0.0.1", port, password]
+        try: yield f"unix://{socket_path}?password={password}", ["127.0.0.1", port, password]
+        finally: shutil.rmtree(socket_path.parent)
 
 
 def feast_python(folder: Path) -> Path:
@@ -398,14 +401,13 @@ def main() -> None:
         folder = args.keep.resolve() if args.keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         settings, table, bundle = train_everything(folder, args.orders)
-        from fraud_poc.api.scoring import KEY_FILE, new_key
+        from fraud_poc.desk.access import fresh_key
         from fraud_poc.live.load import prepare_db
-        (settings.batch.folder / KEY_FILE).unlink(missing_ok=True)
         write_bodies(settings, folder, 60_000 + int(30_000 * args.seconds * args.repeats / 8))
         url, server = stack.enter_context(redis_server(folder))
         say("filling the store ...")
         prepare_db(settings, url)
-        plan = {"settings": settings.model_dump(mode="json"), "redis": url, "server": server, "key": new_key(settings, "bench"), "names": table.names,
+        plan = {"settings": settings.model_dump(mode="json"), "redis": url, "server": server, "key": fresh_key(settings, "bench"), "names": table.names,
                 "ports": {"ours": settings.service.port, "empty": free_port(), "feast": free_port()}}
         pythons = {"ours": sys.executable, "empty": sys.executable}
         if not args.without_feast:

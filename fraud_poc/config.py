@@ -144,7 +144,7 @@ class Training(Section):
     test_days: int = Field(ge=1)             # the last days whose verdicts are due judge the model
     delay: str                               # how long most verdicts take: gap between training and test, and after the test
     train_days: int = Field(ge=1)            # days before the gap that the model learns from
-    validation_days: int = Field(ge=1)       # the last of these days stop the training early, calibrate and set the bands
+    validation_days: int = Field(ge=1)       # the last of these days stop the training early, calibrate and settle the policy
     honest_share: float = Field(gt=0, le=1)  # share of honest events that is kept; their weight is the inverse
     folds: int = Field(ge=1)                 # files of the training set, shuffled; partitions on Dask
     seed: int
@@ -172,19 +172,12 @@ class Model(Section):
 
 # %% ../nbs/00_config.ipynb #c022
 class Verdict(Section):
-    "What a model has to reach, and how its answers are banded."
+    "What a model has to reach, and how many events people can look at."
     reviews_a_day: int = Field(ge=1)                  # events that people can look at
     card: str                                         # entity that a review settles, for precision at k
     min_auc: float = Field(ge=0, le=1)
     min_average_precision: float = Field(ge=0, le=1)
     bootstrap: int = Field(ge=0)                      # resamples behind the intervals
-    medium_share: float = Field(gt=0, lt=1)           # share of events above the threshold of band "medium"
-    high_share: float = Field(gt=0, lt=1)             # likewise of band "high"
-
-    @model_validator(mode="after")
-    def _nested(self):
-        if self.high_share > self.medium_share: raise ValueError("verdict.high_share is above verdict.medium_share")
-        return self
 
 # %% ../nbs/00_config.ipynb #c024
 class Live(Section):

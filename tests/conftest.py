@@ -1,7 +1,11 @@
 """What all tests share: the folder of external data, and a look at what tests leave behind."""
 import os
+import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
 from hypothesis import HealthCheck, settings
@@ -10,6 +14,7 @@ import databases
 import house
 
 ROOT = Path(__file__).resolve().parent.parent
+MARK = "FRAUD_POC_TEST_RUN"  # environment variable, of this run
 
 # A machine shared with others makes single examples slow now and then: that is no failure. The same examples are drawn each time,
 # but for HYPOTHESIS_PROFILE=long, which draws many more, and other ones each time
@@ -66,19 +71,35 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_sessionstart(session):
-    if not hasattr(session.config, "workerinput"): session.config.tree_before = house.tree(ROOT)
+    if hasattr(session.config, "workerinput"): return
+    session.config.tree_before = house.tree(ROOT)
+    os.environ[MARK] = uuid.uuid4().hex  # all processes that the tests start inherit it
+
+
+def processes_left() -> list[str]:
+    "Processes that the tests started and that still run; those that run tests, and what Python itself keeps for them, aside."
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            ours = process.environ().get(MARK) == os.environ[MARK] and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+            if ours and not any(word in command for word in ("sys.stdin.readline", "multiprocessing.resource_tracker", "multiprocessing.forkserver")):
+                found.append(f"process {process.pid} still runs: {command[:200]}")
+    return found
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session):
-    "Tests leave the project's folder as they found it: otherwise the run fails, even if each test passed."
+    "Tests leave the project's folder as they found it, and no process: otherwise the run fails, even if each test passed."
     if not hasattr(session.config, "tree_before"): return
-    session.config.tree_changes = house.tree_difference(session.config.tree_before, house.tree(ROOT))
+    until = time.monotonic() + 10
+    while (left := processes_left()) and time.monotonic() < until: time.sleep(0.2)
+    session.config.tree_changes = house.tree_difference(session.config.tree_before, house.tree(ROOT)) + left
     if session.config.tree_changes: session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter, config):
     changes = getattr(config, "tree_changes", [])
     if not changes: return
-    terminalreporter.section("the tests changed the project's folder, so this run FAILED", red=True)
+    terminalreporter.section("the tests left something behind, so this run FAILED", red=True)
     for change in changes[:30]: terminalreporter.write_line(change)

@@ -12,13 +12,14 @@ from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Engine
 from fraud_poc.live.store import MemoryStore, Meta
 from fraud_poc.model.bundle import Bundle
+from fraud_poc.model.policy import plain_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ['Value("order_amount")', 'Count(by=["customer_id", "email"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over="7d")']
 
 
 def settings_in(folder: Path, **changes) -> Settings:
-    return load_settings(ROOT / "config" / "orders.toml", {"features.rows": ROWS, "batch.folder": str(folder)} | changes)
+    return load_settings(ROOT / "config" / "orders.toml", {"features.rows": ROWS, "batch.folder": str(folder), "database.url": ""} | changes)
 
 
 def small_engine(settings: Settings, store=None) -> Engine:
@@ -27,7 +28,7 @@ def small_engine(settings: Settings, store=None) -> Engine:
     vectors = rng.exponential(100, (300, len(table.names))).astype(np.float32)
     booster = xgboost.train({"max_depth": 2, "seed": 7, "objective": "binary:logistic", "nthread": 1},
                             xgboost.DMatrix(vectors, vectors[:, 0] > 250, feature_names=table.names), 3)
-    bundle = Bundle(folder=Path("."), hash="ab" * 32, booster=booster, names=table.names, table_hash=table.hash, calibration=(1.0, 0.0), thresholds=(0.3, 0.6),
+    bundle = Bundle(folder=Path("."), hash="ab" * 32, booster=booster, names=table.names, table_hash=table.hash, calibration=(1.0, 0.0), policy=plain_policy(settings),
                     sample=vectors, sample_scores=booster.inplace_predict(vectors), manifest={"created": "2025-06-01T00:00:00+00:00", "metrics": {"auc": 0.9}})
     return Engine(settings, table, bundle, module.Scorer(booster, vectors), store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})))
 

@@ -19,6 +19,7 @@ from fraud_poc.features.table import build_table
 from fraud_poc.model import bundle as module
 from fraud_poc.model.bundle import latest_bundle, list_bundles, load_bundle, model_problem, read_manifest_of, save_bundle, sealed
 from fraud_poc.model.evaluate import evaluate, judge
+from fraud_poc.model.policy import plain_policy
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = ['Value("order_amount")', 'Hour()', 'Count(by="customer_id", over=["1h", "7d"])']
@@ -50,7 +51,7 @@ def measured(settings) -> dict:
 
 
 def save(settings, table=None, booster=None, minute=0, **other) -> Path:
-    given = {"sample": some_orders(2)[0][:200], "calibration": (0.8, -0.3), "thresholds": (0.2, 0.6), "evaluation": {"metrics": {}}, "judgement": ACCEPTED,
+    given = {"sample": some_orders(2)[0][:200], "calibration": (0.8, -0.3), "policy": plain_policy(settings), "evaluation": {"metrics": {}}, "judgement": ACCEPTED,
              "training": {"rows": 2_000}, "created": NOON + timedelta(minutes=minute)}
     return save_bundle(settings, table or build_table(settings), booster or train(), **given | other)
 
@@ -90,7 +91,8 @@ def test_a_bundle_comes_back_to_the_bit(made):
     folder, table, settings = made
     bundle, vectors = load_bundle(folder, table), some_orders(5)[0]
     assert np.array_equal(bundle.booster.inplace_predict(vectors), train().inplace_predict(vectors))
-    assert (bundle.names, bundle.table_hash, bundle.calibration, bundle.thresholds) == (table.names, table.hash, (0.8, -0.3), (0.2, 0.6))
+    assert (bundle.names, bundle.table_hash, bundle.calibration, bundle.policy) == (table.names, table.hash, (0.8, -0.3), plain_policy(settings))
+    assert bundle.policy.hash == bundle.manifest["files"]["policy.json"]
     assert np.array_equal(bundle.sample, some_orders(2)[0][:200], equal_nan=True) and bundle.sample.dtype == bundle.sample_scores.dtype == np.float32
     assert np.array_equal(bundle.sample_scores, bundle.booster.inplace_predict(bundle.sample))
     assert bundle.hash == hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() and bundle.folder == folder
@@ -129,7 +131,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["booster.json", "sample.npy", "sample_scores.npy", "evaluation.json", "plots/roc.png"])
+@pytest.mark.parametrize("name", ["booster.json", "policy.json", "sample.npy", "sample_scores.npy", "evaluation.json", "plots/roc.png"])
 def test_a_damaged_file_is_named(copy, made, name):
     path, table = copy / name, made[1]
     whole = path.read_bytes()
@@ -177,7 +179,7 @@ def test_links_to_folders_and_paths_that_lead_out_are_refused(copy, made, tmp_pa
     with pytest.raises(ValueError, match="outside is missing"): load_bundle(copy, made[1])
 
 
-@pytest.mark.parametrize("name", ["booster.json", "sample.npy", "sample_scores.npy"])
+@pytest.mark.parametrize("name", ["booster.json", "policy.json", "sample.npy", "sample_scores.npy"])
 def test_a_file_that_serving_needs_cannot_be_left_out(copy, made, name):
     (copy / name).unlink()
     reseal(copy)
@@ -192,12 +194,11 @@ def test_what_is_no_bundle_is_named(made, tmp_path):
 # --- damage with right checksums --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("fields, words", [
-    ({"format": 2}, "is of format 2, and this version reads 1"), ({"format": "1"}, "is of format '1'"), ({"format": True}, "is of format True"),
+    ({"format": 1}, "is of format 1, and this version reads 2"), ({"format": "2"}, "is of format '2'"), ({"format": True}, "is of format True"),
     ({"names": "order_amount"}, "wrong at names"), ({"names": []}, "wrong at names"), ({"verdict": "maybe"}, "wrong at verdict"), ({"notes": "x"}, "wrong at notes"),
     ({"calibration": [1.0]}, "wrong at calibration"), ({"calibration": [1.0, "0"]}, "wrong at calibration.1"), ({"calibration": [True, 0.0]}, "wrong at calibration.0"),
     ({"calibration": [0.0, 0.0]}, "slope 0.0, by which a higher score would not be"), ({"calibration": [-1.0, 0.0]}, "slope -1.0"),
-    ({"thresholds": [0.7, 0.6]}, "thresholds 0.7 and 0.6, which must rise"), ({"thresholds": [-0.1, 0.6]}, "must rise within 0 to 1"),
-    ({"thresholds": [0.1, 1.5]}, "must rise within 0 to 1"), ({"table_hash": "0" * 64}, "was trained on feature table 000000000000.*run `fraud-poc features`"),
+    ({"thresholds": [0.7, 0.6]}, "wrong at thresholds"), ({"table_hash": "0" * 64}, "was trained on feature table 000000000000.*run `fraud-poc features`"),
     ({"table_hash": "abc"}, "wrong at table_hash"), ({"verdict": "rejected"}, "is of a rejected model .good enough.: it is never served"),
     ({"names": ["hour", "order_amount", "count_1h_by_customer_id", "count_7d_by_customer_id"]}, "has 'hour' as feature 0, where the feature table has 'order_amount'"),
     ({"names": ["order_amount", "hour", "count_1h_by_customer_id"]}, "has None as feature 3"),
@@ -207,16 +208,22 @@ def test_a_manifest_that_means_something_else_is_refused(copy, made, fields, wor
     with pytest.raises(ValueError, match=rf"manifest\.json .*{words}"): load_bundle(copy, made[1])
 
 
+@pytest.mark.parametrize("change, words", [({"review_over": -1.0}, "review_over"), ({"version": 9}, "version"), ({"costs": {}}, "costs"), ({"more": 1}, "more")])
+def test_a_policy_that_is_none_is_refused(copy, made, change, words):
+    (copy / "policy.json").write_text(json.dumps(json.loads((copy / "policy.json").read_text()) | change))
+    reseal(copy)
+    with pytest.raises(ValueError, match=rf"policy\.json.*{words}.*train anew"): load_bundle(copy, made[1])
+
+
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_none_are_refused(copy, made, value):
     rest = json.loads((copy / "manifest.json").read_text())
     del rest["seal"]
     number = float(value.replace("1e999", "inf"))
     text = lambda fields: (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode().replace(json.dumps(number).encode(), value.encode())
-    for name in ("calibration", "thresholds"):
-        fields = rest | {name: [0.5, number]}
-        (copy / "manifest.json").write_bytes(text(fields | {"seal": hashlib.sha256(text(fields)).hexdigest()}))
-        with pytest.raises(ValueError, match="manifest.json"): load_bundle(copy, made[1])
+    fields = rest | {"calibration": [0.5, number]}
+    (copy / "manifest.json").write_bytes(text(fields | {"seal": hashlib.sha256(text(fields)).hexdigest()}))
+    with pytest.raises(ValueError, match="manifest.json"): load_bundle(copy, made[1])
     fields = rest | {"metrics": {"auc": number}}
     (copy / "manifest.json").write_bytes(text(fields | {"seal": hashlib.sha256(text(fields)).hexdigest()}))
     with pytest.raises(ValueError, match="manifest.json was changed"): load_bundle(copy, made[1])
@@ -316,7 +323,7 @@ def test_another_feature_table_is_refused(made, tmp_path):
 # --- saving -----------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("changes, words", [
-    ({"calibration": (-1.0, 0.0)}, "slope -1.0"), ({"calibration": (float("nan"), 0.0)}, "no bundle can hold this"), ({"thresholds": (0.9, 0.1)}, "must rise"),
+    ({"calibration": (-1.0, 0.0)}, "slope -1.0"), ({"calibration": (float("nan"), 0.0)}, "no bundle can hold this"),
     ({"training": {"rows": np.int64(5)}}, "no bundle can hold this.*int64"), ({"sample": np.zeros((0, 4), np.float32)}, "sample.npy"),
     ({"booster": lambda: train(num_parallel_tree=2)}, "counts them otherwise"), ({"booster": lambda: train(booster="dart")}, "is 'dart'"),
     ({"booster": lambda: train(objective="reg:squarederror")}, "reg:squarederror"), ({"booster": lambda: train(names=list("abcd"))}, "names other features")])

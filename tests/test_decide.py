@@ -19,6 +19,7 @@ from fraud_poc.live import decide as module
 from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderReader, Watch, answer_of, digest_of, place_of, open_record, read_dict
 from fraud_poc.live.store import MemoryStore, Meta, Outcome, StoreDown, StoreLost, StoreSlow, decode_entry, event_key, open_store, start_redis
 from fraud_poc.model.bundle import Bundle
+from fraud_poc.model.policy import plain_policy
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 SECRET = bytes(range(32))
@@ -46,7 +47,7 @@ class PlainScorer:
 
 def engine_for(settings: Settings, store=None, **more) -> Engine:
     table = build_table(settings)
-    bundle = Bundle(folder=Path("."), hash="ab" * 32, booster=None, names=table.names, table_hash=table.hash, calibration=(1.0, 0.0), thresholds=(0.6, 0.9),
+    bundle = Bundle(folder=Path("."), hash="ab" * 32, booster=None, names=table.names, table_hash=table.hash, calibration=(1.0, 0.0), policy=plain_policy(settings),
                     sample=np.zeros((1, len(table.names)), np.float32), sample_scores=np.zeros(1, np.float32), manifest={})
     return Engine(settings, table, bundle, PlainScorer(), store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 10})), chance=random.Random(7), **more)
 

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from fraud_poc.config import load_settings
 from fraud_poc.model import evaluate as module
-from fraud_poc.model.evaluate import (LEAST_SLOPE, band, bootstrap, calibrate, card_days, card_precision, choose_thresholds, curve_metrics, draw_evaluation,
+from fraud_poc.model.evaluate import (LEAST_SLOPE, bootstrap, calibrate, card_days, card_precision, curve_metrics, draw_evaluation,
                                       equal_groups, evaluate, judge, number_cards, probabilities, probability, queue, rank, reviewed, sort_slice, totals)
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
@@ -153,8 +153,6 @@ def test_sub_sampling_with_weights_gives_the_same_probabilities():
     weights = np.where(part["labels"] == 1, 1.0, 4.0)[kept]
     full, sampled = calibrate(part["labels"], part["scores"]), calibrate(part["labels"][kept], part["scores"][kept], weights)
     assert np.allclose(full, sampled, atol=0.1)
-    p = probabilities(full, part["scores"])
-    assert abs(choose_thresholds(settings_with(), p[kept], weights)[0] / choose_thresholds(settings_with(), p)[0] - 1) < 0.1
 
 
 @given(st.floats(0.01, 20), st.floats(-30, 30), st.lists(st.floats(0, 1, width=32), min_size=2, max_size=20))
@@ -169,27 +167,15 @@ def test_neighbours_stay_apart():
     edge = np.array([0, 1e-45, 1e-38, 0.1, np.nextafter(np.float32(0.1), np.float32(1)), 0.5, 1 - 2**-23, 1 - 2**-24, 1], np.float32)
     assert (np.diff(edge) > 0).all() and (np.diff(probabilities((1.0, 0.0), edge)) > 0).all()
     assert math.isnan(probability((1.0, 0.0), math.nan))
-    with pytest.raises(ValueError, match="no band"): band((0.1, 0.2), math.nan)
-    assert [band((0.1, 0.2), p) for p in (0.0, 0.1, 0.2, 1.0)] == ["low", "medium", "high", "high"] and band((0.1, 0.1), 0.1) == "high"
 
 
 def test_one_probability_costs_less_than_a_microsecond_or_so():
-    score, thresholds, best = 0.1234, (0.1, 0.5), math.inf
+    score, best = 0.1234, math.inf
     for _ in range(20):
         start = time.perf_counter()
-        for _ in range(1_000): band(thresholds, probability((0.7, -1.0), score))
+        for _ in range(1_000): probability((0.7, -1.0), score)
         best = min(best, time.perf_counter() - start)
     assert best / 1_000 < 5e-6  # measured: 0.4 us on an idle machine
-
-
-@given(st.lists(st.integers(0, 20), min_size=1, max_size=300), st.floats(0.01, 0.5), st.floats(0.001, 1))
-def test_thresholds_never_let_too_many_pass(values, medium, part):
-    p = np.array(values) / 20
-    low, high = choose_thresholds(settings_with(medium_share=medium, high_share=medium * part), p)
-    assert 0 <= low <= high <= 1
-    if p.max() < 1: assert (p >= low).mean() <= medium + 1e-9 and (p >= high).mean() <= medium * part + 1e-9
-    below = p[p < low]
-    if len(below): assert (p >= below.max()).mean() > medium  # the next lower threshold would let too many pass
 
 
 def test_scores_without_meaning_get_a_flat_calibration():
@@ -200,7 +186,6 @@ def test_scores_without_meaning_get_a_flat_calibration():
     assert 0 < calibrate(labels, np.full(5_000, 0.3))[0] and np.isfinite(calibrate(labels, labels.astype(float))).all()
     for same in (0, 1, -1):
         with pytest.raises(ValueError, match="cannot calibrate"): calibrate(np.full(9, same), np.linspace(0.1, 0.9, 9))
-    with pytest.raises(ValueError, match="no events"): choose_thresholds(settings_with(), np.zeros(0))
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 12))
@@ -238,18 +223,20 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 def test_point_values_are_scikit_learns_and_unresolved_events_do_not_count():
     part, settings = some_slice(7), settings_with()
     known = part["labels"] >= 0
-    result = evaluate(settings, **part, calibration=(0.8, -0.5), thresholds=(0.05, 0.3))
+    bands = np.digitize(probabilities((0.8, -0.5), part["scores"]), [0.05, 0.3])
+    result = evaluate(settings, **part, calibration=(0.8, -0.5), bands=bands)
     fraud, scores = part["labels"][known] == 1, part["scores"][known]
     value = lambda name: result["metrics"][name]["value"]
     assert math.isclose(value("auc"), roc_auc_score(fraud, scores), rel_tol=1e-5)
     assert math.isclose(value("average_precision"), average_precision_score(fraud, scores), rel_tol=1e-5)
     assert math.isclose(value("brier"), brier_score_loss(fraud, probabilities((0.8, -0.5), scores)), rel_tol=1e-5)
-    without = evaluate(settings, **{name: values[known] for name, values in part.items()}, calibration=(0.8, -0.5), thresholds=(0.05, 0.3))
+    without = evaluate(settings, **{name: values[known] for name, values in part.items()}, calibration=(0.8, -0.5), bands=bands[known])
     assert without["metrics"] == result["metrics"] and without["unresolved"] == 0 and result["unresolved"] == (~known).sum()
     days = result["days"]
     assert sum(row["found"] for row in days) / sum(row["reviewed"] for row in days) == pytest.approx(value("precision_at_budget"), rel=1e-5)
     assert sum(row["frauds"] for row in days) == result["frauds"] == fraud.sum() and all(row["reviewed"] == 10 for row in days)
-    assert sum(row["events"] for row in result["bands"]) == 6_000 and json.loads(json.dumps(result, allow_nan=False)) == result
+    assert [row["events"] for row in result["bands"]] == np.bincount(bands, minlength=3).tolist() and sum(row["events"] for row in result["bands"]) == 6_000
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 def test_weights_are_as_good_as_copies():
@@ -289,7 +276,7 @@ def test_tiny_slices_have_values_or_none(labels, tmp_path):
     for bootstrap_size in (0, 5):
         settings = settings_with(bootstrap=bootstrap_size)
         result = evaluate(settings, np.array(labels, np.int8), np.linspace(0.1, 0.9, n), np.arange(n), np.arange(n, dtype=np.uint64), np.ones(n, np.int64),
-                          thresholds=(0.2, 0.5))
+                          bands=np.zeros(n, int))
         json.dumps(result, allow_nan=False)
         both = {0, 1} <= set(labels)
         assert (result["metrics"]["auc"]["value"] is not None) == both

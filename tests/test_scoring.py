@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -18,8 +17,10 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings as examples, strategies as st
 
 from fraud_poc.api import scoring as module
-from fraud_poc.api.scoring import KEY_FILE, KEY_HEADER, Codec, Metrics, Refused, create_app, exposition, new_key, read_pairs, strict_json
+from fraud_poc.api.scoring import KEY_HEADER, Codec, Metrics, Refused, create_app, exposition, read_pairs, strict_json
 from fraud_poc.config import load_settings
+from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
+from fraud_poc.desk.database import open_database
 from fraud_poc.live.decide import OrderError, OrderReader
 from fraud_poc.live.store import StoreDown, open_store, start_redis
 from scoring_worker import filled, settings_in, small_engine
@@ -36,9 +37,10 @@ class Service:
     "An application and clients of it."
     def __init__(self, folder: Path, **changes):
         self.settings = settings_in(folder, **changes)
-        self.key = new_key(self.settings, "tests")
+        self.database = open_database(self.settings)
+        self.key = new_key(self.database, "tests", SCOPES, "tests")
         self.engine = small_engine(self.settings)
-        self.app = create_app(self.settings, self.engine, clock=lambda: NOW, secret=SECRET)
+        self.app = create_app(self.settings, self.engine, clock=lambda: NOW, secret=SECRET, database=self.database)
 
     def client(self, app=None, key: bool = True) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(app or self.app), base_url="http://service", headers={KEY_HEADER: self.key} if key else {})
@@ -157,22 +159,54 @@ def test_the_fast_way_and_the_strict_way_read_alike(changes, added, ascii_only, 
 
 # --- keys, limits, errors ---------------------------------------------------------------------------------------------------------------
 
+NEEDS = [("/score", "POST", "score"), ("/score/batch", "POST", "score"), ("/orders/sample", "GET", "read"), ("/decisions/o1", "GET", "read"),
+         ("/model", "GET", "read"), ("/metrics", "GET", "metrics")]
+
+
 def test_keys(tmp_path):
     service = Service(tmp_path)
-    assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600 and service.key not in (tmp_path / KEY_FILE).read_text()
-    for path, method in [("/score", "POST"), ("/score/batch", "POST"), ("/orders/sample", "GET"), ("/decisions/o1", "GET"), ("/model", "GET"), ("/metrics", "GET")]:
+    for path, method, _ in NEEDS:
         for headers in ({}, {KEY_HEADER: ""}, {KEY_HEADER: service.key + "x"}, {KEY_HEADER: "\u00e9"}, {"authorization": service.key}):
             detail = assert_problem(service.call(method, path, key=False, headers=JSON | {name: value.encode("utf-8") for name, value in headers.items()}, content=BODY if method == "POST" else None), 401)
             assert detail[0]["loc"] == ["header", KEY_HEADER]
     for path in ("/healthz", "/readyz", "/openapi.json", "/docs"): assert service.call("GET", path, key=False).status_code == 200
-    with pytest.raises(ValueError, match="already"): new_key(service.settings, "tests")
-    second = new_key(service.settings, "other")
+    second = new_key(service.database, "other", ["read"], "tests")
     service.app.service.keys.refresh()
     for key in (second, service.key): assert service.call("GET", "/model", key=False, headers={KEY_HEADER: key}).status_code == 200
-    (tmp_path / KEY_FILE).unlink()
+    for name in ("tests", "other"): revoke_key(service.database, name, "tests")
     service.app.service.keys.refresh()
     assert service.call("GET", "/model").status_code == 401 and "no API key" in service.call("GET", "/readyz").text
     assert create_app(service.settings, service.engine, secret=SECRET, open_to_all=True).service.open_to_all
+    with pytest.raises(ValueError, match="database of the API keys"): create_app(service.settings, service.engine, secret=SECRET)
+
+
+def test_scopes(tmp_path):
+    service = Service(tmp_path)
+    keys = {scope: new_key(service.database, scope, [scope], "tests") for scope in SCOPES}
+    service.app.service.keys.refresh()
+    for path, method, needed in NEEDS:
+        for scope, key in keys.items():
+            response = service.call(method, path, key=False, headers=JSON | {KEY_HEADER: key}, content=b"{}" if method == "POST" else None)
+            if scope != needed: assert assert_problem(response, 403)[0]["type"] == "scope", (path, scope)
+            else: assert response.status_code in (200, 404, 422), (path, response.text)
+
+
+def test_keys_stay_good_while_the_database_cannot_be_read(tmp_path, monkeypatch, caplog):
+    service = Service(tmp_path)
+    async def lives():
+        task = asyncio.create_task(module.keep_keys(service.app.service, 0.01))
+        await asyncio.sleep(0.2)
+        task.cancel()
+    service.database.dispose()
+    (tmp_path / "desk.sqlite").rename(tmp_path / "away")
+    (tmp_path / "desk.sqlite").mkdir()
+    with caplog.at_level(logging.ERROR, "fraud_poc.service"): asyncio.run(lives())
+    assert {record.message for record in caplog.records} == {"keys were not read"} and service.call("GET", "/model").status_code == 200
+    (tmp_path / "desk.sqlite").rmdir()
+    (tmp_path / "away").rename(tmp_path / "desk.sqlite")
+    revoke_key(service.database, "tests", "tests")
+    asyncio.run(lives())
+    assert service.call("GET", "/model").status_code == 401
 
 
 def test_excess_is_refused_at_once_and_the_rest_served(tmp_path):
@@ -202,7 +236,7 @@ def test_a_body_that_drips_holds_no_place_and_is_given_up(fresh, monkeypatch):
         await asyncio.sleep(10)
     async def send(message): sent.append(message)
     headers = [(b"content-type", b"application/json"), (b"x-api-key", fresh.key.encode())]
-    asyncio.run(fresh.app({"type": "http", "method": "POST", "path": "/score", "headers": headers}, receive, send))
+    asyncio.run(fresh.app({"type": "http", "method": "POST", "path": "/score", "query_string": b"", "headers": headers}, receive, send))
     assert sent[0]["status"] == 408 and fresh.app.service.in_flight == 0
 
 
@@ -272,8 +306,8 @@ def test_orders_to_try_come_from_the_log(tmp_path):
     settings = settings_in(tmp_path, **{"sample.orders": 2_000, "sample.customers": 300, "sample.days": 40})
     make_data(settings, tmp_path / "raw")
     ingest(settings, str(tmp_path / "raw" / "orders"), str(tmp_path / "raw" / "labels"))
-    key = new_key(settings, "tests")
-    app = create_app(settings, small_engine(settings))
+    key, database = fresh_key(settings, "tests"), open_database(settings)
+    app = create_app(settings, small_engine(settings), database=database)
     async def run():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service", headers={KEY_HEADER: key}) as client:
             found = (await client.get("/orders/sample")).json()
@@ -282,6 +316,7 @@ def test_orders_to_try_come_from_the_log(tmp_path):
             example = (await client.get("/openapi.json")).json()["components"]["schemas"]["Order"]["example"]
             assert (await client.post("/score", json=example)).status_code == 200
     asyncio.run(run())
+    database.dispose()
     assert Service(tmp_path / "empty").call("GET", "/orders/sample").json()["orders"] == []
 
 
@@ -340,7 +375,7 @@ def test_schemathesis_finds_nothing_in_sequences(tmp_path):
 def running(folder: Path, url: str, **changes):
     "The service in processes of its own: its address, its process, a key. Stopped at the end."
     settings = settings_in(folder, **{"service.port": 0, "live.store_timeout": "5s"} | changes)
-    key = new_key(settings, "tests")
+    key = fresh_key(settings, "tests")
     code = "import sys; from scoring_worker import serve_here; serve_here(sys.argv[1], sys.argv[2])"
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
     log = open(folder / "log", "wb")
@@ -430,7 +465,18 @@ def test_several_workers_are_as_correct_as_one(tmp_path):
                 lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith('fraud_poc_requests_total{route="/score",status="200"}')]
                 return int(float(lines[0].split()[-1])) if lines else 0
             wait_for(lambda: counted() == 81, process)
+            time.sleep(1.5)  # by then each worker has saved its counts for the others
             os.kill(workers.pop(), signal.SIGKILL)  # the other one goes on, and a new one comes
             wait_for(lambda: (tmp_path / "log").read_text().count('"started"') == 3, process)
             wait_for(lambda: client.post("/score", json=ORDER | {"order_id": "last"}).json() == last | {"known_before": True}, process)
             assert counted() >= 81
+            database = open_database(settings)
+            reader = new_key(database, "reader", ["read"], "tests")
+            def seen(key: str, status: int) -> None:  # by both workers, the hot route and FastAPI's
+                def asked(method: str, path: str) -> int: return httpx.request(method, f"{client.base_url}{path}", headers={KEY_HEADER: key} | JSON, content=b"{}").status_code
+                wait_for(lambda: {asked("POST", "/score") for _ in range(8)} == {asked("POST", "/score/batch") for _ in range(8)} == {status}, process, 10)
+            seen(reader, 403)
+            for name, key in (("reader", reader), ("tests", client.headers[KEY_HEADER])):
+                revoke_key(database, name, "tests")
+                seen(key, 401)
+            database.dispose()

@@ -14,7 +14,8 @@ __all__ = ['LOG', 'REJECTS', 'WORK', 'ENDINGS', 'BROKEN', 'END', 'BLOCK', 'ORDER
            'piece_of', 'numpy_of', 'Scan', 'plan_scans', 'large_tables', 'refused_lines', 'scan', 'hashed_rows',
            'match_log', 'compare_ids', 'settle_verdicts', 'join_verdicts', 'settle', 'sequence', 'with_seq', 'Month',
            'plan_months', 'read_span', 'write_part', 'write_month', 'run_tasks', 'working_folder', 'clear',
-           'opened_log', 'pieces_for', 'write_rejects', 'gather_sources', 'read_rows', 'summarise', 'commit', 'ingest']
+           'opened_log', 'check_live', 'pieces_for', 'write_rejects', 'gather_sources', 'read_rows', 'summarise',
+           'commit', 'ingest']
 
 # %% ../../nbs/04_ingest.ipynb #c005
 import codecs
@@ -960,13 +961,23 @@ def opened_log(settings: Settings, replace: bool) -> dict:
     "The manifest to go on from; `ValueError` when the log was written with other columns."
     shape = {key: value for key, value in settings.columns.model_dump().items() if key in ("id", "amount", "decimals", "entities", "categories")}
     empty = {"format": 1, "domain": settings.domain.name, "columns": settings.columns.model_dump(), "next_seq": 0, "parts": [], "ingests": []}
-    if replace or not (settings.batch.folder / LOG / "manifest.json").exists(): return empty
+    if not (settings.batch.folder / LOG / "manifest.json").exists(): return empty
+    if replace:
+        check_live(settings.batch.folder, read_json(settings.batch.folder / LOG / "manifest.json").get("parts", []))
+        return empty
     manifest = read_manifest(settings.batch.folder)
     for key, value in shape.items():
         if manifest["columns"].get(key) != value:
             raise ValueError(f"the log in {settings.batch.folder} was written with columns.{key} = {manifest['columns'].get(key)!r}, "
                              f"the settings have {value!r}: put the setting back, rebuild the log with replace, or set another batch.folder")
     return manifest
+
+def check_live(folder: Path, parts: list[dict]) -> None:
+    "`ValueError` when a log holds parts that were collected from a live log."
+    if not any("live" in part for part in parts): return
+    raise ValueError(f"the log in {folder} goes on in a live log, part of which was collected into it: numbers of new rows would be used "
+                     "twice, and a rebuilt log would lose what came in live. Send new orders to the service and verdicts to `fraud-poc labels`, "
+                     "or set another batch.folder")
 
 def pieces_for(sources: list[Source]) -> int:
     "Pieces of the ids, such that one is about `ROWS` rows: counted for Parquet, guessed for CSV at 80 bytes a row (16 when packed)."
@@ -1055,6 +1066,7 @@ def commit(settings: Settings, manifest: dict, parts: list[dict], summary: dict,
     log, rejects = work / LOG if replace else folder / LOG, folder / REJECTS
     numbers = [] if replace else [int(path.stem) for path in rejects.glob("*.parquet")]
     name = f"{max(numbers, default=-1) + 1:06d}.parquet"
+    if parts and not replace: check_live(folder, manifest["parts"])
     reasons = write_rejects(work / name, work, sources)
     size = sum((log / kind / f"{part['name']}.parquet").stat().st_size for part in parts for kind in ("events", "labels"))
     summary |= {"rejected": dict(sorted(reasons.items())), "rejects": f"{REJECTS}/{name}" if reasons else "", "bytes": size}

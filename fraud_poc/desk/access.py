@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'SCOPES', 'accounts', 'sessions', 'attempts', 'api_keys', 'audit', 'audit_head', 'FIRST', 'HASHER', 'HASHING',
-           'LEAST', 'MOST', 'COMMON', 'RUNS', 'ACCOUNT', 'WINDOW', 'KEY_NAME', 'COOKIE', 'CSRF_HEADER', 'CSRF_FIELD',
-           'HARMLESS', 'FORM_BYTES', 'FORMS', 'now_ms', 'canonical', 'row_hash', 'record', 'list_audit', 'check_row',
-           'check_audit', 'verify_audit', 'check_password', 'nobodys_hash', 'hashed', 'fits', 'account_name',
-           'check_role', 'new_account', 'change_account', 'set_role', 'set_password', 'disable', 'list_accounts',
-           'Refused', 'Throttled', 'subjects_of', 'take_attempt', 'Session', 'sha256', 'open_session', 'log_in',
-           'session_of', 'log_out', 'new_key', 'revoke_key', 'list_keys', 'fresh_key', 'Keys', 'check_origin',
-           'check_csrf', 'Door', 'to_login', 'enter', 'give_cookie', 'leave']
+           'LEAST', 'MOST', 'COMMON', 'RUNS', 'ACCOUNT', 'LETTERS', 'WINDOW', 'KEY_NAME', 'COOKIE', 'CSRF_HEADER',
+           'CSRF_FIELD', 'HARMLESS', 'FORM_BYTES', 'FORMS', 'CROWD', 'now_ms', 'canonical', 'row_hash', 'record',
+           'list_audit', 'check_row', 'check_audit', 'verify_audit', 'check_password', 'nobodys_hash', 'hashed', 'fits',
+           'account_name', 'check_role', 'new_account', 'change_account', 'set_role', 'set_password', 'disable',
+           'list_accounts', 'random_password', 'fresh_account', 'Refused', 'Throttled', 'subjects_of', 'waiting',
+           'take_attempt', 'Session', 'sha256', 'open_session', 'log_in', 'session_of', 'log_out', 'new_key',
+           'revoke_key', 'list_keys', 'fresh_key', 'Keys', 'check_origin', 'check_csrf', 'Door', 'to_login', 'enter',
+           'give_cookie', 'leave']
 
 # %% ../../nbs/22_access.ipynb #c003
 import asyncio
@@ -226,7 +227,25 @@ def list_accounts(engine: Engine) -> list[dict[str, Any]]:
     wanted = select(accounts.c.name, accounts.c.role, accounts.c.created, accounts.c.disabled).order_by(accounts.c.name)
     with engine.connect() as connection: return [dict(row) for row in connection.execute(wanted).mappings()]
 
-# %% ../../nbs/22_access.ipynb #c028
+# %% ../../nbs/22_access.ipynb #c027
+LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 that are not taken for each other
+
+def random_password() -> str:
+    "A password that can be shown once: 20 random letters in groups of five, 100 bits."
+    return "-".join("".join(secrets.choice(LETTERS) for _ in range(5)) for _ in range(4))
+
+def fresh_account(settings: Settings, name: str, role: str, who: str = "command line") -> str:
+    "Open the database of a domain and make an account, or give the one of that name role and password anew; its random password."
+    engine, password = open_database(settings), random_password()
+    try:
+        if any(account["name"] == account_name(name) for account in list_accounts(engine)):
+            set_role(engine, name, role, who)
+            set_password(engine, name, password, who)
+        else: new_account(engine, name, password, role, who)
+    finally: engine.dispose()
+    return password
+
+# %% ../../nbs/22_access.ipynb #c030
 WINDOW = 15 * 60_000  # ms in which attempts count
 
 class Refused(ValueError):
@@ -236,7 +255,8 @@ class Throttled(Refused):
     "Too many logins were tried; `wait` seconds until the next may be."
     def __init__(self, wait: int):
         self.wait = wait
-        super().__init__(f"too many attempts: wait {(wait + 59) // 60} minutes")
+        minutes = (wait + 59) // 60
+        super().__init__(f"too many attempts: wait {minutes} minute{'s' * (minutes > 1)}")
 
 def subjects_of(name: str, address: str) -> list[str]:
     "What an attempt counts for: account and address, as hashes."
@@ -244,19 +264,25 @@ def subjects_of(name: str, address: str) -> list[str]:
     except ValueError: place = address
     return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in (f"account {name.strip().lower()}", f"address {place}")]
 
+def waiting(connection: Connection, subjects: list[str], most: int, now: int) -> int:
+    "Seconds until none of the subjects has more attempts than `most`; 0 = none has."
+    mine = select(func.count(), func.min(attempts.c.at)).where(attempts.c.subject.in_(subjects), attempts.c.at > now - WINDOW)
+    oldest = [first for count, first in connection.execute(mine.group_by(attempts.c.subject)).all() if count > most]
+    return max((max(oldest) + WINDOW - now + 999) // 1000, 1) if oldest else 0
+
 def take_attempt(engine: Engine, subjects: list[str], most: int, now: int) -> list[int]:
     "Count an attempt, and forget old ones; its numbers. `Throttled` when there were too many."
+    with engine.connect() as connection: wait = waiting(connection, subjects, most - 1, now)
+    if wait: raise Throttled(wait)  # a flood writes nothing
     with writing(engine) as connection:
         connection.execute(delete(attempts).where(attempts.c.at <= now - WINDOW))
         mine = [connection.execute(insert(attempts).values(subject=one, at=now)).inserted_primary_key[0] for one in subjects]
-    counted = select(func.count(), func.min(attempts.c.at)).where(attempts.c.subject.in_(subjects)).group_by(attempts.c.subject)
     with writing(engine) as connection:
-        oldest = [first for count, first in connection.execute(counted).all() if count > most]
-        if oldest: connection.execute(delete(attempts).where(attempts.c.number.in_(mine)))
-    if oldest: raise Throttled(max((max(oldest) + WINDOW - now + 999) // 1000, 1))
+        if wait := waiting(connection, subjects, most, now): connection.execute(delete(attempts).where(attempts.c.number.in_(mine)))
+    if wait: raise Throttled(wait)
     return mine
 
-# %% ../../nbs/22_access.ipynb #c030
+# %% ../../nbs/22_access.ipynb #c032
 class Session(NamedTuple):
     "Who is logged in."
     account: str
@@ -274,7 +300,7 @@ def open_session(connection: Connection, name: str, lasts: int, now: int) -> tup
     connection.execute(insert(sessions).values(token=sha256(token), account=name, created=now, expires=now + lasts, csrf=csrf))
     return token, csrf
 
-# %% ../../nbs/22_access.ipynb #c032
+# %% ../../nbs/22_access.ipynb #c034
 def log_in(
     engine: Engine,
     settings: Settings,
@@ -299,7 +325,7 @@ def log_in(
         record(connection, name, "logged in", name, {}, now)
     return opened
 
-# %% ../../nbs/22_access.ipynb #c033
+# %% ../../nbs/22_access.ipynb #c035
 def session_of(engine: Engine, token: str | None, now: int | None = None) -> Session | None:
     "Who a token belongs to; None when it is unknown, over, or its account disabled."
     known = (select(accounts.c.name, accounts.c.role, sessions.c.csrf).join_from(sessions, accounts)
@@ -313,7 +339,7 @@ def log_out(engine: Engine, token: str | None, now: int | None = None) -> None:
         name = connection.execute(delete(sessions).where(sessions.c.token == sha256(token or "")).returning(sessions.c.account)).scalar()
         if name: record(connection, name, "logged out", name, {}, now)
 
-# %% ../../nbs/22_access.ipynb #c037
+# %% ../../nbs/22_access.ipynb #c039
 KEY_NAME = re.compile(r"[\w .@:-]{1,64}")
 
 def new_key(
@@ -348,7 +374,7 @@ def list_keys(engine: Engine) -> list[dict[str, Any]]:
     wanted = select(*[column for column in api_keys.c if column.name not in ("number", "sha256")]).order_by(api_keys.c.number)
     with engine.connect() as connection: return [dict(row) | {"scopes": row["scopes"].split()} for row in connection.execute(wanted).mappings()]
 
-# %% ../../nbs/22_access.ipynb #c039
+# %% ../../nbs/22_access.ipynb #c041
 def fresh_key(settings: Settings, name: str, scopes: Iterable[str] = SCOPES, who: str = "command line") -> str:
     "Open the database of a domain and make a key; one of that name that is in use is revoked first."
     engine = open_database(settings)
@@ -357,7 +383,7 @@ def fresh_key(settings: Settings, name: str, scopes: Iterable[str] = SCOPES, who
         return new_key(engine, name, scopes, who)
     finally: engine.dispose()
 
-# %% ../../nbs/22_access.ipynb #c041
+# %% ../../nbs/22_access.ipynb #c043
 class Keys:
     "The keys that are let in, in memory."
     def __init__(self, engine: Engine):
@@ -379,7 +405,7 @@ class Keys:
         found = self.find(key)
         return found[0] if found and scope in found[1] else None
 
-# %% ../../nbs/22_access.ipynb #c044
+# %% ../../nbs/22_access.ipynb #c046
 COOKIE, CSRF_HEADER, CSRF_FIELD = "fraud_poc", "X-CSRF-Token", "csrf"
 HARMLESS = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 FORM_BYTES = 65_536                    # of a form that is looked into
@@ -402,12 +428,12 @@ async def check_csrf(request: Request, session: Session) -> None:
     if not isinstance(shown, str) or not hmac.compare_digest(shown.encode("utf-8", "surrogatepass"), session.csrf.encode()):
         raise HTTPException(403, "the page is too old: load it again")
 
-# %% ../../nbs/22_access.ipynb #c046
+# %% ../../nbs/22_access.ipynb #c048
 class Door:
     "What lets people in to the pages under a path."
     def __init__(self, settings: Settings, engine: Engine, clock: Callable[[], float] = time.time, path: str = "/desk"):
         self.settings, self.engine, self.clock, self.path = settings, engine, clock, path
-        self.cookie = ("__Secure-" if settings.desk.secure_cookies else "") + COOKIE
+        self.cookie, self.guards, self.entering = ("__Secure-" if settings.desk.secure_cookies else "") + COOKIE, {}, 0
 
     def now(self) -> int:
         "Milliseconds since 1970."
@@ -420,13 +446,14 @@ class Door:
     def guard(self, role: str) -> Callable[[Request], Awaitable[Session]]:
         "A dependency for routes that need a role: gives the session, or refuses by `HTTPException` 303, 401 or 403."
         check_role(role)
+        if role in self.guards: return self.guards[role]  # the same one, so that FastAPI asks it once for a request
         async def guarded(request: Request) -> Session:
             session = await self.session(request)
             if session is None: raise to_login(request, self.path)
             if request.method not in HARMLESS: await check_csrf(request, session)
             if ROLES.index(session.role) < ROLES.index(role): raise HTTPException(403, f"this needs the role {role}, not {session.role}")
             return session
-        guarded.role = role
+        guarded.role, self.guards[role] = role, guarded
         return guarded
 
 def to_login(request: Request, path: str) -> HTTPException:
@@ -434,13 +461,16 @@ def to_login(request: Request, path: str) -> HTTPException:
     page = request.method in HARMLESS and "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
     return HTTPException(303, headers={"Location": f"{path}/login"}) if page else HTTPException(401, "log in first", {"HX-Redirect": f"{path}/login"})
 
-# %% ../../nbs/22_access.ipynb #c048
+# %% ../../nbs/22_access.ipynb #c050
+CROWD = 4  # people who are at the login at once
+
 async def enter(door: Door, request: Request, name: str, password: str) -> str:
     "Log in; the token for `give_cookie`. `Refused` and `Throttled` as `log_in`, `HTTPException` 403 when another site has sent the form."
     check_origin(request)
-    address = request.client.host if request.client else ""
-    token, _ = await asyncio.to_thread(log_in, door.engine, door.settings, name, password, address, door.now())
-    return token
+    if door.entering >= CROWD: raise Throttled(1)
+    address, door.entering = request.client.host if request.client else "", door.entering + 1
+    try: return (await asyncio.to_thread(log_in, door.engine, door.settings, name, password, address, door.now()))[0]
+    finally: door.entering -= 1
 
 def give_cookie(door: Door, response: Response, token: str) -> None:
     "Put a session's token into a response."

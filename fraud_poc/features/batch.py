@@ -70,7 +70,7 @@ def read_items(
         return Slice(_int64(events, key).view(np.uint64), rows, items)
     labels = read_part(folder, "labels", part, ["seq", "time", "id_key", "label", "previous", key])
     seqs = _int64(events, "seq"), _int64(labels, "seq")
-    places = tuple(seq - min([*seqs[0][:1], *seqs[1][:1]]) for seq in seqs)
+    places = tuple(np.arange(len(one)) + np.searchsorted(other, one) for one, other in (seqs, seqs[::-1]))
     zeros, none = np.zeros(len(labels), np.int64), np.full(len(events), -1, np.int8)
     merge = lambda a, b: _merge_by_seq(a, b, places)
     tags = [_int64(t, "id_key") & 0xFFFFFFFF for t in (events, labels)]

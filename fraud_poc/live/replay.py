@@ -30,7 +30,7 @@ from ..features.aggregates import Items
 from ..features.batch import compute_features, features_folder, fold_arrays, pick_items, states_of
 from ..features.table import EntityPlan, FeatureTable, build_table
 from .decide import Engine, Event, Label, open_record, order_fields
-from .load import prepare_db
+from .load import ledger_key, prepare_db
 from .store import Entry, Store, decode_entry, open_store, start_redis, state_key
 from ..model.bundle import latest_bundle
 from ..model.inference import Scorer
@@ -47,7 +47,8 @@ def items_of(
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
     event = np.array([e.kind == "event" for e in entries], bool)
     keys = column(entity.by)
-    wanted = np.flatnonzero((keys != 0) & (event | entity.labels))
+    news = number("label") != number("previous")
+    wanted = np.flatnonzero((keys != 0) & (event | (entity.labels & news)))
     compared = np.stack([column(c) for c in entity.columns]).view(np.int64) if entity.columns else np.zeros((0, len(entries)), np.int64)
     tags = np.array([e.id_key & 0xFFFFFFFF for e in entries], np.int64)
     labels = [np.where(event, -1, number(field)).astype(np.int8) for field in ("label", "previous")]
@@ -61,6 +62,7 @@ class Replayed(NamedTuple):
     vectors: np.ndarray          # (n, F) float32: features; rows of labels stay NaN
     flags: np.ndarray            # (n, entities) uint8
     states: dict[str, pa.Table]  # by entity: key and state of all that the log touched
+    ledgers: dict[int, bytes]    # by id key: what was said of an order
 
 def fold_log(
     table: FeatureTable,
@@ -79,7 +81,8 @@ def fold_log(
         events = np.array([entries[place].kind == "event" for place in places[order]], bool)
         rows = places[order][events]
         vectors[rows[:, None], entity.places], flags[rows, e] = out[events], marks[events]
-    return Replayed(vectors, flags, states)
+    ledgers = {entry.id_key: entry.decision for entry in entries if entry.kind == "label" and entry.decision}
+    return Replayed(vectors, flags, states, ledgers)
 
 # %% ../../nbs/24_replay.ipynb #c008
 def differing_bits(a: np.ndarray, b: np.ndarray) -> int:
@@ -113,7 +116,8 @@ async def differing_states(store: Store, table: FeatureTable, replayed: Replayed
             found = (await store.fetch(b"", keys)).states
             touched += len(keys)
             different += sum(have != expected for have, expected in zip(found, batch["state"].to_pylist()))
-    return touched, different
+    for id_key, ledger in replayed.ledgers.items(): different += (await store.fetch(b"", [ledger_key(id_key)])).states[0] != ledger
+    return touched + len(replayed.ledgers), different
 
 # %% ../../nbs/24_replay.ipynb #c012
 def _events(part: pa.Table, columns: Columns) -> Iterator[tuple[int, Event]]:
@@ -187,7 +191,7 @@ def base_states(
     parts = len(read_json(manifest)["parts"]) if manifest.exists() else 0
     if parts != base["parts"]:
         raise ValueError(f"the store began with the states after {base['parts']} parts of the log, the features are at {parts}: "
-                         "fill it anew (`fraud-poc prepare-db --start-over`) before the next replay")
+                         "fill it anew (`fraud-poc prepare-db`, with --start-over after other files than collected ones)")
     return {entity.by: states_of(settings, table, entity.by) if parts else [] for entity in table.entities}
 
 async def read_log(store: Store, after: int) -> list[Entry]:

@@ -510,10 +510,10 @@ class Names:
 COMMIT = """
 local now = redis.call('GET', KEYS[1])
 if now ~= ARGV[1] then return 'm' .. (now or '') end
-local record = redis.call('GET', KEYS[4])
-if record then return 'k' .. record end
-for i = 5, #KEYS do
-  if redis.call('GETRANGE', KEYS[i], 0, 7) ~= ARGV[2 * i - 4] then return 'c' end
+local found = redis.call('MGET', unpack(KEYS, 4))
+if found[1] then return 'k' .. found[1] end
+for i = 2, #found do
+  if string.sub(found[i] or '', 1, 8) ~= ARGV[2 * i + 2] then return 'c' end
 end
 local seq = string.format('%.0f', redis.call('INCR', KEYS[2]))
 redis.call('XADD', KEYS[3], seq .. '-1', 'e', ARGV[5])

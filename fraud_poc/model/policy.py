@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'ACTIONS', 'QUANTILES', 'SMALLER', 'RULES', 'THRESHOLDS', 'CAPACITIES', 'WHOLE', 'PolicyFile', 'Terms',
-           'terms_of', 'Policy', 'policy_bytes', 'read_policy', 'save_policy', 'stakes', 'expected_costs', 'crossings',
-           'Ruling', 'decide', 'saving', 'urgency', 'worth', 'places', 'actions_of', 'bands_of', 'Play', 'reached',
-           'play', 'realised', 'rounded_up', 'capacity_price', 'candidates', 'fit_policy', 'resolved', 'row', 'Days',
-           'lined_up', 'looked_at', 'prepared', 'cost_of_policy', 'cost_by_threshold', 'by_capacity', 'spent',
-           'figures', 'with_ends', 'named', 'money', 'action_counts', 'shade', 'draw_cost', 'draw_choice',
-           'draw_savings', 'draw_capacity', 'draw_money']
+           'terms_of', 'Policy', 'plain_policy', 'policy_bytes', 'read_policy', 'save_policy', 'stakes',
+           'expected_costs', 'crossings', 'Ruling', 'decide', 'saving', 'urgency', 'worth', 'places', 'actions_of',
+           'bands_of', 'Play', 'reached', 'play', 'realised', 'rounded_up', 'capacity_price', 'candidates',
+           'fit_policy', 'resolved', 'row', 'Days', 'lined_up', 'looked_at', 'prepared', 'cost_of_policy',
+           'cost_by_threshold', 'by_capacity', 'spent', 'figures', 'with_ends', 'named', 'money', 'action_counts',
+           'shade', 'draw_cost', 'draw_choice', 'draw_savings', 'draw_capacity', 'draw_money']
 
 # %% ../../nbs/12_policy.ipynb #c003
 import hashlib
@@ -96,6 +96,10 @@ class Policy:
         return hashlib.sha256(policy_bytes(self)).hexdigest()
 
 # %% ../../nbs/12_policy.ipynb #c010
+def plain_policy(settings: Settings) -> Policy:
+    "The policy of somebody who has seen no day yet: the cheapest action, by however little."
+    return Policy(VERSION, settings.policy.model_dump(), settings.columns.decimals, settings.verdict.reviews_a_day, 0.0, 0.0, {})
+
 def policy_bytes(policy: Policy) -> bytes:
     "policy.json; `ValueError` for what JSON cannot hold."
     try: return (json.dumps(policy.fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -274,7 +278,7 @@ def fit_policy(
     weights: np.ndarray | None = None,  # (n,) above 0: how many events each stands for; None = 1
 ) -> Policy:
     "Choose both thresholds on matured labels; `ValueError` when none is resolved or lengths differ."
-    start = Policy(VERSION, settings.policy.model_dump(), settings.columns.decimals, settings.verdict.reviews_a_day, 0.0, 0.0, {})
+    start = plain_policy(settings)
     p, amounts, fraud, days, weights = resolved(probabilities, amounts, labels, days, weights)
     span, open_ = len(np.unique(days)), bands_of(start, p, amounts) > 0
     part = (p[open_], amounts[open_], days[open_], weights[open_])
@@ -283,10 +287,10 @@ def fit_policy(
     totals, rest = np.array([cost.sum() for cost in spent]), float((weights * expected_costs(start, fraud, amounts)[0])[~open_].sum())
     seen = np.array([(weights[open_] * (actions_of(policy, *part[:2]) == 1)).sum() for policy in tried]) / span
     best = int(np.where(seen <= start.capacity * (1 + 1e-9), totals, np.inf).argmin())
-    noise = float(np.sqrt(((spent[0] - spent[best]) ** 2).sum()))
-    kept = best if totals[0] - totals[best] > noise else 0
+    noise = float(np.sqrt(((spent[0] - spent[best]) ** 2).sum()))  # standard error of the difference
+    kept = best if totals[0] - totals[best] > 2 * noise else 0
     about = {"events": len(p), "frauds": int(fraud.sum()), "days": span, "plain": row(tried[0], (totals[0] + rest) / span, seen[0]),
-             "best": row(tried[best], (totals[best] + rest) / span, seen[best]), "noise_a_day": round(noise / span, 2), "curve": [
+             "best": row(tried[best], (totals[best] + rest) / span, seen[best]), "standard_error": round(noise / span, 2), "curve": [
                  row(policy, (total + rest) / span, reviews) for policy, total, reviews in zip(tried, totals, seen)]}
     return replace(tried[kept], fitted=about)
 

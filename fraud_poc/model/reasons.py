@@ -192,7 +192,8 @@ def amount_words(view: View, row: Row) -> str:
 def nothing(view: View, row: Row) -> str:
     "Why an entity has no past."
     if not view.given(row.by): return f"no {readable(row.by)} given"
-    return f"no earlier {view.events(row)}" + (f" {within(row)}" if row.over not in ("", "lifetime") else "")
+    ever = view.value(Row("Count", by=row.by, over="lifetime"))
+    return f"no earlier {view.events(row)}" + (f" {within(row)}" if row.over not in ("", "lifetime") and ever != 0 else "")
 
 # %% ../../nbs/15_reasons.ipynb #c027
 def longest(view: View, row: Row) -> Row:

@@ -1,0 +1,399 @@
+"""Statements on orders: writers who clash agree with a plain reading of the rule, and log, states, ledgers, batch and live never come apart."""
+import asyncio
+import io
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings as examples
+from hypothesis import strategies as st
+
+from fraud_poc.api.scoring import KEY_HEADER, create_app, new_key
+from fraud_poc.config import Settings, load_settings
+from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
+from fraud_poc.data.sample import make_data
+from fraud_poc.features.batch import compute_features, features_folder
+from fraud_poc.features.table import build_table, step_event
+from fraud_poc.live.decide import OrderReader, keys_in, read_dict, spread
+from fraud_poc.live.labels import (MOST, SOURCES, Learner, Ledger, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
+                                   say, say_file)
+from fraud_poc.live.load import look, prepare_db, step_entry
+from fraud_poc.live.replay import differing_states, fold_log
+from fraud_poc.live.store import Change, Client, Entry, MemoryStore, Meta, Names, StoreDown, decode_entry, encode_entry, event_key, open_store, start_redis
+from fraud_poc.model.dataset import read_labels, verdicts_before
+from scoring_worker import settings_in, small_engine
+
+ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
+ROWS = ['FraudCount(by=["customer_id", "ip_addr"], over="lifetime")', 'FraudRate(by="ip_addr", over="90d")', 'Count(by=["customer_id", "email"], over="30d")']
+DAY, START, NOW = 86_400_000, 1_743_465_600_000, 1_751_000_000_000  # the live orders' first day
+
+
+def settings_of(folder: Path, **changes) -> Settings:
+    return load_settings(ORDERS, {"features.rows": ROWS, "batch.folder": str(folder), "live.store_timeout": "30s", "sample.orders": 1_500, "sample.customers": 200,
+                                  "sample.days": 40, "batch.part_rows": 900} | changes)
+
+
+def order(number: int) -> dict:
+    when = str(np.datetime64(START + number * 3_600_000, "ms"))
+    return {"order_id": f"live{number}", "order_date": when, "order_amount": 10 + number / 4, "customer_id": f"c{number % 3}",
+            "email": f"e{number % 5}@example.org", "ip_addr": f"192.0.2.{number % 2}", "device": "d1", "location": "Lyon"}
+
+
+async def decide(learner: Learner, event) -> np.ndarray:
+    "Take an order in as the engine does, without a model; its features."
+    there, keys = keys_in(learner.table, event.keys)
+    while True:
+        found = await learner.store.fetch(event_key(event.id_key), keys)
+        whole = spread(len(learner.table.entities), there, found.states)
+        vector, _, after = step_event(learner.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole)
+        entry = Entry("event", event.time, event.id_key, tuple(event.keys.values()), amount=event.amount, decision=vector.tobytes(), body=event.body)
+        change = Change(event_key(event.id_key), b"", keys, found.tokens, [after[e] for e in there], encode_entry(entry))
+        if (await learner.store.commit(change)).kind in ("accepted", "known"): return vector
+
+
+class Far:
+    "A store that gives way to others between reading and writing."
+    def __init__(self, store): self.store = store
+    def __getattr__(self, name): return getattr(self.store, name)
+
+    async def commit(self, change):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return await self.store.commit(change)
+
+
+# --- the drill --------------------------------------------------------------------------------------------------------------------------
+
+def plainly(said: list[tuple[int, int, int]], priority: list[str]) -> int:
+    "The rule, word by word: the most trusted source; of its statements the one known last; of those of one moment the one that came last."
+    for name in priority:
+        own = [(known, place, label) for place, (source, label, known) in enumerate(said) if SOURCES[source] == name]
+        if own: return max(own)[2]
+    return -1
+
+
+words = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 1), st.integers(0, 5))  # order, source, label, days until it was known
+
+
+@examples(max_examples=40)
+@given(words=st.lists(words, min_size=1, max_size=40), writers=st.integers(1, 5), priority=st.permutations(SOURCES))
+def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers, priority):
+    folder = tmp_path_factory.getbasetemp() / "drill"
+    settings = settings_of(folder, **{"labels.priority": list(priority)})
+    secret, table = hash_secret(folder), build_table(settings)
+    reader, store = OrderReader(settings, secret, clock=lambda: NOW / 1000), MemoryStore(Meta("e", 1, table.hash, {"next_seq": 7}))
+    queue, told = iter([Statement(f"live{about}", bool(label), SOURCES[source], START + 4 * 3_600_000 + known * DAY) for about, source, label, known in words]), []
+
+    async def write(learner: Learner) -> None:
+        for statement in queue: told.append((statement, await say(learner, settings, secret, statement, NOW)))
+
+    async def run() -> tuple[int, int]:
+        learners = [Learner(settings, Far(store)) for _ in range(writers)]
+        for number in range(4): await decide(learners[0], read_dict(reader, order(number)))
+        await asyncio.gather(*map(write, learners))
+        return await differing_states(store, table, fold_log(table, settings.columns, entries(), {}))
+
+    def entries() -> list[Entry]: return [decode_entry(data) for _, data in store.log]
+    touched, different = asyncio.run(run())
+    assert different == 0 and touched > 0
+    said, labels = {}, {}
+    for entry in entries():
+        if entry.kind == "event": continue
+        body = json.loads(entry.body)
+        said.setdefault(entry.id_key, []).append((SOURCES.index(body["source"]), body["said"], entry.known))
+        assert entry.previous == labels.get(entry.id_key, -1) and entry.label == plainly(said[entry.id_key], priority)
+        assert open_ledger(entry.decision) == Ledger(entry.label, tuple(said[entry.id_key]))
+        labels[entry.id_key] = entry.label
+    assert sum(map(len, said.values())) == len(set(words)) == sum(not result.known_before for _, result in told)
+    assert all(result.changed == (result.label != result.previous) for _, result in told)
+    asyncio.run(rebuilt(settings, store, entries()))
+
+
+async def rebuilt(settings: Settings, store: MemoryStore, entries: list[Entry]) -> None:
+    "States and ledgers, stepped from the log one by one, are the store's, byte by byte."
+    learner, states = Learner(settings, store), {}
+    for entry in entries: step_entry(learner.stepper, settings.columns.hashed, entry, states)
+    assert {key: value[0][8:] for key, value in store.held.items() if isinstance(key, bytes)} == states
+
+
+def test_a_full_ledger_forgets_only_what_does_not_count():
+    rng, priority = np.random.default_rng(7), list(SOURCES)
+    for _ in range(20):
+        ledger, said = Ledger(), []
+        for _ in range(3 * MOST):
+            said.append((int(rng.integers(4)), int(rng.integers(2)), int(rng.integers(1_000))))
+            ledger = extended(ledger, said[-1], priority)
+            assert ledger.label == plainly(said, priority) and len(ledger.said) <= MOST
+        assert {source: ledger.said[place] for source, place in newest_of(ledger.said).items()} == {source: said[place] for source, place in newest_of(said).items()}
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    "A folder with history and features, and a server that runs as long as the tests of this file."
+    folder = tmp_path_factory.mktemp("shop")
+    settings = settings_of(folder / "orders")
+    make_data(settings, folder / "raw")
+    ingest(settings, str(folder / "raw" / "orders"), str(folder / "raw" / "labels"))
+    compute_features(settings)
+    with start_redis(folder / "redis") as server: yield settings, server.url, folder
+
+
+def copy_of(shop, tmp_path: Path) -> tuple[Settings, str]:
+    "The shop's folder, copied, and a store filled from it that nobody used."
+    import shutil
+    settings, url, _ = shop
+    shutil.copytree(settings.batch.folder, tmp_path / "orders")
+    with Client(url) as client: client.call("FLUSHALL")
+    own = settings_of(tmp_path / "orders")
+    prepare_db(own, url)
+    return own, url
+
+
+def contents(settings: Settings, url: str) -> dict[bytes, bytes]:
+    "All states and ledgers of the generation in use, without tokens."
+    names = Names(settings.domain.name)
+    with Client(url) as client:
+        prefix = names.states(look(client, names).meta.generation)
+        keys = [key for key in client.call("KEYS", names.root + b"*") if key.startswith(prefix)]
+        return {key[len(prefix):]: value[8:] for key, value in zip(keys, client.call("MGET", *keys))}
+
+
+def ids_of_history(settings: Settings) -> list[str]:
+    return read_part(settings.batch.folder, "events", read_manifest(settings.batch.folder)["parts"][0]["name"])["id"].to_pylist()[:30]
+
+
+async def live_day(settings: Settings, url: str, numbers: range, served: dict, seed: int) -> int:
+    "Live orders and statements from two connections at once; how many statements were taken."
+    secret, rng, old = hash_secret(settings.batch.folder), np.random.default_rng(seed), ids_of_history(settings)
+    reader, taken, queue = OrderReader(settings, secret), 0, iter(numbers)
+    async def work(learner: Learner) -> None:
+        nonlocal taken
+        for number in queue:
+            served[f"live{number}"] = await decide(learner, read_dict(reader, order(number)))
+            for about in (f"live{rng.integers(number + 1)}", old[rng.integers(len(old))]):
+                said = Statement(about, bool(rng.integers(2)), SOURCES[rng.integers(4)], START + int(rng.integers(60, 80)) * DAY, "by the test", "somebody")
+                there = about in served or about in old
+                try: result = await say(learner, settings, secret, said)
+                except UnknownOrder: assert not there, about
+                else: taken += not result.known_before
+    async with open_store(settings, url) as one, open_store(settings, url) as other:
+        await asyncio.gather(*[work(Learner(settings, store)) for store in (one, other) for _ in range(3)])
+    return taken
+
+
+def computed(settings: Settings, after: int) -> dict[str, np.ndarray]:
+    "Features of live orders by batch."
+    table, found = build_table(settings), {}
+    for part in read_manifest(settings.batch.folder)["parts"][after:]:
+        features = pq.read_table(features_folder(settings, table) / "parts" / f"{part['name']}.parquet")
+        ids = read_part(settings.batch.folder, "events", part["name"])["id"].to_pylist()
+        found |= dict(zip(ids, np.stack([features[name].to_numpy() for name in table.names], 1)))
+    return found
+
+
+def test_what_was_live_comes_home_to_the_bit(shop, tmp_path):
+    settings, url = copy_of(shop, tmp_path)
+    history, served = read_manifest(settings.batch.folder), {}
+    taken = asyncio.run(live_day(settings, url, range(80), served, 1))
+    before = contents(settings, url)
+    assert prepare_db(settings, url)["replayed"] == 80 + taken and contents(settings, url) == before, "rebuilt from the log: the same states and ledgers"
+    def dies(done: int, total: int) -> None: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): collect(settings, url, dies)
+    assert read_manifest(settings.batch.folder) == history
+    first = collect(settings, url)
+    assert (first["events"], first["first_seq"]) == (80, history["next_seq"]) and collect(settings, url)["parts"] == 0
+    assert prepare_db(settings, url)["replayed"] == 80 + taken and contents(settings, url) == before, "parts without features change nothing"
+    compute_features(settings)
+    more = asyncio.run(live_day(settings, url, range(80, 120), served, 2))  # between features and prepare-db
+    epoch = prepare_db(settings, url, trim=first["next_seq"])
+    assert epoch["replayed"] == 80 + taken + 40 + more - (first["next_seq"] - first["first_seq"])
+    asyncio.run(live_day(settings, url, range(120, 150), served, 3))
+    second = collect(settings, url)
+    compute_features(settings)
+    batch = computed(settings, len(history["parts"]))
+    assert batch.keys() == served.keys() and first["events"] + second["events"] == len(served)
+    assert all(batch[name].tobytes() == vector.tobytes() for name, vector in served.items())
+    again = prepare_db(settings, url, trim=second["next_seq"])
+    assert again["epoch"] == epoch["epoch"] and again["trimmed"] > 0
+    parts = read_manifest(settings.batch.folder)["parts"]
+    assert all(one["next_seq"] == other["first_seq"] for one, other in zip(parts, parts[1:]))
+
+
+def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
+    settings, url = copy_of(shop, tmp_path)
+    secret, old = hash_secret(settings.batch.folder), ids_of_history(settings)[0]
+    reader = OrderReader(settings, secret)
+    async def speak(*said: Statement) -> list[int]:
+        async with open_store(settings, url) as store:
+            learner = Learner(settings, store)
+            for number in range(3): await decide(learner, read_dict(reader, order(number)))
+            return [(await say(learner, settings, secret, one)).label for one in said]
+    day = lambda number: START + number * DAY
+    told = asyncio.run(speak(Statement("live1", True, "analyst", day(2), "odd", "ann"), Statement("live1", False, "customer", day(3)), Statement("live2", False, "analyst", day(2)),
+                             Statement("live2", True, "chargeback", day(30))))
+    assert told == [1, 1, 0, 1]
+    before, state = read_manifest(settings.batch.folder), contents(settings, url)
+    collect(settings, url)
+    # a training set sees what was known at its cut-off
+    parts = read_manifest(settings.batch.folder)["parts"]
+    known = read_labels(settings.batch.folder, parts, START, day(60))
+    key = next(decode_entry_id(settings, part, "live2") for part in parts[len(before["parts"]):])
+    label_at = lambda moment: dict(zip(*verdicts_before(*known, moment)[:2])).get(key, -1)
+    assert [label_at(day(number)) for number in (1, 2, 3, 30, 31)] == [-1, -1, 0, 0, 1]
+    compute_features(settings)
+    prepare_db(settings, url, trim=10**9)
+    assert not any(key[0] == 255 for key in contents(settings, url)), "ledgers begin in the batch log now"
+    assert {key: value for key, value in contents(settings, url).items()} == {key: value for key, value in state.items() if key[0] != 255}
+    # the customer's word is still there when the analyst takes hers back, and the chargeback still overrules
+    assert asyncio.run(speak(Statement("live1", False, "analyst", day(40)), Statement("live2", False, "analyst", day(41)), Statement("live1", True, "analyst", day(2)))) == [0, 1, 0]
+    with Client(url) as client: last = decode_entry(client.call("XREVRANGE", Names("orders").log, "+", "-", "COUNT", 1)[0][1][1])
+    assert [SOURCES[source] for source, _, _ in open_ledger(last.decision).said] == ["analyst", "chargeback", "analyst"]
+    found = find_in_log(settings, [read_key(settings, old)], before["next_seq"])
+    assert {source for source, *_ in found[read_key(settings, old)].ledger.said} <= {SOURCES.index(settings.labels.source)}
+
+
+def read_key(settings: Settings, ident: str) -> int:
+    from fraud_poc.events import key_of
+    return key_of(ident, hash_secret(settings.batch.folder))
+
+
+def decode_entry_id(settings: Settings, part: dict, ident: str) -> int:
+    rows = read_part(settings.batch.folder, "events", part["name"], ["id", "id_key"]).to_pylist()
+    return next(row["id_key"] for row in rows if row["id"] == ident)
+
+
+def test_a_store_that_lost_what_is_home_is_found_out(shop, tmp_path):
+    settings, url = copy_of(shop, tmp_path)
+    asyncio.run(live_day(settings, url, range(10), {}, 1))
+    collect(settings, url)
+    names = Names(settings.domain.name)
+    with Client(url) as client:  # as after a crash: the last entries never were, and their numbers are given to others
+        last = int(client.call("GET", names.seq))
+        for seq in range(last - 2, last + 1): client.call("XDEL", names.log, f"{seq}-1")
+        client.call("SET", names.seq, last - 3)
+        with pytest.raises(ValueError, match="lost entries"): collect(settings, url)
+        client.call("XTRIM", names.log, "MAXLEN", 0)
+        client.call("DEL", names.log)
+        for seq in range(last - 2, last + 3): client.call("XADD", names.log, f"{seq}-1", "e", encode_entry(Entry("label", 1, 1, (0, 0, 0, 0))))
+        client.call("SET", names.seq, last + 2)
+    with pytest.raises(ValueError, match="numbers to others"): collect(settings, url)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------------------------
+
+def test_all_kinds_of_files_say_the_same(tmp_path, monkeypatch):
+    settings = settings_of(tmp_path)
+    reader = OrderReader(settings, hash_secret(tmp_path), clock=lambda: NOW / 1000)
+    rows = [{"order_id": "o1", "is_fraud": "1", "known_at": "2025-06-01T10:00:00", "source": "analyst", "note": "odd"},
+            {"order_id": "17", "is_fraud": "0", "known_at": "", "source": "", "note": ""}, {"order_id": "o3", "is_fraud": "", "known_at": "", "source": "", "note": ""},
+            {"order_id": "", "is_fraud": "1", "known_at": "", "source": "", "note": ""}, {"order_id": "o5", "is_fraud": "1", "known_at": "soon", "source": "x", "note": ""}]
+    typed = [row | {"is_fraud": int(row["is_fraud"]) if row["is_fraud"] else None, "known_at": row["known_at"] or None} for row in rows]
+    (tmp_path / "a.csv").write_text("\n".join([",".join(rows[0]), *[",".join(row.values()) for row in rows]]))
+    pq.write_table(pa.Table.from_pylist(typed), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, typed)) + "\n")
+    read = lambda name: list(file_statements(settings, reader, name if name == "-" else str(tmp_path / name), "bank"))
+    one = read("a.csv")
+    assert read("a.parquet") == read("a.jsonl") == one
+    monkeypatch.setattr("sys.stdin", io.StringIO((tmp_path / "a.csv").read_text()))
+    assert read("-") == one
+    assert one[0] == (1, Statement("o1", True, "analyst", 1_748_772_000_000, "odd", "bank")) and one[1] == (2, Statement("17", False, "chargeback", None, "", "bank"))
+    assert one[2] == (3, None) and [[problem.name for problem in one[place][1]] for place in (3, 4)] == [["order"], ["source", "known"]]
+    (tmp_path / "b.jsonl").write_text('{"order": "o1", "fraud": "maybe"}\n{"order": \n[1]\n{"order": "o1", "fraud": 0}\n{"order": "o1"}\n')
+    assert [[problem.name for problem in item] if isinstance(item, list) else item.fraud for _, item in read("b.jsonl")] == [["fraud"], [""], [""], False, ["fraud"]]
+    (tmp_path / "empty.csv").write_text("")
+    assert read("empty.csv") == []
+    with pytest.raises(OSError): read("nowhere.csv")
+    (tmp_path / "broken.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match="Parquet"): read("broken.parquet")
+
+
+def test_a_file_of_verdicts_on_history_is_taken_once(shop, tmp_path):
+    settings, url = copy_of(shop, tmp_path)
+    lines = ["order,fraud,source,known"] + [f"{ident},{number % 2},analyst,2025-06-{1 + number % 9:02}" for number, ident in enumerate(ids_of_history(settings))] + ["nobody,1,analyst,"]
+    (tmp_path / "said.csv").write_text("\n".join(lines))
+    complaints = []
+    told = [asyncio.run(say_file(settings, url, str(tmp_path / "said.csv"), lambda row, problem: complaints.append((row, problem.name)))) for _ in range(2)]
+    assert told[0]["statements"] == told[1]["known_before"] == 30 and told[0]["refused"] == 1 and complaints == 2 * [(31, "order")]
+    with Client(url) as client: assert client.call("XLEN", Names("orders").log) == 30
+
+
+# --- over HTTP --------------------------------------------------------------------------------------------------------------------------
+
+class Going:
+    "A store that goes down after some commits."
+    def __init__(self, store, commits: int): self.store, self.left = store, commits
+    def __getattr__(self, name): return getattr(self.store, name)
+
+    async def commit(self, change):
+        if self.left <= 0: raise StoreDown("gone")
+        self.left -= 1
+        return await self.store.commit(change)
+
+
+def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):
+    settings = settings_in(tmp_path, **{"features.rows": ROWS, "service.max_batch": 5, "live.store_timeout": "30s"})
+    key, store = new_key(settings, "tests"), MemoryStore(Meta("e", 1, build_table(settings).hash, {"next_seq": 0}))
+    engine = small_engine(settings, store)
+    app = create_app(settings, engine, clock=lambda: NOW / 1000, secret=bytes(32))
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service", headers={KEY_HEADER: key}) as client:
+            learner, reader = Learner(settings, store), OrderReader(settings, bytes(32))
+            for number in range(4): await decide(learner, read_dict(reader, order(number)))
+            said = [{"order": f"live{number}", "fraud": True, "source": "analyst"} for number in range(4)]
+            engine.store = Going(store, 2)
+            down = await client.post("/labels", json=said)
+            assert down.status_code == 503 and down.headers["retry-after"] == "1" and len(store.log) == 6
+            engine.store = store
+            results = (await client.post("/labels", json=said)).json()["results"]
+            assert [result["status"] for result in results] == [200] * 4 and sum(result["answer"]["known_before"] for result in results) == 2
+            again = (await client.post("/labels", json=said)).json()["results"]
+            assert all(result["answer"]["known_before"] for result in again) and len(store.log) == 8
+            await refusals(client, said)
+            assert len(store.log) == 8
+    asyncio.run(run())
+
+
+async def refusals(client: httpx.AsyncClient, said: list[dict]) -> None:
+    "What is refused, with its status, and where."
+    one = said[0]
+    cases = [(one | {"order": "x"}, 404, "order"), (one | {"known": "2025-03-01"}, 422, "known"), (one | {"known": "2025-08-01"}, 422, "known"), (one | {"known": 5}, 422, "known"),
+             (one | {"fraud": "true"}, 422, "fraud"), (one | {"source": "me"}, 422, "source"), (one | {"note": 5}, 422, "note"), (one | {"note": "x" * 2001}, 422, "note"),
+             (one | {"why": 1}, 422, "why"), (one | {"order": True}, 422, "order"), (one | {"order": "\ud800"}, 422, "order"), ([], 422, None), (said * 2, 422, None), ("no", 422, None)]
+    for content, status, field in cases:
+        response = await client.post("/labels", content=json.dumps(content), headers={"content-type": "application/json"})
+        assert (response.status_code, response.json()["detail"][0]["loc"][1:]) == (status, [field] if field else []), content
+    twice = await client.post("/labels", content=b'{"order":"live0","order":"live1","fraud":true,"source":"analyst"}', headers={"content-type": "application/json"})
+    assert twice.status_code == 422 and twice.json()["detail"][0]["type"] == "duplicate_key"
+    assert (await client.post("/labels", json=one, headers={KEY_HEADER: "guessed"})).status_code == 401
+    assert (await client.post("/labels", content=b"order=1", headers={"content-type": "text/plain"})).status_code == 415
+    assert (await client.post("/labels", json=one | {"note": "x" * 70_000})).status_code == 413
+    assert (await client.post("/labels", content=b'{"order"', headers={"content-type": "application/json"})).status_code == 400
+    mixed = (await client.post("/labels", json=[one | {"order": "x"}, one, 5])).json()["results"]
+    assert [result["status"] for result in mixed] == [404, 200, 422] and mixed[2]["detail"][0]["loc"] == ["body", 2]
+
+
+def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path):
+    "As in a demonstration: the store is filled with the beginning of the log, and later orders of it come live."
+    settings, url = copy_of(shop, tmp_path)
+    whole, table = read_manifest(settings.batch.folder), build_table(settings)
+    compute_features(settings, replace=True, until="2025-02-01")
+    prepare_db(settings, url, start_over=True)
+    served = {}
+    asyncio.run(live_day(settings, url, range(20), served, 1))
+    with pytest.raises(ValueError, match="--drop-others"): collect(settings, url)
+    def dies(done: int, total: int) -> None: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): collect(settings, url, dies, drop=True)
+    assert read_manifest(settings.batch.folder) == whole and [read_part(settings.batch.folder, "events", part["name"]) for part in whole["parts"]]
+    told = collect(settings, url, drop=True)
+    parts = read_manifest(settings.batch.folder)["parts"]
+    assert told["dropped"] > 0 and told["events"] == 20 and len(parts) == len(whole["parts"]) - told["dropped"] + 1
+    compute_features(settings)
+    batch = computed(settings, len(parts) - 1)
+    assert all(batch[name].tobytes() == vector.tobytes() for name, vector in served.items()) and len(table.names) == len(served["live0"])
+    assert prepare_db(settings, url)["replayed"] == 0 and collect(settings, url)["parts"] == 0

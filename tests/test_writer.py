@@ -1,0 +1,394 @@
+"""The writer: every entry of the log in the database once, whatever happens, in SQLite and in PostgreSQL."""
+import asyncio
+import json
+import logging
+import os
+import random
+import signal
+import time
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+import xgboost
+
+from fraud_poc.config import load_settings
+from fraud_poc.data.files import write_parquet
+from fraud_poc.desk import writer
+from fraud_poc.desk.database import cases, days, decisions, labels, links, open_database, scores, unsigned, writers, writing
+from fraud_poc.desk.writer import Mark, Reading, begin_log, follow, keep, mark_of, run_writer, write_entries, write_until, writer_beside
+from fraud_poc.events import key_of
+from fraud_poc.features.table import build_table
+from fraud_poc.live.decide import Record, pack_record
+from fraud_poc.live.load import ARCHIVED
+from fraud_poc.live.store import Change, Client, Entry, MemoryStore, Meta, Names, encode_entry, start_redis
+from fraud_poc.model.policy import Policy, urgency
+from fraud_poc.model.reasons import explain
+
+ROOT, DAY, NOW = Path(__file__).resolve().parents[1], 86_400_000, int(time.time() * 1000)
+COUNTED = {"decisions": decisions, "links": links, "cases": cases, "labels": labels}
+
+
+def settings_for(folder, url="", **changes):
+    return load_settings(ROOT / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": url, "live.redis_url": ""} | changes)
+
+
+@pytest.fixture
+def settings(tmp_path, database_url): return settings_for(tmp_path / "orders", database_url)
+
+
+@pytest.fixture
+def engine(settings):
+    engine = open_database(settings)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def reading(settings): return Reading(settings, explain=lambda model, vectors, orders: [[{"feature": "x", "value": None, "contribution": 1.0, "words": "y"}] for _ in orders])
+
+
+@cache
+def domain():
+    "Columns and feature table."
+    settings = settings_for("x")
+    return settings.columns, build_table(settings)
+
+
+def order(number, amount=9_500, band="low", action="pass", score=0.01, at=NOW, when=20_000 * DAY, **changed) -> bytes:
+    fields = {"order_id": f"o-{number}", "order_date": "2024-10-04T00:00:00", "order_amount": amount / 100, "customer_id": f"c-{number % 7}",
+              "email": f"u{number % 7}@example.org", "ip_addr": f"10.0.0.{number % 50}", "device": f"d-{number % 9}", "location": "US"} | changed
+    columns, table = domain()
+    keys = tuple(key_of(str(fields[name]), b"test") if fields[name] else 0 for name in columns.hashed)
+    record = Record(bytes(16), bytes(32), b"\1" * 32, bytes.fromhex(table.hash), score, score / 2, score * amount / 100, band, action, bytes([0, 1, 2, 4]),
+                    np.arange(len(table.names), dtype=np.float32))
+    return encode_entry(Entry("event", when + number, key_of(str(fields["order_id"]), b"test"), keys, amount=amount, decision=pack_record(record),
+                              body=json.dumps(fields).encode(), at=at, took=900))
+
+
+def label(number, label, previous=-1, source="analyst", said=None, at=NOW, note="") -> bytes:
+    body = json.dumps({"order": f"o-{number}", "said": label if said is None else said, "source": source, "note": note, "by": "somebody"}).encode()
+    return encode_entry(Entry("label", 0, key_of(f"o-{number}", b"test"), (), label=label, previous=previous, known=at - 5, at=at, body=body))
+
+
+def mixed(count, seed=0) -> list[bytes]:
+    "Orders of all kinds, and labels on some of them."
+    rng, entries, orders = random.Random(seed), [], 0
+    for _ in range(count):
+        if orders and rng.random() < 0.2: entries.append(label(rng.randrange(orders), rng.randrange(2), source=rng.choice(["analyst", "rule"])))
+        else:
+            band, action = rng.choice([("low", "pass"), ("medium", "review"), ("high", "block"), ("medium", "pass")])
+            entries.append(order(orders, rng.randrange(100, 50_000), band, action, rng.random(), when=(20_000 + rng.randrange(3)) * DAY))
+            orders += 1
+    return entries
+
+
+def numbered(entries, first=0): return list(enumerate(entries, first))
+
+
+def rows(engine, table, *names):
+    with engine.connect() as connection: return [tuple(row) for row in connection.execute(sa.select(*[table.c[name] for name in names]).order_by(*table.primary_key))]
+
+
+def content(engine) -> dict:
+    "All that the writer wrote, without the numbers that may have gaps."
+    shown = {name: sorted(map(str, rows(engine, table, *[c.name for c in table.columns if c.name not in ("id", "decision_id")]))) for name, table in COUNTED.items()}
+    return shown | {"days": rows(engine, days, *days.c.keys()), "scores": rows(engine, scores, *scores.c.keys())}
+
+
+async def stored(entries, first=0, epoch="e") -> MemoryStore:
+    store = MemoryStore(Meta(epoch, 1, "", {"next_seq": first}))
+    for number, entry in enumerate(entries): await store.commit(Change(b"%d" % number, b"", [], [], [], entry))
+    return store
+
+
+def run(store, engine, reading): return asyncio.run(follow(store, engine, reading, asyncio.Event(), to_end=True))
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------------------------
+
+def test_a_decision_is_kept_whole(engine, reading):
+    at = begin_log(engine, None, "e")
+    packed = order(3, 12_345, "high", "block", 0.9, email="", customer_id=42)
+    assert at == Mark("e", -1) and write_entries(engine, reading, at, [(7, packed)]) == Mark("e", 7) == mark_of(engine)
+    with engine.connect() as connection: row = connection.execute(sa.select(decisions)).one()
+    table = build_table(reading.settings)
+    assert (row.log, row.position, row.order_id, row.customer, row.amount, row.time, row.decided) == ("e", 7, "o-3", "42", 12_345, 20_000 * DAY + 3, NOW)
+    assert (row.score, row.probability, row.band, row.action, row.loss, row.took_us) == (0.9, 0.45, "high", "block", round(0.9 * 12_345), 900)
+    assert unsigned(row.id_key) == key_of("o-3", b"test") and json.loads(row.body)["location"] == "US"
+    assert np.frombuffer(row.vector, np.float32).tolist() == list(range(len(table.names)))
+    assert (row.model, row.policy, row.feature_table) == ("00" * 32, "01" * 32, table.hash) and list(row.entities) == [e.by for e in table.entities]
+    assert row.reasons == [{"feature": "x", "value": None, "contribution": 1.0, "words": "y"}]
+    linked = {entity: unsigned(key) for entity, key in rows(engine, links, "entity", "key")}
+    assert linked == {"customer_id": key_of("42", b"test"), "ip_addr": key_of("10.0.0.3", b"test"), "device": key_of("d-3", b"test")}
+    assert rows(engine, cases, "status", "opened", "closed", "customer", "amount") == [("open", NOW, None, "42", 12_345)]
+
+
+def test_only_decisions_that_people_look_at_have_reasons_and_cases(engine, reading):
+    entries = [order(1), order(2, band="medium", action="pass"), order(3, band="medium", action="review"), order(4, band="high", action="block")]
+    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    assert [found is not None for found, in rows(engine, decisions, "reasons")] == [False, True, True, True]
+    assert [action for action, in rows(engine, cases, "action")] == ["review", "block"]
+
+
+def test_labels_settle_cases_and_move_the_counts(engine, reading):
+    at = write_entries(engine, reading, begin_log(engine, None, "e"), numbered([order(1, 10_000, "high", "block", 0.9), order(2, 10_000, "medium", "review", 0.3)]))
+    def then(*entries):
+        nonlocal at
+        at = write_entries(engine, reading, at, numbered(entries, at.position + 1))
+        return {band: (frauds, lost, saved) for band, frauds, lost, saved in rows(engine, days, "band", "frauds", "fraud_amount", "saved")}
+    cost = reading.settings.policy
+    fraud = round(10_000 * (1 - cost.recovery_share) + 100 * cost.fraud_fee)
+    honest = round(10_000 * cost.margin_share + 100 * cost.churn_cost)
+    assert then(label(1, 1, source="rule"))["high"] == (1, 10_000, fraud) and rows(engine, cases, "status") == [("open",)] * 2
+    assert then(label(1, 1, 1, source="analyst", note="sure"))["high"] == (1, 10_000, fraud)
+    assert rows(engine, cases, "status", "closed", "closed_by", "note")[0] == ("flagged", NOW, "somebody", "sure")
+    assert then(label(1, 0, 1, source="chargeback"))["high"] == (0, 0, -honest) and rows(engine, cases, "status")[0] == ("cleared",)
+    assert then(label(1, 0, 0, source="analyst", said=1))["high"] == (0, 0, -honest)  # said fraud, and the chargeback's word still counts
+    assert rows(engine, cases, "status")[0] == ("cleared",) and rows(engine, labels, "said", "label")[-1] == (1, 0)
+    assert then(label(2, 0), label(99, 1))["medium"][:2] == (0, 0) and rows(engine, cases, "status")[1] == ("cleared",)
+    about = rows(engine, labels, "order_id", "decision_id")
+    assert about[-1] == ("o-99", None) and [number for name, number in about if name == "o-2"] == [rows(engine, decisions, "id")[1][0]]
+
+
+def test_rollups_are_what_the_rows_add_up_to(engine, reading):
+    run(asyncio.run(stored(mixed(300))), engine, reading)
+    found = rows(engine, decisions, "time", "band", "action", "amount", "score")
+    assert sum(events for events, in rows(engine, days, "events")) == sum(events for events, in rows(engine, scores, "events")) == len(found)
+    for day, band, action, events, amount in rows(engine, days, "day", "band", "action", "events", "amount"):
+        mine = [row for row in found if (row[0] // DAY, row[1], row[2]) == (day, band, action)]
+        assert (events, amount) == (len(mine), sum(row[3] for row in mine))
+    for day, bucket, events in rows(engine, scores, "day", "bucket", "events"):
+        assert events == sum(row[0] // DAY == day and bucket / 20 <= row[4] < (bucket + 1) / 20 for row in found)
+
+
+def test_reasons_and_urgency_come_from_the_model_that_decided(engine, settings, monkeypatch):
+    table, rng = domain()[1], np.random.default_rng(1)
+    values = rng.normal(size=(200, len(table.names))).astype(np.float32)
+    booster = xgboost.train({"max_depth": 2}, xgboost.DMatrix(values, (values[:, 0] > 0).astype(int), feature_names=table.names), 5)
+    policy = Policy(1, settings.policy.model_dump(), 2, 10, 0.5, 0.5, {})
+    fake = lambda self, model: SimpleNamespace(booster=booster, names=table.names, policy=policy) if model == "00" * 32 else None
+    monkeypatch.setattr(writer.Models, "bundle", fake)
+    write_entries(engine, Reading(settings), begin_log(engine, None, "e"), numbered([order(1, 9_000, "medium", "review", 0.4), order(2, 9_000, "high", "block", 0.9)]))
+    (body, vector, reasons), _ = rows(engine, decisions, "body", "vector", "reasons")
+    expected = explain(booster, table.names, np.frombuffer(vector, np.float32), json.loads(body), 2)
+    assert reasons == [{"feature": r.feature, "value": r.value, "contribution": r.contribution, "words": r.words} for r in expected] and reasons
+    assert [found for found, in rows(engine, cases, "urgency")] == pytest.approx([urgency(policy, p, 9_000) for p in (0.2, 0.45)])
+
+
+def test_many_generated_decisions_look_like_written_ones(engine, settings, root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    from many_decisions import fill
+    assert fill(engine, settings, 2_000, 100)["decisions"] == 2_000
+    found = [status for status, in rows(engine, cases, "status")]
+    assert found.count("open") == 100 and len(found) == 150 == len(rows(engine, labels, "id")) + 100 and len(rows(engine, links, "key")) == 8_000
+    assert sum(events for events, in rows(engine, days, "events")) == sum(events for events, in rows(engine, scores, "events")) == 2_000
+    assert write_entries(engine, Reading(settings), begin_log(engine, mark_of(engine), "e"), [(0, order(1))]) == Mark("e", 0)
+
+
+# --- once, whatever happens -------------------------------------------------------------------------------------------------------------
+
+def test_what_was_written_is_not_written_again(engine, reading):
+    entries = numbered(mixed(60))
+    at = write_entries(engine, reading, begin_log(engine, None, "e"), entries)
+    before = content(engine)
+    assert write_entries(engine, reading, Mark("e", -1), entries) == at and content(engine) == before
+    with writing(engine) as connection: connection.execute(sa.delete(writers))  # the mark is lost
+    assert run(asyncio.run(stored(mixed(60))), engine, reading) == at and content(engine) == before
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_writers_write_everything_once(engine, reading, seed, monkeypatch):
+    monkeypatch.setattr(writer, "BATCH", 5 + seed)
+    async def two():
+        store = await stored(mixed(120, seed))
+        return await asyncio.gather(*[follow(store, engine, reading, asyncio.Event(), to_end=True) for _ in range(3)])
+    assert set(asyncio.run(two())) == {Mark("e", 119)}
+    assert sorted(p for table in (decisions, labels) for p, in rows(engine, table, "position")) == list(range(120))
+
+
+def test_a_crash_in_the_middle_of_a_batch_leaves_nothing(engine, reading, monkeypatch):
+    store = asyncio.run(stored(mixed(50)))
+    for place in ("insert_labels", "add_up", "put"):
+        with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+            broken.setattr(writer, place, lambda *args: (_ for _ in ()).throw(RuntimeError("killed")))
+            run(store, engine, reading)
+        assert rows(engine, decisions, "id") == [] and rows(engine, days, "day") == []
+    run(store, engine, reading)
+    assert len(rows(engine, decisions, "id")) + len(rows(engine, labels, "id")) == 50
+
+
+def test_one_bad_entry_does_not_hold_up_the_others(engine, reading, caplog):
+    good = [order(number) for number in range(20)]
+    entries = numbered([*good[:5], b"damaged", *good[5:10], encode_entry(Entry("event", 0, 1, (), body=b"{}")), order(50, score=float("nan")), *good[10:]])
+    entries[9] = (9, order(77, customer_id="nul\0", order_id="id\0"))
+    with caplog.at_level(logging.ERROR, "fraud_poc.writer"): assert write_entries(engine, reading, begin_log(engine, None, "e"), entries) == Mark("e", 22)
+    there = {name for name, in rows(engine, decisions, "order_id")}
+    assert len(there & {f"o-{number}" for number in range(20)}) == 19 and "id\ufffd" in there
+    assert {record.fields["position"] for record in caplog.records} >= {5, 11} and not any("o-" in str(record.fields) for record in caplog.records)
+
+
+def test_a_row_that_the_database_refuses_is_passed_over(engine, reading, caplog):
+    at = write_entries(engine, reading, begin_log(engine, None, "e"), [(0, order(0))])
+    with writing(engine) as connection: connection.execute(sa.update(decisions).values(position=4))
+    with caplog.at_level(logging.ERROR, "fraud_poc.writer"): assert write_entries(engine, reading, at, numbered(map(order, range(1, 9)), 1)) == Mark("e", 8)
+    assert sorted(p for p, in rows(engine, decisions, "position")) == list(range(1, 9)) and "o-4" not in [name for name, in rows(engine, decisions, "order_id")]
+    assert [record.fields["position"] for record in caplog.records] == [4]
+
+
+# --- other logs -------------------------------------------------------------------------------------------------------------------------
+
+def test_a_new_epoch_is_followed_and_the_rest_of_the_old_one_is_read_from_files(settings, engine, reading):
+    old = mixed(40)
+    at = write_entries(engine, reading, begin_log(engine, None, "old"), numbered(old[:10]))
+    from fraud_poc.live.store import decode_entry
+    for start in (0, 25):
+        some = [{"seq": start + n} | {name: getattr(decode_entry(entry), name) for name in ARCHIVED.names[1:]} for n, entry in enumerate(old[start:start + 25][:40 - start])]
+        path = settings.batch.folder / "live_log" / f"old-{start:012d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(path, pa.Table.from_pylist(some, ARCHIVED))
+    assert at == Mark("old", 9) and run(asyncio.run(stored(mixed(5, 3), 0, "new")), engine, reading) == Mark("new", 4)
+    places = [*rows(engine, decisions, "log", "position"), *rows(engine, labels, "log", "position")]
+    assert sorted(places) == sorted([("old", n) for n in range(40)] + [("new", n) for n in range(5)])
+
+
+def test_an_epoch_may_change_while_it_is_followed(engine, reading, monkeypatch):
+    async def scenario():
+        store, stop = await stored(mixed(10), 0, "one"), asyncio.Event()
+        task = asyncio.create_task(follow(store, engine, reading, stop))
+        while (await asyncio.to_thread(mark_of, engine) or Mark("", 0)) != Mark("one", 9): await asyncio.sleep(0.02)
+        store.fill(Meta("two", 2, "", {"next_seq": 0}), {})
+        store.log, store.seq = [], -1
+        for number in range(4): await store.commit(Change(b"n%d" % number, b"", [], [], [], order(100 + number)))
+        while await asyncio.to_thread(mark_of, engine) != Mark("two", 3): await asyncio.sleep(0.02)
+        stop.set()
+        return await asyncio.wait_for(task, 10)
+    assert asyncio.run(scenario()) == Mark("two", 3)
+
+
+def test_entries_that_are_gone_are_told(engine, reading, caplog):
+    store = asyncio.run(stored(mixed(10)))
+    begin_log(engine, None, "e")
+    write_entries(engine, reading, Mark("e", -1), store.log[:2])
+    store.log = store.log[5:]
+    with caplog.at_level(logging.ERROR, "fraud_poc.writer"): run(store, engine, reading)
+    assert [(record.fields["first"], record.fields["last"]) for record in caplog.records] == [(2, 4)]
+
+
+def test_old_rows_go_and_rollups_stay(settings, engine, reading, monkeypatch):
+    monkeypatch.setattr(writer, "PIECE", 10)
+    entries = [order(n, band="high", action="block", at=NOW - 401 * DAY) for n in range(25)] + [label(1, 1, at=NOW - 401 * DAY), order(50), label(2, 1)]
+    at = write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    before = rows(engine, days, *days.c.keys())
+    assert [keep(engine, settings, NOW) for _ in range(4)] == [writer.MORE_S, writer.MORE_S, writer.NO_MORE_S, writer.NO_MORE_S]
+    assert rows(engine, decisions, "order_id") == [("o-50",)] and rows(engine, cases, "status") == [] and len(rows(engine, links, "key")) == 4
+    assert rows(engine, labels, "order_id", "decision_id") == [("o-2", None)] and rows(engine, days, *days.c.keys()) == before
+    assert write_entries(engine, reading, at, [(99, order(60))]).position == 99
+
+
+# --- processes --------------------------------------------------------------------------------------------------------------------------
+
+def open_log(url: str, settings, epoch="e") -> Names:
+    "An empty live log in a real store."
+    names = Names(settings.domain.name)
+    meta = Meta(epoch, 1, build_table(settings).hash, {"next_seq": 0})
+    with Client(url) as client:
+        client.call("SET", names.meta, json.dumps(meta.__dict__))
+        client.call("SET", names.now, meta.marker)
+    return names
+
+
+def append(url: str, names: Names, entries, first=0) -> None:
+    with Client(url) as client:
+        for position, entry in numbered(entries, first): client.call("XADD", names.log, f"{position}-1", "e", entry)
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.05)
+
+
+def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_twice(tmp_path, settings, engine):
+    entries, rng, kills = mixed(900), random.Random(1), 2 if engine.dialect.name == "sqlite" else 1
+    with start_redis(tmp_path / "redis") as server:
+        names = open_log(server.url, settings)
+        with writer_beside(settings, server.url) as beside:
+            for number in range(kills):
+                for start in range(450 * number, 450 * number + 450, 50): append(server.url, names, entries[start:start + 50], start)
+                wait_for(lambda: (mark_of(engine) or Mark("", -1)).position >= 450 * number + rng.randrange(50))
+                os.kill(beside.child.pid, signal.SIGKILL)
+                wait_for(lambda: beside.restarts > number)
+            wait_for(lambda: mark_of(engine) == Mark("e", 450 * kills - 1))
+        assert beside.child.returncode == 0 and beside.restarts == kills and not beside.thread.is_alive()
+    assert sorted(p for table in (decisions, labels) for p, in rows(engine, table, "position")) == list(range(450 * kills))
+    other = open_database(settings_for(tmp_path / "other"))
+    write_entries(other, Reading(settings), begin_log(other, None, "e"), numbered(entries[:450 * kills]))
+    assert content(other) == content(engine)
+    other.dispose()
+
+
+def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(writer, "LONGEST_PAUSE_S", 0.2)
+    settings = settings_for(tmp_path / "orders")
+    with start_redis(tmp_path / "redis") as server:
+        names = open_log(server.url, settings)
+        append(server.url, names, map(order, range(5)))
+        async def scenario():
+            stop = asyncio.Event()
+            task = asyncio.create_task(write_until(settings, server.url, stop))
+            there = lambda: mark_of(engine) == Mark("e", at)
+            async def reached():
+                async with asyncio.timeout(90):
+                    while not await asyncio.to_thread(there): await asyncio.sleep(0.05)
+            engine, at = await asyncio.to_thread(open_database, settings), 4
+            await reached()
+            await asyncio.to_thread(server.kill)
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(server.ensure)
+            await asyncio.to_thread(append, server.url, names, map(order, range(5, 9)), 5)
+            at = 8
+            await reached()
+            stop.set()
+            engine.dispose()
+            return await asyncio.wait_for(task, 10)
+        with caplog.at_level(logging.INFO, "fraud_poc.writer"): assert asyncio.run(scenario()) == Mark("e", 8)
+    told = [record.message for record in caplog.records if record.levelname == "WARNING" and "reasons" not in record.message]
+    assert told[0] == "the writer waits" and told[-1] == "the writer goes on"
+
+
+def test_a_locked_database_is_waited_for(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("fraud_poc.desk.database.PRAGMAS", ("journal_mode=WAL", "busy_timeout=50", "foreign_keys=ON"))
+    settings = settings_for(tmp_path / "orders")
+    engine = open_database(settings)
+    with start_redis(tmp_path / "redis") as server:
+        append(server.url, open_log(server.url, settings), map(order, range(3)))
+        async def scenario():
+            stop = asyncio.Event()
+            with writing(engine):
+                task = asyncio.create_task(write_until(settings, server.url, stop, to_end=True))
+                await asyncio.sleep(0.5)
+            return await asyncio.wait_for(task, 20)
+        with caplog.at_level(logging.INFO, "fraud_poc.writer"): assert asyncio.run(scenario()) == Mark("e", 2)
+    engine.dispose()
+    assert "database is locked" in [record.fields.get("reason") for record in caplog.records]
+
+
+def test_the_command_ends_at_a_signal_or_at_the_end_of_the_log(tmp_path):
+    settings = settings_for(tmp_path / "orders")
+    with start_redis(tmp_path / "redis") as server:
+        append(server.url, open_log(server.url, settings), map(order, range(5)))
+        assert run_writer(settings, server.url, to_end=True) == {"log": "e", "position": 4}
+        child = writer.start_child(settings, server.url)
+        append(server.url, Names(settings.domain.name), [order(5)], 5)
+        engine = open_database(settings)
+        wait_for(lambda: mark_of(engine) == Mark("e", 5))
+        engine.dispose()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(90) == 0
+        child.stdin.close()
