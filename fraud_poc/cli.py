@@ -35,8 +35,8 @@ from . import __version__
 from .config import Settings, load_settings
 from .data.files import Progress, read_json
 from .desk.commands import accounts_app, audit_app, database_of, desk_app, keys_app, operator
-from .terminal import (DEFAULT_CONFIG, FAILED, Config, Json, Set, Step, consoles, ending, flattened, parse_overrides, run_step, table_of, timed,
-                                write_line)
+from .terminal import (DEFAULT_CONFIG, FAILED, Config, Json, Set, Step, consoles, ending, flattened, parse_overrides, run_step,
+                                table_of, timed, write_line)
 
 # %% ../nbs/39_cli.ipynb #c005
 def ingest_step(place: str | None, labels: str | None, replace: bool) -> Step:
@@ -203,7 +203,8 @@ def policy_step(settings: Settings, progress: Progress) -> dict:
     from fraud_poc.model.bundle import in_short, latest_bundle
     bundle = latest_bundle(settings, build_table(settings))
     policy, found = bundle.policy, read_json(bundle.folder / "evaluation.json")
-    about = {"model": bundle.manifest["id"], "policy": policy.hash, "version": policy.version, "costs": policy.costs, "reviews_a_day": policy.capacity}
+    about = {"model": bundle.manifest["id"], "policy": policy.hash, "version": policy.version, "costs": policy.costs,
+             "reviews_a_day": policy.capacity}
     return about | {"review_over": policy.review_over, "block_over": policy.block_over, "events": found["events"], **in_short(found["money"])}
 
 @app.command("policy", epilog="Examples:\n\nfraud-poc policy\n\nfraud-poc policy --json")
@@ -469,7 +470,8 @@ def demo_service(settings: Settings, results: dict, stay: bool, out: Console, er
         line = try_it(settings, address, key, live["last_order"])
         out.print(f"\nTry it: the documents are at {address}/docs, and this scores an order:\n", highlight=False)
         out.print(line, markup=False, highlight=False, soft_wrap=True)
-        out.print(f"\nThe desk, with the orders to look at: {address}/desk, account demo, password {password}", markup=False, highlight=False, soft_wrap=True)
+        desk = f"The desk, with the orders to look at: {address}/desk, account demo, password {password}"
+        out.print(f"\n{desk}", markup=False, highlight=False, soft_wrap=True)
         if stay:
             out.print("\nThe service runs until Ctrl-C.", highlight=False)
             process.join()

@@ -736,7 +736,8 @@ def routes(service: Service) -> list[tuple[str, str, Callable]]:
         if response.status_code == 200: response.headers["content-type"] = "text/plain; version=0.0.4; charset=utf-8"
         return response
     def cold(path: str, answer: Callable) -> tuple[str, str, Callable]: return path, "GET", guarded(service, answer, NEEDS[path.replace(":path", "")])
-    return [("/score", "POST", score), ("/score/batch", "POST", batch), ("/labels", "POST", labels), ("/healthz", "GET", health), ("/readyz", "GET", ready),
+    return [("/score", "POST", score), ("/score/batch", "POST", batch), ("/labels", "POST", labels),
+            ("/healthz", "GET", health), ("/readyz", "GET", ready),
             ("/metrics", "GET", metrics), cold("/orders/sample", get_samples), cold("/decisions/{id:path}", get_decision), cold("/model", get_model)]
 
 def cold_app(service: Service, lifespan: Callable | None = None) -> FastAPI:
@@ -946,6 +947,7 @@ def worker_app(
     warm(engine, app.service.reader)
     return complete(app, database)
 
+# %% ../../nbs/23_scoring.ipynb #c082
 def default_engine(settings: Settings) -> Engine:
     "An engine with the newest accepted model; `ValueError` says what to run first."
     table = build_table(settings)
@@ -954,7 +956,7 @@ def default_engine(settings: Settings) -> Engine:
     if not scorer.compiled: tell("model is not compiled", logging.WARNING, reason=scorer.reason)
     return Engine(settings, table, bundle, scorer, None)
 
-# %% ../../nbs/23_scoring.ipynb #c082
+# %% ../../nbs/23_scoring.ipynb #c084
 class Workers(Multiprocess):
     "Worker processes, each replaced when it dies."
     def keep_subprocess_alive(self) -> None:
@@ -968,7 +970,7 @@ class Workers(Multiprocess):
             self.processes[number] = type(worker)(self.config, self.sockets)
             self.processes[number].start()
 
-# %% ../../nbs/23_scoring.ipynb #c084
+# %% ../../nbs/23_scoring.ipynb #c086
 STOPPING = 20  # seconds that accepted requests may take after the signal to stop
 IDLE = 75      # seconds that an open connection may be silent: longer than the pools of callers keep one, so that they close it and not we
 
@@ -991,7 +993,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
             if value is None: os.environ.pop(name)
             else: os.environ[name] = value
 
-# %% ../../nbs/23_scoring.ipynb #c086
+# %% ../../nbs/23_scoring.ipynb #c088
 @contextmanager
 def in_order() -> Iterator[None]:
     "Within it, SIGTERM ends the process by `SystemExit`."
@@ -1002,7 +1004,7 @@ def in_order() -> Iterator[None]:
         try: yield
         finally: signal.signal(signal.SIGTERM, before)
 
-# %% ../../nbs/23_scoring.ipynb #c088
+# %% ../../nbs/23_scoring.ipynb #c090
 def serve(
     settings: Settings,
     url: str,                                        # of the store, as live.store.server_for yields it

@@ -26,8 +26,8 @@ from rich.table import Table
 
 from ..config import Settings, load_settings
 from ..data.files import Progress
-from ..terminal import (DEFAULT_CONFIG, FAILED, STOPPED, Config, Json, Set, Step, consoles, ending, flattened, parse_overrides, run_step, table_of,
-                                timed, write_line)
+from ..terminal import (DEFAULT_CONFIG, FAILED, STOPPED, Config, Json, Set, Step, consoles, ending, flattened, parse_overrides,
+                                run_step, table_of, timed, write_line)
 
 desk_app = typer.Typer()  # its commands become commands of `fraud-poc`
 
@@ -218,7 +218,8 @@ def collect_step(drop: bool) -> Step:
 @desk_app.command("labels", epilog="Examples:\n\nfraud-poc labels chargebacks.csv\n\nfraud-poc labels verdicts.parquet --json | jq .changed"
                               "\n\necho 'order,fraud,source\\no17,1,analyst' | fraud-poc labels -")
 def labels_command(
-    place: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet or JSON Lines with order, fraud and, if you like, source, known, note; - = standard input.")],
+    place: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet or JSON Lines: order, fraud; source, known, note if you like; "
+                                                              "- = standard input.")],
     config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
 ):
     "Say of orders whether they were fraud: each row is a statement, kept in the live log; code 1 when a row cannot be right."
@@ -272,7 +273,8 @@ def named_customer(value: str, sure: bool) -> str:
 
 # %% ../../nbs/37_desk_commands.ipynb #c028
 @desk_app.command("forget", epilog="Examples:\n\nfraud-poc forget --customer 3356a739ca"
-                              "\n\nfraud-poc forget --customer - --yes < customer.txt\n\nRun it again when it was interrupted: it goes on where it stopped.")
+                              "\n\nfraud-poc forget --customer - --yes < customer.txt"
+                              "\n\nRun it again when it was interrupted: it goes on where it stopped.")
 def forget_command(
     customer: Annotated[str, typer.Option("--customer", metavar="VALUE", help="Value of the first entity; - = first line of standard input.")],
     config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
@@ -281,4 +283,4 @@ def forget_command(
     "Remove a customer's identifiers from the log, the states, the live store and the database; nobody else's features change."
     result = run_step("forget", forget_step(named_customer(customer, sure), "command line"), config, overrides, as_json)
     out, _ = consoles(as_json)
-    if result["raw"]: out.print("raw files are not changed; who ingests them again brings the customer back: " + ", ".join(result["raw"]), soft_wrap=True)
+    if result["raw"]: out.print("raw files are not changed; who ingests them again brings the customer back:", *result["raw"], soft_wrap=True)
