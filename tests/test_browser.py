@@ -111,6 +111,7 @@ def test_filters_more_rows_and_live_updates(chromium, desk):
         assert page.evaluate("document.activeElement.id") == "find"
         page.keyboard.type("no such thing")
         playwright.expect(page.get_by_role("heading", name="No case matches")).to_be_visible()
+        playwright.expect(page).to_have_url(re.compile("find=no.such.thing"))
         page.get_by_role("link", name="Clear the filters").click()
         page.get_by_label("Band").select_option("high")
         playwright.expect(page.locator(".count b")).to_have_text(str(sum(band == "high" for _, band in waiting)))
