@@ -766,6 +766,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                        'fraud_poc.desk.writer.rows_of': ('writer.html#rows_of', 'fraud_poc/desk/writer.py'),
                                        'fraud_poc.desk.writer.run_writer': ('writer.html#run_writer', 'fraud_poc/desk/writer.py'),
                                        'fraud_poc.desk.writer.saved': ('writer.html#saved', 'fraud_poc/desk/writer.py'),
+                                       'fraud_poc.desk.writer.settlement': ('writer.html#settlement', 'fraud_poc/desk/writer.py'),
                                        'fraud_poc.desk.writer.start_child': ('writer.html#start_child', 'fraud_poc/desk/writer.py'),
                                        'fraud_poc.desk.writer.tell': ('writer.html#tell', 'fraud_poc/desk/writer.py'),
                                        'fraud_poc.desk.writer.waited': ('writer.html#waited', 'fraud_poc/desk/writer.py'),

@@ -37,7 +37,7 @@ from ..config import Settings
 from ..data.files import read_json
 from . import queries
 from .access import ROLES, Door, Refused, Session, Throttled, audit, enter, give_cookie, leave, list_accounts, list_keys, record
-from .database import cases, decisions, labels, writing
+from .database import UNDONE, cases, decisions, labels, writing
 from .queries import STEPS, Desk, Filters, read_filters
 
 # %% ../../nbs/26_pages.ipynb #c006
@@ -318,7 +318,7 @@ def undo_case(site: Site, loop: asyncio.AbstractEventLoop, number: int, who: str
         case, now = locked_case(connection, number, queries.STATUSES[1:]), site.door.now()
         before = sa.select(labels.c.label).where(labels.c.order_id == case["order_id"], labels.c.noted < case["closed"], labels.c.source != "analyst")
         fraud = connection.execute(before.order_by(labels.c.id.desc()).limit(1)).scalar() == 1
-        position = said_in_time(lambda: site.say(case["order_id"], fraud, f"undone: was {case['status']}", who), loop)
+        position = said_in_time(lambda: site.say(case["order_id"], fraud, f"{UNDONE}was {case['status']}", who), loop)
         opened = {"status": "open", "closed": None, "closed_by": None, "note": ""}
         connection.execute(sa.update(cases).where(cases.c.decision_id == number).values(**opened))
         record(connection, who, "case opened again", f"decision {number}", {"was": case["status"], "position": position}, now)
