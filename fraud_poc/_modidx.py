@@ -705,6 +705,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                         'fraud_poc.desk.queries.fraud_rates': ('queries.html#fraud_rates', 'fraud_poc/desk/queries.py'),
                                         'fraud_poc.desk.queries.history': ('queries.html#history', 'fraud_poc/desk/queries.py'),
                                         'fraud_poc.desk.queries.is_behind': ('queries.html#is_behind', 'fraud_poc/desk/queries.py'),
+                                        'fraud_poc.desk.queries.last_day': ('queries.html#last_day', 'fraud_poc/desk/queries.py'),
                                         'fraud_poc.desk.queries.linked': ('queries.html#linked', 'fraud_poc/desk/queries.py'),
                                         'fraud_poc.desk.queries.newest_case': ('queries.html#newest_case', 'fraud_poc/desk/queries.py'),
                                         'fraud_poc.desk.queries.news': ('queries.html#news', 'fraud_poc/desk/queries.py'),

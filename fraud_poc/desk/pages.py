@@ -395,7 +395,7 @@ def weekly_rates(rows: list[Mapping], weeks: list[int]) -> dict[str, list[float 
 def trend_data(site: Site, connection: sa.Connection, span: int) -> dict[str, Any]:
     "All numbers of the trends page."
     now, scale = site.door.now(), 10**site.settings.columns.decimals
-    last = now // 86_400_000
+    last = queries.last_day(connection, now)
     wanted, rows = range(last - span + 1, last + 1), queries.by_day(connection, last - span + 1)
     volume, saved, acted, events = {band: dict.fromkeys(wanted, 0) for band in queries.BANDS}, dict.fromkeys(wanted, 0.0), 0, 0
     for row in rows:
@@ -432,8 +432,9 @@ def usual_step(site: Site) -> int:
 def what_if_values(site: Site, span: int, step: int, capacity: float, an_hour: float) -> dict[str, Any]:
     "What the template of the what-if needs."
     if not (0 <= step <= len(STEPS) and 0 <= capacity <= 1e6 and 0 <= an_hour <= 1e5): return {"problem": NUMBERS}
-    first, decimals = site.door.now() // 86_400_000 - span + 1, site.settings.columns.decimals
-    with site.engine.connect() as connection: days_, sums = queries.stake_sums(connection, first)
+    decimals = site.settings.columns.decimals
+    with site.engine.connect() as connection:
+        days_, sums = queries.stake_sums(connection, queries.last_day(connection, site.door.now()) - span + 1)
     return {"span_days": days_, "result": queries.what_if(days_, sums, site.settings.policy, decimals, step, capacity, an_hour)}
 
 # %% ../../nbs/26_pages.ipynb #c039
