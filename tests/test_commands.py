@@ -131,7 +131,7 @@ def test_prepare_db_trims_what_is_collected_and_written(sample, tmp_path):
     for name in ("collect", "features"): as_json(name, *options)
     assert as_json("prepare-db", "--trim", *options)["trimmed"] == 0, "nothing is in the database yet"
     as_json("write-decisions", "--to-end", *options)
-    assert as_json("prepare-db", "--trim", *options)["trimmed"] == 5 and as_json("prepare-db", "--trim", *options)["trimmed"] == 0
+    assert [as_json("prepare-db", "--trim", *options)["trimmed"] for _ in range(2)] == [4, 0], "the last entry of a log stays"
 
 
 def test_decisions_are_written_to_the_end_of_the_log(tmp_path, root):
