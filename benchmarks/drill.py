@@ -36,7 +36,7 @@ class Domain:
     "A domain on disk: history in the store, a model, a key, and orders that come after that history."
     def __init__(self, folder: Path, orders: int, history: int, **changes):
         total, raw = round(1.05 * (orders + history)), folder / "raw"
-        self.changes = ANY_MODEL | {"batch.folder": str(folder / "orders"), "batch.part_rows": max(total // 100, 50), "batch.threads": 2, "service.port": 0,
+        self.changes = ANY_MODEL | {"batch.folder": str(folder / "orders"), "batch.part_rows": max(total // 100, 100), "batch.threads": 2, "service.port": 0,
                                     "sample.orders": total, "sample.customers": max(total * 2 // 15, 50)} | changes
         self.settings = load_settings(CONFIG, self.changes)
         make_data(self.settings, raw, workers=1)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -180,6 +181,13 @@ def rest_of_settings(root: Path, card: str) -> str:
     "The sections of a configuration from [training] on, for a small domain of a test's own."
     text = (root / "config" / "ratings.toml").read_text(encoding="utf-8")
     return "\n" + text[text.index("[training]"):].replace('card = "target"', f'card = "{card}"')
+
+
+def small_settings(root: Path, card: str, own: dict[str, dict]) -> dict:
+    "All sections of a configuration for a small domain of a test's own: what it does not name is as in config/ratings.toml."
+    ratings = tomllib.loads((root / "config" / "ratings.toml").read_text(encoding="utf-8"))
+    ratings["verdict"]["card"] = card
+    return {name: section | own.get(name, {}) for name, section in ratings.items()}
 
 
 def code_problems(code: str) -> list[str]:

@@ -9,40 +9,15 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-import house
-from fraud_poc.cli import app, parse_overrides, parse_value
+from command_line import PAYMENTS, as_json, call, options_of, payments_in
+from fraud_poc.terminal import parse_overrides, parse_value
 
-PAYMENTS = """
-domain = {name = "payments"}
-input = {events = "", labels = ""}
-columns = {id = ["id"], time = "at", time_format = "iso", timezone = "UTC", amount = "amount", decimals = 2, entities = ["who"], categories = []}
-labels = {column = "fraud", fraud_values = [1], time_column = "", delay = "2d"}
-limits = {min_amount = 0.0, max_amount = 1000.0, earliest = "2000-01-01", latest = "2100-01-01"}
-features = {retention = "30d", forget_after = "90d", exact_events = 16, set_size = 4, rows = ['Count(by="who", over="1d")', 'Mean("amount", by="who", over="7d")']}
-batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows = 1000, step_rows = 1000}
-"""
 ROWS = [f"p{i},2025-03-{1 + i % 20:02} 10:00:00,ann,{10 + i}.50,{int(i % 7 == 0)}" for i in range(60)]
 
 
-def call(*words):
-    "Run a command in this process."
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "120", "TERMINAL_WIDTH": "120", "NO_COLOR": "1", "FORCE_COLOR": None})
-
-
-def as_json(*words):
-    "Summary of a command that must succeed and print one JSON object alone."
-    done = call(*words, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
-
-
 @pytest.fixture
-def payments(root, tmp_path):
-    "Options that name a small domain of its own."
-    (tmp_path / "payments.toml").write_text(PAYMENTS + house.rest_of_settings(root, "who"))
-    return ["--config", tmp_path / "payments.toml"]
+def payments(root, tmp_path): return payments_in(root, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +25,7 @@ def orders(root, tmp_path_factory):
     "Options for a small sample of orders, and what each step said of it."
     home = tmp_path_factory.mktemp("orders")
     sets = {"batch.folder": home, "input.events": home / "raw/orders", "input.labels": home / "raw/labels", "sample.customers": 1500, "sample.days": 70}
-    options = ["--config", root / "config" / "orders.toml", *[word for name, value in sets.items() for word in ("--set", f"{name}={value}")]]
+    options = options_of(root, sets)
     said = {"make-data": as_json("make-data", *options, "--orders", 8000)}
     for name in ("ingest", "features", "describe"): said[name] = as_json(name, *options)
     return options, said, home
@@ -127,18 +102,6 @@ def test_demo_makes_its_own_data(orders):
     assert done.exit_code == 0, done.output
     for word in ("make-data", "ingest", "features", "describe", "index.html", "states of customer id"): assert word in done.stdout
     assert not re.search(r"Traceback|Warning", done.stderr)
-
-
-def test_demo_goes_to_live_decisions(root, tmp_path):
-    "A sample as long as the configuration wants it, but small: a model, a service, live frauds caught or missed, and nothing left running."
-    sets = {"batch.folder": tmp_path, "sample.orders": 15_000, "sample.customers": 2_500, "sample.fraud_rate": 0.03, "model.trees": 40, "verdict.bootstrap": 20,
-            "verdict.min_auc": 0.6, "verdict.min_average_precision": 0.01}
-    told = as_json("demo", "--config", root / "config" / "orders.toml", *[word for name, value in sets.items() for word in ("--set", f"{name}={value}")])
-    live = told["live"]
-    assert list(told["steps"])[-1] == "prepare-db" and told["steps"]["evaluate"]["verdict"] == "accepted"
-    assert live["events"] > 200 and live["frauds"] and live["caught"] == sum(fraud["caught"] for fraud in live["frauds"])
-    assert live["try"].startswith("curl -s http://127.0.0.1:") and "X-API-Key: fp_" in live["try"]
-    assert not (tmp_path / "demo" / "redis" / "redis.sock").exists()
 
 
 def test_naming_events_leaves_out_other_verdicts(orders, tmp_path):

@@ -29,6 +29,8 @@ column = "outcome"
 fraud_values = ["scam", "stolen"]
 time_column = "closed_at"
 delay = ""
+source = "chargeback"
+priority = ["chargeback", "analyst", "customer", "rule"]
 [limits]
 min_amount = 1.0
 max_amount = 1_000_000_000.0

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import house
 from fraud_poc.config import Settings
 from fraud_poc.data import ingest as module
 from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
@@ -24,16 +24,14 @@ from fraud_poc.events import key_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FRAUD_POC_SHARED", ROOT / ".." / "shared"))
-BASE = {
+BASE = house.small_settings(ROOT, "who", {
     "domain": {"name": "test"}, "input": {"events": "", "labels": ""},
     "columns": {"id": ["id"], "time": "at", "time_format": "iso", "timezone": "UTC", "amount": "amount", "decimals": 2, "entities": ["who"], "categories": ["town"]},
     "labels": {"column": "fraud", "fraud_values": [1], "time_column": "known", "delay": ""},
     "limits": {"min_amount": 0.0, "max_amount": 1e10, "earliest": "2000-01-01", "latest": "2100-01-01"},
     "features": {"retention": "90d", "forget_after": "730d", "exact_events": 128, "set_size": 32, "rows": ["Hour()"]},
     "batch": {"folder": "", "scheduler": "", "threads": 2, "partitions": 0, "part_rows": 1_000_000, "step_rows": 1_000_000},
-}
-CARDS = tomllib.loads((ROOT / "config" / "cards.toml").read_text())
-BASE |= {name: CARDS[name] for name in ("training", "model", "live", "service")} | {"verdict": CARDS["verdict"] | {"card": "who"}}
+})
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings as examples
 from hypothesis import strategies as st
 
-from fraud_poc.api.scoring import KEY_HEADER, create_app, new_key
+from fraud_poc.api.scoring import KEY_HEADER, create_app
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
+from fraud_poc.desk.access import new_key
+from fraud_poc.desk.database import open_database
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.decide import OrderReader, keys_in, read_dict, spread
@@ -338,9 +340,9 @@ class Going:
 
 def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):
     settings = settings_in(tmp_path, **{"features.rows": ROWS, "service.max_batch": 5, "live.store_timeout": "30s"})
-    key, store = new_key(settings, "tests"), MemoryStore(Meta("e", 1, build_table(settings).hash, {"next_seq": 0}))
-    engine = small_engine(settings, store)
-    app = create_app(settings, engine, clock=lambda: NOW / 1000, secret=bytes(32))
+    database, store = open_database(settings), MemoryStore(Meta("e", 1, build_table(settings).hash, {"next_seq": 0}))
+    key, engine = new_key(database, "tests", ["labels"], "tests"), small_engine(settings, store)
+    app = create_app(settings, engine, clock=lambda: NOW / 1000, secret=bytes(32), database=database)
     async def run() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service", headers={KEY_HEADER: key}) as client:
             learner, reader = Learner(settings, store), OrderReader(settings, bytes(32))
@@ -357,6 +359,7 @@ def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):
             await refusals(client, said)
             assert len(store.log) == 8
     asyncio.run(run())
+    database.dispose()
 
 
 async def refusals(client: httpx.AsyncClient, said: list[dict]) -> None:

@@ -6,7 +6,6 @@ the cap, gaps of years, windows whose edges events hit exactly. `HYPOTHESIS_PROF
 import os
 import shutil
 import tempfile
-import tomllib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from hypothesis import event, given, note, settings as hypothesis_settings
 from hypothesis import strategies as st
 
+import house
 import oracle
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ingest, read_manifest
@@ -26,16 +26,14 @@ from fraud_poc.features.table import KINDS, Stepper, build_table, step_event, st
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
-BASE = {
+BASE = house.small_settings(CONFIG.parent, "a", {
     "domain": {"name": "drawn"}, "input": {"events": "", "labels": ""},
     "columns": {"id": ["id"], "time": "at", "time_format": "epoch_ms", "timezone": "UTC", "amount": "amount", "decimals": 2, "entities": ["a", "b"], "categories": ["c"]},
     "labels": {"column": "fraud", "fraud_values": [1], "time_column": "known", "delay": ""},
     "limits": {"min_amount": -1e9, "max_amount": 1e9, "earliest": "1900-01-01", "latest": "2200-01-01"},
     "features": {"retention": "90d", "forget_after": "730d", "exact_events": 16, "set_size": 3, "rows": ["Hour()"]},
     "batch": {"folder": "", "scheduler": "", "threads": 2, "partitions": 0, "part_rows": 1_000_000, "step_rows": 1_000_000},
-}
-CARDS = tomllib.loads((CONFIG / "cards.toml").read_text())
-BASE |= {name: CARDS[name] for name in ("training", "model", "live", "service")} | {"verdict": CARDS["verdict"] | {"card": "a"}}
+})
 
 
 def examples(count: int) -> hypothesis_settings:
