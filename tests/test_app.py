@@ -1,26 +1,49 @@
 """The whole service as its users get it: who is let in where, what its document promises, and the way of an order to a verdict and into the next training set."""
 import asyncio
 import json
+import re
+import socket
+import sys
+import threading
 import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import psutil
+import pyarrow.parquet as pq
 import pytest
 import schemathesis
+import sqlalchemy as sa
+import uvicorn
 from fastapi import Depends
 from hypothesis import HealthCheck, given, settings as examples, strategies as st
 from hypothesis.stateful import rule
+from typer.testing import CliRunner
 
 from doors import door_problems, ways
 from fraud_poc.api.app import with_desk
 from fraud_poc.api.scoring import KEY_HEADER, create_app
-from fraud_poc.desk.access import SCOPES, Door, new_key
-from fraud_poc.desk.database import open_database
-from fraud_poc.live.store import decode_entry
+from fraud_poc.cli import app as commands
+from fraud_poc.config import load_settings
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.sample import make_data
+from fraud_poc.desk.access import SCOPES, Door, list_audit, new_account, new_key
+from fraud_poc.desk.database import cases, decisions, labels, open_database
+from fraud_poc.features.batch import compute_features
+from fraud_poc.feed import create_feed
+from fraud_poc.live.load import prepare_db
+from fraud_poc.live.store import Client, Names, decode_entry, server_for, server_runs
+from fraud_poc.model.bundle import judge_model
+from fraud_poc.model.dataset import make_dataset
+from fraud_poc.model.train import train_model
 from scoring_worker import settings_in, small_engine
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from drill import ANY_MODEL, CONFIG, serving  # noqa: E402
 ORDER = {"order_id": "o1", "order_date": "2025-06-01T12:00:00", "order_amount": 25.5, "customer_id": 17, "email": "ann@example.org",
          "ip_addr": "192.0.2.1", "device": "d1", "location": "Lyon"}
 
@@ -118,3 +141,178 @@ def test_schemathesis_finds_nothing_in_sequences_of_orders_and_statements(whole)
             case.call_and_validate(headers={KEY_HEADER: whole.key})
     Machine.run(settings=examples(max_examples=15, stateful_step_count=6, **LOOSE))
     assert len(whole.engine.store.log) > len(KNOWN) and labels_of(whole)
+
+
+# --- real processes ---------------------------------------------------------------------------------------------------------------------
+
+ROWS = ['Value("order_amount")', 'Count(by=["customer_id", "email"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over="30d")',
+        'FraudCount(by=["customer_id", "device"], over="lifetime")']
+TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+SENTENCE = "a sentence of hers"
+
+
+def day(number: int) -> str: return f"{TODAY + timedelta(days=number):%Y-%m-%d}"
+
+
+def until(true, seconds: float = 60, what: str = "") -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"did not happen in {seconds:g} seconds: {what}"
+        time.sleep(0.05)
+
+
+@contextmanager
+def feeding(settings):
+    "A feed on a free port: its address. Stopped by its own handle."
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(create_feed(settings), log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try: yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+class Shop:
+    "A small shop with a history until today and an accepted model."
+    def __init__(self, folder: Path):
+        self.folder, self.changes = folder, ANY_MODEL | {
+            "batch.folder": str(folder / "orders"), "batch.part_rows": 1000, "batch.threads": 2, "service.port": 0, "features.rows": ROWS, "model.trees": 30,
+            "sample.orders": 3000, "sample.customers": 300, "sample.start": day(-70), "sample.days": 70, "training.delay": "10d", "training.train_days": 30,
+            "training.validation_days": 8, "training.test_days": 10, "feed.orders_per_second": 50.0, "feed.label_delay": "300ms", "labels.source": "chargeback"}
+        self.settings = load_settings(CONFIG, self.changes)
+        make_data(self.settings, folder / "raw", workers=1)
+        ingest(self.settings, str(folder / "raw" / "orders"), str(folder / "raw" / "labels"))
+        compute_features(self.settings)
+        make_dataset(self.settings)
+        train_model(self.settings)
+        judge_model(self.settings)
+        with server_for(self.settings) as url: prepare_db(self.settings, url)
+        self.database = open_database(self.settings)
+        self.key = new_key(self.database, "shop", SCOPES, "tests")
+        new_account(self.database, "ann", SENTENCE, "analyst", "tests")
+
+    def command(self, *words) -> dict:
+        "What a command of `fraud-poc` that succeeds says as JSON."
+        sets = [word for name, value in self.changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+        done = CliRunner().invoke(commands, [*words, "--config", str(CONFIG), *sets, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    def ask(self, query) -> list:
+        with self.database.connect() as connection: return connection.execute(query).mappings().all()
+
+    def case(self, ident: str) -> dict: return self.ask(sa.select(cases).join(decisions).where(decisions.c.order_id == ident))[0]
+
+    def log(self) -> list:
+        "The live log: sequence number, entry."
+        with server_for(self.settings) as url, Client(url) as client:
+            return [(int(number.partition(b"-")[0]), decode_entry(fields[1])) for number, fields in client.call("XRANGE", Names("orders").log, "-", "+")]
+
+    def written(self) -> bool:
+        "Whether the database has all of the log."
+        counted = sum(self.ask(sa.select(sa.func.count()).select_from(table))[0]["count_1"] for table in (decisions, labels))
+        return counted == len(self.log())
+
+
+class Person:
+    "Somebody at the desk of a real service, with a browser that takes the machine itself for a safe place."
+    def __init__(self, address: str):
+        self.client = httpx.Client(base_url=address, headers={"accept": "text/html"}, timeout=20)
+        entered = self.client.post("/desk/login", data={"name": "ann", "password": SENTENCE})
+        assert entered.status_code == 303 and "; Secure" in entered.headers["set-cookie"]
+        self.client.headers["cookie"] = entered.headers["set-cookie"].partition(";")[0]
+        self.csrf = re.search(r'name="csrf" value="([^"]+)"', self.get("queue"))[1]
+
+    def get(self, path: str) -> str:
+        answer = self.client.get(f"/desk/{path}")
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def number(self, ident: str) -> int: return int(re.search(r'<tr id="case-(\d+)"', self.get(f"queue?find={ident}"))[1])
+    def post(self, path: str, **form) -> None: assert self.client.post(f"/desk/case/{path}", data={"csrf": self.csrf} | form).status_code == 303
+
+
+def order(ident: str, customer: str, amount: float = 4000.0) -> dict:
+    when = (datetime.now(UTC) - timedelta(minutes=30)).isoformat(timespec="milliseconds")
+    return {"order_id": ident, "order_date": when, "order_amount": amount, "customer_id": customer, "email": f"{customer}@shop.example", "ip_addr": "192.0.2.1",
+            "device": f"device of {customer}", "location": "Lyon"}
+
+
+def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
+    shop = Shop(tmp_path)
+    try:
+        with feeding(shop.settings) as feed:
+            shop.changes["feed.url"] = feed
+            with serving(shop, tmp_path / "serve.log") as (address, process), httpx.Client(base_url=address, headers={KEY_HEADER: shop.key}, timeout=20) as client:
+                started = psutil.Process(process.pid).children(recursive=True)
+                fed(shop, feed, address)
+                served = worked_through(shop, client, Person(address))
+                assert shop.command("collect")["events"] == len(shop.ask(sa.select(decisions.c.id)))
+            log = (tmp_path / "serve.log").read_text()
+            assert process.returncode == 0 and not psutil.wait_procs(started, timeout=10)[1] and not server_runs(shop.settings.batch.folder / "redis"), log
+        assert not [line for line in log.splitlines() if json.loads(line)["level"] == "error"] and "shop.example" not in log and SENTENCE not in log, log
+        whole_again(shop)
+        learned_from(shop, served)
+    finally: shop.database.dispose()
+
+
+def fed(shop: Shop, feed: str, address: str) -> None:
+    "The service has registered itself; orders arrive, and their verdicts."
+    def shown(): return (httpx.get(f"{feed}/registered").json() or [{"orders": 0, "labels": 0}])[0]
+    until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, what="orders and verdicts of the feed")
+    found = httpx.delete(f"{feed}/register", params={"url": address}).json()
+    assert found["url"] == address and found["refused"] == found["labels_refused"] == 0 and found["state"] == "sending"
+    until(shop.written, what="the writer has the orders of the feed")
+    said = shop.ask(sa.select(labels))
+    assert {row["source"] for row in said} == {"chargeback", "customer"} and all(row["decision_id"] and row["by"] == "feed" for row in said)
+
+
+def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, dict]:
+    "Orders are scored, an analyst looks at them; what was answered."
+    answers = {ident: client.post("/score", json=order(ident, customer)).json() for ident, customer in (("t1", "thief"), ("g1", "good"), ("d1", "doubt"), ("h1", "hasty"))}
+    assert {answer["action"] for answer in answers.values()} <= {"review", "block"} and all(answer["degraded"] is None for answer in answers.values())
+    until(shop.written, what="the writer has the orders")
+    number = {ident: ann.number(ident) for ident in answers}
+    assert all(f'id="case-{one}"' in ann.get("queue?least=4000") for one in number.values())
+    ann.post(f"{number['t1']}/verdict", verdict="flag", note="stolen card")
+    ann.post(f"{number['g1']}/verdict", verdict="clear")
+    ann.post(f"{number['h1']}/verdict", verdict="flag")
+    ann.post(f"{number['h1']}/undo")
+    ann.post(f"{number['d1']}/verdict", verdict="flag")
+    until(shop.written, what="the writer has the verdicts")
+    ann.post(f"{number['d1']}/undo")
+    until(shop.written, what="the writer has what was undone")
+    said = [(body["order"], body["said"], body["source"], body["by"], body["note"]) for _, entry in shop.log() if entry.kind == "label" for body in [json.loads(entry.body)]]
+    assert [row for row in said if row[3] == "ann"] == [("t1", 1, "analyst", "ann", "stolen card"), ("g1", 0, "analyst", "ann", ""), ("h1", 1, "analyst", "ann", ""),
+        ("h1", 0, "analyst", "ann", "undone: was flagged"), ("d1", 1, "analyst", "ann", ""), ("d1", 0, "analyst", "ann", "undone: was flagged")]
+    assert [(shop.case(ident)["status"], shop.case(ident)["closed_by"]) for ident in ("t1", "g1", "h1", "d1")] == [("flagged", "ann"), ("cleared", "ann"), ("open", None), ("open", None)]
+    frauds = "fraud_count_lifetime_by_customer_id"
+    after = {ident: client.post("/score", json=order(ident, customer)).json() for ident, customer in (("t2", "thief"), ("g2", "good"), ("d2", "doubt"))}
+    assert [after[ident]["features"][frauds] for ident in ("t2", "g2", "d2")] == [1, 0, 0] and answers["t1"]["features"][frauds] in (0, None)
+    until(shop.written, what="the writer has the next orders")
+    return answers | after
+
+
+def whole_again(shop: Shop) -> None:
+    "The audit tells what was done, and is whole."
+    rows = [row for row in list_audit(shop.database, 100) if row["who"] == "ann"]
+    assert [row["what"] for row in rows] == ["logged in", "case flagged", "case cleared", "case flagged", "case opened again", "case flagged", "case opened again"]
+    assert all(row["detail"]["position"] >= 0 for row in rows[1:])
+    assert shop.command("audit", "verify")["verdict"] == "whole"
+
+
+def learned_from(shop: Shop, served: dict[str, dict]) -> None:
+    "Time goes on, more orders come as files: the verdicts of the desk are in the next training set, with the features that were served."
+    later = shop.settings.model_copy(update={"sample": shop.settings.sample.model_copy(update={"start": day(1), "days": 40, "orders": 1500, "seed": 8})})
+    make_data(later, shop.folder / "later", workers=1)
+    shop.command("ingest", "--input", str(shop.folder / "later" / "orders"), "--labels", str(shop.folder / "later" / "labels"))
+    shop.command("features")
+    made = shop.command("dataset", "--replace")
+    rows = {row["id"]: row for path in (shop.settings.batch.folder / "dataset" / "train").glob("*.parquet") for row in pq.read_table(path).to_pylist()}
+    assert {ident: rows[ident]["label"] for ident in served if ident in rows} == {"t1": 1, "g1": 0, "h1": 0, "d1": 0}, made["windows"]
+    assert sum(ident.startswith("feed-") for ident in rows) >= 30
+    for ident in ("t1", "g1", "h1", "d1"):
+        for name, value in served[ident]["features"].items(): assert rows[ident][name] == value or value is None and rows[ident][name] != rows[ident][name], (ident, name)
