@@ -46,10 +46,10 @@ class Log:
                     known=known, noted=known, note=note, by=by))
 
 
-def make_desk(folder: Path, now: int | None = None, count: int = 2500, clock=time.time, **more) -> SimpleNamespace:
+def make_desk(folder: Path, now: int | None = None, count: int = 2500, clock=time.time, url: str = "", **more) -> SimpleNamespace:
     "An app with a desk: app, engine, log, settings. Whoever makes it disposes of the engine."
     settings = load_settings(ROOT / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": "", "desk.login_attempts": 100} | more)
-    engine = open_database(settings)
+    engine = open_database(settings, url)
     now = now or int(clock() * 1000)
     if count: desk_data.fill(engine, settings, SECRET, now, count)
     for name, role in PEOPLE.items(): new_account(engine, name, PASSWORD, role, "test", now)

@@ -30,8 +30,9 @@ def desk(tmp_path_factory):
 
 
 @pytest.fixture
-def fresh(tmp_path):
-    made = desk_server.make_desk(tmp_path, NOW, 600, lambda: NOW / 1000)
+def fresh(tmp_path, database_url):
+    "A desk of one's own, in SQLite and in PostgreSQL."
+    made = desk_server.make_desk(tmp_path, NOW, 500, lambda: NOW / 1000, database_url)
     yield made
     made.engine.dispose()
 

@@ -19,7 +19,7 @@ import xgboost
 from fraud_poc.config import load_settings
 from fraud_poc.data.files import write_parquet
 from fraud_poc.desk import writer
-from fraud_poc.desk.database import cases, days, decisions, labels, links, open_database, scores, unsigned, writers, writing
+from fraud_poc.desk.database import UNDONE, cases, days, decisions, labels, links, open_database, scores, unsigned, writers, writing
 from fraud_poc.desk.writer import Mark, Reading, begin_log, follow, keep, mark_of, run_writer, write_entries, write_until, writer_beside
 from fraud_poc.events import key_of
 from fraud_poc.features.table import build_table
@@ -153,6 +153,18 @@ def test_labels_settle_cases_and_move_the_counts(engine, reading):
     assert then(label(2, 0), label(99, 1))["medium"][:2] == (0, 0) and rows(engine, cases, "status")[1] == ("cleared",)
     about = rows(engine, labels, "order_id", "decision_id")
     assert about[-1] == ("o-99", None) and [number for name, number in about if name == "o-2"] == [rows(engine, decisions, "id")[1][0]]
+
+
+def test_a_verdict_that_is_taken_back_opens_the_case_again(engine, reading):
+    at = begin_log(engine, None, "e")
+    def then(entry):
+        nonlocal at
+        at = write_entries(engine, reading, at, numbered([entry], at.position + 1))
+        return rows(engine, cases, "status", "note")
+    assert then(order(1, band="medium", action="review")) == [("open", "")] and then(label(1, 1, note="stolen")) == [("flagged", "stolen")]
+    assert then(label(1, 0, 1, at=NOW + 5, note=f"{UNDONE}was flagged")) == [("open", "")] and then(label(1, 0, 0, at=NOW + 9)) == [("cleared", "")]
+    with writing(engine) as connection: connection.execute(sa.update(cases).values(status="flagged", closed=NOW + 99, note="by the desk"))
+    assert then(label(1, 0, 0, at=NOW + 50, note=f"{UNDONE}was cleared")) == [("flagged", "by the desk")], "an older word won over a newer one"
 
 
 def test_rollups_are_what_the_rows_add_up_to(engine, reading):

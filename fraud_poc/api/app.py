@@ -22,6 +22,7 @@ from ..desk.access import fresh_key
 from ..desk.pages import create_desk
 from ..desk.writer import writer_beside
 from ..feed import keep_registered
+from ..live.decide import OrderError
 from ..live.labels import Statement, say
 
 # %% ../../nbs/30_app.ipynb #c005
@@ -31,7 +32,10 @@ def desk_of(
 ) -> FastAPI:
     "The desk, whose verdicts go to the service's engine."
     async def speak(order: str, fraud: bool, note: str, by: str) -> Any:
-        return await say(service.engine, service.settings, service.reader.secret, Statement(order, fraud, "analyst", None, note, by))
+        now = int(service.clock() * 1000)
+        told = lambda known: say(service.engine, service.settings, service.reader.secret, Statement(order, fraud, "analyst", known, note, by), now)
+        try: return await told(now)  # a moment of its own: the same word again, after an undo, is another statement
+        except OrderError: return await told(None)  # the order is ahead of the clock, as live.future_skew allows
     policy = service.engine.bundle.policy
     return create_desk(service.settings, database, speak, service.reader.secret, service.clock, policy.review_over)
 

@@ -37,7 +37,7 @@ from ..config import Settings
 from ..data.files import read_json
 from . import queries
 from .access import ROLES, Door, Refused, Session, Throttled, audit, enter, give_cookie, leave, list_accounts, list_keys, record
-from .database import cases, decisions, labels, writing
+from .database import UNDONE, cases, decisions, labels, writing
 from .queries import STEPS, Desk, Filters, read_filters
 
 # %% ../../nbs/26_pages.ipynb #c006
@@ -318,7 +318,7 @@ def undo_case(site: Site, loop: asyncio.AbstractEventLoop, number: int, who: str
         case, now = locked_case(connection, number, queries.STATUSES[1:]), site.door.now()
         before = sa.select(labels.c.label).where(labels.c.order_id == case["order_id"], labels.c.noted < case["closed"], labels.c.source != "analyst")
         fraud = connection.execute(before.order_by(labels.c.id.desc()).limit(1)).scalar() == 1
-        position = said_in_time(lambda: site.say(case["order_id"], fraud, f"undone: was {case['status']}", who), loop)
+        position = said_in_time(lambda: site.say(case["order_id"], fraud, f"{UNDONE}was {case['status']}", who), loop)
         opened = {"status": "open", "closed": None, "closed_by": None, "note": ""}
         connection.execute(sa.update(cases).where(cases.c.decision_id == number).values(**opened))
         record(connection, who, "case opened again", f"decision {number}", {"was": case["status"], "position": position}, now)
@@ -395,7 +395,7 @@ def weekly_rates(rows: list[Mapping], weeks: list[int]) -> dict[str, list[float 
 def trend_data(site: Site, connection: sa.Connection, span: int) -> dict[str, Any]:
     "All numbers of the trends page."
     now, scale = site.door.now(), 10**site.settings.columns.decimals
-    last = now // 86_400_000
+    last = queries.last_day(connection, now)
     wanted, rows = range(last - span + 1, last + 1), queries.by_day(connection, last - span + 1)
     volume, saved, acted, events = {band: dict.fromkeys(wanted, 0) for band in queries.BANDS}, dict.fromkeys(wanted, 0.0), 0, 0
     for row in rows:
@@ -432,8 +432,9 @@ def usual_step(site: Site) -> int:
 def what_if_values(site: Site, span: int, step: int, capacity: float, an_hour: float) -> dict[str, Any]:
     "What the template of the what-if needs."
     if not (0 <= step <= len(STEPS) and 0 <= capacity <= 1e6 and 0 <= an_hour <= 1e5): return {"problem": NUMBERS}
-    first, decimals = site.door.now() // 86_400_000 - span + 1, site.settings.columns.decimals
-    with site.engine.connect() as connection: days_, sums = queries.stake_sums(connection, first)
+    decimals = site.settings.columns.decimals
+    with site.engine.connect() as connection:
+        days_, sums = queries.stake_sums(connection, queries.last_day(connection, site.door.now()) - span + 1)
     return {"span_days": days_, "result": queries.what_if(days_, sums, site.settings.policy, decimals, step, capacity, an_hour)}
 
 # %% ../../nbs/26_pages.ipynb #c039

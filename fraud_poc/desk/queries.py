@@ -7,8 +7,8 @@ __all__ = ['STATUSES', 'ACTIONS', 'AGES', 'CHOICES', 'SHOWN', 'MOST', 'BRIEF', '
            'INDEXES', 'COUNTED', 'WAITING', 'Filters', 'read_filters', 'Desk', 'found', 'conditions', 'rank', 'after',
            'cursor_of', 'with_orders', 'queue_page', 'count_cases', 'newest_case', 'news', 'closed_meanwhile',
            'customer_page', 'next_case', 'find_order', 'verdict_of', 'history', 'statements', 'linked', 'distance',
-           'similar', 'bucket_of', 'catch_up', 'is_behind', 'by_day', 'by_score', 'fraud_rates', 'queue_ages', 'WhatIf',
-           'stake_sums', 'what_if']
+           'similar', 'bucket_of', 'catch_up', 'is_behind', 'last_day', 'by_day', 'by_score', 'fraud_rates',
+           'queue_ages', 'WhatIf', 'stake_sums', 'what_if']
 
 # %% ../../nbs/25_queries.ipynb #c003
 import json
@@ -329,6 +329,11 @@ def is_behind(connection: sa.Connection) -> bool:
 def _sums(table: sa.Table, *names: str) -> list[sa.ColumnElement]:
     "Sums of columns as whole numbers, under the same names."
     return [sa.cast(sa.func.sum(table.c[name]), sa.BigInteger).label(name) for name in names]
+
+def last_day(connection: sa.Connection, now: int) -> int:
+    "The day with which a period ends, since 1970: that of the newest order, at the latest that of `now` (UTC ms)."
+    newest = connection.execute(sa.select(sa.func.max(days.c.day)).where(days.c.day <= now // 86_400_000)).scalar()
+    return now // 86_400_000 if newest is None else newest
 
 def by_day(connection: sa.Connection, first: int) -> list[Mapping]:
     "Events, amount and savings of each day from a first on, by band and action."

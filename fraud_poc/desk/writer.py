@@ -6,10 +6,10 @@
 __all__ = ['Explain', 'DAY', 'BUCKETS', 'NAME', 'BATCH', 'LOOK_S', 'PIECE', 'MORE_S', 'NO_MORE_S', 'LONGEST_PAUSE_S', 'TROUBLES',
            'CHILD', 'SOON_S', 'LATEST_S', 'FINISH_S', 'Lines', 'tell', 'Models', 'explain_with', 'Reading', 'clean',
            'raw_text', 'order_id', 'Rows', 'decision_row', 'add_event', 'Said', 'add_label', 'rows_of', 'add_reasons',
-           'Mark', 'locked_mark', 'mark_of', 'begin_log', 'insert_rows', 'decisions_about', 'saved', 'insert_labels',
-           'write_rows', 'of_rows', 'write_entries', 'archived', 'finish_log', 'next_entries', 'current_mark', 'follow',
-           'waited', 'keep', 'Patience', 'write_until', 'run_writer', 'child_main', 'start_child', 'Beside',
-           'writer_beside']
+           'Mark', 'locked_mark', 'mark_of', 'begin_log', 'insert_rows', 'decisions_about', 'saved', 'settlement',
+           'insert_labels', 'write_rows', 'of_rows', 'write_entries', 'archived', 'finish_log', 'next_entries',
+           'current_mark', 'follow', 'waited', 'keep', 'Patience', 'write_until', 'run_writer', 'child_main',
+           'start_child', 'Beside', 'writer_beside']
 
 # %% ../../nbs/21_writer.ipynb #c003
 import asyncio
@@ -35,7 +35,7 @@ import sqlalchemy as sa
 
 from ..config import Settings, duration_ms
 from ..data.files import Progress
-from .database import (add_up, cases, days, decisions, insert_or, labels, links, new_ids, open_database, put, scores, signed,
+from .database import (UNDONE, add_up, cases, days, decisions, insert_or, labels, links, new_ids, open_database, put, scores, signed,
                                      writers, writing)
 from ..features.table import build_table
 from ..live.decide import Refusal, identity_text, number_text, open_record, order_fields, place_of
@@ -264,6 +264,11 @@ def saved(policy: Policy, label: int, action: str, amount: int) -> int:  # minor
     costs = expected_costs(policy, np.array([float(label)]), np.array([amount]))[:, 0]
     return round(float(costs[0] - costs[ACTIONS.index(action)]) * 10**policy.decimals)
 
+def settlement(row: dict) -> dict:
+    "What a label makes of its case: closed, or open again when an analyst takes a verdict back."
+    if row["source"] == "analyst" and row["note"].startswith(UNDONE): return {"status": "open", "closed": None, "closed_by": None, "note": ""}
+    return {"status": "flagged" if row["label"] else "cleared", "closed": row["noted"], "closed_by": row["by"], "note": row["note"]}
+
 def insert_labels(connection: sa.Connection, reading: Reading, rows: Rows) -> None:
     "Insert labels, settle cases, and count what the labels change."
     if not rows.labels: return
@@ -274,12 +279,10 @@ def insert_labels(connection: sa.Connection, reading: Reading, rows: Rows) -> No
         policy = reading.policy(found.model)
         won = saved(policy, row["label"], found.action, found.amount) - saved(policy, row["previous"], found.action, found.amount)
         rows.count(found.time // DAY, found.band, found.action, 0, 0, more, more * found.amount, won)
-        if row["source"] in reading.settling:
-            settled.append({"about": found.id, "status": "flagged" if row["label"] else "cleared", "closed": row["noted"], "closed_by": row["by"],
-                            "note": row["note"]})
+        if row["source"] in reading.settling: settled.append({"about": found.id, "at": row["noted"]} | settlement(row))
     connection.execute(sa.insert(labels), rows.labels)
-    change = sa.update(cases).where(cases.c.decision_id == sa.bindparam("about"))
-    if settled: connection.execute(change, settled)
+    older = cases.c.closed.is_(None) | (cases.c.closed <= sa.bindparam("at"))
+    if settled: connection.execute(sa.update(cases).where(cases.c.decision_id == sa.bindparam("about"), older), settled)
 
 # %% ../../nbs/21_writer.ipynb #c029
 def write_rows(engine: sa.Engine, reading: Reading, rows: Rows, before: Mark, position: int) -> Mark:
