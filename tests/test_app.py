@@ -31,11 +31,12 @@ from fraud_poc.config import load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.access import SCOPES, Door, list_audit, new_account, new_key
-from fraud_poc.desk.database import cases, decisions, labels, open_database
+from fraud_poc.desk.database import cases, decisions, labels, open_database, writers, writing
+from fraud_poc.desk.writer import Mark, begin_log
 from fraud_poc.features.batch import compute_features
 from fraud_poc.feed import create_feed
 from fraud_poc.live.load import prepare_db
-from fraud_poc.live.store import Client, Names, decode_entry, server_for, server_runs
+from fraud_poc.live.store import Client, Names, StoreDown, decode_entry, server_for, server_runs
 from fraud_poc.model.bundle import judge_model
 from fraud_poc.model.dataset import make_dataset
 from fraud_poc.model.train import train_model
@@ -57,6 +58,12 @@ def whole(tmp_path):
     app = with_desk(create_app(settings, engine, secret=bytes(32), database=database), database)
     yield SimpleNamespace(app=app, database=database, key=key, settings=settings, engine=engine)
     database.dispose()
+
+
+async def score(whole, idents) -> None:
+    "Orders that are so old that no verdict is too early."
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}) as client:
+        for ident in idents: assert (await client.post("/score", json=ORDER | {"order_id": ident, "order_date": "2000-01-01"})).status_code == 200
 
 
 # --- who may do what --------------------------------------------------------------------------------------------------------------------
@@ -86,6 +93,25 @@ def test_a_new_route_without_a_guard_is_found_wherever_it_is(whole):
     assert sorted(problem.split(" answers ")[0].split(" lets ")[0].split(" is ")[0] for problem in found) == ["/gone", "GET /export", "POST /desk/everything", "POST /desk/weak"], found
 
 
+# --- how far the writer is behind -------------------------------------------------------------------------------------------------------
+
+def test_metrics_tell_how_far_the_database_is_behind(whole):
+    async def behind() -> float | None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}) as client:
+            found = re.search(r"^fraud_poc_decisions_behind (\S+)$", (await client.get("/metrics")).text, re.MULTILINE)
+            return found and float(found[1])
+    assert asyncio.run(behind()) == 0
+    asyncio.run(score(whole, ["a", "b", "c"]))
+    assert asyncio.run(behind()) == 3
+    epoch = asyncio.run(whole.engine.store.meta()).epoch
+    for mark, left in ((begin_log(whole.database, None, epoch), 3), (Mark(epoch, 1), 1), (Mark(epoch, 2), 0), (Mark("another", 7), 3)):
+        with writing(whole.database) as connection: connection.execute(sa.update(writers).values(log=mark.log, position=mark.position))
+        assert asyncio.run(behind()) == left, mark
+    async def down(): raise StoreDown("gone")
+    whole.engine.store.log_length = down
+    assert asyncio.run(behind()) is None
+
+
 # --- schemathesis: statements on orders -------------------------------------------------------------------------------------------------
 
 KNOWN = ("o1", "o2", "17")
@@ -93,12 +119,9 @@ LOOSE = dict(deadline=None, derandomize=True, database=None, suppress_health_che
 
 
 def promised(whole, mode: schemathesis.GenerationMode, count: int):
-    "The document of the whole application, and orders that statements can be about; they are so old that no verdict is too early."
+    "The document of the whole application, and orders that statements can be about."
     config = schemathesis.Config.from_dict({"headers": {KEY_HEADER: whole.key}, "generation": {"mode": mode.value, "max-examples": count, "deterministic": True}})
-    async def score() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}) as client:
-            for ident in KNOWN: assert (await client.post("/score", json=ORDER | {"order_id": ident, "order_date": "2000-01-01"})).status_code == 200
-    asyncio.run(score())
+    asyncio.run(score(whole, KNOWN))
     return schemathesis.openapi.from_asgi("/openapi.json", whole.app, config=config)
 
 
@@ -294,7 +317,7 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     frauds = "fraud_count_lifetime_by_customer_id"
     after = {ident: client.post("/score", json=order(ident, customer)).json() for ident, customer in (("t2", "thief"), ("g2", "good"), ("h2", "hasty"))}
     assert [after[ident]["features"][frauds] for ident in ("t2", "g2", "h2")] == [1, 0, 0] and answers["t1"]["features"][frauds] in (0, None)
-    until(shop.written, what="the writer has the next orders")
+    until(lambda: "fraud_poc_decisions_behind 0.0" in client.get("/metrics").text and shop.written(), what="the writer has the next orders")
     return answers | after
 
 
