@@ -52,7 +52,7 @@ ORDER = {"order_id": "o1", "order_date": "2025-06-01T12:00:00", "order_amount": 
 @pytest.fixture
 def whole(tmp_path):
     "The application with the desk, a store in memory and a real database."
-    settings = settings_in(tmp_path, **{"service.max_batch": 5, "service.max_in_flight": 8})
+    settings = settings_in(tmp_path, **{"service.max_batch": 5, "live.future_skew": "3d"})  # the document promises all of today, in every time zone
     database, engine = open_database(settings), small_engine(settings)
     key = new_key(database, "tests", SCOPES, "tests")
     app = with_desk(create_app(settings, engine, secret=bytes(32), database=database), database)
