@@ -202,6 +202,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                   'fraud_poc.config.Live._durations': ('config.html#live._durations', 'fraud_poc/config.py'),
                                   'fraud_poc.config.Model': ('config.html#model', 'fraud_poc/config.py'),
                                   'fraud_poc.config.Policy': ('config.html#policy', 'fraud_poc/config.py'),
+                                  'fraud_poc.config.Policy._milder': ('config.html#policy._milder', 'fraud_poc/config.py'),
                                   'fraud_poc.config.Sample': ('config.html#sample', 'fraud_poc/config.py'),
                                   'fraud_poc.config.Section': ('config.html#section', 'fraud_poc/config.py'),
                                   'fraud_poc.config.Service': ('config.html#service', 'fraud_poc/config.py'),

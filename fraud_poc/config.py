@@ -217,6 +217,13 @@ class Policy(Section):
     margin_share: float = Field(ge=0, le=1)       # of the amount, lost when an honest order is blocked
     churn_cost: float = Field(ge=0)               # of an honest customer who is blocked and may not come back
 
+    @model_validator(mode="after")
+    def _milder(self):
+        if self.review_delay_cost > self.churn_cost:
+            raise ValueError(f"policy.review_delay_cost {self.review_delay_cost:g} is above policy.churn_cost {self.churn_cost:g}: "
+                             "a block would then cost an honest customer less than a review")
+        return self
+
 class Database(Section):
     "Where decisions, cases, accounts and the audit are kept."
     url: str                          # SQLAlchemy's address of PostgreSQL; "" = SQLite in batch.folder
