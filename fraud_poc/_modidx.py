@@ -131,6 +131,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                        'fraud_poc.api.scoring.tick': ('scoring.html#tick', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.unready': ('scoring.html#unready', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.warm': ('scoring.html#warm', 'fraud_poc/api/scoring.py'),
+                                       'fraud_poc.api.scoring.watch_parent': ('scoring.html#watch_parent', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.whole_number': ('scoring.html#whole_number', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.worker_app': ('scoring.html#worker_app', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.written': ('scoring.html#written', 'fraud_poc/api/scoring.py'),

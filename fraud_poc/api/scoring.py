@@ -14,9 +14,9 @@ __all__ = ['KEY_HEADER', 'NEEDS', 'BOUNDS', 'TOTALS', 'NAMES', 'BODY_SECONDS', '
            'example_order', 'ref', 'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content',
            'operation', 'openapi', 'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready',
            'get_ready', 'model_age', 'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody',
-           'Exchange', 'written', 'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'note_signal',
-           'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order',
-           'serve', 'open_port']
+           'Exchange', 'written', 'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'watch_parent',
+           'note_signal', 'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment',
+           'in_order', 'serve', 'open_port']
 
 # %% ../../nbs/23_scoring.ipynb #c003
 import asyncio
@@ -24,6 +24,7 @@ import gc
 import json
 import logging
 import math
+import multiprocessing
 import os
 import secrets
 import signal
@@ -898,6 +899,13 @@ async def keep_keys(service: Service, seconds: float = 1.0) -> None:
         try: await asyncio.to_thread(service.keys.refresh)
         except (SQLAlchemyError, ValueError) as error: tell("keys were not read", logging.ERROR, kind=type(error).__name__)
 
+async def watch_parent(seconds: float = 1.0) -> None:
+    "Until it is cancelled: stop this process in good order when the one that started it, if it is one of ours, has died."
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive(): await asyncio.sleep(seconds)
+    tell("the process above died", logging.WARNING)
+    os.kill(os.getpid(), signal.SIGTERM)
+
 def note_signal(service: Service) -> None:
     "Mark the service as closing when the process is told to stop, and pass the signal on."
     if threading.current_thread() is not threading.main_thread(): return
@@ -923,7 +931,7 @@ def create_app(
         async with AsyncExitStack() as stack:
             if opened: engine.store = await stack.enter_async_context(opened())
             note_signal(service)
-            ticking = [asyncio.create_task(tick(service)), asyncio.create_task(keep_keys(service))]
+            ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), watch_parent())]
             gc.freeze()
             tell("started", model=engine.bundle.hash[:12], feature_table=engine.table.hash[:12], reasons=await unready(service))
             yield
