@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings as examples, strategies as st
@@ -480,3 +481,7 @@ def test_several_workers_are_as_correct_as_one(tmp_path):
                 revoke_key(database, name, "tests")
                 seen(key, 401)
             database.dispose()
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()  # workers that nobody watches any more finish in good order, and give the port back
+            assert len(children) >= 2 and not psutil.wait_procs(children, timeout=20)[1]
+            assert (tmp_path / "log").read_text().count('"stopped"') == 2
