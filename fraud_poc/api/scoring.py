@@ -13,9 +13,10 @@ __all__ = ['KEY_HEADER', 'NEEDS', 'BOUNDS', 'TOTALS', 'NAMES', 'BODY_SECONDS', '
            'take_labels', 'written_time', 'written_order', 'sample_orders', 'date_pattern', 'field_schema',
            'example_order', 'ref', 'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content',
            'operation', 'openapi', 'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready',
-           'get_ready', 'model_age', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody', 'Exchange', 'written',
-           'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'note_signal', 'create_app', 'warm',
-           'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order', 'serve', 'open_port']
+           'get_ready', 'model_age', 'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody',
+           'Exchange', 'written', 'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'watch_parent',
+           'note_signal', 'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment',
+           'in_order', 'serve', 'open_port']
 
 # %% ../../nbs/23_scoring.ipynb #c003
 import asyncio
@@ -23,6 +24,7 @@ import gc
 import json
 import logging
 import math
+import multiprocessing
 import os
 import secrets
 import signal
@@ -55,6 +57,7 @@ from ..config import MAX_MINOR_UNITS, Settings
 from ..data.ingest import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.database import open_database
+from ..desk.writer import mark_of
 from ..events import key_of
 from ..features.table import build_table
 from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem, Watch
@@ -711,12 +714,24 @@ def model_age(service: Service) -> float | None:
     except (KeyError, ValueError): return None
     return service.clock() - (made if made.tzinfo else made.replace(tzinfo=UTC)).timestamp()
 
+async def decisions_behind(service: Service) -> int | None:
+    "Entries of the live log that the database does not have yet; None when it cannot say. Store troubles are raised."
+    if service.keys is None: return None
+    try: mark = await asyncio.to_thread(mark_of, service.keys.engine)
+    except SQLAlchemyError: return None
+    meta, newest = await service.engine.store.meta(), await service.engine.store.newest()
+    begun = mark is not None and mark.log == meta.epoch and mark.position >= 0
+    return max(newest - (mark.position if begun else meta.base["next_seq"] - 1), 0)
+
 async def get_metrics(service: Service, request: Request) -> Reply:
     "GET /metrics."
-    try:
-        async with asyncio.timeout(2 * service.engine.timeout): length = await service.engine.store.log_length()
-    except (StoreDown, StoreSlow, StoreLost, TimeoutError): length = None
+    length = behind = None
+    with suppress(StoreDown, StoreSlow, StoreLost, TimeoutError):
+        async with asyncio.timeout(2 * service.engine.timeout):
+            length = await service.engine.store.log_length()
+            behind = await decisions_behind(service)
     gauges = {"log_length": ("Entries in the live log.", length), "store_up": ("Whether the store answers.", float(length is not None)),
+              "decisions_behind": ("Entries of the live log that are not in the database yet.", behind),
               "model_age_seconds": ("Time since the model was made.", model_age(service)),
               "model_compiled": ("Whether the fast walk of the trees is in use.", float(getattr(service.engine.scorer, "compiled", False))),
               "in_flight": ("Orders being scored in the process that answers.", service.in_flight),
@@ -884,6 +899,13 @@ async def keep_keys(service: Service, seconds: float = 1.0) -> None:
         try: await asyncio.to_thread(service.keys.refresh)
         except (SQLAlchemyError, ValueError) as error: tell("keys were not read", logging.ERROR, kind=type(error).__name__)
 
+async def watch_parent(seconds: float = 1.0) -> None:
+    "Until it is cancelled: stop this process in good order when the one that started it, if it is one of ours, has died."
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive(): await asyncio.sleep(seconds)
+    tell("the process above died", logging.WARNING)
+    os.kill(os.getpid(), signal.SIGTERM)
+
 def note_signal(service: Service) -> None:
     "Mark the service as closing when the process is told to stop, and pass the signal on."
     if threading.current_thread() is not threading.main_thread(): return
@@ -909,7 +931,7 @@ def create_app(
         async with AsyncExitStack() as stack:
             if opened: engine.store = await stack.enter_async_context(opened())
             note_signal(service)
-            ticking = [asyncio.create_task(tick(service)), asyncio.create_task(keep_keys(service))]
+            ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), watch_parent())]
             gc.freeze()
             tell("started", model=engine.bundle.hash[:12], feature_table=engine.table.hash[:12], reasons=await unready(service))
             yield
