@@ -899,6 +899,7 @@ async def keep_keys(service: Service, seconds: float = 1.0) -> None:
         try: await asyncio.to_thread(service.keys.refresh)
         except (SQLAlchemyError, ValueError) as error: tell("keys were not read", logging.ERROR, kind=type(error).__name__)
 
+# %% ../../nbs/23_scoring.ipynb #c078
 async def watch_parent(seconds: float = 1.0) -> None:
     "Until it is cancelled: stop this process in good order when the one that started it, if it is one of ours, has died."
     parent = multiprocessing.parent_process()
@@ -917,7 +918,7 @@ def note_signal(service: Service) -> None:
             before(which, frame)
         signal.signal(number, closing)
 
-# %% ../../nbs/23_scoring.ipynb #c078
+# %% ../../nbs/23_scoring.ipynb #c080
 def create_app(
     settings: Settings,
     engine: Engine,
@@ -941,7 +942,7 @@ def create_app(
             tell("stopped")
     return Front(service, cold_app(service, lifespan))
 
-# %% ../../nbs/23_scoring.ipynb #c080
+# %% ../../nbs/23_scoring.ipynb #c082
 SETTINGS, STORE, SHARED = "FRAUD_POC_SETTINGS", "FRAUD_POC_STORE", "FRAUD_POC_SHARED_COUNTS"  # environment variables of workers
 
 def warm(engine: Engine, reader: OrderReader) -> None:
@@ -969,7 +970,7 @@ def worker_app(
     warm(engine, app.service.reader)
     return complete(app, database)
 
-# %% ../../nbs/23_scoring.ipynb #c082
+# %% ../../nbs/23_scoring.ipynb #c084
 def default_engine(settings: Settings) -> Engine:
     "An engine with the newest accepted model; `ValueError` says what to run first."
     table = build_table(settings)
@@ -978,7 +979,7 @@ def default_engine(settings: Settings) -> Engine:
     if not scorer.compiled: tell("model is not compiled", logging.WARNING, reason=scorer.reason)
     return Engine(settings, table, bundle, scorer, None)
 
-# %% ../../nbs/23_scoring.ipynb #c084
+# %% ../../nbs/23_scoring.ipynb #c086
 class Workers(Multiprocess):
     "Worker processes, each replaced when it dies."
     def keep_subprocess_alive(self) -> None:
@@ -992,7 +993,7 @@ class Workers(Multiprocess):
             self.processes[number] = type(worker)(self.config, self.sockets)
             self.processes[number].start()
 
-# %% ../../nbs/23_scoring.ipynb #c086
+# %% ../../nbs/23_scoring.ipynb #c088
 STOPPING = 20  # seconds that accepted requests may take after the signal to stop
 IDLE = 75      # seconds that an open connection may be silent: longer than the pools of callers keep one, so that they close it and not we
 
@@ -1015,7 +1016,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
             if value is None: os.environ.pop(name)
             else: os.environ[name] = value
 
-# %% ../../nbs/23_scoring.ipynb #c088
+# %% ../../nbs/23_scoring.ipynb #c090
 @contextmanager
 def in_order() -> Iterator[None]:
     "Within it, SIGTERM ends the process by `SystemExit`."
@@ -1026,7 +1027,7 @@ def in_order() -> Iterator[None]:
         try: yield
         finally: signal.signal(signal.SIGTERM, before)
 
-# %% ../../nbs/23_scoring.ipynb #c090
+# %% ../../nbs/23_scoring.ipynb #c092
 def serve(
     settings: Settings,
     url: str,                                        # of the store, as live.store.server_for yields it
