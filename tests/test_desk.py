@@ -3,6 +3,7 @@ import asyncio
 import hashlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from setuptools import find_packages
 
 import desk_data
 import desk_server
-from fraud_poc.desk import queries
+from fraud_poc.desk import pages, queries
 from fraud_poc.desk.access import verify_audit
 from fraud_poc.desk.database import cases, decisions, labels, writing
 from fraud_poc.desk.pages import POLICY
@@ -310,6 +311,20 @@ def test_two_people_on_one_case(fresh):
     other = desk_server.open_numbers(fresh.engine)[0]
     answers = first.ask(*[("POST", f"case/{other}/verdict", {"csrf": first.csrf, "verdict": verdict}) for verdict in ("clear", "flag", "clear", "flag")])
     assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 2
+
+
+def test_verdicts_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monkeypatch):
+    async def say(log, *said):
+        await asyncio.to_thread(log.said.append, said)  # as when an order is looked up in the batch log
+        return len(log.said)
+    monkeypatch.setattr(desk_server.Log, "__call__", say)
+    monkeypatch.setattr(pages, "SAYING", 2.0)
+    person, numbers = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[:6]
+    async def at_once():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(3))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(fresh.app), base_url="https://desk.example", cookies=person.cookies) as client:
+            return await asyncio.gather(*[client.post(f"/desk/case/{number}/verdict", data={"csrf": person.csrf, "verdict": "flag"}) for number in numbers])
+    assert [answer.status_code for answer in asyncio.run(at_once())] == [303] * 6 and len(fresh.log.said) == 6
 
 
 def test_a_verdict_that_cannot_be_written_changes_nothing(fresh, caplog):

@@ -26,7 +26,8 @@ from fraud_poc.events import key_of, keys_of
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Label, OrderReader, read_dict
-from fraud_poc.live.load import base_of, look, prepare_db
+from fraud_poc.live.labels import Learner, Said, Statement, UnknownOrder, collect, find_in_log, say
+from fraud_poc.live.load import base_of, ledger_key, look, prepare_db
 from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, start_redis, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
 from scoring_worker import small_engine
@@ -38,12 +39,12 @@ ROWS = ['Count(by=["customer_id", "email", "ip_addr"], over=["1h", "30d"])', 'Me
         'SameAsLast(["customer_id", "location"], by="ip_addr")', 'FraudCount(by=["customer_id", "ip_addr", "device"], over="lifetime")', 'FraudRate(by="ip_addr", over="90d")']
 HASHED = ["customer_id", "email", "ip_addr", "device", "location"]
 CUTS = 0.6, 0.9  # of the orders: history, then live, then the rest
-NOBODY = {"customer_id": "zoe-new", "email": "zoe@new.example", "ip_addr": "203.0.113.99", "device": "zoe-phone"}
+DAY = 86_400_000
 
 
 def settings_in(folder: Path, **changes) -> Settings:
-    return load_settings(ORDERS, {"features.rows": ROWS, "sample.orders": 1_600, "sample.customers": 170, "sample.days": 60, "sample.fraud_rate": 0.05, "batch.folder": str(folder),
-                                  "batch.part_rows": 500, "live.store_timeout": "20s", "live.durability": "always", "input.events": "", "input.labels": ""} | changes)
+    return load_settings(ORDERS, {"features.rows": ROWS, "sample.orders": 900, "sample.customers": 96, "sample.days": 60, "sample.fraud_rate": 0.1, "batch.folder": str(folder),
+                                  "batch.part_rows": 300, "live.store_timeout": "20s", "live.durability": "always", "input.events": "", "input.labels": ""} | changes)
 
 
 @dataclass
@@ -52,13 +53,15 @@ class Shop:
     folder: Path
     rest: list[dict]
     customer: str  # who shares an address, and ordered both in history and live
+    mine: tuple[str, str]    # ids of two orders of theirs: of history, and live
+    others: tuple[str, str]  # of somebody else
 
     @property
     def settings(self) -> Settings: return settings_in(self.folder / "b")
 
     def copy(self, to: Path) -> "Shop":
-        shutil.copytree(self.folder, to, ignore=shutil.ignore_patterns("redis.sock", "*.lock"))
-        return Shop(to, self.rest, self.customer)
+        shutil.copytree(self.folder, to, ignore=shutil.ignore_patterns("redis.sock", "*.lock", "url"))
+        return Shop(to, self.rest, self.customer, self.mine, self.others)
 
 
 async def play(settings: Settings, url: str, orders: list[dict], verdicts: dict[str, int]) -> list:
@@ -73,6 +76,22 @@ async def play(settings: Settings, url: str, orders: list[dict], verdicts: dict[
             if order["order_id"] in verdicts:
                 await engine.learn(Label(event.id_key, event.time, event.time + 86_400_000, verdicts[order["order_id"]], -1, event.keys))
     return answers
+
+
+NOW = 1_790_000_000_000  # when all statements are made, UTC ms
+
+
+def tell(settings: Settings, url: str, statements: list[tuple]) -> list[Said | None]:
+    "Say something of orders: id, fraud, source, note, perhaps known; what came of it, None = nobody knows the order."
+    secret = hash_secret(settings.batch.folder)
+    async def one(engine, order: str, fraud: bool, source: str, note: str = "", known: int | None = None):
+        try: return await say(engine, settings, secret, Statement(order, fraud, source, known, note, "bo"), NOW)
+        except UnknownOrder: return None
+    async def run() -> list:
+        async with open_store(settings, url) as store:
+            engine = Learner(settings, store)
+            return [await one(engine, *statement) for statement in statements]
+    return asyncio.run(run())
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +114,24 @@ def template(tmp_path_factory) -> Shop:
     ingest(settings, str(folder / "history.parquet"), str(folder / "verdicts.parquet"))
     for path in (folder / "history.parquet", folder / "verdicts.parquet"): path.unlink()
     compute_features(settings)
+    frame = table.to_pandas()
+    users = lambda name: frame.groupby(name)["customer_id"].transform("nunique")
+    crowd = frame[(users("ip_addr") > 1) & (users("email") == 1)]
+    both = set(frame["customer_id"][:cuts[0]]) & set(frame["customer_id"][cuts[0]:cuts[1]]) & set(frame["customer_id"][cuts[1]:])
+    customer = crowd[crowd["customer_id"].isin(both)].groupby("customer_id").size().idxmax()
+    pick = lambda some, same: next(row["order_id"] for row in some if (row["customer_id"] == customer) == same)
+    mine, others = ((pick(rows[:cuts[0]], same), pick(rows[cuts[0]:cuts[1]], same)) for same in (True, False))
     verdicts = {ident: value for ident, value in zip(said["order_id"].to_pylist(), said["is_fraud"].to_pylist()) if value == 1}
+    for ident in (mine[1], others[1]): verdicts.pop(ident, None)  # these are spoken of below
+    verdicts |= {[row["order_id"] for row in rows[cuts[0]:cuts[1]] if row["customer_id"] == customer][-1]: 1}
+    assert mine[1] not in verdicts
     with server_for(settings) as url:
         prepare_db(settings, url)
         asyncio.run(play(settings, url, rows[cuts[0]:cuts[1]], verdicts))
-    frame = table.to_pandas()
-    crowd = frame[frame.groupby("ip_addr")["customer_id"].transform("nunique") > 1]
-    both = set(frame["customer_id"][:cuts[0]]) & set(frame["customer_id"][cuts[0]:cuts[1]]) & set(frame["customer_id"][cuts[1]:])
-    customer = crowd[crowd["customer_id"].isin(both)].groupby("customer_id").size().idxmax()
-    return Shop(folder, rows[cuts[1]:], customer)
+        first = [(ident, fraud, source, note) for ident, note in zip((*others, *mine), ("likely", "", "rang at noon", "")) for fraud, source in ((True, "customer"), (False, "rule"))]
+        told = tell(settings, url, [*first, (others[0], True, "analyst", f"same phone as {customer}."), (mine[1], False, "chargeback")])
+        assert None not in told and {one.changed for one in told} == {False, True}
+    return Shop(folder, rows[cuts[1]:], customer, mine, others)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +165,7 @@ def left_by(shop: Shop, settings: Settings) -> tuple[list[bytes], dict[str, set[
     mine, others = ([row for row in rows if (row["customer_id"] == shop.customer) == same] for same in (True, False))
     texts = {name: {row[name] for row in mine} for name in HASHED}
     shared = {name: {row[name] for row in others} & texts[name] for name in HASHED}
-    alone = [text for name in HASHED for text in texts[name] - shared[name]] + [row["order_id"] for row in mine]
+    alone = list(dict.fromkeys([text for name in HASHED for text in texts[name] - shared[name]] + [row["order_id"] for row in mine]))
     found = [text.encode() for text in alone]
     for key in (key_of(text, secret) for text in alone): found += [key.to_bytes(8, "little"), key.to_bytes(8, "big"), str(key).encode(), str(signed(key)).encode(), f"{key:x}".encode()]
     hashed = lambda texts: {name: {key_of(text, secret) for text in values} for name, values in texts.items()}
@@ -168,48 +196,94 @@ def new_keys(before: pa.Table, after: pa.Table, columns: list[str]) -> dict[tupl
     return {(name, old): new for name in columns for old, new in zip(before[f"{name}_key"].to_pylist(), after[f"{name}_key"].to_pylist())}
 
 
-def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, shop, tmp_path):
-    settings, other = shop.settings, template.copy(tmp_path / "o").settings
-    gone, own, shared = left_by(shop, settings)
-    before, table = log_of(settings), build_table(settings)
-    def parts(s) -> list[bytes]:
-        whole = pa.concat_tables([pq.read_table(path) for path in sorted((features_folder(s, table) / "parts").glob("*.parquet"))])
-        return [column.to_numpy().tobytes() for column in whole.columns]
-    features = parts(settings)
+def states_of(settings: Settings) -> dict:
+    "States in the folder."
+    table = build_table(settings)
+    return {(e.by, key): state for e in table.entities for t in read_states(settings, table, e.by) for key, state in zip(t["key"].to_pylist(), t["state"].to_pylist())}
+
+
+def features_in(settings: Settings) -> list[bytes]:
+    "All features, by column."
+    found = pa.concat_tables([pq.read_table(path) for path in sorted((features_folder(settings, build_table(settings)) / "parts").glob("*.parquet"))])
+    return [column.to_numpy().tobytes() for column in found.columns]
+
+
+def bring_in(settings: Settings, url: str, trim: bool = False) -> dict:
+    "Take the live log into the batch log, and fill the store with it."
+    told = collect(settings, url)
+    compute_features(settings)
+    prepare_db(settings, url, trim=told["next_seq"] if trim else 0)
+    return told
+
+
+def assert_same_but_for_names(old, new, mapping: dict[tuple[str, int], int], entities: list[str]) -> None:
+    "Two stores, as of store_of, hold the same; the customer's states, ledgers and entries under new names."
+    for (number, one), (same, other) in zip(old[1], new[1], strict=True):
+        assert number == same and other.keys == tuple(mapping[name, key] for name, key in zip(HASHED, one.keys)) and other.id_key == mapping["id", one.id_key]
+        if one.id_key == other.id_key:
+            assert one == msgspec.structs.replace(other, body=one.body) and (one.body == other.body or json.loads(other.body) == json.loads(one.body) | {"note": ""})
+        else: assert all(getattr(one, name) == getattr(other, name) for name in ("kind", "time", "amount", "label", "previous", "known", "at", "took"))
+        assert (one.decision == other.decision) if one.kind == "label" else (one.decision[16:] == other.decision[16:])
+    moved = {state_key(e, mapping["id" if e == 255 else entities[e], int.from_bytes(key[1:], "little")]): state for key, state in old[0].items() for e in [key[0]]}
+    assert moved.keys() == new[0].keys() and sum(key[0] == 255 for key in moved) >= 3
+    assert all(new[0][key] == state for key, state in moved.items() if key[0] == 255)
+    changed = {key for key, state in new[0].items() if moved[key] != state}
+    assert changed and {key for key in changed if key[0] == 0} <= {state_key(0, now) for (name, key), now in mapping.items() if name == "customer_id" and key != now}
+
+
+@pytest.mark.parametrize("collected", [False, True])
+def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, shop, tmp_path, collected):
+    settings, other, mine, others = shop.settings, template.copy(tmp_path / "o").settings, shop.mine, shop.others
+    if collected:  # the live log is in the batch log, and what is still to come is spoken of anew
+        more = [(mine[0], True, "analyst", "rang again"), (others[1], True, "chargeback", f"see {mine[1]}"), (mine[1], False, "analyst"), (others[0], False, "chargeback")]
+        with server_for(settings) as url:
+            assert bring_in(settings, url, trim=True)["statements"] == 10
+            assert None not in tell(settings, url, more)
+            asyncio.run(play(settings, url, shop.rest[:5], {}))
+        shutil.rmtree(tmp_path / "o")
+        other = shop.copy(tmp_path / "o").settings
+    (gone, own, shared), before, features = left_by(shop, settings), log_of(settings), features_in(settings)
+    secret, table = hash_secret(settings.batch.folder), build_table(settings)
     assert own["email"] and shared["ip_addr"]
     told = forget(settings, shop.customer)
     assert told["replaced"]["email"] == len(own["email"]) and told["shared"]["ip_addr"] == len(shared["ip_addr"]) and told["live"]["entries"] and told["live"]["records"]
+    assert bool(told["log"]["statements"]) == collected and told["completed"] == []
     with server_for(settings) as url, server_for(other) as untouched:
-        assert_nothing_left(settings, gone, url)
-        states, entries = store_of(settings, url)
-        old_states, old_entries = store_of(other, untouched)
-        secret = hash_secret(settings.batch.folder)
-        after, mapping = log_of(settings), {}
-        for (_, old), (_, new) in zip(old_entries, entries): mapping |= {(name, key): now for name, key, now in zip(HASHED, old.keys, new.keys)}
-        mapping |= new_keys(before, after, HASHED)
-        assert len(entries) == len(old_entries) and [number for number, _ in entries] == [number for number, _ in old_entries]
-        for (_, old), (_, new) in zip(old_entries, entries):
-            if old.keys[0] != key_of(shop.customer, secret): assert old == new
-            else: assert (new.time, new.amount, new.label, new.known, new.decision[16:]) == (old.time, old.amount, old.label, old.known, old.decision[16:])
-        mine = [e for e, entity in enumerate(table.entities)]
-        moved = {state_key(e, mapping[table.entities[key[0]].by, int.from_bytes(key[1:], "little")]): state for e in mine for key, state in old_states.items() if key[0] == e}
-        assert moved.keys() == states.keys()
-        changed = [key for key, state in states.items() if moved[key] != state]
-        assert changed and not [key for key in changed if key[0] == 0 and key != state_key(0, mapping["customer_id", key_of(shop.customer, secret)])]
-        assert all(key in states for name in ("email", "ip_addr", "device") for value in shared[name] for key in [state_key([e.by for e in table.entities].index(name), value)])
+        assert_nothing_left(settings, [*gone, b"rang at noon", b"rang again"], url)
+        new, old = store_of(settings, url), store_of(other, untouched)
+        mapping = {(name, key): now for (_, one), (_, two) in zip(old[1], new[1]) for name, key, now in zip(["id", *HASHED], [one.id_key, *one.keys], [two.id_key, *two.keys])}
+        after = log_of(settings)
+        mapping |= new_keys(before, after, HASHED) | {("id", key): now for key, now in zip(before["id_key"].to_pylist(), after["id_key"].to_pylist())}
+        assert_same_but_for_names(old, new, mapping, [entity.by for entity in table.entities])
+        assert all(state_key([e.by for e in table.entities].index(name), value) in new[0] for name in ("email", "ip_addr", "device") for value in shared[name])
         # the store, filled anew from the log, is the store
-        assert prepare_db(settings, url)["replayed"] == len(entries) and store_of(settings, url)[0] == states
+        prepare_db(settings, url)
+        assert store_of(settings, url)[0] == new[0]
         # what comes next gets the same answers; but the customer is new
-        mine, others = ([row for row in shop.rest if (row["customer_id"] == shop.customer) == same] for same in (True, False))
-        answers, expected = (asyncio.run(play(s, u, others, {})) for s, u in ((settings, url), (other, untouched)))
-        assert [msgspec.to_builtins(a) for a in answers] == [msgspec.to_builtins(a) for a in expected] and len(answers) > 100
-        assert asyncio.run(play(settings, url, mine[:1], {}))[0].entities["customer_id"] == "new" and asyncio.run(play(other, untouched, mine[:1], {}))[0].entities["customer_id"] != "new"
-    # batch goes on without refusing anything, and anew it makes the same features and states
-    assert compute_features(settings)["new_events"] == 0 and base_of(settings, table)
-    held = {(entity.by, key): state for entity in table.entities for t in read_states(settings, table, entity.by) for key, state in zip(t["key"].to_pylist(), t["state"].to_pylist())}
+        own_rest, rest = ([row for row in shop.rest[5:] if (row["customer_id"] == shop.customer) == same] for same in (True, False))
+        answers, expected = (asyncio.run(play(s, u, rest, {})) for s, u in ((settings, url), (other, untouched)))
+        assert [msgspec.to_builtins(a) for a in answers] == [msgspec.to_builtins(a) for a in expected] and len(answers) > 50
+        # and so does what is said: of the orders of others as ever, of the forgotten ones under their new names only
+        renamed = {row: now for row, now in zip(before["id"].to_pylist(), after["id"].to_pylist())}
+        names = [next(json.loads(e.body)["order"] for _, e in new[1] if e.kind == "label" and e.id_key == mapping["id", key_of(ident, secret)] and e.body) for ident in mine]
+        assert mine[0] in renamed and renamed[mine[0]] == names[0] and {name[:len(MARK)] for name in names} == {MARK}
+        said = lambda ids: [(ident, fraud, source) for ident in ids for fraud, source in ((True, "chargeback"), (False, "analyst"), (True, "customer"))]
+        result, known = tell(settings, url, said([*others, *names])), tell(other, untouched, said([*others, *mine]))
+        told = lambda some: [(r.label, r.previous, r.known_before or r.position, r.changed, r.known_before) for r in some]
+        assert told(result) == told(known) and sum(r.changed for r in result) >= 2
+        assert tell(settings, url, said(mine)) == [None] * 6 and not forget(settings, shop.customer, url)["orders"]
+        # batch goes on without refusing anything, also with what came since
+        assert compute_features(settings)["new_events"] == 0 and base_of(settings, table)
+        for s, u in ((settings, url), (other, untouched)): assert bring_in(s, u)["statements"] > 4
+        assert [column[:len(old)] for column, old in zip(features_in(settings), features)] == features and features_in(settings) == features_in(other) != features
+        ledgers = [find_in_log(s, [key_of(ident, secret) for ident in ids], 10**9) for s, ids in ((settings, [*others, *names]), (other, [*others, *mine]))]
+        assert {mapping["id", key]: order.ledger for key, order in ledgers[1].items()} == {key: order.ledger for key, order in ledgers[0].items()} and len(ledgers[0]) == 4
+        assert_nothing_left(settings, gone, url)
+        assert [asyncio.run(play(s, u, own_rest[:1], {}))[0].entities["customer_id"] == "new" for s, u in ((settings, url), (other, untouched))] == [True, False]
+    # and anew it makes the same features and states
+    held, features = states_of(settings), features_in(settings)
     compute_features(settings, replace=True)
-    assert parts(settings) == features
-    assert held == {(entity.by, key): state for entity in table.entities for t in read_states(settings, table, entity.by) for key, state in zip(t["key"].to_pylist(), t["state"].to_pylist())}
+    assert features_in(settings) == features and states_of(settings) == held
 
 
 # --- crashes and races ------------------------------------------------------------------------------------------------------------------
@@ -268,20 +342,25 @@ def test_a_run_that_died_is_completed_by_the_next(shop, monkeypatch, step, call,
 def test_orders_that_come_meanwhile_are_the_forgotten_or_a_new_customers(shop, monkeypatch):
     settings, secret = shop.settings, hash_secret(shop.settings.batch.folder)
     mine, others = ([row for row in shop.rest if (row["customer_id"] == shop.customer) == same] for same in (True, False))
-    gone = left_by(shop, settings)[0]
+    gone, said = left_by(shop, settings)[0], []
     with server_for(settings) as url:
-        played, look_up, switch = [], module.search, module.switch_names
+        played, look_up, switch, rename = [], module.search, module.switch_names, module.rename_log
         def searched(*args):
             found = look_up(*args)
             if len(played) == 0: played.extend(asyncio.run(play(settings, url, [mine[0] | {"email": "seen@while.example"}], {})))  # after the search: it is done again
             return found
         def switched(*args):
             if len(played) == 1: played.extend(asyncio.run(play(settings, url, others[:20], {})))  # after the copy: copied by the script, states read again
+            elif len(said) == 0: said.extend(tell(settings, url, [(shop.others[1], True, "chargeback", f"see {shop.customer}")]))  # a note: all is done again
             return switch(*args)
+        def renamed(*args):
+            if len(said) == 1: said.extend(tell(settings, url, [(shop.mine[0], True, "chargeback", "late"), (shop.mine[1], True, "chargeback")]))  # after the step
+            return rename(*args)
         monkeypatch.setattr(module, "search", searched)
         monkeypatch.setattr(module, "switch_names", switched)
+        monkeypatch.setattr(module, "rename_log", renamed)
         told = forget(settings, shop.customer)
-        assert len(played) == 21 and told["replaced"]["email"] >= 2
+        assert len(played) == 21 and len(told["completed"]) == 1 and [one is None for one in said] == [False, False, True]  # the first of the late ones is about an order that the log still had
         assert_nothing_left(settings, [*gone, b"seen@while.example", mine[0]["order_id"].encode()], url)
         assert asyncio.run(play(settings, url, [mine[0] | {"order_id": "later"}], {}))[0].entities["customer_id"] == "new"
     consistent(settings)
@@ -290,7 +369,7 @@ def test_orders_that_come_meanwhile_are_the_forgotten_or_a_new_customers(shop, m
 # --- other places -----------------------------------------------------------------------------------------------------------------------
 
 def test_training_set_rejects_and_archived_logs(shop):
-    chosen = {"training.test_days": 6, "training.delay": "3d", "training.train_days": 24, "training.validation_days": 8, "input.labels": "none"}
+    chosen = {"training.test_days": 6, "training.delay": "3d", "training.train_days": 28, "training.validation_days": 8, "input.labels": "none"}
     settings = settings_in(shop.folder / "b", **chosen)
     columns = ["order_id", "order_date", "order_amount", *HASHED]
     wrong = [["bad-1", "2025-01-02", "1", "", "", "", "", ""], [shop.customer, "2025-01-02", "-5", "x", "x", "x", "x", "x"], ["bad-2", "yesterday", "1", shop.customer, "x", "x", "x", "x"]]
@@ -384,7 +463,7 @@ def test_the_database_forgets_too(shop, database_url):
             async with open_store(settings, url) as store: return await store.entries(mark.position, 100)
         portion = asyncio.run(behind())
         told = forget(settings, shop.customer, who="admin")
-        assert len(portion) == 1 and write_entries(database, reading, mark, portion) != mark and told["database"]["decisions"] == len(mine) and told["notes"] == 1
+        assert len(portion) == 1 and write_entries(database, reading, mark, portion) != mark and told["database"]["decisions"] == len(mine) and told["database"]["notes"] >= 1
         asyncio.run(write(url, database))
         assert_nothing_left(settings, [*gone, late[0]["order_id"].encode()], url)
     after = rows_of_database(database)

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings as examples, strategies as st
@@ -337,7 +338,7 @@ def test_other_domains(tmp_path, name):
 
 def promised(folder: Path, mode: schemathesis.GenerationMode, count: int):
     "The service's own document, for cases of one kind."
-    service = Service(folder, **{"service.max_batch": 5})
+    service = Service(folder, **{"service.max_batch": 5, "live.future_skew": "3d"})  # the document promises all of today, in every time zone
     service.app.service.clock = service.app.service.reader.clock = time.time
     config = schemathesis.Config.from_dict({"headers": {KEY_HEADER: service.key}, "generation": {"mode": mode.value, "max-examples": count, "deterministic": True}})
     return service, schemathesis.openapi.from_asgi("/openapi.json", service.app, config=config)
@@ -480,3 +481,7 @@ def test_several_workers_are_as_correct_as_one(tmp_path):
                 revoke_key(database, name, "tests")
                 seen(key, 401)
             database.dispose()
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()  # workers that nobody watches any more finish in good order, and give the port back
+            assert len(children) >= 2 and not psutil.wait_procs(children, timeout=20)[1]
+            assert (tmp_path / "log").read_text().count('"stopped"') == 2

@@ -13,9 +13,10 @@ __all__ = ['KEY_HEADER', 'NEEDS', 'BOUNDS', 'TOTALS', 'NAMES', 'BODY_SECONDS', '
            'take_labels', 'written_time', 'written_order', 'sample_orders', 'date_pattern', 'field_schema',
            'example_order', 'ref', 'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content',
            'operation', 'openapi', 'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready',
-           'get_ready', 'model_age', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody', 'Exchange', 'written',
-           'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'note_signal', 'create_app', 'warm',
-           'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order', 'serve', 'open_port']
+           'get_ready', 'model_age', 'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody',
+           'Exchange', 'written', 'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'watch_parent',
+           'note_signal', 'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment',
+           'in_order', 'serve', 'open_port']
 
 # %% ../../nbs/23_scoring.ipynb #c003
 import asyncio
@@ -23,6 +24,7 @@ import gc
 import json
 import logging
 import math
+import multiprocessing
 import os
 import secrets
 import signal
@@ -55,6 +57,7 @@ from ..config import MAX_MINOR_UNITS, Settings
 from ..data.ingest import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.database import open_database
+from ..desk.writer import mark_of
 from ..events import key_of
 from ..features.table import build_table
 from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem, Watch
@@ -711,12 +714,24 @@ def model_age(service: Service) -> float | None:
     except (KeyError, ValueError): return None
     return service.clock() - (made if made.tzinfo else made.replace(tzinfo=UTC)).timestamp()
 
+async def decisions_behind(service: Service) -> int | None:
+    "Entries of the live log that the database does not have yet; None when it cannot say. Store troubles are raised."
+    if service.keys is None: return None
+    try: mark = await asyncio.to_thread(mark_of, service.keys.engine)
+    except SQLAlchemyError: return None
+    meta, newest = await service.engine.store.meta(), await service.engine.store.newest()
+    begun = mark is not None and mark.log == meta.epoch and mark.position >= 0
+    return max(newest - (mark.position if begun else meta.base["next_seq"] - 1), 0)
+
 async def get_metrics(service: Service, request: Request) -> Reply:
     "GET /metrics."
-    try:
-        async with asyncio.timeout(2 * service.engine.timeout): length = await service.engine.store.log_length()
-    except (StoreDown, StoreSlow, StoreLost, TimeoutError): length = None
+    length = behind = None
+    with suppress(StoreDown, StoreSlow, StoreLost, TimeoutError):
+        async with asyncio.timeout(2 * service.engine.timeout):
+            length = await service.engine.store.log_length()
+            behind = await decisions_behind(service)
     gauges = {"log_length": ("Entries in the live log.", length), "store_up": ("Whether the store answers.", float(length is not None)),
+              "decisions_behind": ("Entries of the live log that are not in the database yet.", behind),
               "model_age_seconds": ("Time since the model was made.", model_age(service)),
               "model_compiled": ("Whether the fast walk of the trees is in use.", float(getattr(service.engine.scorer, "compiled", False))),
               "in_flight": ("Orders being scored in the process that answers.", service.in_flight),
@@ -884,6 +899,14 @@ async def keep_keys(service: Service, seconds: float = 1.0) -> None:
         try: await asyncio.to_thread(service.keys.refresh)
         except (SQLAlchemyError, ValueError) as error: tell("keys were not read", logging.ERROR, kind=type(error).__name__)
 
+async def watch_parent(seconds: float = 1.0) -> None:
+    "Until it is cancelled: stop this process in good order when the one that started it, if it is one of ours, has died."
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive(): await asyncio.sleep(seconds)
+    tell("the process above died", logging.WARNING)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+# %% ../../nbs/23_scoring.ipynb #c078
 def note_signal(service: Service) -> None:
     "Mark the service as closing when the process is told to stop, and pass the signal on."
     if threading.current_thread() is not threading.main_thread(): return
@@ -895,7 +918,7 @@ def note_signal(service: Service) -> None:
             before(which, frame)
         signal.signal(number, closing)
 
-# %% ../../nbs/23_scoring.ipynb #c078
+# %% ../../nbs/23_scoring.ipynb #c080
 def create_app(
     settings: Settings,
     engine: Engine,
@@ -909,7 +932,7 @@ def create_app(
         async with AsyncExitStack() as stack:
             if opened: engine.store = await stack.enter_async_context(opened())
             note_signal(service)
-            ticking = [asyncio.create_task(tick(service)), asyncio.create_task(keep_keys(service))]
+            ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), watch_parent())]
             gc.freeze()
             tell("started", model=engine.bundle.hash[:12], feature_table=engine.table.hash[:12], reasons=await unready(service))
             yield
@@ -919,7 +942,7 @@ def create_app(
             tell("stopped")
     return Front(service, cold_app(service, lifespan))
 
-# %% ../../nbs/23_scoring.ipynb #c080
+# %% ../../nbs/23_scoring.ipynb #c082
 SETTINGS, STORE, SHARED = "FRAUD_POC_SETTINGS", "FRAUD_POC_STORE", "FRAUD_POC_SHARED_COUNTS"  # environment variables of workers
 
 def warm(engine: Engine, reader: OrderReader) -> None:
@@ -947,7 +970,7 @@ def worker_app(
     warm(engine, app.service.reader)
     return complete(app, database)
 
-# %% ../../nbs/23_scoring.ipynb #c082
+# %% ../../nbs/23_scoring.ipynb #c084
 def default_engine(settings: Settings) -> Engine:
     "An engine with the newest accepted model; `ValueError` says what to run first."
     table = build_table(settings)
@@ -956,7 +979,7 @@ def default_engine(settings: Settings) -> Engine:
     if not scorer.compiled: tell("model is not compiled", logging.WARNING, reason=scorer.reason)
     return Engine(settings, table, bundle, scorer, None)
 
-# %% ../../nbs/23_scoring.ipynb #c084
+# %% ../../nbs/23_scoring.ipynb #c086
 class Workers(Multiprocess):
     "Worker processes, each replaced when it dies."
     def keep_subprocess_alive(self) -> None:
@@ -970,7 +993,7 @@ class Workers(Multiprocess):
             self.processes[number] = type(worker)(self.config, self.sockets)
             self.processes[number].start()
 
-# %% ../../nbs/23_scoring.ipynb #c086
+# %% ../../nbs/23_scoring.ipynb #c088
 STOPPING = 20  # seconds that accepted requests may take after the signal to stop
 IDLE = 75      # seconds that an open connection may be silent: longer than the pools of callers keep one, so that they close it and not we
 
@@ -993,7 +1016,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
             if value is None: os.environ.pop(name)
             else: os.environ[name] = value
 
-# %% ../../nbs/23_scoring.ipynb #c088
+# %% ../../nbs/23_scoring.ipynb #c090
 @contextmanager
 def in_order() -> Iterator[None]:
     "Within it, SIGTERM ends the process by `SystemExit`."
@@ -1004,7 +1027,7 @@ def in_order() -> Iterator[None]:
         try: yield
         finally: signal.signal(signal.SIGTERM, before)
 
-# %% ../../nbs/23_scoring.ipynb #c090
+# %% ../../nbs/23_scoring.ipynb #c092
 def serve(
     settings: Settings,
     url: str,                                        # of the store, as live.store.server_for yields it

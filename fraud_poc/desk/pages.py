@@ -26,6 +26,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import sqlalchemy as sa
 from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError, StarletteHTTPException
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
@@ -333,7 +334,7 @@ async def act(site: Site, request: Request, session: Session, number: int, query
     "Do something with a case, and say what came of it."
     params = read_query(query)
     show = lambda status, **more: asyncio.to_thread(show_case, site, request, session, number, status, params=params, **more)
-    try: case = await asyncio.to_thread(deed)
+    try: case = await run_in_threadpool(deed)
     except Gone as error:
         found = error.args[0]
         if found is None: raise HTTPException(404, "There is no such case here, or it was removed.") from None

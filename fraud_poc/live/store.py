@@ -99,6 +99,8 @@ class Store(Protocol):
         "Log entries with a sequence number above `after_seq`, at most `count`, in order."
     async def log_length(self) -> int:
         "Entries in the log."
+    async def newest(self) -> int:
+        "Sequence number of the newest entry; before the first, one less than that will get."
     async def close(self) -> None:
         "Let go of it."
 
@@ -208,6 +210,7 @@ class MemoryStore(Shelf):
     async def meta(self) -> Meta: return self.filled()
     async def entries(self, after_seq: int, count: int) -> list[tuple[int, bytes]]: return [e for e in self.log if e[0] > after_seq][:count]
     async def log_length(self) -> int: return len(self.log)
+    async def newest(self) -> int: return self.seq
     async def close(self) -> None: pass
 
 # %% ../../nbs/16_store.ipynb #c024
@@ -705,6 +708,10 @@ class Marked(Connected):
     async def log_length(self) -> int:
         "Entries in the log."
         return await self.call("XLEN", self.names.log)
+
+    async def newest(self) -> int:
+        "Sequence number of the newest entry."
+        return int(await self.call("GET", self.names.seq) or -1)
 
 # %% ../../nbs/16_store.ipynb #c074
 class Fetching(Marked):
