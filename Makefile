@@ -26,7 +26,7 @@ demo: $(VENV)/.ready ## the main job: sample data, ingest, features and a report
 	$(IN_VENV) fraud-poc demo $(ARGS)
 
 test: $(VENV)/.ready ## everything: house rules, notebooks, unit and property tests
-	$(IN_VENV) python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(IN_VENV) python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lab: $(VENV)/.ready ## JupyterLab on the notebooks
 	$(IN_VENV) jupyter lab --notebook-dir=nbs $(ARGS)

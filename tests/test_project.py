@@ -154,7 +154,7 @@ def test_git_keeps_data_without_its_contents(tmp_path):
 
 def test_targets_run_their_commands(copy):
     if not shutil.which("make"): pytest.skip("make is not installed")
-    for target, command in [("demo", "fraud-poc demo --json"), ("test", "python -m pytest -n 2 --dist loadgroup --json"), ("lab", "jupyter lab")]:
+    for target, command in [("demo", "fraud-poc demo --json"), ("test", "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --json"), ("lab", "jupyter lab")]:
         said = house.run(["make", "--dry-run", target, "ARGS=--json", "WORKERS=2"], copy, 60)
         assert command in said and "requirements-dev.lock" in said, f"make {target} would run:\n{said}"
 
