@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Explain', 'DAY', 'BUCKETS', 'NAME', 'BATCH', 'LOOK_S', 'PIECE', 'MORE_S', 'NO_MORE_S', 'LONGEST_PAUSE_S', 'TROUBLES',
-           'CHILD', 'SOON_S', 'LATEST_S', 'FINISH_S', 'Lines', 'tell', 'Models', 'explain_with', 'Reading', 'clean',
-           'raw_text', 'order_id', 'Rows', 'decision_row', 'add_event', 'Said', 'add_label', 'rows_of', 'add_reasons',
-           'Mark', 'locked_mark', 'mark_of', 'begin_log', 'insert_rows', 'decisions_about', 'saved', 'settlement',
-           'insert_labels', 'write_rows', 'of_rows', 'write_entries', 'archived', 'finish_log', 'next_entries',
-           'current_mark', 'follow', 'waited', 'keep', 'Patience', 'write_until', 'run_writer', 'child_main',
-           'start_child', 'Beside', 'writer_beside']
+           'NICE', 'CHILD', 'SOON_S', 'LATEST_S', 'FINISH_S', 'Lines', 'tell', 'Models', 'explain_with', 'Reading',
+           'clean', 'raw_text', 'order_id', 'Rows', 'decision_row', 'add_event', 'Said', 'add_label', 'rows_of',
+           'add_reasons', 'Mark', 'locked_mark', 'mark_of', 'begin_log', 'insert_rows', 'decisions_about', 'saved',
+           'settlement', 'insert_labels', 'write_rows', 'of_rows', 'write_entries', 'archived', 'finish_log',
+           'next_entries', 'current_mark', 'follow', 'waited', 'keep', 'Patience', 'write_until', 'run_writer',
+           'child_main', 'start_child', 'Beside', 'writer_beside']
 
 # %% ../../nbs/21_writer.ipynb #c003
 import asyncio
@@ -461,12 +461,15 @@ def run_writer(
     return {"log": mark.log if mark else "", "position": mark.position if mark else -1}
 
 # %% ../../nbs/21_writer.ipynb #c050
+NICE = 10  # of the writer's process, so that orders come first where cores are few
+
 def child_main() -> None:
     "The process that `writer_beside` starts."
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
     logging.getLogger("fraud_poc").addHandler(handler)
     logging.getLogger("fraud_poc").setLevel(logging.INFO)
+    os.nice(NICE)
     told = json.loads(sys.stdin.readline() or "{}")
     if not told: return
     try: run_writer(Settings.model_validate_json(told["settings"]), told["url"], until=lambda: os.read(0, 1))  # ends when the input does
