@@ -543,6 +543,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                          'fraud_poc.desk.database.make_engine': ('database.html#make_engine', 'fraud_poc/desk/database.py'),
                                          'fraud_poc.desk.database.migrate': ('database.html#migrate', 'fraud_poc/desk/database.py'),
                                          'fraud_poc.desk.database.new_ids': ('database.html#new_ids', 'fraud_poc/desk/database.py'),
+                                         'fraud_poc.desk.database.new_table': ('database.html#new_table', 'fraud_poc/desk/database.py'),
                                          'fraud_poc.desk.database.open_database': ( 'database.html#open_database',
                                                                                     'fraud_poc/desk/database.py'),
                                          'fraud_poc.desk.database.put': ('database.html#put', 'fraud_poc/desk/database.py'),

@@ -22,7 +22,7 @@ from fraud_poc.desk import access
 from fraud_poc.desk.access import (CSRF_FIELD, CSRF_HEADER, FIRST, SCOPES, WINDOW, Door, Keys, Refused, Session, Throttled, disable, enter, fresh_key, give_cookie,
                                    leave, list_accounts, list_audit, list_keys, log_in, log_out, new_account, new_key, record, revoke_key, session_of, set_password,
                                    set_role, verify_audit)
-from fraud_poc.desk.database import open_database, writing
+from fraud_poc.desk.database import metadata, open_database, writing
 from scoring_worker import settings_in, small_engine
 
 NOW, SENTENCE = 1_750_000_000_000, "a sentence of hers"
@@ -182,7 +182,7 @@ def test_keys_are_made_listed_and_revoked(database):
         ("shop", ["score"], NOW + 5, "admin-1"), ("bank", ["labels", "read"], None, None), ("shop", ["metrics"], None, None)]
     assert [(row["who"], row["what"], row["about"]) for row in list_audit(database)] == [
         ("tests", "key made", "shop"), ("tests", "key made", "bank"), ("admin-1", "key revoked", "shop"), ("tests", "key made", "shop")]
-    with database.connect() as connection: dump = str([connection.execute(sa.select(table)).all() for table in access.metadata.sorted_tables])
+    with database.connect() as connection: dump = str([connection.execute(sa.select(table)).all() for table in metadata.sorted_tables])
     assert not any(key in dump or key[3:] in dump for key in [*keys.values(), again])
 
 

@@ -36,7 +36,7 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, true, u
 from sqlalchemy.exc import IntegrityError
 
 from ..config import Settings, duration_ms
-from .database import NUMBER, metadata, open_database, writing
+from .database import NUMBER, new_table, open_database, writing
 
 # %% ../../nbs/22_access.ipynb #c005
 ROLES = ("viewer", "analyst", "admin")  # each may do what those before it may
@@ -45,25 +45,25 @@ SCOPES = ("score", "labels", "read", "metrics")  # of an API key
 def _text(name: str, **more) -> sa.Column: return sa.Column(name, sa.Text, nullable=False, **more)
 def _number(name: str, **more) -> sa.Column: return sa.Column(name, NUMBER, nullable=False, **more)
 
-accounts = sa.Table(
-    "accounts", metadata, _text("name", primary_key=True), _text("password"), _text("role"), _number("created"), sa.Column("disabled", NUMBER),
+accounts = new_table(
+    "accounts", _text("name", primary_key=True), _text("password"), _text("role"), _number("created"), sa.Column("disabled", NUMBER),
     sa.CheckConstraint("role IN ('viewer', 'analyst', 'admin')", name="ck_accounts_role"))
-sessions = sa.Table(
-    "sessions", metadata, _text("token", primary_key=True), sa.Column("account", sa.Text, sa.ForeignKey("accounts.name"), nullable=False, index=True),
+sessions = new_table(
+    "sessions", _text("token", primary_key=True), sa.Column("account", sa.Text, sa.ForeignKey("accounts.name"), nullable=False, index=True),
     _number("created"), _number("expires"), _text("csrf"))  # token: its SHA-256
-attempts = sa.Table(
-    "attempts", metadata, _number("number", primary_key=True, autoincrement=True), _text("subject"), _number("at"),
+attempts = new_table(
+    "attempts", _number("number", primary_key=True, autoincrement=True), _text("subject"), _number("at"),
     sa.Index("ix_attempts_subject_at", "subject", "at"))
-api_keys = sa.Table(
-    "api_keys", metadata, _number("number", primary_key=True, autoincrement=True), _text("name"), _text("sha256", unique=True), _text("scopes"),
+api_keys = new_table(
+    "api_keys", _number("number", primary_key=True, autoincrement=True), _text("name"), _text("sha256", unique=True), _text("scopes"),
     _number("created"), _text("created_by"), sa.Column("revoked", NUMBER), sa.Column("revoked_by", sa.Text),  # scopes: words
     sa.Index("ix_api_keys_in_use", "name", unique=True, sqlite_where=sa.text("revoked IS NULL"), postgresql_where=sa.text("revoked IS NULL")))
 
 # %% ../../nbs/22_access.ipynb #c007
-audit = sa.Table(
-    "audit", metadata, _number("number", primary_key=True, autoincrement=False), _number("at"), _text("who"), _text("what"), _text("about"),
+audit = new_table(
+    "audit", _number("number", primary_key=True, autoincrement=False), _number("at"), _text("who"), _text("what"), _text("about"),
     _text("detail"), _text("previous"), _text("hash"))
-audit_head = sa.Table("audit_head", metadata, _number("only", primary_key=True, autoincrement=False), _number("length"), _text("hash"))
+audit_head = new_table("audit_head", _number("only", primary_key=True, autoincrement=False), _number("length"), _text("hash"))
 
 def now_ms() -> int:
     "Milliseconds since 1970."

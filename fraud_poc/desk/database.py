@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['metadata', 'NUMBER', 'decisions', 'links', 'cases', 'UNDONE', 'labels', 'days', 'scores', 'writers', 'PRAGMAS',
-           'MIGRATIONS', 'signed', 'unsigned', 'database_url', 'make_engine', 'writing', 'alembic_config', 'is_current',
-           'migrate', 'open_database', 'insert_or', 'add_up', 'put', 'new_ids']
+           'MIGRATIONS', 'new_table', 'signed', 'unsigned', 'database_url', 'make_engine', 'writing', 'alembic_config',
+           'is_current', 'migrate', 'open_database', 'insert_or', 'add_up', 'put', 'new_ids']
 
 # %% ../../nbs/20_database.ipynb #c003
 import os
@@ -28,6 +28,11 @@ metadata = sa.MetaData(naming_convention={
     "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "fk": "fk_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
 NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # what SQLite calls an integer has 64 bits, and only by that name it counts rows
+
+def new_table(name: str, *parts: sa.schema.SchemaItem) -> sa.Table:
+    "A table of the metadata, in place of an earlier description of it."
+    if name in metadata.tables: metadata.remove(metadata.tables[name])
+    return sa.Table(name, metadata, *parts)
 
 def signed(
     key: int,  # uint64

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from ..config import Policy, Settings
-from .database import NUMBER, add_up, cases, days, decisions, insert_or, labels, links, metadata, scores, signed, writers, writing
+from .database import NUMBER, add_up, cases, days, decisions, insert_or, labels, links, new_table, scores, signed, writers, writing
 from ..events import key_of
 from ..model.evaluate import BANDS
 
@@ -250,8 +250,8 @@ def similar(connection: sa.Connection, decision: Mapping, limit: int = 5) -> lis
 # %% ../../nbs/25_queries.ipynb #c034
 STEPS = tuple(round(0.1 * 10 ** (k / 6), 2) for k in range(31))  # expected loss from which a bucket begins, major units; bucket 0 lies below all
 
-outcomes = sa.Table(
-    "outcomes", metadata,
+outcomes = new_table(
+    "outcomes",
     sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),     # of the order, since 1970, UTC
     sa.Column("band", sa.Text, primary_key=True), sa.Column("action", sa.Text, primary_key=True),
     sa.Column("bucket", sa.Integer, primary_key=True, autoincrement=False),  # of the expected loss, 0 to 31
