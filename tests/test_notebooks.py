@@ -6,7 +6,6 @@ import pytest
 
 import house
 
-pytestmark = pytest.mark.xdist_group("notebooks")  # one worker: they share a copy, and with it what numba compiled
 SECONDS = float(os.environ.get("FRAUD_POC_NOTEBOOK_SECONDS", 2400))
 
 

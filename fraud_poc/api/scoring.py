@@ -7,16 +7,16 @@ __all__ = ['KEY_HEADER', 'NEEDS', 'BOUNDS', 'TOTALS', 'NAMES', 'BODY_SECONDS', '
            'NUMBER', 'MEANINGS', 'HOT', 'ROUTES', 'UNTOLD', 'KNOWN_PATHS', 'TOLD', 'SETTINGS', 'STORE', 'SHARED',
            'STOPPING', 'IDLE', 'Detail', 'Refused', 'refusal', 'of_problems', 'Pairs', 'whole_number', 'strict_json',
            'duplicates', 'read_pairs', 'Codec', 'check_key', 'Metrics', 'save_counts', 'all_counts', 'Families',
-           'exposition', 'JsonLines', 'logger', 'tell', 'place_of_error', 'Service', 'Reply', 'refused_reply',
-           'is_full', 'busy', 'check_head', 'take_place', 'read_body', 'long_body', 'slow_body', 'score_body',
-           'id_place', 'failed', 'score_order', 'score_batch', 'score_item', 'statement_of', 'say_items', 'said_reply',
-           'take_labels', 'written_time', 'written_order', 'sample_orders', 'date_pattern', 'field_schema',
-           'example_order', 'ref', 'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content',
-           'operation', 'openapi', 'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready',
-           'get_ready', 'model_age', 'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody',
-           'Exchange', 'written', 'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'watch_parent',
-           'note_signal', 'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment',
-           'in_order', 'serve', 'open_port']
+           'exposition', 'logger', 'tell', 'place_of_error', 'Service', 'Reply', 'refused_reply', 'is_full', 'busy',
+           'check_head', 'take_place', 'read_body', 'long_body', 'slow_body', 'score_body', 'id_place', 'failed',
+           'score_order', 'score_batch', 'score_item', 'statement_of', 'say_items', 'said_reply', 'take_labels',
+           'written_time', 'written_order', 'sample_orders', 'date_pattern', 'field_schema', 'example_order', 'ref',
+           'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content', 'operation', 'openapi',
+           'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready', 'get_ready', 'model_age',
+           'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody', 'Exchange', 'written',
+           'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'watch_parent', 'note_signal', 'create_app',
+           'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order', 'serve',
+           'open_port']
 
 # %% ../../nbs/23_scoring.ipynb #c003
 import asyncio
@@ -57,7 +57,7 @@ from ..config import MAX_MINOR_UNITS, Settings
 from ..data.ingest import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.database import open_database
-from ..desk.writer import mark_of
+from ..desk.writer import JsonLines, mark_of
 from ..events import key_of
 from ..features.table import build_table
 from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem, Watch
@@ -239,14 +239,6 @@ def exposition(families: Families) -> bytes:
     return generate_latest(registry)
 
 # %% ../../nbs/23_scoring.ipynb #c022
-class JsonLines(logging.Formatter):
-    "Log records as JSON."
-    def format(self, record: logging.LogRecord) -> str:
-        "One line."
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fixed = {"time": at, "level": record.levelname.lower(), "event": record.getMessage(), "process": record.process}
-        return json.dumps(fixed | getattr(record, "fields", {}))
-
 def logger() -> logging.Logger:
     "The service's own log."
     return logging.getLogger("fraud_poc.service")
@@ -1001,7 +993,7 @@ def log_config() -> dict:
     "Logging of all processes: JSON lines on standard error."
     handler = {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}
     return {"version": 1, "disable_existing_loggers": False, "handlers": {"json": handler},
-            "formatters": {"json": {"()": "fraud_poc.api.scoring.JsonLines"}},
+            "formatters": {"json": {"()": JsonLines}},
             "loggers": {"fraud_poc": {"handlers": ["json"], "level": "INFO", "propagate": False},
                         "uvicorn": {"handlers": ["json"], "level": "WARNING", "propagate": False}}}
 

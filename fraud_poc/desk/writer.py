@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Explain', 'DAY', 'BUCKETS', 'NAME', 'BATCH', 'LOOK_S', 'PIECE', 'MORE_S', 'NO_MORE_S', 'LONGEST_PAUSE_S', 'TROUBLES',
-           'NICE', 'CHILD', 'SOON_S', 'LATEST_S', 'FINISH_S', 'Lines', 'tell', 'Models', 'explain_with', 'Reading',
+           'NICE', 'CHILD', 'SOON_S', 'LATEST_S', 'FINISH_S', 'JsonLines', 'tell', 'Models', 'explain_with', 'Reading',
            'clean', 'raw_text', 'order_id', 'Rows', 'decision_row', 'add_event', 'Said', 'add_label', 'rows_of',
            'add_reasons', 'Mark', 'locked_mark', 'mark_of', 'begin_log', 'insert_rows', 'decisions_about', 'saved',
            'settlement', 'insert_labels', 'write_rows', 'of_rows', 'write_entries', 'archived', 'finish_log',
@@ -46,7 +46,7 @@ from ..model.policy import ACTIONS, VERSION, Policy, expected_costs, urgency
 from ..model.reasons import explain_many
 
 # %% ../../nbs/21_writer.ipynb #c005
-class Lines(logging.Formatter):
+class JsonLines(logging.Formatter):
     "Log records as JSON."
     def format(self, record: logging.LogRecord) -> str:
         "One line."
@@ -466,7 +466,7 @@ NICE = 10  # of the writer's process, so that orders come first where cores are 
 def child_main() -> None:
     "The process that `writer_beside` starts."
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines())
+    handler.setFormatter(JsonLines())
     logging.getLogger("fraud_poc").addHandler(handler)
     logging.getLogger("fraud_poc").setLevel(logging.INFO)
     os.nice(NICE)
