@@ -265,7 +265,7 @@ def redis_server(folder: Path):
     (folder / "redis").mkdir(exist_ok=True)
     for old in (folder / "redis").glob("*"): shutil.rmtree(old) if old.is_dir() else old.unlink()
     socket_path = Path(tempfile.mkdtemp()) / "redis.sock"
-    options = {"port": port, "unixsocket": socket_path, "bind": "127.0.0.1", "requirepass": password, "appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction", "dir": folder / "redis"}
+    options = {"port": port, "unixsocket": socket_path, "bind": "127.0.0.1", "requirepass": password, "appendonly": "yes", "appendfsync": "everysec", "auto-aof-rewrite-min-size": "256mb", "rdbcompression": "no", "save": "", "maxmemory-policy": "noeviction", "dir": folder / "redis"}
     command = [find_server(), *[part for name, value in options.items() for part in (f"--{name}", value)]]
     with process(*command, core=STORE, log=folder / "redis.log") as started:
         wait_for(port, started, folder / "redis.log")
@@ -327,8 +327,9 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     from fraud_poc.model.inference import Scorer
     secret = hash_secret(settings.batch.folder)
     bundle.booster.set_param({"nthread": 1})
-    codec, stepper, scorer = Codec(OrderReader(settings, secret)), Stepper(table), Scorer(bundle.booster, bundle.sample)
+    codec, stepper, scorer = Codec(OrderReader(settings, secret), table.names), Stepper(table), Scorer(bundle.booster, bundle.sample)
     engine = Engine(settings, table, bundle, scorer, MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})))
+    engine.features = codec.features
     states = {(e.by, key): state for e in table.entities for part in read_states(settings, table, e.by) for key, state in zip(part["key"].to_pylist(), part["state"].to_pylist())}
     bodies = (folder / "bodies.jsonl").read_bytes().splitlines()[:rounds]
     events = [codec.event(body) for body in bodies]

@@ -190,9 +190,26 @@ class Far:
     "A store that lets others go first before each commit."
     def __init__(self, store): self.store = store
     def __getattr__(self, name): return getattr(self.store, name)
+    async def lot(self, asked):
+        lot = await self.store.lot(asked)
+        await asyncio.sleep(0.001)
+        return lot
     async def commit(self, change):
         await asyncio.sleep(0.001)
         return await self.store.commit(change)
+
+
+class Deaf(Far):
+    "A store that reads, and to each change says the same."
+    def __init__(self, store, says): self.store, self.says = store, says
+    async def lot(self, asked):
+        lot, changes = await self.store.lot(asked), []
+        async def outcomes():
+            if isinstance(self.says, Exception): return [self.says for _ in changes]
+            return [Outcome(self.says) for _ in changes]
+        lot.put, lot.outcomes = changes.append, outcomes
+        return lot
+    async def commit(self, change): return Outcome(self.says)
 
 
 def test_clashes_lose_nothing():
@@ -216,10 +233,9 @@ def test_clashes_lose_nothing():
 
 
 def test_attempts_are_bounded():
-    async def never(change): return Outcome("conflict")
     async def run():
         engine = engine_for(orders(**{"live.store_timeout": "100ms"}), watch=Notes())
-        engine.store.commit = never
+        engine.store = Deaf(engine.store, "conflict")
         answer = await asyncio.wait_for(engine.decide(event_of(engine, order_amount=60)), 5)
         assert (answer.degraded, answer.band, answer.score) == ("contended", "medium", None)
         assert 2 <= engine.watch.seen.count(("commit", "conflict")) <= module.ATTEMPTS
@@ -227,14 +243,14 @@ def test_attempts_are_bounded():
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("call", ["fetch", "commit"])
+@pytest.mark.parametrize("call", ["lot", "outcomes"])
 @pytest.mark.parametrize("error, reason", [(StoreDown("x"), "store_down"), (StoreSlow("x"), "store_slow"), (StoreLost("x"), "store_lost")])
 def test_without_a_store_the_amount_decides(call, error, reason):
     async def run():
         engine = engine_for(orders(), watch=Notes())
-        whole, engine.store = engine.store, Far(engine.store)
+        whole, engine.store = engine.store, Deaf(engine.store, error)
         async def broken(*_): raise error
-        setattr(engine.store, call, broken)
+        if call == "lot": engine.store.lot = broken
         for amount, band in [(49.99, "low"), (50, "medium"), (499.99, "medium"), (500, "high")]:
             answer = await engine.decide(event_of(engine, order_amount=amount, order_id=f"o{amount}"))
             assert (answer.band, answer.degraded, answer.score, answer.probability, answer.features, answer.position) == (band, reason, None, None, {}, None)
@@ -252,10 +268,9 @@ def test_a_damaged_state_is_a_lost_store_and_another_table_too():
         assert (await engine.decide(event_of(engine, order_id="o2"))).degraded == "store_lost"
         assert (await engine.decide(event_of(engine))).position == 10  # what is remembered is still told
         other = engine_for(orders())
-        async def moved(change): return Outcome("moved")
         await other.decide(event_of(other))
         other.store.fill(Meta("e", 2, "00" * 32, {"next_seq": 0}), {})
-        other.store.commit = moved
+        other.store = Deaf(other.store, "moved")
         assert [(await other.decide(event_of(other, order_id=f"m{i}"))).degraded for i in range(2)] == ["store_lost"] * 2
     asyncio.run(run())
 

@@ -212,11 +212,11 @@ def test_keys_stay_good_while_the_database_cannot_be_read(tmp_path, monkeypatch,
 
 def test_excess_is_refused_at_once_and_the_rest_served(tmp_path):
     service = Service(tmp_path, **{"service.max_in_flight": 3})
-    gate, fetch = asyncio.Event(), service.engine.store.fetch
+    gate, lot = asyncio.Event(), service.engine.store.lot
     async def waiting(*found):
         await gate.wait()
-        return await fetch(*found)
-    service.engine.store.fetch = waiting
+        return await lot(*found)
+    service.engine.store.lot = waiting
     async def run():
         async with service.client() as client:
             orders = [asyncio.create_task(client.post("/score", json=ORDER | {"order_id": f"o{i}"})) for i in range(8)]
@@ -243,7 +243,7 @@ def test_a_body_that_drips_holds_no_place_and_is_given_up(fresh, monkeypatch):
 
 def test_store_down_is_answered_and_recovers(fresh):
     async def down(*_): raise StoreDown("refused")
-    fresh.engine.store.fetch = fresh.engine.store.meta = fresh.engine.store.log_length = down
+    fresh.engine.store.lot = fresh.engine.store.meta = fresh.engine.store.log_length = down
     for amount, band in ((10, "low"), (60, "medium"), (600, "high")):
         answer = fresh.post(json.dumps(ORDER | {"order_amount": amount}).encode())
         assert answer.status_code == 200 and (answer.json()["band"], answer.json()["degraded"], answer.json()["score"]) == (band, "store_down", None)

@@ -8,8 +8,8 @@ __all__ = ['MAX_TEXT', 'INTEGERS', 'ISO', 'EPOCH', 'PLACES', 'RECORD', 'ATTEMPTS
            'identity_text', 'encodes', 'number_text', 'finite', 'amount_units', 'Event', 'Label', 'digest_of',
            'OrderReader', 'read_values', 'read_dict', 'value_problems', 'Answer', 'place_of', 'Record', 'pack_record',
            'open_record', 'answer_of', 'named', 'Watch', 'reason_of', 'keys_in', 'spread', 'check_model',
-           'degraded_band', 'Engine', 'decide_once', 'stepped', 'decided', 'repeated', 'missed', 'check_table',
-           'degraded', 'attempts', 'learn_once']
+           'degraded_band', 'Engine', 'decide_all', 'decide_once', 'asking', 'put', 'settled', 'stepped', 'decided',
+           'repeated', 'missed', 'check_table', 'degraded', 'attempts', 'learn_once']
 
 # %% ../../nbs/18_decide.ipynb #c003
 import asyncio
@@ -33,7 +33,8 @@ from ..data.ingest import BROKEN, FAR, date_ms
 from ..events import hasher
 from ..features import aggregates as agg
 from ..features.table import FeatureTable, Stepper, step_event, step_label
-from .store import Change, Entry, StoreDown, StoreLost, StoreSlow, encode_entry, event_key, label_key, state_key
+from .store import (Ask, Change, Entry, Fetched, Lot, Outcome, StoreDown, StoreLost, StoreSlow, encode_entry, event_key, label_key,
+                                  state_key)
 from ..model import policy
 from ..model.bundle import Bundle, probability
 from ..model.evaluate import BANDS
@@ -221,12 +222,13 @@ def read_values(
     "Read an order; `OrderError` names every field that is wrong."
     when, amount, texts, problems = 0, 0, {}, []
     for field, value in zip(reader.fields, values):
+        name, part, in_id, optional = field
         try:
-            if field.part == "identity": texts[field.name] = identity_text(value, field.optional)
-            elif field.part == "amount": amount = amount_units(value, reader.settings)
+            if part == "identity": texts[name] = identity_text(value, optional)
+            elif part == "amount": amount = amount_units(value, reader.settings)
             else: when = reader.time_ms(field, value)
-            if field.in_id and field.part != "identity": texts[field.name] = value if type(value) is str else number_text(value)
-        except Refusal as error: problems.append(Problem(field.name, *error.args))
+            if in_id and part != "identity": texts[name] = value if type(value) is str else number_text(value)
+        except Refusal as error: problems.append(Problem(name, *error.args))
     if problems: raise OrderError(problems)
     columns, key_of = reader.settings.columns, reader.key_of
     ident = texts[columns.id[0]] if len(columns.id) == 1 else ":".join([texts[name] for name in columns.id])
@@ -336,8 +338,8 @@ def named(names: list[str], vector: np.ndarray) -> dict[str, float | None]:
 # %% ../../nbs/18_decide.ipynb #c037
 class Watch:
     "Is told what an engine does; this one forgets it."
-    def spent(self, part: str, seconds: float) -> None:
-        "Time of a part of one order: fetch, step, model or commit."
+    def spent(self, part: str, seconds: float, orders: int = 1) -> None:
+        "Time of a part of an order: fetch, step, model or commit; of so many orders the same."
 
     def count(self, what: str, which: str) -> None:
         "Something happened: an entity was not simply known, a commit failed, an answer was degraded."
@@ -398,13 +400,16 @@ class Engine:
         check_model(bundle, table)
         self.settings, self.table, self.bundle, self.scorer, self.store = settings, table, bundle, scorer, store
         self.watch, self.chance, self.stepper, self.names = watch or Watch(), chance or random.Random(), Stepper(table), table.names
+        self.features = lambda vector: named(self.names, vector)  # how answers show a vector
         self.hashes = bytes.fromhex(bundle.hash), bytes.fromhex(bundle.policy.hash), bytes.fromhex(table.hash)
         self.timeout, self.checked = duration_ms(settings.live.store_timeout) / 1000, False  # checked: that the store holds states of this table
 
     async def decide(self, event: Event) -> Answer:
         "Decide an order; `Conflict` when another one had its id. Store troubles give a degraded answer."
-        try: return await attempts(self, lambda: decide_once(self, event)) or degraded(self, event, "contended")
-        except TROUBLES as error: return degraded(self, event, reason_of(error))
+        results = []
+        await decide_all(self, [event], lambda _, result: results.append(result))
+        if isinstance(results[0], Conflict): raise results[0]
+        return results[0]
 
     async def learn(self, label: Label) -> int:  # its sequence number
         "Take a verdict in; the same one again changes nothing. Store troubles are raised."
@@ -417,25 +422,72 @@ class Engine:
         found = await self.store.fetch(event_key(id_key), [])
         return found.record and answer_of(open_record(found.record), ident, found.seq, self.table)
 
+# %% ../../nbs/18_decide.ipynb #new005
+async def decide_all(
+    engine: Engine,
+    events: Sequence[Event],
+    answered: Callable[[int, Answer | Conflict], None],  # called once for each event: its place, and its answer or what stands against it
+) -> None:
+    "Decide orders."
+    left = list(range(len(events)))
+    async def attempt() -> bool | None:
+        nonlocal left
+        left = await decide_once(engine, events, left, answered)
+        return True if not left else None
+    try:
+        if await attempts(engine, attempt): return
+        reason = "contended"
+    except TROUBLES as error: reason = reason_of(error)
+    for place in left: answered(place, degraded(engine, events[place], reason))
+
 # %% ../../nbs/18_decide.ipynb #c048
-async def decide_once(engine: Engine, event: Event) -> Answer | None:
-    "Fetch, step, score, commit; None when the states were changed meanwhile."
+async def decide_once(engine: Engine, events: Sequence[Event], places: list[int], answered: Callable[[int, Answer | Conflict], None]) -> list[int]:
+    "Fetch, step, score, commit; the places of those that must be tried again, since states were changed meanwhile."
     start = time.perf_counter()
     if not engine.checked: await check_table(engine)
-    record_key, (there, keys) = event_key(event.id_key), keys_in(engine.table, event.keys)
-    found = await engine.store.fetch(record_key, keys)
-    fetched = time.perf_counter()
-    engine.watch.spent("fetch", fetched - start)
-    if found.record is not None: return repeated(engine, event, found.record, found.seq)
+    asked = [asking(engine.table, events[place]) for place in places]
+    lot = await engine.store.lot([ask for ask, _ in asked])
+    engine.watch.spent("fetch", time.perf_counter() - start, len(places))
+    left, sent, spent = [], [], [0.0, 0.0]
+    for place, (ask, there) in zip(places, asked):
+        found = lot.found(ask)
+        if found is None: left.append(place)
+        elif found.record is not None: answered(place, repeated(engine, events[place], found.record, found.seq))
+        else:
+            try: sent.append((place, put(engine, lot, events[place], ask, there, found, start, spent)))
+            except StoreLost as error: answered(place, degraded(engine, events[place], reason_of(error)))
+    if not sent: return left
+    for part, seconds in zip(("step", "model"), spent): engine.watch.spent(part, seconds / len(sent), len(sent))
+    begun = time.perf_counter()
+    outcomes = await lot.outcomes()
+    engine.watch.spent("commit", time.perf_counter() - begun, len(sent))
+    for (place, answer), outcome in zip(sent, outcomes):
+        result = settled(engine, events[place], answer, outcome)
+        if result is None: left.append(place)
+        else: answered(place, result)
+    return sorted(left)
+
+# %% ../../nbs/18_decide.ipynb #new008
+def asking(table: FeatureTable, event: Event) -> tuple[Ask, list[int]]:
+    "What an order asks for, and the places of its entities in the table."
+    there, keys = keys_in(table, event.keys)
+    return Ask(event_key(event.id_key), keys), there
+
+def put(engine: Engine, lot: Lot, event: Event, ask: Ask, there: list[int], found: Fetched, start: float, spent: list[float]) -> Answer:
+    "Step, score, and put the change; the answer without its position. Adds seconds of step and model to `spent`."
+    begun = time.perf_counter()
     vector, flags, states = stepped(engine, event, there, found.states)
     done = time.perf_counter()
-    engine.watch.spent("step", done - fetched)
-    answer, change = decided(engine, event, vector, flags, start)
-    change = change._replace(record_key=record_key, keys=keys, tokens=found.tokens, states=states)
-    scored = time.perf_counter()
-    engine.watch.spent("model", scored - done)
-    outcome = await engine.store.commit(change)
-    engine.watch.spent("commit", time.perf_counter() - scored)
+    answer, record, entry = decided(engine, event, vector, flags, start)
+    lot.put(Change(ask.record_key, record, ask.keys, found.tokens, states, entry))
+    spent[0] += done - begun
+    spent[1] += time.perf_counter() - done
+    return answer
+
+def settled(engine: Engine, event: Event, answer: Answer, outcome: Outcome | Exception) -> Answer | Conflict | None:
+    "What an order is told after its commit; None when it must be tried again."
+    if isinstance(outcome, TROUBLES): return degraded(engine, event, reason_of(outcome))
+    if isinstance(outcome, Exception): raise outcome
     if outcome.kind == "known": return repeated(engine, event, outcome.record, outcome.seq)
     if outcome.kind != "accepted": return missed(engine, outcome.kind)
     for word in answer.entities.values():
@@ -463,27 +515,26 @@ def decided(
     vector: np.ndarray,  # (F,) float32
     flags: list[int],    # of each entity
     start: float,        # when the order was received, by time.perf_counter
-) -> tuple[Answer, Change]:  # without position; with record and entry only
+) -> tuple[Answer, bytes, bytes]:  # without position; the record; the log entry
     "Score, probability, band and action of a vector, and what the store shall keep of them."
     bundle, table = engine.bundle, engine.table
     score = float(engine.scorer.score(vector))
     likely = probability(bundle.calibration, score)
     action, risk, loss = policy.decide(bundle.policy, likely, event.amount)
     entities = {entity.by: place_of(flag) for entity, flag in zip(table.entities, flags)}
-    answer = Answer(event.id, score, likely, risk, action, loss, named(engine.names, vector), entities, bundle.hash,
-                    engine.hashes[1].hex(), table.hash, None)
+    answer = Answer(event.id, score, likely, risk, action, loss, engine.features(vector), entities, bundle.hash, bundle.policy.hash, table.hash, None)
     record = pack_record(Record(digest_of(event), *engine.hashes, score, likely, loss, risk, action, bytes(flags), vector))
     entry = Entry("event", event.time, event.id_key, tuple(event.keys.values()), amount=event.amount, decision=record, body=event.body,
                   at=int(time.time() * 1000), took=int((time.perf_counter() - start) * 1e6))
-    return answer, Change(b"", record, [], [], [], encode_entry(entry))
+    return answer, record, encode_entry(entry)
 
 # %% ../../nbs/18_decide.ipynb #c054
-def repeated(engine: Engine, event: Event, record: bytes, seq: int) -> Answer:
-    "The earlier answer; `Conflict` when the earlier order was another one."
+def repeated(engine: Engine, event: Event, record: bytes, seq: int) -> Answer | Conflict:
+    "The earlier answer, or a `Conflict` when the earlier order was another one."
     found = open_record(record)
     if found.digest != digest_of(event):
         engine.watch.count("commit", "other_body")
-        raise Conflict("an order with this id and another content was taken before: give each order an id of its own")
+        return Conflict("an order with this id and another content was taken before: give each order an id of its own")
     engine.watch.count("commit", "known")
     answer = answer_of(found, event.id, seq, engine.table)
     answer.known_before = True
@@ -506,7 +557,7 @@ def degraded(engine: Engine, event: Event, reason: str) -> Answer:
     "An answer by amount alone; nothing is stored."
     engine.watch.count("degraded", reason)
     risk, bundle = degraded_band(event.amount, engine.settings), engine.bundle
-    return Answer(event.id, None, None, risk, ACTIONS[BANDS.index(risk)], None, {}, {}, bundle.hash, engine.hashes[1].hex(), engine.table.hash,
+    return Answer(event.id, None, None, risk, ACTIONS[BANDS.index(risk)], None, {}, {}, bundle.hash, bundle.policy.hash, engine.table.hash,
                   None, reason)
 
 # %% ../../nbs/18_decide.ipynb #c056
