@@ -1065,6 +1065,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                        'fraud_poc.live.decide.Watch': ('decide.html#watch', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.Watch.count': ('decide.html#watch.count', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.Watch.spent': ('decide.html#watch.spent', 'fraud_poc/live/decide.py'),
+                                       'fraud_poc.live.decide._numbers': ('decide.html#_numbers', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.amount_units': ('decide.html#amount_units', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.answer_of': ('decide.html#answer_of', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.asking': ('decide.html#asking', 'fraud_poc/live/decide.py'),

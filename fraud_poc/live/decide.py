@@ -21,6 +21,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -183,7 +184,11 @@ def digest_of(
     event: Event,
 ) -> bytes:  # 16 bytes
     "The meaning of an order: two bodies with the same digest are the same order, however they are written."
-    return hashlib.blake2b(struct.pack(f"<qq{len(event.keys)}Q", event.time, event.amount, *event.keys.values()), digest_size=16).digest()
+    packed = _numbers(len(event.keys)).pack(event.time, event.amount, *event.keys.values())
+    return hashlib.blake2b(packed, digest_size=16).digest()
+
+@cache
+def _numbers(keys: int) -> struct.Struct: return struct.Struct(f"<qq{keys}Q")
 
 # %% ../../nbs/18_decide.ipynb #c020
 class OrderReader:
@@ -278,6 +283,7 @@ class Answer(msgspec.Struct):
     degraded: str | None = None      # why there is no score
     known_before: bool = False       # this order was answered before, and this is that answer
 
+@cache
 def place_of(
     flags: int,  # of an entity, as the fold gives them
 ) -> str:        # one of PLACES: the most telling of what holds
@@ -400,6 +406,7 @@ class Engine:
         check_model(bundle, table)
         self.settings, self.table, self.bundle, self.scorer, self.store = settings, table, bundle, scorer, store
         self.watch, self.chance, self.stepper, self.names = watch or Watch(), chance or random.Random(), Stepper(table), table.names
+        self.entities = [entity.by for entity in table.entities]
         self.features = lambda vector: named(self.names, vector)  # how answers show a vector
         self.hashes = bytes.fromhex(bundle.hash), bytes.fromhex(bundle.policy.hash), bytes.fromhex(table.hash)
         self.timeout, self.checked = duration_ms(settings.live.store_timeout) / 1000, False  # checked: that the store holds states of this table
@@ -422,7 +429,7 @@ class Engine:
         found = await self.store.fetch(event_key(id_key), [])
         return found.record and answer_of(open_record(found.record), ident, found.seq, self.table)
 
-# %% ../../nbs/18_decide.ipynb #new005
+# %% ../../nbs/18_decide.ipynb #new001
 async def decide_all(
     engine: Engine,
     events: Sequence[Event],
@@ -467,7 +474,7 @@ async def decide_once(engine: Engine, events: Sequence[Event], places: list[int]
         else: answered(place, result)
     return sorted(left)
 
-# %% ../../nbs/18_decide.ipynb #new008
+# %% ../../nbs/18_decide.ipynb #new004
 def asking(table: FeatureTable, event: Event) -> tuple[Ask, list[int]]:
     "What an order asks for, and the places of its entities in the table."
     there, keys = keys_in(table, event.keys)
@@ -521,7 +528,7 @@ def decided(
     score = float(engine.scorer.score(vector))
     likely = probability(bundle.calibration, score)
     action, risk, loss = policy.decide(bundle.policy, likely, event.amount)
-    entities = {entity.by: place_of(flag) for entity, flag in zip(table.entities, flags)}
+    entities = dict(zip(engine.entities, map(place_of, flags)))
     answer = Answer(event.id, score, likely, risk, action, loss, engine.features(vector), entities, bundle.hash, bundle.policy.hash, table.hash, None)
     record = pack_record(Record(digest_of(event), *engine.hashes, score, likely, loss, risk, action, bytes(flags), vector))
     entry = Entry("event", event.time, event.id_key, tuple(event.keys.values()), amount=event.amount, decision=record, body=event.body,
