@@ -1103,6 +1103,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                        'fraud_poc.live.decide.settled': ('decide.html#settled', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.spread': ('decide.html#spread', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.stepped': ('decide.html#stepped', 'fraud_poc/live/decide.py'),
+                                       'fraud_poc.live.decide.told': ('decide.html#told', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.value_problems': ('decide.html#value_problems', 'fraud_poc/live/decide.py')},
             'fraud_poc.live.labels': { 'fraud_poc.live.labels.Learner': ('labels.html#learner', 'fraud_poc/live/labels.py'),
                                        'fraud_poc.live.labels.Learner.__init__': ( 'labels.html#learner.__init__',

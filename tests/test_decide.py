@@ -328,3 +328,47 @@ async def through_redis(settings, url):
         assert await one.log_length() == 60
         last = await engines[1].decide(event_of(engines[1], order_id="last", order_date="2025-06-01T12:05:00"))
         assert last.features["count_1h_by_customer_id"] == 60.0
+
+
+# --- lots -------------------------------------------------------------------------------------------------------------------------------
+
+async def decided(engine, events) -> list:
+    "Results of some orders that are decided together, in their order."
+    results = {}
+    await module.decide_all(engine, events, results.__setitem__)
+    return [results[place] for place in range(len(events))]
+
+
+def test_a_lot_is_answered_as_its_orders_would_be_one_by_one():
+    async def run():
+        together, alone = engine_for(orders()), engine_for(orders())
+        events = [event_of(together, order_id=f"o{i % 7}", order_date=f"2025-06-01T12:00:{i:02}", order_amount=i + 1) for i in range(12)]
+        one_by_one = []
+        for event in events:
+            try: one_by_one.append(await alone.decide(event))
+            except Conflict as error: one_by_one.append(error)
+        for result, expected in zip(await decided(together, events), one_by_one):
+            assert result == expected or (type(result), str(result)) == (type(expected), str(expected))
+        assert [seq for seq, _ in together.store.log] == [seq for seq, _ in alone.store.log] and len(alone.store.log) == 7
+        assert await decided(together, []) == []
+    asyncio.run(run())
+
+
+def test_what_is_wrong_with_one_order_of_a_lot_concerns_that_one(tmp_path):
+    async def run(engine, damage):
+        events = [event_of(engine, order_id=f"o{i}", customer_id=i) for i in range(5)]
+        await engine.decide(events[2])
+        await damage(engine.store, event_key(events[2].id_key))
+        results = await decided(engine, events)
+        assert [type(result).__name__ for result in results] == ["Answer", "Answer", "ValueError", "Answer", "Answer"]
+        assert all(result.degraded is None for i, result in enumerate(results) if i != 2)
+        return engine
+    async def in_memory(store, key): store.held["record", key] = ((10, b"no record"), store.held["record", key][1])
+    asyncio.run(run(engine_for(orders()), in_memory))
+    async def in_redis():
+        async with open_store(orders(**{"live.store_timeout": "20s"}), server.url) as store:
+            engine = engine_for(orders(), store)
+            await filled(store, engine.table.hash)
+            await run(engine, lambda store, key: store.call("SET", store.at_records + key, b"10 no record"))
+            assert not store.link.own and not store.link.records  # nothing is waited for any more
+    with start_redis(tmp_path / "redis") as server: asyncio.run(in_redis())

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings as profile, strategies as st
 
 from fraud_poc.live import store as module
-from fraud_poc.live.store import (Change, Client, Entry, Meta, MemoryStore, Names, Outcome, RedisStore, StoreDown, StoreLost, StoreSlow, decode_entry, encode_entry,
-                                  event_key, label_key, parse_url, server_runs, start_redis, state_key)
+from fraud_poc.live.store import (Ask, Change, Client, Entry, Meta, MemoryStore, Names, Outcome, RedisStore, StoreDown, StoreLost, StoreSlow, decode_entry,
+                                  encode_entry, event_key, label_key, parse_url, server_runs, start_redis, state_key)
 
 ROOT = Path(__file__).resolve().parents[1]
 META = Meta("5eed", 1, "table", {"next_seq": 0})
@@ -480,3 +480,84 @@ def test_bad_addresses_are_refused_without_the_password(url):
 def test_entries_keep_every_bit(entry):
     assert decode_entry(encode_entry(entry)) == entry
     with pytest.raises(ValueError): decode_entry(encode_entry(entry)[:-1])
+
+
+# --- lots -------------------------------------------------------------------------------------------------------------------------------
+
+def count_up(lot, asked: list[Ask]) -> list[bytes | None]:
+    "Put a change for each order that counts its states up; the states that each one found, None = ask again."
+    seen = []
+    for ask in asked:
+        found = lot.found(ask)
+        seen.append(found and (found.record or found.states[0]))
+        if found and found.record is None: lot.put(Change(ask.record_key, b"r", ask.keys, found.tokens, [b"%d" % (int(s or b"0") + 1) for s in found.states], b"e"))
+    return seen
+
+
+@both
+@runs
+async def test_orders_of_a_lot_see_those_before_them(kind, server):
+    async with any_store(kind, server) as store:
+        asked = [Ask(event_key(n), [KEY, state_key(1, n % 2)]) for n in (1, 2, 1, 3)]
+        lot = await store.lot(asked)
+        assert count_up(lot, asked) == [b"", b"1", None, b"2"]
+        assert await lot.outcomes() == [Outcome("accepted", 0), Outcome("accepted", 1), Outcome("accepted", 2)]
+        again = await store.lot(asked)
+        assert count_up(again, asked) == [b"r"] * 4 and await again.outcomes() == []
+        assert (await store.fetch(b"", [KEY, state_key(1, 1)])).states == [b"3", b"2"] and await store.log_length() == 3
+
+
+@runs
+async def test_lots_under_way_see_each_other_and_others_make_them_ask_again(server):
+    fill(server.url)
+    async with redis_store(server.url) as store, redis_store(server.url) as other:
+        asks = [[Ask(event_key(10 * n + i), [KEY]) for i in range(4)] for n in range(6)]
+        async def work(asked):
+            lot = await store.lot(asked)
+            count_up(lot, asked)
+            return await lot.outcomes()
+        outcomes = sum(await asyncio.gather(*map(work, asks)), [])
+        assert [outcome.kind for outcome in outcomes] == ["accepted"] * 24 and (await store.fetch(b"", [KEY])).states == [b"24"]
+        lot = await store.lot(asked := [Ask(event_key(100 + i), [KEY if i < 2 else state_key(2, i)]) for i in range(4)])
+        await add_one(other, 200)
+        count_up(lot, asked)
+        assert [outcome.kind for outcome in await lot.outcomes()] == ["conflict", "conflict", "accepted", "accepted"]
+        assert not store.link.own and not store.link.records
+
+
+@runs
+async def test_a_lot_teaches_a_server_the_script(server):
+    fill(server.url)
+    async with redis_store(server.url) as store:
+        lot = await store.lot(asked := [Ask(event_key(i), [KEY]) for i in range(3)])
+        await store.call("SCRIPT", "FLUSH")
+        count_up(lot, asked)
+        assert [outcome.kind for outcome in await lot.outcomes()] == ["accepted"] * 3 and (await store.fetch(b"", [KEY])).states == [b"3"]
+
+
+@runs
+async def test_a_lot_says_of_each_change_what_is_known_of_it(tmp_path):
+    with start_redis(tmp_path / "redis") as server:
+        fill(server.url)
+        async with redis_store(server.url, timeout_ms=100) as store:
+            lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in range(2)])
+            with Client(server.url) as client: pid = int(client.call("INFO", "server").partition(b"process_id:")[2].split()[0])
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                count_up(lot, asked)
+                assert [type(outcome) for outcome in await lot.outcomes()] == [StoreSlow, StoreSlow]
+                lot = await asyncio.wait_for(asyncio.gather(store.lot(asked), return_exceptions=True), 5)
+                assert isinstance(lot[0], StoreSlow)
+            finally: os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.2)
+            assert not store.link.own and not store.link.records and [(await store.fetch(ask.record_key, [])).record for ask in asked] == [b"r", b"r"]
+            lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in (7, 8)])
+            server.kill()
+            count_up(lot, asked)
+            assert {type(outcome) for outcome in await lot.outcomes()} == {StoreDown}
+
+
+def test_a_server_shares_our_session_and_not_our_signals(tmp_path):
+    with start_redis(tmp_path / "redis") as server:
+        pid = server.process.pid
+        assert os.getsid(pid) == os.getsid(0) and os.getpgid(pid) == pid != os.getpgid(0)

@@ -445,15 +445,18 @@ async def score_batch(service: Service, headers: list[tuple[bytes, bytes]], rece
 
 async def score_items(service: Service, items: dict[int, Any], results: dict[int, dict]) -> None:
     "Add the results of some orders of a batch, by their numbers."
-    events = {}
-    def told(number: int, result: Answer | Conflict) -> None:
-        results[number] = {"status": 200, "answer": result} if isinstance(result, Answer) else {
-            "status": 409, "detail": [Detail(["body", number, *id_place(service)[1:]], str(result), "conflict")]}
+    events, errors = {}, []
+    def told(number: int, result: Answer | Exception) -> None:
+        if isinstance(result, Answer): results[number] = {"status": 200, "answer": result}
+        elif isinstance(result, Conflict):
+            results[number] = {"status": 409, "detail": [Detail(["body", number, *id_place(service)[1:]], str(result), "conflict")]}
+        else: errors.append(result)
     for number, item in items.items():
         try: events[number] = service.codec.event(item) if isinstance(item, msgspec.Raw) else read_pairs(service.reader, item)
         except OrderError as error: results[number] = {"status": 422, "detail": of_problems(error.problems, number).details}
     numbers = list(events)
     await decide_all(service.engine, list(events.values()), lambda place, result: told(numbers[place], result))
+    if errors: raise errors[0]
 
 # %% ../../nbs/23_scoring.ipynb #c042
 def statement_of(service: Service, value: Any, by: str) -> Statement:

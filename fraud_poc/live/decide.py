@@ -8,8 +8,8 @@ __all__ = ['MAX_TEXT', 'INTEGERS', 'ISO', 'EPOCH', 'PLACES', 'RECORD', 'ATTEMPTS
            'identity_text', 'encodes', 'number_text', 'finite', 'amount_units', 'Event', 'Label', 'digest_of',
            'OrderReader', 'read_values', 'read_dict', 'value_problems', 'Answer', 'place_of', 'Record', 'pack_record',
            'open_record', 'answer_of', 'named', 'Watch', 'reason_of', 'keys_in', 'spread', 'check_model',
-           'degraded_band', 'Equipped', 'Engine', 'decide_all', 'decide_once', 'asking', 'put', 'settled', 'stepped',
-           'decided', 'repeated', 'missed', 'check_table', 'degraded', 'attempts', 'learn_once']
+           'degraded_band', 'Equipped', 'Engine', 'decide_all', 'decide_once', 'asking', 'put', 'told', 'settled',
+           'stepped', 'decided', 'repeated', 'missed', 'check_table', 'degraded', 'attempts', 'learn_once']
 
 # %% ../../nbs/18_decide.ipynb #c003
 import asyncio
@@ -418,7 +418,7 @@ class Engine(Equipped):
         "Decide an order; `Conflict` when another one had its id. Store troubles give a degraded answer."
         results = []
         await decide_all(self, [event], lambda _, result: results.append(result))
-        if isinstance(results[0], Conflict): raise results[0]
+        if isinstance(results[0], Exception): raise results[0]
         return results[0]
 
     async def learn(self, label: Label) -> int:  # its sequence number
@@ -436,10 +436,11 @@ class Engine(Equipped):
 async def decide_all(
     engine: Engine,
     events: Sequence[Event],
-    answered: Callable[[int, Answer | Conflict], None],  # called once for each event: its place, and its answer or what stands against it
+    answered: Callable[[int, Answer | Exception], None],  # called once for each event: its place, and its answer or what stands against it
 ) -> None:
     "Decide orders."
     left = list(range(len(events)))
+    if not events: return
     async def attempt() -> bool | None:
         nonlocal left
         left = await decide_once(engine, events, left, answered)
@@ -451,7 +452,7 @@ async def decide_all(
     for place in left: answered(place, degraded(engine, events[place], reason))
 
 # %% ../../nbs/18_decide.ipynb #c052
-async def decide_once(engine: Engine, events: Sequence[Event], places: list[int], answered: Callable[[int, Answer | Conflict], None]) -> list[int]:
+async def decide_once(engine: Engine, events: Sequence[Event], places: list[int], answered: Callable[[int, Answer | Exception], None]) -> list[int]:
     "Fetch, step, score, commit; the places of those that must be tried again, since states were changed meanwhile."
     start = time.perf_counter()
     if not engine.checked: await check_table(engine)
@@ -460,19 +461,20 @@ async def decide_once(engine: Engine, events: Sequence[Event], places: list[int]
     engine.watch.spent("fetch", time.perf_counter() - start, len(places))
     left, sent, spent = [], [], [0.0, 0.0]
     for place, (ask, there) in zip(places, asked):
-        found = lot.found(ask)
-        if found is None: left.append(place)
-        elif found.record is not None: answered(place, repeated(engine, events[place], found.record, found.seq))
-        else:
-            try: sent.append((place, put(engine, lot, events[place], ask, there, found, start, spent)))
-            except StoreLost as error: answered(place, degraded(engine, events[place], reason_of(error)))
+        try:
+            found = lot.found(ask)
+            if found is None: left.append(place)
+            elif found.record is not None: answered(place, repeated(engine, events[place], found.record, found.seq))
+            else: sent.append((place, put(engine, lot, events[place], ask, there, found, start, spent)))
+        except Exception as error: answered(place, told(engine, events[place], error))
     if not sent: return left
     for part, seconds in zip(("step", "model"), spent): engine.watch.spent(part, seconds / len(sent), len(sent))
     begun = time.perf_counter()
     outcomes = await lot.outcomes()
     engine.watch.spent("commit", time.perf_counter() - begun, len(sent))
     for (place, answer), outcome in zip(sent, outcomes):
-        result = settled(engine, events[place], answer, outcome)
+        try: result = settled(engine, events[place], answer, outcome)
+        except Exception as error: result = told(engine, events[place], error)
         if result is None: left.append(place)
         else: answered(place, result)
     return sorted(left)
@@ -494,9 +496,12 @@ def put(engine: Engine, lot: Lot, event: Event, ask: Ask, there: list[int], foun
     spent[1] += time.perf_counter() - done
     return answer
 
+def told(engine: Engine, event: Event, error: Exception) -> Answer | Exception:
+    "What an order is told of an error that concerns it alone: troubles of the store give an answer by its amount."
+    return degraded(engine, event, reason_of(error)) if isinstance(error, TROUBLES) else error
+
 def settled(engine: Engine, event: Event, answer: Answer, outcome: Outcome | Exception) -> Answer | Conflict | None:
     "What an order is told after its commit; None when it must be tried again."
-    if isinstance(outcome, TROUBLES): return degraded(engine, event, reason_of(outcome))
     if isinstance(outcome, Exception): raise outcome
     if outcome.kind == "known": return repeated(engine, event, outcome.record, outcome.seq)
     if outcome.kind != "accepted": return missed(engine, outcome.kind)
