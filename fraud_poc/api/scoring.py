@@ -443,6 +443,7 @@ async def score_batch(service: Service, headers: list[tuple[bytes, bytes]], rece
     except Refused as error: return refused_reply(service, error)
     except Exception as error: return failed(service, error)
 
+# %% ../../nbs/23_scoring.ipynb #c042
 async def score_items(service: Service, items: dict[int, Any], results: dict[int, dict]) -> None:
     "Add the results of some orders of a batch, by their numbers."
     events, errors = {}, []
@@ -458,7 +459,7 @@ async def score_items(service: Service, items: dict[int, Any], results: dict[int
     await decide_all(service.engine, list(events.values()), lambda place, result: told(numbers[place], result))
     if errors: raise errors[0]
 
-# %% ../../nbs/23_scoring.ipynb #c042
+# %% ../../nbs/23_scoring.ipynb #c044
 def statement_of(service: Service, value: Any, by: str) -> Statement:
     "A statement from a JSON value; `OrderError` names each field that is wrong, or there twice."
     if not isinstance(value, Pairs): raise OrderError([Problem("", "input should be an object with the fields of a statement", "dict_type")])
@@ -480,7 +481,7 @@ async def say_items(service: Service, items: list[Any], by: str) -> list[Said | 
         service.metrics.add("statements", outcome)
     return [results[number] for number in range(len(items))]
 
-# %% ../../nbs/23_scoring.ipynb #c044
+# %% ../../nbs/23_scoring.ipynb #c046
 def said_reply(result: Said | list[Problem], *place: int) -> dict:
     "Status with answer or detail."
     if isinstance(result, Said): return {"status": 200, "answer": result}
@@ -509,7 +510,7 @@ async def take_labels(service: Service, headers: list[tuple[bytes, bytes]], rece
     except (StoreDown, StoreSlow, StoreLost): return refused_reply(service, refusal(503, ["server"], "the store cannot be had", "store", wait=1))
     except Exception as error: return failed(service, error)
 
-# %% ../../nbs/23_scoring.ipynb #c046
+# %% ../../nbs/23_scoring.ipynb #c048
 SAMPLES = 20  # orders that are offered
 
 def written_time(ms: int, settings: Settings) -> str | int | float:
@@ -540,7 +541,7 @@ def sample_orders(service: Service) -> list[dict[str, Any]]:
     last = int(max((row["time"].timestamp() for row in rows), default=0) * 1000)
     return [written_order(service, row, last) for row in list(whole.values())[:SAMPLES]]
 
-# %% ../../nbs/23_scoring.ipynb #c048
+# %% ../../nbs/23_scoring.ipynb #c050
 REST = {True: r"02-29|", False: ""}  # of a leap year
 MONTHS = r"(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8])"
 CLOCK = r"([T ]([01][0-9]|2[0-3])(:[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?)?(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)?)?"
@@ -559,7 +560,7 @@ def date_pattern(
     some = [f"{month}-({'|'.join(day[8:] for day in parts if day.startswith(month))})" for month in months]
     return "(" + "|".join([f"({'|'.join(years)})-({REST[leap]}{MONTHS})" for leap, years in whole.items() if years] + some) + ")"
 
-# %% ../../nbs/23_scoring.ipynb #c051
+# %% ../../nbs/23_scoring.ipynb #c053
 def field_schema(service: Service, field: Field) -> dict:
     "JSON schema of a field."
     limits, columns, now = service.settings.limits, service.settings.columns, service.clock()
@@ -585,7 +586,7 @@ def example_order(service: Service) -> dict[str, Any]:
     values = {"time": when, "number": when, "amount": min(max(25.0, limits.min_amount), limits.max_amount)}
     return {field.name: values.get(field.part, f"{field.name}-1") for field in service.reader.fields}
 
-# %% ../../nbs/23_scoring.ipynb #c053
+# %% ../../nbs/23_scoring.ipynb #c055
 TEXT, NUMBER = {"type": "string"}, {"type": ["number", "null"]}
 
 def ref(name: str) -> dict:
@@ -614,7 +615,7 @@ def answer_schema(service: Service) -> dict:
         "position": {"type": ["integer", "null"], "description": "in the log"},
         "degraded": {"type": ["string", "null"], "description": "why there is no score"}, "known_before": {"type": "boolean"}}, example=example)
 
-# %% ../../nbs/23_scoring.ipynb #c055
+# %% ../../nbs/23_scoring.ipynb #c057
 def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
     "JSON schemas of statements and of what comes of them."
     identity, moment = (field_schema(service, Field(*field)) for field in (("order", "identity", True, False), known_field(service.settings)))
@@ -633,7 +634,7 @@ def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
     return {"Statement": statement, "Statements": {"anyOf": [ref("Statement"), several], "example": [first]}, "Said": said,
             "Told": {"anyOf": [ref("Said"), closed({"results": listed(result)})]}}
 
-# %% ../../nbs/23_scoring.ipynb #c057
+# %% ../../nbs/23_scoring.ipynb #c059
 def schemas(service: Service) -> dict[str, dict]:
     "JSON schemas of all that goes in and out."
     fields, most = service.reader.fields, service.settings.service.max_batch
@@ -651,7 +652,7 @@ def schemas(service: Service) -> dict[str, dict]:
         "Model": {"type": "object", "required": ["hash", "feature_table", "features"]},
         "Problem": closed({"detail": listed(detail)})}
 
-# %% ../../nbs/23_scoring.ipynb #c059
+# %% ../../nbs/23_scoring.ipynb #c061
 MEANINGS = {400: "The JSON is broken.", 401: "The API key is missing or unknown.", 403: "The API key has not the scope.",
             404: "There is no such thing.", 408: "The body did not arrive in time.",
             409: "Another order with this id was taken before.", 413: "The body is too long.",
@@ -674,7 +675,7 @@ def json_content(schema: str) -> dict:
     "JSON of a schema."
     return {"application/json": {"schema": ref(schema)}}
 
-# %% ../../nbs/23_scoring.ipynb #c060
+# %% ../../nbs/23_scoring.ipynb #c062
 def operation(path: str, name: str, summary: str, schema: str, statuses: tuple[int, ...], takes: str) -> dict:
     "One operation of the document."
     retry = {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}}
@@ -699,7 +700,7 @@ def openapi(service: Service) -> dict:
     return {"openapi": "3.1.0", "info": {"title": f"fraud_poc: {service.settings.domain.name}", "version": service.engine.table.hash[:12]},
             "paths": paths, "components": {"schemas": schemas(service), "securitySchemes": keys}}
 
-# %% ../../nbs/23_scoring.ipynb #c062
+# %% ../../nbs/23_scoring.ipynb #c064
 def as_response(reply: Reply, kind: str = "application/json") -> Response:
     "A reply as FastAPI knows it."
     return Response(reply.body, reply.status, {name.decode(): value.decode() for name, value in reply.headers}, media_type=kind)
@@ -729,7 +730,7 @@ async def get_samples(service: Service, request: Request) -> Reply:
     known = {name: list(dict.fromkeys(order[name] for order in orders)) for name in service.settings.columns.entities}
     return Reply(200, service.codec.encode({"orders": orders, "known": known}))
 
-# %% ../../nbs/23_scoring.ipynb #c064
+# %% ../../nbs/23_scoring.ipynb #c066
 UNTOLD = ("names", "table_hash", "settings", "files", "seal")  # parts of a manifest that nobody asks for
 
 async def get_model(service: Service, request: Request) -> Reply:
@@ -758,7 +759,7 @@ async def get_ready(service: Service, request: Request) -> Response:
     reasons = await unready(service)
     return Response(service.codec.encode({"ready": not reasons, "reasons": reasons}), 503 if reasons else 200, media_type="application/json")
 
-# %% ../../nbs/23_scoring.ipynb #c066
+# %% ../../nbs/23_scoring.ipynb #c068
 def model_age(service: Service) -> float | None:
     "Seconds since the model was made; None when its manifest does not say."
     try: made = datetime.fromisoformat(str(service.engine.bundle.manifest["created"]))
@@ -789,7 +790,7 @@ async def get_metrics(service: Service, request: Request) -> Reply:
               "keys_age_seconds": ("Time since the API keys were read.", time.monotonic() - service.keys.read_at if service.keys else None)}
     return Reply(200, await asyncio.to_thread(exposition, Families(all_counts(service.metrics), gauges)))
 
-# %% ../../nbs/23_scoring.ipynb #c068
+# %% ../../nbs/23_scoring.ipynb #c070
 def routes(service: Service) -> list[tuple[str, str, Callable]]:
     "Path, method and function of each route."
     async def health(request: Request) -> Response: return Response(b'{"ready":true,"reasons":[]}', media_type="application/json")
@@ -818,7 +819,7 @@ def cold_app(service: Service, lifespan: Callable | None = None) -> FastAPI:
         return Response(found.body, found.status, error.headers, media_type="application/json")
     return app
 
-# %% ../../nbs/23_scoring.ipynb #c070
+# %% ../../nbs/23_scoring.ipynb #c072
 KNOWN_PATHS = {path for _, path in ROUTES} | {"/docs", "/redoc", "/openapi.json"}
 
 class Front:
@@ -836,7 +837,7 @@ class Front:
             await send(message)
         await self.cold(scope, receive, counted)
 
-# %% ../../nbs/23_scoring.ipynb #c072
+# %% ../../nbs/23_scoring.ipynb #c074
 class Nobody:
     "An event that nobody waits for."
     def set(self) -> None: pass
@@ -853,7 +854,7 @@ class Exchange(Order):
         "Write an answer in one piece."
         self.protocol.answer(self, reply)
 
-# %% ../../nbs/23_scoring.ipynb #c074
+# %% ../../nbs/23_scoring.ipynb #c076
 def written(reply: Reply, keep_alive: bool) -> bytes:
     "A reply as it goes over the wire."
     headers = b"".join([b"%s: %s\r\n" % header for header in reply.headers]) + (b"" if keep_alive else b"connection: close\r\n")
@@ -879,7 +880,7 @@ class Answering(HttpToolsProtocol):
         if not exchange.keep_alive: self.transport.close()
         self.on_response_complete()
 
-# %% ../../nbs/23_scoring.ipynb #c076
+# %% ../../nbs/23_scoring.ipynb #c078
 class Headed(Answering):
     "HTTP/1.1 with a short way for `POST /score`, which the headers open."
 
@@ -903,7 +904,7 @@ class Headed(Answering):
             self.headers.extend(headers)
             super().on_headers_complete()
 
-# %% ../../nbs/23_scoring.ipynb #c078
+# %% ../../nbs/23_scoring.ipynb #c080
 class ScoringProtocol(Headed):
     "The short way from the body on."
     def data_received(self, data: bytes) -> None:
@@ -931,7 +932,7 @@ class ScoringProtocol(Headed):
         except Refused as error: return exchange.answer(refused_reply(self.app.service, error))
         self.app.service.intake.add(exchange)
 
-# %% ../../nbs/23_scoring.ipynb #c080
+# %% ../../nbs/23_scoring.ipynb #c082
 TOLD = ("degraded", "refused", "commits")  # counters whose growth is logged
 
 async def tick(service: Service, seconds: float = 1.0) -> None:
@@ -959,7 +960,7 @@ async def watch_parent(seconds: float = 1.0) -> None:
     tell("the process above died", logging.WARNING)
     os.kill(os.getpid(), signal.SIGTERM)
 
-# %% ../../nbs/23_scoring.ipynb #c082
+# %% ../../nbs/23_scoring.ipynb #c084
 def note_signal(service: Service) -> None:
     "Mark the service as closing when the process is told to stop, and pass the signal on."
     if threading.current_thread() is not threading.main_thread(): return
@@ -971,7 +972,7 @@ def note_signal(service: Service) -> None:
             before(which, frame)
         signal.signal(number, closing)
 
-# %% ../../nbs/23_scoring.ipynb #c084
+# %% ../../nbs/23_scoring.ipynb #c086
 def create_app(
     settings: Settings,
     engine: Engine,
@@ -996,7 +997,7 @@ def create_app(
             tell("stopped")
     return Front(service, cold_app(service, lifespan))
 
-# %% ../../nbs/23_scoring.ipynb #c086
+# %% ../../nbs/23_scoring.ipynb #c088
 SETTINGS, STORE, SHARED = "FRAUD_POC_SETTINGS", "FRAUD_POC_STORE", "FRAUD_POC_SHARED_COUNTS"  # environment variables of workers
 
 def warm(engine: Engine, reader: OrderReader) -> None:
@@ -1024,7 +1025,7 @@ def worker_app(
     warm(engine, app.service.reader)
     return complete(app, database)
 
-# %% ../../nbs/23_scoring.ipynb #c088
+# %% ../../nbs/23_scoring.ipynb #c090
 def default_engine(settings: Settings) -> Engine:
     "An engine with the newest accepted model; `ValueError` says what to run first."
     table = build_table(settings)
@@ -1033,7 +1034,7 @@ def default_engine(settings: Settings) -> Engine:
     if not scorer.compiled: tell("model is not compiled", logging.WARNING, reason=scorer.reason)
     return Engine(settings, table, bundle, scorer, None)
 
-# %% ../../nbs/23_scoring.ipynb #c090
+# %% ../../nbs/23_scoring.ipynb #c092
 class Workers(Multiprocess):
     "Worker processes, each replaced when it dies."
     def keep_subprocess_alive(self) -> None:
@@ -1047,7 +1048,7 @@ class Workers(Multiprocess):
             self.processes[number] = type(worker)(self.config, self.sockets)
             self.processes[number].start()
 
-# %% ../../nbs/23_scoring.ipynb #c092
+# %% ../../nbs/23_scoring.ipynb #c094
 STOPPING = 20  # seconds that accepted requests may take after the signal to stop
 IDLE = 75      # seconds that an open connection may be silent: longer than the pools of callers keep one, so that they close it and not we
 
@@ -1070,7 +1071,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
             if value is None: os.environ.pop(name)
             else: os.environ[name] = value
 
-# %% ../../nbs/23_scoring.ipynb #c094
+# %% ../../nbs/23_scoring.ipynb #c096
 @contextmanager
 def in_order() -> Iterator[None]:
     "Within it, SIGTERM ends the process by `SystemExit`."
@@ -1081,7 +1082,7 @@ def in_order() -> Iterator[None]:
         try: yield
         finally: signal.signal(signal.SIGTERM, before)
 
-# %% ../../nbs/23_scoring.ipynb #c096
+# %% ../../nbs/23_scoring.ipynb #c098
 def serve(
     settings: Settings,
     url: str,                                        # of the store, as live.store.server_for yields it
