@@ -541,6 +541,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
             'fraud_poc.desk.database': { 'fraud_poc.desk.database._decision': ('database.html#_decision', 'fraud_poc/desk/database.py'),
                                          'fraud_poc.desk.database._sqlite_engine': ( 'database.html#_sqlite_engine',
                                                                                      'fraud_poc/desk/database.py'),
+                                         'fraud_poc.desk.database._to_wal': ('database.html#_to_wal', 'fraud_poc/desk/database.py'),
                                          'fraud_poc.desk.database._upsert': ('database.html#_upsert', 'fraud_poc/desk/database.py'),
                                          'fraud_poc.desk.database.add_up': ('database.html#add_up', 'fraud_poc/desk/database.py'),
                                          'fraud_poc.desk.database.alembic_config': ( 'database.html#alembic_config',

@@ -62,11 +62,11 @@ def test_many_open_an_empty_database_at_once(settings, database_url):
     def open_it():
         try: engines.append(open_database(settings, database_url))
         except Exception as error: failed.append(error)
-    threads = [threading.Thread(target=open_it) for _ in range(4)]
+    threads = [threading.Thread(target=open_it) for _ in range(12)]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
     for engine in engines: engine.dispose()
-    assert failed == [] and len(engines) == 4
+    assert failed == [] and len(engines) == 12
 
 
 def test_a_newer_database_is_left_alone(settings, engine, database_url):

@@ -230,6 +230,27 @@ def test_excess_is_refused_at_once_and_the_rest_served(tmp_path):
     assert len(service.engine.store.log) == 3
 
 
+def test_a_burst_may_take_all_places_and_a_standing_queue_half(fresh, monkeypatch):
+    service, now = fresh.app.service, [100.0]
+    most = service.settings.service.max_in_flight
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    def taken(arriving: int) -> int:
+        before = service.in_flight
+        for _ in range(arriving):
+            with suppress(module.Refused): module.take_place(service)
+        return service.in_flight - before
+    assert taken(2 * most) == most                            # a burst
+    service.in_flight, now[0] = most - 3, 100.05
+    assert taken(10) == 3                                     # soon after it
+    service.in_flight, now[0] = most - 3, 100.2
+    assert taken(10) == 0 and module.is_full(service)         # never short since: it stands
+    service.in_flight = most // 2 - 2
+    assert taken(10) == 2
+    service.in_flight = most // 4
+    assert taken(2 * most) == most - most // 4                # it was short: what comes now is a burst again
+    service.in_flight = 0
+
+
 def test_a_body_that_drips_holds_no_place_and_is_given_up(fresh, monkeypatch):
     monkeypatch.setattr(module, "BODY_SECONDS", 0.05)
     sent = []
