@@ -240,9 +240,9 @@ def test_a_burst_may_take_all_places_and_a_standing_queue_half(fresh, monkeypatc
             with suppress(module.Refused): module.take_place(service)
         return service.in_flight - before
     assert taken(2 * most) == most                            # a burst
-    service.in_flight, now[0] = most - 3, 100.05
+    service.in_flight, now[0] = most - 3, 100.01
     assert taken(10) == 3                                     # soon after it
-    service.in_flight, now[0] = most - 3, 100.2
+    service.in_flight, now[0] = most - 3, 100.05
     assert taken(10) == 0 and module.is_full(service)         # never short since: it stands
     service.in_flight = most // 2 - 2
     assert taken(10) == 2

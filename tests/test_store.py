@@ -561,3 +561,17 @@ def test_a_server_shares_our_session_and_not_our_signals(tmp_path):
     with start_redis(tmp_path / "redis") as server:
         pid = server.process.pid
         assert os.getsid(pid) == os.getsid(0) and os.getpgid(pid) == pid != os.getpgid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no policy for idle processes on this system")
+def test_what_can_wait_goes_last(tmp_path):
+    with start_redis(tmp_path / "redis") as server, module.kept_running(server), Client(server.url) as client:
+        for n in range(200): client.call("SET", f"key {n}", os.urandom(100_000))
+        child, until = [], time.monotonic() + 20
+        client.call("CONFIG", "SET", "rdb-key-save-delay", 50_000)  # microseconds for each key: the child lives for some seconds
+        client.call("BGREWRITEAOF")
+        while time.monotonic() < until and not (child and os.sched_getscheduler(child[0]) == os.SCHED_IDLE):
+            time.sleep(0.05)
+            child = module.children_of(server.process.pid)
+        assert child and os.sched_getscheduler(child[0]) == os.SCHED_IDLE and os.sched_getscheduler(server.process.pid) == os.SCHED_OTHER
+    module.go_last(2**22 - 1)  # one that is not there

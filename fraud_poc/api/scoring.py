@@ -293,7 +293,7 @@ def refused_reply(service: Service, refused: Refused) -> Reply:
     return Reply(refused.status, service.codec.encode({"detail": refused.details}), refused.headers)
 
 # %% ../../nbs/23_scoring.ipynb #c026
-STANDING_S = 0.1  # a queue that is never short for so long is no burst
+STANDING_S = 0.02  # a queue that is never short for so long is no burst
 
 def is_full(service: Service) -> bool:
     "Whether the next order must be refused."

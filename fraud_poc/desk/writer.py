@@ -8,7 +8,7 @@ __all__ = ['Explain', 'DAY', 'BUCKETS', 'NAME', 'BATCH', 'LOOK_S', 'PIECE', 'MOR
            'raw_text', 'order_id', 'Rows', 'decision_row', 'add_event', 'Said', 'add_label', 'rows_of', 'add_reasons',
            'Mark', 'locked_mark', 'mark_of', 'begin_log', 'insert_rows', 'decisions_about', 'saved', 'settlement',
            'insert_labels', 'write_rows', 'of_rows', 'write_entries', 'archived', 'finish_log', 'next_entries',
-           'current_mark', 'follow', 'waited', 'keep', 'Patience', 'write_until', 'run_writer', 'go_last', 'child_main',
+           'current_mark', 'follow', 'waited', 'keep', 'Patience', 'write_until', 'run_writer', 'child_main',
            'start_child', 'Beside', 'writer_beside']
 
 # %% ../../nbs/21_writer.ipynb #c003
@@ -40,7 +40,7 @@ from .database import (UNDONE, add_up, cases, days, decisions, insert_or, labels
 from ..features.table import build_table
 from ..live.decide import Refusal, identity_text, number_text, open_record, order_fields, place_of
 from ..live.load import ARCHIVED
-from ..live.store import Entry, Store, StoreDown, StoreLost, StoreSlow, decode_entry, encode_entry, open_store, server_for
+from ..live.store import Entry, Store, StoreDown, StoreLost, StoreSlow, decode_entry, encode_entry, go_last, open_store, server_for
 from ..model.bundle import Bundle, list_bundles, load_bundle
 from ..model.policy import ACTIONS, VERSION, Policy, expected_costs, urgency
 from ..model.reasons import explain_many
@@ -461,11 +461,6 @@ def run_writer(
     return {"log": mark.log if mark else "", "position": mark.position if mark else -1}
 
 # %% ../../nbs/21_writer.ipynb #c050
-def go_last() -> None:
-    "Let every other process go before this one."
-    try: os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except (AttributeError, OSError): os.nice(19)  # not on Linux, or not allowed in this container
-
 def child_main() -> None:
     "The process that `writer_beside` starts."
     handler = logging.StreamHandler()
