@@ -391,7 +391,7 @@ async def score_lot(service: Service, orders: list[Order]) -> None:
         while waiting: finish(waiting.popitem()[1], error)
 
 # %% ../../nbs/23_scoring.ipynb #c036
-LOT = 5  # orders that are decided together, at most
+LOT = 8  # orders that are decided together, at most
 
 def lots(orders: list) -> Iterator[list]:
     "Some orders, a lot at a time."
@@ -992,6 +992,7 @@ def create_app(
             note_signal(service)
             ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), watch_parent())]
             gc.freeze()
+            gc.set_threshold(50_000, 20, 100)  # an order leaves nothing that only the collector could free: let it look more rarely
             tell("started", model=engine.bundle.hash[:12], feature_table=engine.table.hash[:12], reasons=await unready(service))
             yield
             service.closing = True
