@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'CONFIG', 'LOOK_S', 'LONGEST_LOOK_S', 'COMMIT', 'OVERDUE', 'CONNECT_S', 'LONGEST_PAUSE_S', 'PATIENT_S',
-           'MOVED', 'StoreDown', 'StoreSlow', 'StoreLost', 'Meta', 'Ask', 'Fetched', 'Change', 'Outcome', 'Lot',
-           'Store', 'OneByOne', 'state_key', 'event_key', 'label_key', 'Entry', 'encode_entry', 'decode_entry', 'Shelf',
-           'Logged', 'MemoryStore', 'MemoryLot', 'Address', 'parse_url', 'open_socket', 'Wire', 'Client', 'refused',
-           'find_server', 'write_config', 'free_port', 'port_is_free', 'locked', 'server_runs', 'RedisServer',
-           'StoppableServer', 'start_redis', 'go_last', 'children_of', 'kept_running', 'server_for', 'Names', 'Replies',
-           'Pipe', 'Asking', 'Watched', 'Link', 'dial', 'Connecting', 'Connected', 'Marked', 'Fetching', 'seen_states',
-           'seen_records', 'SendingLot', 'RedisLot', 'outcome_of', 'RedisStore', 'state_ms', 'open_store']
+           'AT_ONCE', 'MOVED', 'StoreDown', 'StoreSlow', 'StoreLost', 'Meta', 'Ask', 'Fetched', 'Change', 'Outcome',
+           'Lot', 'Store', 'OneByOne', 'state_key', 'event_key', 'label_key', 'Entry', 'encode_entry', 'decode_entry',
+           'Shelf', 'Logged', 'MemoryStore', 'MemoryLot', 'Address', 'parse_url', 'open_socket', 'Wire', 'Client',
+           'refused', 'find_server', 'write_config', 'free_port', 'port_is_free', 'locked', 'server_runs',
+           'RedisServer', 'StoppableServer', 'start_redis', 'go_last', 'children_of', 'kept_running', 'server_for',
+           'Names', 'Replies', 'Pipe', 'Asking', 'Watched', 'Link', 'dial', 'Connecting', 'Connected', 'Marked',
+           'Fetching', 'seen_states', 'seen_records', 'SendingLot', 'RedisLot', 'outcome_of', 'RedisStore', 'state_ms',
+           'open_store']
 
 # %% ../../nbs/16_store.ipynb #c003
 import asyncio
@@ -597,19 +598,28 @@ class Names:
 
 # %% ../../nbs/16_store.ipynb #c066
 COMMIT = """
-local found = redis.call('MGET', KEYS[1], unpack(KEYS, 4))
-if found[1] ~= ARGV[1] then return 'm' .. (found[1] or '') end
-if found[2] then return 'k' .. found[2] end
-for i = 5, #KEYS do
-  if string.sub(found[i - 2] or '', 1, 8) ~= ARGV[2 * i - 4] then return 'c' end
+local function commit(k, v, states)
+  local found = redis.call('MGET', unpack(KEYS, k, k + states))
+  if found[1] then return 'k' .. found[1] end
+  for i = 1, states do
+    if string.sub(found[i + 1] or '', 1, 8) ~= ARGV[v + 2 * i + 1] then return 'c' end
+  end
+  local seq = string.format('%.0f', redis.call('INCR', KEYS[2]))
+  redis.call('XADD', KEYS[3], seq .. '-1', 'e', ARGV[v + 2])
+  redis.call('SET', KEYS[k], seq .. ' ' .. ARGV[v + 1], 'PX', ARGV[2])
+  for i = 1, states do
+    if ARGV[v + 2 * i + 2] ~= '' then redis.call('SET', KEYS[k + i], ARGV[v + 2 * i + 2], 'PX', ARGV[3]) end
+  end
+  return 'a' .. seq
 end
-local seq = string.format('%.0f', redis.call('INCR', KEYS[2]))
-redis.call('XADD', KEYS[3], seq .. '-1', 'e', ARGV[5])
-redis.call('SET', KEYS[4], seq .. ' ' .. ARGV[2], 'PX', ARGV[3])
-for i = 5, #KEYS do
-  if ARGV[2 * i - 3] ~= '' then redis.call('SET', KEYS[i], ARGV[2 * i - 3], 'PX', ARGV[4]) end
+local now, told, k, v = redis.call('GET', KEYS[1]), {}, 4, 4
+if now ~= ARGV[1] then return 'm' .. (now or '') end
+while v <= #ARGV do
+  local states = tonumber(ARGV[v])
+  told[#told + 1] = commit(k, v, states)
+  k, v = k + 1 + states, v + 3 + 2 * states
 end
-return 'a' .. seq
+return told
 """
 
 # %% ../../nbs/16_store.ipynb #c068
@@ -648,9 +658,14 @@ class Pipe(asyncio.Protocol):
         self.own = {}      # states written and not yet acknowledged: key -> (number of the command, token, state)
         self.records = {}  # likewise: record key -> number of the command
 
+    def next(self) -> int:
+        "Number of the next command; `StoreDown` when none can be sent."
+        if self.broken: raise StoreDown(self.broken)
+        return self.sent + 1
+
     def send(self, command: tuple, replies: Replies) -> int:
         "Send a command with the next flush; its number."
-        if self.broken: raise StoreDown(self.broken)
+        self.next()
         self.out.append(hiredis.pack_command(command))
         self.waiting.append(replies)
         self.sent, replies.count = self.sent + 1, replies.count + 1
@@ -872,30 +887,40 @@ def seen_records(link: Link, asked: Sequence[Ask], values: list[bytes | None]) -
     return seen
 
 # %% ../../nbs/16_store.ipynb #c089
+AT_ONCE = 4  # changes in one command
+
 class SendingLot(Lot):
     "A lot whose changes are sent to a server."
     def __init__(self, store: "RedisStore", link: Link, states: dict, records: dict):
         super().__init__(states, records)
-        self.store, self.link, self.replies, self.sent = store, link, Replies(link.loop, store.patience), []
+        self.store, self.link, self.replies, self.next, self.sent = store, link, Replies(link.loop, store.patience), [], []
 
     def write(self, change: Change) -> bytes:
-        "Send a change; fetches under way see it already."
-        token, link = self.store.token(), self.link
-        command = self.store.command(change, token)
-        number = link.send(command, self.replies)
-        self.sent.append((change, number, command))
+        "Send a change, with the next ones; fetches under way see it already."
+        token, link, number = self.store.token(), self.link, self.link.next()
         for key, state in zip(change.keys, change.states):
             if state: link.own[key] = number, token, state
         link.records[change.record_key] = number
+        self.next.append((change, token))
+        if len(self.next) == AT_ONCE: self.send()
         return token
+
+    def send(self) -> None:
+        "Send what is left."
+        if not self.next: return
+        command, changes = self.store.command(self.next), [change for change, _ in self.next]
+        self.sent.append((changes, self.link.send(command, self.replies), command))
+        self.link.flush()
+        self.next = []
 
     def forget(self) -> None:
         "Forget what was noted of the changes."
         own, records = self.link.own, self.link.records
-        for change, number, _ in self.sent:
-            for key in change.keys:
-                if key in own and own[key][0] == number: del own[key]
-            if records.get(change.record_key) == number: del records[change.record_key]
+        for changes, number, _ in self.sent:
+            for change in changes:
+                for key in change.keys:
+                    if key in own and own[key][0] == number: del own[key]
+                if records.get(change.record_key) == number: del records[change.record_key]
 
 # %% ../../nbs/16_store.ipynb #c091
 class RedisLot(SendingLot):
@@ -903,12 +928,13 @@ class RedisLot(SendingLot):
     async def outcomes(self) -> list[Outcome | Exception]:
         "What came of each change."
         try:
-            self.link.flush()
+            self.send()
             answers = await self.replies.all()
             if any(str(answer).startswith("NOSCRIPT") for answer in answers if isinstance(answer, hiredis.ReplyError)):
                 answers = await self.again(answers)
         finally: self.forget()
-        return await self.store.told(answers)
+        each = zip(answers, [len(changes) for changes, *_ in self.sent])
+        return await self.store.told([one for answer, count in each for one in (answer if isinstance(answer, list) else [answer] * count)])
 
     async def again(self, answers: list) -> list:
         "The answers, once the server knows the script; in one write, so that the order of changes is kept."
@@ -951,12 +977,15 @@ class RedisStore(Fetching):
         self.writes = self.writes + 1 & 0xFFFFFFFFFFFFFFFF
         return self.writes.to_bytes(8, "little")
 
-    def command(self, change: Change, token: bytes) -> tuple:
-        "A change as a command."
-        names, values = self.names, []
-        for read, state in zip(change.tokens, change.states): values += read, token + state if state else b""
-        keys = [names.now, names.seq, names.log, self.at_records + change.record_key, *[self.at_states + key for key in change.keys]]
-        return ("EVALSHA", self.script, len(keys), *keys, self.marker, change.record, self.record_ms, self.state_ms, change.entry, *values)
+    def command(self, changes: list[tuple[Change, bytes]]) -> tuple:
+        "Some changes, each with the token of what it writes, as a command."
+        names, values = self.names, [self.marker, self.record_ms, self.state_ms]
+        keys = [names.now, names.seq, names.log]
+        for change, token in changes:
+            keys += self.at_records + change.record_key, *[self.at_states + key for key in change.keys]
+            values += len(change.keys), change.record, change.entry
+            for read, state in zip(change.tokens, change.states): values += read, token + state if state else b""
+        return ("EVALSHA", self.script, len(keys), *keys, *values)
 
     async def told(self, answers: list[Any]) -> list[Outcome | Exception]:
         "What the script's answers mean."
