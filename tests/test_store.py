@@ -507,6 +507,21 @@ async def test_orders_of_a_lot_see_those_before_them(kind, server):
         assert (await store.fetch(b"", [KEY, state_key(1, 1)])).states == [b"3", b"2"] and await store.log_length() == 3
 
 
+@both
+@runs
+async def test_a_long_lot_tells_the_outcome_of_each_change(kind, server):
+    async with any_store(kind, server) as store:
+        lot = await store.lot(asked := [Ask(event_key(n), [state_key(e, n) for e in range(1 + n % 4)]) for n in range(11)])
+        for change in (Change(event_key(3), b"first", [], [], [], b""), Change(event_key(50), b"", [state_key(1, 6)], [b""], [b"other"], b"")): await store.commit(change)
+        count_up(lot, asked)
+        told = await lot.outcomes()
+        assert told[3] == Outcome("known", 0, b"first") and told[6] == Outcome("conflict")
+        assert [outcome for n, outcome in enumerate(told) if n not in (3, 6)] == [Outcome("accepted", seq) for seq in range(2, 11)]
+        states = [(await store.fetch(ask.record_key, ask.keys)).states for ask in asked]
+        assert states == [[b""] * 4 if n == 3 else [b"", b"other", b""] if n == 6 else [b"1"] * len(ask.keys) for n, ask in enumerate(asked)]
+        assert await store.log_length() == 11
+
+
 @runs
 async def test_lots_under_way_see_each_other_and_others_make_them_ask_again(server):
     fill(server.url)
@@ -529,10 +544,10 @@ async def test_lots_under_way_see_each_other_and_others_make_them_ask_again(serv
 async def test_a_lot_teaches_a_server_the_script(server):
     fill(server.url)
     async with redis_store(server.url) as store:
-        lot = await store.lot(asked := [Ask(event_key(i), [KEY]) for i in range(3)])
+        lot = await store.lot(asked := [Ask(event_key(i), [KEY]) for i in range(6)])
         await store.call("SCRIPT", "FLUSH")
         count_up(lot, asked)
-        assert [outcome.kind for outcome in await lot.outcomes()] == ["accepted"] * 3 and (await store.fetch(b"", [KEY])).states == [b"3"]
+        assert [outcome.kind for outcome in await lot.outcomes()] == ["accepted"] * 6 and (await store.fetch(b"", [KEY])).states == [b"6"]
 
 
 @runs
@@ -540,21 +555,21 @@ async def test_a_lot_says_of_each_change_what_is_known_of_it(tmp_path):
     with start_redis(tmp_path / "redis") as server:
         fill(server.url)
         async with redis_store(server.url, timeout_ms=100) as store:
-            lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in range(2)])
+            lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in range(6)])
             with Client(server.url) as client: pid = int(client.call("INFO", "server").partition(b"process_id:")[2].split()[0])
             os.kill(pid, signal.SIGSTOP)
             try:
                 count_up(lot, asked)
-                assert [type(outcome) for outcome in await lot.outcomes()] == [StoreSlow, StoreSlow]
+                assert [type(outcome) for outcome in await lot.outcomes()] == [StoreSlow] * 6
                 lot = await asyncio.wait_for(asyncio.gather(store.lot(asked), return_exceptions=True), 5)
                 assert isinstance(lot[0], StoreSlow)
             finally: os.kill(pid, signal.SIGCONT)
             await asyncio.sleep(0.2)
-            assert not store.link.own and not store.link.records and [(await store.fetch(ask.record_key, [])).record for ask in asked] == [b"r", b"r"]
-            lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in (7, 8)])
+            assert not store.link.own and not store.link.records and [(await store.fetch(ask.record_key, [])).record for ask in asked] == [b"r"] * 6
+            lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in range(7, 13)])
             server.kill()
             count_up(lot, asked)
-            assert {type(outcome) for outcome in await lot.outcomes()} == {StoreDown}
+            assert [type(outcome) for outcome in await lot.outcomes()] == [StoreDown] * 6
 
 
 def test_a_server_shares_our_session_and_not_our_signals(tmp_path):

@@ -467,7 +467,6 @@ def child_main() -> None:
     handler.setFormatter(JsonLines())
     logging.getLogger("fraud_poc").addHandler(handler)
     logging.getLogger("fraud_poc").setLevel(logging.INFO)
-    go_last()
     told = json.loads(sys.stdin.readline() or "{}")
     if not told: return
     try: run_writer(Settings.model_validate_json(told["settings"]), told["url"], until=lambda: os.read(0, 1))  # ends when the input does
@@ -480,6 +479,7 @@ CHILD = "from fraud_poc.desk.writer import child_main; child_main()"
 def start_child(settings: Settings, url: str) -> subprocess.Popen:
     "Start the process."
     child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, process_group=0)
+    go_last(child.pid)
     with suppress(BrokenPipeError):
         child.stdin.write(json.dumps({"settings": settings.model_dump_json(), "url": url}).encode() + b"\n")
         child.stdin.flush()

@@ -457,20 +457,21 @@ async def decide_once(engine: Engine, events: Sequence[Event], places: list[int]
     asked = [asking(engine.table, events[place]) for place in places]
     lot = await engine.store.lot([ask for ask, _ in asked])
     engine.watch.spent("fetch", time.perf_counter() - start, len(places))
-    left, sent, spent = [], [], [0.0, 0.0]
+    left, sent = [], []
     for place, (ask, there) in zip(places, asked):
         try:
             found = lot.found(ask)
             if found is None: left.append(place)
             elif found.record is not None: answered(place, repeated(engine, events[place], found.record, found.seq))
-            else: sent.append((place, put(engine, lot, events[place], ask, there, found, start, spent)))
+            else: sent.append((place, *put(engine, lot, events[place], ask, there, found, start)))
         except Exception as error: answered(place, told(engine, events[place], error))
     if not sent: return left
-    for part, seconds in zip(("step", "model"), spent): engine.watch.spent(part, seconds / len(sent), len(sent))
+    put_places, answers, *spans = zip(*sent)
+    for part, seconds in zip(("step", "model"), spans): engine.watch.spent(part, sum(seconds) / len(sent), len(sent))
     begun = time.perf_counter()
     outcomes = await lot.outcomes()
     engine.watch.spent("commit", time.perf_counter() - begun, len(sent))
-    for (place, answer), outcome in zip(sent, outcomes):
+    for place, answer, outcome in zip(put_places, answers, outcomes):
         try: result = settled(engine, events[place], answer, outcome)
         except Exception as error: result = told(engine, events[place], error)
         if result is None: left.append(place)
@@ -483,16 +484,14 @@ def asking(table: FeatureTable, event: Event) -> tuple[Ask, list[int]]:
     there, keys = keys_in(table, event.keys)
     return Ask(event_key(event.id_key), keys), there
 
-def put(engine: Engine, lot: Lot, event: Event, ask: Ask, there: list[int], found: Fetched, start: float, spent: list[float]) -> Answer:
-    "Step, score, and put the change; the answer without its position. Adds seconds of step and model to `spent`."
+def put(engine: Engine, lot: Lot, event: Event, ask: Ask, there: list[int], found: Fetched, start: float) -> tuple[Answer, float, float]:
+    "Step, score, and put the change: the answer without its position, and the seconds of the step and of the rest."
     begun = time.perf_counter()
     vector, flags, states = stepped(engine, event, there, found.states)
     done = time.perf_counter()
     answer, record, entry = decided(engine, event, vector, flags, start)
     lot.put(Change(ask.record_key, record, ask.keys, found.tokens, states, entry))
-    spent[0] += done - begun
-    spent[1] += time.perf_counter() - done
-    return answer
+    return answer, done - begun, time.perf_counter() - done
 
 def told(engine: Engine, event: Event, error: Exception) -> Answer | Exception:
     "What an order is told of an error that concerns it alone: troubles of the store give an answer by its amount."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SHOWN_PROBLEMS', 'parse_json', 'parse_csv', 'read_orders', 'check_orders', 'UnwrittenLot', 'Unwritten',
-           'decide_all', 'with_reasons', 'read_events', 'predict']
+           'answer_all', 'with_reasons', 'read_events', 'predict']
 
 # %% ../../nbs/31_predict.ipynb #c003
 import csv
@@ -97,7 +97,7 @@ class Unwritten:
         found = await self.store.lot(asked)
         return UnwrittenLot(found.states, found.records)
 
-async def decide_all(
+async def answer_all(
     engine: Engine,
     events: Sequence[Event],
     keep: bool,            # commit them, each before the next is decided
@@ -148,4 +148,4 @@ async def predict(
     engine = default_engine(settings)
     async with open_store(settings, url) as store:
         engine.store = store
-        return with_reasons(engine, events, await decide_all(engine, events, keep), top)
+        return with_reasons(engine, events, await answer_all(engine, events, keep), top)
