@@ -234,20 +234,21 @@ def test_a_burst_may_take_all_places_and_a_standing_queue_half(fresh, monkeypatc
     service, now = fresh.app.service, [100.0]
     most = service.settings.service.max_in_flight
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    def taken(arriving: int) -> int:
-        before = service.in_flight
+    def taken(there: int, arriving: int) -> int:
+        service.in_flight = there
         for _ in range(arriving):
             with suppress(module.Refused): module.take_place(service)
-        return service.in_flight - before
-    assert taken(2 * most) == most                            # a burst
-    service.in_flight, now[0] = most - 3, 100.01
-    assert taken(10) == 3                                     # soon after it
-    service.in_flight, now[0] = most - 3, 100.05
-    assert taken(10) == 0 and module.is_full(service)         # never short since: it stands
-    service.in_flight = most // 2 - 2
-    assert taken(10) == 2
-    service.in_flight = most // 4
-    assert taken(2 * most) == most - most // 4                # it was short: what comes now is a burst again
+        return service.in_flight - there
+    assert taken(0, 2 * most) == most                                   # a burst
+    module.note_wait(service, 100.0 - module.IN_TIME_S, 100.0)          # an answer comes late
+    now[0] = 100.0 + module.STANDING_S / 2
+    assert taken(most - 3, 10) == 3                                     # soon after it
+    module.note_wait(service, 100.0, now[0])                            # and another one
+    now[0] = 100.0 + module.STANDING_S * 2
+    assert taken(most - 3, 10) == 0 and module.is_full(service)         # none in time since: the queue stands
+    assert taken(most // 2 - 2, 10) == 2
+    module.note_wait(service, now[0] - module.IN_TIME_S / 2, now[0])    # one in time
+    assert taken(most // 2, 2 * most) == most - most // 2
     service.in_flight = 0
 
 
