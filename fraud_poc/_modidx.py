@@ -1307,7 +1307,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                       'fraud_poc.live.store.Pipe.data_received': ( 'store.html#pipe.data_received',
                                                                                    'fraud_poc/live/store.py'),
                                       'fraud_poc.live.store.Pipe.flush': ('store.html#pipe.flush', 'fraud_poc/live/store.py'),
-                                      'fraud_poc.live.store.Pipe.next': ('store.html#pipe.next', 'fraud_poc/live/store.py'),
+                                      'fraud_poc.live.store.Pipe.number': ('store.html#pipe.number', 'fraud_poc/live/store.py'),
                                       'fraud_poc.live.store.Pipe.send': ('store.html#pipe.send', 'fraud_poc/live/store.py'),
                                       'fraud_poc.live.store.RedisLot': ('store.html#redislot', 'fraud_poc/live/store.py'),
                                       'fraud_poc.live.store.RedisLot.again': ('store.html#redislot.again', 'fraud_poc/live/store.py'),

@@ -660,14 +660,14 @@ class Pipe(asyncio.Protocol):
         self.own = {}      # states written and not yet acknowledged: key -> (number of the command, token, state)
         self.records = {}  # likewise: record key -> number of the command
 
-    def next(self) -> int:
+    def number(self) -> int:
         "Number of the next command; `StoreDown` when none can be sent."
         if self.broken: raise StoreDown(self.broken)
         return self.sent + 1
 
     def send(self, command: tuple, replies: Replies) -> int:
         "Send a command with the next flush; its number."
-        self.next()
+        self.number()
         self.out.append(hiredis.pack_command(command))
         self.waiting.append(replies)
         self.sent, replies.count = self.sent + 1, replies.count + 1
@@ -897,7 +897,7 @@ class SendingLot(Lot):
 
     def write(self, change: Change) -> bytes:
         "Send a change, with the next ones; fetches under way see it already."
-        token, link, number = self.store.token(), self.link, self.link.next()
+        token, link, number = self.store.token(), self.link, self.link.number()
         for key, state in zip(change.keys, change.states):
             if state: link.own[key] = number, token, state
         link.records[change.record_key] = number
