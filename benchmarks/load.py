@@ -4,12 +4,15 @@
 
 The service runs as `fraud-poc serve` does, with a server of its own for the store. First the rate that it sustains: so many connections, each of which
 sends the next order when it has the answer to the last (closed loop). Then half of that rate, and then twice of it, each order at its fixed time whatever
-has become of the others, on as many connections as that takes (open loop). The time of an answer counts from the moment at which its order was due.
+has become of the others, on as many connections as that takes (open loop). The time of an answer counts from the moment at which its order was due. An
+order that the client itself sends more than 5 ms late (its core was taken from it) is sent, answered and counted, but its time is not among the times: how
+many these are is shown.
 
 Shown are p50 and p99 of the answers to accepted orders, the share that was refused with 429 or 503, whether each refusal says when to come again
-(Retry-After), everything else that came back, and the memory of the service's processes (the store's server, which keeps every order, aside).
-The client has the last core of the machine to itself; the service, its store and its decision writer share the others. The last line is one JSON object; the exit code is 1 when an answer is neither a score nor a clean
-refusal, or when p99 at twice the rate is more than three times that at half of it.
+(Retry-After), everything else that came back, and the memory of the processes that score and of the one that writes decisions (the store's server, which
+keeps every order, aside). Each load begins when all decisions so far are in the database, the first after enough of them for the writer's memory to be
+full. The client has the last core of the machine to itself; the service, its store and its decision writer share the others. The last line is one JSON
+object; the exit code is 1 when an answer is neither a score nor a clean refusal, or when p99 at twice the rate is more than three times that at half of it.
 """
 import argparse
 import asyncio
@@ -19,6 +22,7 @@ import random
 import re
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +31,12 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from drill import Connection, Domain, connection, family, memory_of, serving
+from drill import Connection, Domain, command_of, connection, family, memory_of, serving
 
 from fraud_poc.live.store import server_runs
 
 MOST_OPEN = 5_000  # requests without an answer; more of them, and the service hangs
+SENT_LATE_S = 0.005
 
 
 class Orders:
@@ -51,14 +56,15 @@ class Orders:
 
 class Seen:
     "What came back."
-    def __init__(self): self.times, self.answers, self.count, self.unclean, self.late = [], Counter(), 0, 0, 0.0
+    def __init__(self): self.times, self.answers, self.count, self.unclean, self.late = [], Counter(), 0, 0, 0
 
-    def note(self, due: float, status: int, head: bytes, body: bytes) -> None:
+    def note(self, due: float, sent: float, status: int, head: bytes, body: bytes) -> None:
         "Note an answer."
         kind = "accepted" if status == 200 and b'"degraded":null' in body else "degraded" if status == 200 else "refused" if status in (429, 503) else f"status {status}"
         self.answers[kind] += 1
         self.count += 1
-        if kind == "accepted": self.times.append(time.perf_counter() - due)
+        if sent - due > SENT_LATE_S: self.late += 1
+        elif kind == "accepted": self.times.append(time.perf_counter() - due)
         if kind == "refused" and not re.search(rb"\r\nretry-after: *[1-9]", head): self.unclean += 1
 
     def summary(self) -> dict:
@@ -67,7 +73,7 @@ class Seen:
         sent = sum(self.answers.values())
         return {"sent": sent, "accepted": self.answers["accepted"], "p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "refused_share": round(self.answers["refused"] / sent, 4),
                 "errors": sent - self.answers["accepted"] - self.answers["refused"] + self.unclean, "other": {k: n for k, n in self.answers.items() if k not in ("accepted", "refused")},
-                "client_late_ms": round(1000 * self.late, 1)}
+                "sent_late_share": round(self.late / sent, 4)}
 
 
 async def closed_loop(address: str, orders: Orders, connections: int, seconds: float) -> tuple[float, Seen]:
@@ -79,7 +85,7 @@ async def closed_loop(address: str, orders: Orders, connections: int, seconds: f
     def go(link: Connection) -> None:
         nonlocal left
         start = time.perf_counter()
-        if start < end and not link.transport.is_closing(): return link.send(orders.next(), lambda *answer: (seen.note(start, *answer), loop.call_soon(go, link)))
+        if start < end and not link.transport.is_closing(): return link.send(orders.next(), lambda *answer: (seen.note(start, start, *answer), loop.call_soon(go, link)))
         left -= 1
         link.transport.abort()
         if not left: over.set_result(None)
@@ -95,18 +101,18 @@ async def open_loop(address: str, orders: Orders, rate: float, seconds: float) -
 
     async def fresh(due: float) -> None:
         try: launch(await connection(address), due)
-        except OSError: seen.note(due, 0, b"", b"")
+        except OSError: seen.note(due, due, 0, b"", b"")
 
     def launch(link: Connection, due: float) -> None:
+        sent = time.perf_counter()
         def answered(*answer) -> None:
-            seen.note(due, *answer)
+            seen.note(due, sent, *answer)
             if not link.transport.is_closing(): free.append(link)
         link.send(orders.next(), answered)
     free += [await connection(address) for _ in range(64)]
     for number in range(int(rate * seconds)):
         due = start + number / rate
         while (now := time.perf_counter()) < due: await asyncio.sleep(min(due - now, 0.002))
-        seen.late = max(seen.late, now - due)
         while free and free[-1].transport.is_closing(): free.pop()
         if free: launch(free.pop(), due)
         else:
@@ -122,21 +128,38 @@ async def open_loop(address: str, orders: Orders, rate: float, seconds: float) -
     return seen
 
 
-def service_memory(pid: int) -> int:
-    "Bytes of all processes of the service."
-    return sum(memory_of(found) for found in family(pid))
+def memory(pid: int) -> dict[str, int]:
+    "Bytes of the processes of a service that score, and of the one that writes decisions."
+    found = {"scoring": 0, "writer": 0}
+    for one in family(pid): found["writer" if "desk.writer" in command_of(one) else "scoring"] += memory_of(one)
+    return found
 
 
-async def measure(address: str, service: int, orders: Orders, options: argparse.Namespace) -> dict:
+def decisions_behind(address: str, key: str) -> float:
+    "Decisions that are not in the database yet, as the service tells them."
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/metrics", headers={"x-api-key": key})) as answer: text = answer.read().decode()
+    return float(re.search(r"^\w*decisions_behind (\S+)$", text, re.MULTILINE)[1])
+
+
+async def rest(address: str, key: str) -> None:
+    "Wait until all decisions are in the database."
+    until = time.monotonic() + 300
+    while behind := await asyncio.to_thread(decisions_behind, address, key):
+        if time.monotonic() > until: raise RuntimeError(f"{behind:,.0f} decisions are still not in the database")
+        await asyncio.sleep(0.5)
+
+
+async def measure(address: str, key: str, service: int, orders: Orders, options: argparse.Namespace) -> dict:
     "All three loads."
-    await closed_loop(address, orders, options.connections, min(2.0, options.search))  # connections, code and memory get warm
+    await closed_loop(address, orders, options.connections, options.search)  # connections, code and memory get warm
+    await rest(address, key)
     sustainable, seen = await closed_loop(address, orders, options.connections, options.search)
-    found, memory = {"closed loop": seen.summary()}, [service_memory(service)]
+    found, sizes = {"closed loop": seen.summary()}, [memory(service)]
     for name, factor in (("half the rate", 0.5), ("twice the rate", 2.0)):
+        await rest(address, key)
         found[name] = (await open_loop(address, orders, factor * sustainable, options.seconds)).summary()
-        memory.append(service_memory(service))
-        await asyncio.sleep(1.5)
-    return {"sustainable": sustainable, "loads": found, "memory": memory}
+        sizes.append(memory(service))
+    return {"sustainable": sustainable, "loads": found, "memory": sizes}
 
 
 @contextmanager
@@ -153,16 +176,20 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     domain = Domain(home, options.patterns, options.history, **{"service.workers": options.workers})
     cores = sorted(os.sched_getaffinity(0))
     with on_cores(cores[:-1] or cores), serving(domain, home / "service.log") as (address, process), on_cores(cores[-1:]):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner: found = runner.run(measure(address, process.pid, Orders(domain, options.patterns), options))
-    loads, memory, left = found["loads"], found["memory"], server_runs(domain.settings.batch.folder / "redis")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner: found = runner.run(measure(address, domain.key, process.pid, Orders(domain, options.patterns), options))
+    loads, left = found["loads"], server_runs(domain.settings.batch.folder / "redis")
     print(f"sustainable: {found['sustainable']:,.0f} orders a second on {options.connections} connections")
-    print(f"{'':<16}{'sent':>10}{'accepted':>10}{'p50 ms':>9}{'p99 ms':>9}{'refused':>9}{'errors':>8}{'client late ms':>16}")
+    print(f"{'':<16}{'sent':>10}{'accepted':>10}{'p50 ms':>9}{'p99 ms':>9}{'refused':>9}{'errors':>8}{'sent late':>11}")
     for name, load in loads.items():
-        print(f"{name:<16}{load['sent']:>10,}{load['accepted']:>10,}{load['p50_ms']:>9.1f}{load['p99_ms']:>9.1f}{load['refused_share']:>9.1%}{load['errors']:>8}{load['client_late_ms']:>16.1f}")
-    print("memory of the service, MB:", ", ".join(f"{value / 1e6:,.1f}" for value in memory))
+        print(f"{name:<16}{load['sent']:>10,}{load['accepted']:>10,}{load['p50_ms']:>9.1f}{load['p99_ms']:>9.1f}{load['refused_share']:>9.1%}{load['errors']:>8}{load['sent_late_share']:>11.1%}")
+    growth = {}
+    for part in ("scoring", "writer"):
+        sizes = [size[part] for size in found["memory"]]
+        growth[part] = round(max(sizes) / sizes[0] - 1, 4)
+        print(f"memory, {part}, MB:", ", ".join(f"{size / 1e6:,.1f}" for size in sizes))
     half, twice = loads["half the rate"], loads["twice the rate"]
     return {"sustainable": round(found["sustainable"]), "p99_half_ms": half["p99_ms"], "p99_twice_ms": twice["p99_ms"], "ratio": round(twice["p99_ms"] / half["p99_ms"], 2),
-            "refused_share": twice["refused_share"], "errors": sum(load["errors"] for load in loads.values()), "memory_growth": round(memory[-1] / memory[0] - 1, 4),
+            "refused_share": twice["refused_share"], "errors": sum(load["errors"] for load in loads.values()), "memory_growth": growth,
             "workers": options.workers, "store_left_running": left, "loads": loads}
 
 
