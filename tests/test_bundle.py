@@ -357,9 +357,9 @@ def test_a_save_that_breaks_leaves_nothing(tmp_path, monkeypatch):
 def test_the_newest_accepted_model_is_served(tmp_path):
     settings = settings_in(tmp_path)
     table = build_table(settings)
-    with pytest.raises(ValueError, match="there is no model in .*models: run `fraud-poc train`"): latest_bundle(settings, table)
+    with pytest.raises(ValueError, match="there is no model in .*models: run `fraud-poc train`, then `fraud-poc evaluate`"): latest_bundle(settings, table)
     bad = save(settings, judgement=REJECTED)
-    with pytest.raises(ValueError, match="all 1 models in .* were rejected, the newest since AUC ROC 0.5 is too low: run `fraud-poc train`"): latest_bundle(settings, table)
+    with pytest.raises(ValueError, match="all 1 models in .* were rejected, the newest since AUC ROC 0.5 is too low: run `fraud-poc train`, then `fraud-poc evaluate`"): latest_bundle(settings, table)
     old, new, worse = save(settings, minute=1), save(settings, minute=2, booster=train(5)), save(settings, minute=3, judgement=REJECTED)
     assert latest_bundle(settings, table).folder == new
     rows = list_bundles(settings)

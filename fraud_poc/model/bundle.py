@@ -167,7 +167,7 @@ def _refuse(path: Path, found: str, remedy: str = "copy the bundle again from wh
 def read_manifest_of(folder: Path) -> tuple[dict, str]:
     "Fields and sha256 of a bundle's manifest; `ValueError` when it is not there, not valid or edited by hand."
     path = Path(folder) / "manifest.json"
-    if not path.is_file(): raise _refuse(path, "does not exist, so this is no bundle", "give the folder of one model, as `fraud-poc train` makes it")
+    if not path.is_file(): raise _refuse(path, "does not exist, so this is no bundle", "give the folder of a model, as `fraud-poc evaluate` makes it")
     content = path.read_bytes()
     try: fields = json.loads(content)
     except (ValueError, RecursionError) as error: raise _refuse(path, f"is not valid JSON ({error})") from None
@@ -352,7 +352,7 @@ def latest_bundle(
         if row["verdict"] == "accepted": return load_bundle(Path(row["folder"]), table)
     said = f"all {len(rows)} models in {models_folder(settings)} were rejected, the newest since {'; '.join(rows[0]['reasons'])}" if rows else (
         f"there is no model in {models_folder(settings)}")
-    raise ValueError(f"{said}: run `fraud-poc train`" + (", with more data or other settings" if rows else ""))
+    raise ValueError(f"{said}: run `fraud-poc train`, then `fraud-poc evaluate`" + (", with more data or other settings" if rows else ""))
 
 # %% ../../nbs/13_bundle.ipynb #c037
 PROOF_VECTORS = 400  # vectors that a bundle keeps
