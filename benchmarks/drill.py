@@ -108,6 +108,11 @@ def workers_of(pid: int) -> list[int]:
     return [found for found in family(pid)[1:] if "spawn_main" in command_of(found)]
 
 
+def writers_of(*parents: int) -> list[int]:
+    "Processes that write decisions, among all that some processes started."
+    return sorted({found for parent in parents for found in family(parent) if "desk.writer" in command_of(found)})
+
+
 def memory_of(pid: int) -> int:
     "Bytes in memory of a process."
     try: return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024

@@ -22,7 +22,6 @@ import random
 import re
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,12 +30,13 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from drill import Connection, Domain, command_of, connection, family, memory_of, serving
+from drill import Connection, Domain, connection, family, memory_of, serving, writers_of
 
+from fraud_poc.live.replay import ServiceClient
 from fraud_poc.live.store import server_runs
 
 MOST_OPEN = 5_000  # requests without an answer; more of them, and the service hangs
-SENT_LATE_S = 0.005
+SENT_LATE_S = 0.005  # an order that is sent later than this after its time says nothing of the service
 
 
 class Orders:
@@ -130,21 +130,14 @@ async def open_loop(address: str, orders: Orders, rate: float, seconds: float) -
 
 def memory(pid: int) -> dict[str, int]:
     "Bytes of the processes of a service that score, and of the one that writes decisions."
-    found = {"scoring": 0, "writer": 0}
-    for one in family(pid): found["writer" if "desk.writer" in command_of(one) else "scoring"] += memory_of(one)
-    return found
+    writing = writers_of(pid)
+    return {"scoring": sum(memory_of(one) for one in family(pid) if one not in writing), "writer": sum(map(memory_of, writing))}
 
 
-def decisions_behind(address: str, key: str) -> float:
-    "Decisions that are not in the database yet, as the service tells them."
-    with urllib.request.urlopen(urllib.request.Request(f"{address}/metrics", headers={"x-api-key": key})) as answer: text = answer.read().decode()
-    return float(re.search(r"^\w*decisions_behind (\S+)$", text, re.MULTILINE)[1])
-
-
-async def rest(address: str, key: str) -> None:
-    "Wait until all decisions are in the database."
-    until = time.monotonic() + 300
-    while behind := await asyncio.to_thread(decisions_behind, address, key):
+async def all_written(address: str, key: str) -> None:
+    "Wait until all decisions are in the database, as the service tells it."
+    client, until = ServiceClient(address, key), time.monotonic() + 300
+    while behind := float(re.search(r"^fraud_poc_decisions_behind (\S+)$", (await asyncio.to_thread(client.ask, "GET", "/metrics"))[1], re.MULTILINE)[1]):
         if time.monotonic() > until: raise RuntimeError(f"{behind:,.0f} decisions are still not in the database")
         await asyncio.sleep(0.5)
 
@@ -152,11 +145,11 @@ async def rest(address: str, key: str) -> None:
 async def measure(address: str, key: str, service: int, orders: Orders, options: argparse.Namespace) -> dict:
     "All three loads."
     await closed_loop(address, orders, options.connections, options.search)  # connections, code and memory get warm
-    await rest(address, key)
+    await all_written(address, key)
     sustainable, seen = await closed_loop(address, orders, options.connections, options.search)
     found, sizes = {"closed loop": seen.summary()}, [memory(service)]
     for name, factor in (("half the rate", 0.5), ("twice the rate", 2.0)):
-        await rest(address, key)
+        await all_written(address, key)
         found[name] = (await open_loop(address, orders, factor * sustainable, options.seconds)).summary()
         sizes.append(memory(service))
     return {"sustainable": sustainable, "loads": found, "memory": sizes}

@@ -302,9 +302,8 @@ def measure(port: int, pid: int, connections: int, seconds: float, first: int, f
 
 def spent(port: int, key: str) -> dict[str, tuple[float, float]]:
     "Seconds and times of each part so far, from the service's own metrics."
-    import urllib.request
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"X-API-Key": key})
-    lines = urllib.request.urlopen(request).read().decode().splitlines()
+    from fraud_poc.live.replay import ServiceClient
+    lines = ServiceClient(f"http://127.0.0.1:{port}", key).ask("GET", "/metrics")[1].splitlines()
     found = {}
     for kind, place in (("sum", 0), ("count", 1)):
         for line in lines:

@@ -26,18 +26,13 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from crash import Run, tell
-from drill import Domain, command_of, family, serving
+from drill import Domain, serving, writers_of
 
 from fraud_poc.config import Settings
 from fraud_poc.desk.database import cases, days, decisions, labels, links, open_database, scores
 from fraud_poc.desk.writer import BATCH, Mark, Reading, begin_log, mark_of, write_entries, writer_beside
 from fraud_poc.live.decide import open_record
 from fraud_poc.live.store import Entry, decode_entry, open_store, server_for
-
-
-def writers_of(*parents: int) -> list[int]:
-    "Processes that write decisions, among all that some processes started."
-    return sorted({found for parent in parents for found in family(parent) if "desk.writer" in command_of(found)})
 
 
 async def kill(run: Run, service: int, engine: sa.Engine, kills: int, rng: random.Random) -> Counter:
