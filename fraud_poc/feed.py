@@ -6,7 +6,7 @@
 __all__ = ['ROWS', 'PLAIN', 'Literal', 'TIMEOUT', 'LARGEST', 'FIRST_PAUSE', 'LONGEST_PAUSE', 'PATIENCE', 'MOST', 'Send',
            'check_domain', 'live_orders', 'literal', 'is_here', 'read_address', 'Place', 'check_address', 'look_up',
            'find_place', 'Link', 'Reply', 'ask', 'Stream', 'Scorer', 'label_of', 'post', 'send_over_http', 'verdict_on',
-           'Clock', 'drop', 'deliver', 'send_order', 'send_label', 'drive', 'shut', 'Feed', 'admit', 'Registration',
+           'Timer', 'drop', 'deliver', 'send_order', 'send_label', 'drive', 'shut', 'Feed', 'admit', 'Registration',
            'problem', 'add_routes', 'create_feed', 'run_feed', 'register', 'keep_registered']
 
 # %% ../nbs/27_feed.ipynb #c003
@@ -40,6 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from .api.scoring import in_order, log_config, tell
 from .config import Settings, duration_ms
 from .data.sample import DAY, LARGE, batch_columns, generator, orders_table, period, slices_of
+from .events import Clock, system_clock
 
 # %% ../nbs/27_feed.ipynb #c006
 ROWS = 1_000  # orders that are made into records at once
@@ -57,7 +58,7 @@ def live_orders(
     seed: int,                               # of the random numbers
     session: str,                            # part of every order's id
     start: str = "",                         # ISO date of the first orders; "" = the day after the sample's last
-    clock: Callable[[], float] = time.time,  # seconds since 1970; no order is later
+    clock: Clock = system_clock,             # no order is later
 ) -> Iterator[tuple[dict[str, Any], bool]]:  # order as POST /score takes it; whether it is a fraud
     "Orders without end; `ValueError` when the domain cannot be generated."
     check_domain(settings)
@@ -72,7 +73,7 @@ def live_orders(
                 for place in range(0, len(table), ROWS):
                     for order, fraud in zip(table.slice(place, ROWS).to_pylist(), frauds[place:]):
                         order["order_id"] = f"feed-{session}-{next(numbers)}"
-                        order["order_date"] = min(order["order_date"], datetime.fromtimestamp(clock(), UTC)).isoformat(timespec="milliseconds")
+                        order["order_date"] = min(order["order_date"], datetime.fromtimestamp(clock() / 1000, UTC)).isoformat(timespec="milliseconds")
                         yield order, fraud
 
 # %% ../nbs/27_feed.ipynb #c010
@@ -204,7 +205,7 @@ class Scorer:
     due: list[tuple[float, str, bool]] = field(default_factory=list, repr=False)  # a heap: when a verdict is due, order's id, fraud
     state: str = "sending"                            # "sending", "waiting" or "dropped"
     problem: str = ""
-    since: float | None = None                        # from when on nothing came back; seconds of the clock
+    since: float | None = None                        # from when on nothing came back; seconds of the timer
     link: Link | None = field(default=None, repr=False)
 
     def shown(self) -> dict[str, Any]:
@@ -236,8 +237,8 @@ def verdict_on(path: str, status: int) -> tuple[str, str]:
     if status == 429 or status >= 500: return "again", f"{path} answers {status}"
     return ("drop", f"there is no {path} ({status})") if path == "/score" and status in (404, 405) else ("refused", "")
 
-class Clock:
-    "The time, and waiting."
+class Timer:
+    "Seconds that go by, and waiting."
     def now(self) -> float: return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
@@ -258,7 +259,7 @@ async def deliver(
     path: str,   # "/score" or "/labels"
     body: dict,
     send: Send,
-    clock: Clock,
+    timer: Timer,
 ) -> Reply | None:  # None = refused, or the scorer was dropped
     "Send until there is an answer."
     for number in itertools.count():
@@ -269,41 +270,41 @@ async def deliver(
         if then in ("done", "refused"):
             scorer.state, scorer.problem, scorer.since = "sending", "", None
             return reply if then == "done" else None
-        scorer.since = clock.now() if scorer.since is None else scorer.since
-        if then == "drop" or clock.now() - scorer.since >= PATIENCE: return drop(scorer, why)
+        scorer.since = timer.now() if scorer.since is None else scorer.since
+        if then == "drop" or timer.now() - scorer.since >= PATIENCE: return drop(scorer, why)
         scorer.state, scorer.problem = "waiting", why
-        await clock.sleep(max(wait, min(FIRST_PAUSE * 2**min(number, 10), LONGEST_PAUSE)))
+        await timer.sleep(max(wait, min(FIRST_PAUSE * 2**min(number, 10), LONGEST_PAUSE)))
 
 # %% ../nbs/27_feed.ipynb #c028
-async def send_order(scorer: Scorer, settings: Settings, send: Send, clock: Clock) -> None:
+async def send_order(scorer: Scorer, settings: Settings, send: Send, timer: Timer) -> None:
     "Send the next order of a scorer's stream."
     order, fraud = await asyncio.to_thread(scorer.orders.take)
-    reply = await deliver(scorer, "/score", order, send, clock)
+    reply = await deliver(scorer, "/score", order, send, timer)
     if scorer.state == "dropped": return
     answer = reply.body if reply and isinstance(reply.body, dict) else {}
     stopped = fraud and answer.get("action", "pass") != "pass"
     scorer.counts.update(orders=reply is not None, refused=reply is None, frauds=fraud and reply is not None, frauds_stopped=stopped)
     if reply and not answer.get("degraded"):
-        heapq.heappush(scorer.due, (clock.now() + duration_ms(settings.feed.label_delay) / 1000, order["order_id"], fraud))
+        heapq.heappush(scorer.due, (timer.now() + duration_ms(settings.feed.label_delay) / 1000, order["order_id"], fraud))
 
-async def send_label(scorer: Scorer, send: Send, clock: Clock) -> None:
+async def send_label(scorer: Scorer, send: Send, timer: Timer) -> None:
     "Send the verdict that is due first."
     _, ident, fraud = heapq.heappop(scorer.due)
-    reply = await deliver(scorer, "/labels", label_of(ident, fraud), send, clock)
+    reply = await deliver(scorer, "/labels", label_of(ident, fraud), send, timer)
     if scorer.state != "dropped": scorer.counts.update(labels=reply is not None, labels_refused=reply is None)
 
 # %% ../nbs/27_feed.ipynb #c030
-async def drive(scorer: Scorer, settings: Settings, send: Send, clock: Clock) -> None:
+async def drive(scorer: Scorer, settings: Settings, send: Send, timer: Timer) -> None:
     "Send orders at the chosen rate and verdicts when they are due, until the scorer is dropped or the task is cancelled."
-    gap, due = 1 / settings.feed.orders_per_second, clock.now()
+    gap, due = 1 / settings.feed.orders_per_second, timer.now()
     try:
         while scorer.state != "dropped":
-            now = clock.now()
-            if scorer.due and scorer.due[0][0] <= now: await send_label(scorer, send, clock)
+            now = timer.now()
+            if scorer.due and scorer.due[0][0] <= now: await send_label(scorer, send, timer)
             elif due <= now:
                 due = max(due + gap, now)
-                await send_order(scorer, settings, send, clock)
-            else: await clock.sleep(min(due, scorer.due[0][0] if scorer.due else due) - now)
+                await send_order(scorer, settings, send, timer)
+            else: await timer.sleep(min(due, scorer.due[0][0] if scorer.due else due) - now)
     except Exception as error:
         drop(scorer, f"the feed failed: {type(error).__name__}")
         raise
@@ -319,9 +320,9 @@ def shut(link: Link) -> None:
 # %% ../nbs/27_feed.ipynb #c038
 class Feed:
     "The scorers that registered, each with its task."
-    def __init__(self, settings: Settings, start: str = "", send: Send = send_over_http, clock: Clock | None = None, look_up: Callable = look_up):
+    def __init__(self, settings: Settings, start: str = "", send: Send = send_over_http, timer: Timer | None = None, look_up: Callable = look_up):
         check_domain(settings)
-        self.settings, self.start, self.send, self.clock, self.look_up = settings, start, send, clock or Clock(), look_up
+        self.settings, self.start, self.send, self.timer, self.look_up = settings, start, send, timer or Timer(), look_up
         self.scorers: dict[str, Scorer] = {}
         self.tasks: dict[str, asyncio.Task] = {}
         self.lock = asyncio.Lock()
@@ -358,7 +359,7 @@ async def admit(feed: Feed, place: Place, key: str) -> Scorer:
     fresh = lambda: Stream(live_orders(feed.settings, secrets.randbits(32), secrets.token_hex(4), feed.start))
     scorer = Scorer(place, key, before.orders, before.counts, before.due) if before else Scorer(place, key, fresh())
     feed.scorers[place.origin] = scorer
-    feed.tasks[place.origin] = asyncio.create_task(drive(scorer, feed.settings, feed.send, feed.clock))
+    feed.tasks[place.origin] = asyncio.create_task(drive(scorer, feed.settings, feed.send, feed.timer))
     tell("scorer registered", url=place.origin)
     return scorer
 
@@ -397,7 +398,7 @@ def add_routes(app: FastAPI, feed: Feed) -> None:
 def create_feed(
     settings: Settings,
     start: str = "",       # ISO date of the first orders; "" = the day after the sample's last
-    **options: Any,        # of Feed: send, clock, look_up
+    **options: Any,        # of Feed: send, timer, look_up
 ) -> FastAPI:
     "The feed as an application; `ValueError` when the domain cannot be generated."
     feed = Feed(settings, start, **options)

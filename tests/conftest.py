@@ -3,6 +3,7 @@ import os
 import time
 import uuid
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,8 @@ import house
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "FRAUD_POC_TEST_RUN"  # environment variable, of this run
+# The time at which the tests run, as the code under test sees it, whatever the calendar says: FRAUD_POC_TEST_NOW tries another one
+NOW = datetime.fromisoformat(os.environ.get("FRAUD_POC_TEST_NOW", "2025-11-05T10:30:00+00:00"))
 
 # A machine shared with others makes single examples slow now and then: that is no failure. The same examples are drawn each time,
 # but for HYPOTHESIS_PROFILE=long, which draws many more, and other ones each time
@@ -74,6 +77,7 @@ def pytest_sessionstart(session):
     if hasattr(session.config, "workerinput"): return
     session.config.tree_before = house.tree(ROOT)
     os.environ[MARK] = uuid.uuid4().hex  # all processes that the tests start inherit it
+    os.environ["FRAUD_POC_CLOCK_SHIFT"] = f"{round(NOW.timestamp() - time.time()):d}s"
 
 
 def processes_left() -> list[str]:

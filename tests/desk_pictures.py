@@ -17,7 +17,7 @@ def main(folder: Path) -> None:
     from playwright.sync_api import sync_playwright
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as home, sync_playwright() as driver:
-        desk = desk_server.make_desk(Path(home), NOW, clock=lambda: NOW / 1000)
+        desk = desk_server.make_desk(Path(home), NOW, clock=lambda: NOW)
         browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         with desk_server.served(desk) as url:
             with desk.engine.connect() as connection:

@@ -16,6 +16,7 @@ from fraud_poc.config import load_settings
 from fraud_poc.desk.access import new_account
 from fraud_poc.desk.database import cases, decisions, labels, open_database, writing
 from fraud_poc.desk.pages import create_desk
+from fraud_poc.events import system_clock
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSWORD, SECRET = "a sentence of hers", bytes(range(32))
@@ -38,7 +39,7 @@ class Log:
         with writing(self.engine) as connection:
             done = connection.execute(sa.select(sa.func.count()).where(labels.c.position > 10_000)).scalar()
             for place, (order, fraud, note, by) in enumerate(self.said[done:], done + 1):
-                known = int(time.time() * 1000)
+                known = system_clock()
                 mine = connection.execute(sa.select(decisions.c.id).where(decisions.c.order_id == order)).scalar()
                 before = connection.execute(sa.select(labels.c.label).where(labels.c.order_id == order).order_by(labels.c.id.desc()).limit(1)).scalar()
                 connection.execute(sa.insert(labels).values(
@@ -46,11 +47,11 @@ class Log:
                     known=known, noted=known, note=note, by=by))
 
 
-def make_desk(folder: Path, now: int | None = None, count: int = 2500, clock=time.time, url: str = "", **more) -> SimpleNamespace:
+def make_desk(folder: Path, now: int | None = None, count: int = 2500, clock=system_clock, url: str = "", **more) -> SimpleNamespace:
     "An app with a desk: app, engine, log, settings. Whoever makes it disposes of the engine."
     settings = load_settings(ROOT / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": "", "desk.login_attempts": 100} | more)
     engine = open_database(settings, url)
-    now = now or int(clock() * 1000)
+    now = now or clock()
     if count: desk_data.fill(engine, settings, SECRET, now, count)
     for name, role in PEOPLE.items(): new_account(engine, name, PASSWORD, role, "test", now)
     log, app = Log(engine), FastAPI()

@@ -12,8 +12,9 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy import Engine, insert
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from fraud_poc.desk.access import CSRF_HEADER, ROLES, SCOPES, accounts, new_key, now_ms, open_session, revoke_key
+from fraud_poc.desk.access import CSRF_HEADER, ROLES, SCOPES, accounts, new_key, open_session, revoke_key
 from fraud_poc.desk.database import writing
+from fraud_poc.events import system_clock
 
 HARMLESS = ("GET", "HEAD", "OPTIONS")
 LONGEST = 20  # seconds for one request
@@ -81,7 +82,7 @@ def door_problems(
     endless: Iterable[str] = (),      # ways whose answer does not end: those who may take them are not tried
     examples: dict[str, str] | None = None,      # for the parts of paths in braces; others are 1
     cookie: str = "__Secure-fraud_poc",
-    now: Callable[[], int] = now_ms,  # the clock of the desk
+    now: Callable[[], int] = system_clock,  # the clock of the desk
 ) -> list[str]:
     "What is wrong with who is let in, in sentences; empty when all is well."
     people, found = People(database, cookie, now), list(ways(app))

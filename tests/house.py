@@ -190,9 +190,18 @@ def small_settings(root: Path, card: str, own: dict[str, dict]) -> dict:
     return {name: section | own.get(name, {}) for name, section in ratings.items()}
 
 
+def clock_problems(tree: ast.AST) -> list[str]:
+    "Where code asks the machine what time it is, and does not call the clock that it was given; `events.system_clock` alone may."
+    allowed = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) and function.name == "system_clock" for node in ast.walk(function)}
+    names = [(node.lineno, ast.unparse(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in allowed]
+    return [f"line {line}: {name}: take a `Clock`" for line, name in names
+            if re.search(r"\b(time\.time(_ns)?|time\.(gm|local)time|(datetime|Timestamp)\.(now|utcnow|today)|date\.today)$", name)]
+
+
 def code_problems(code: str) -> list[str]:
-    "What exported code must not do: relative and star imports, bare except, @patch, development tools, settings read on import, no docstring."
-    problems, tree = [], ast.parse(code)
+    "What exported code must not do: relative and star imports, bare except, @patch, development tools, settings or the time read by itself, no docstring."
+    tree = ast.parse(code)
+    problems = clock_problems(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level: problems.append(f"line {node.lineno}: a relative import")
         if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names): problems.append(f"line {node.lineno}: a star import")

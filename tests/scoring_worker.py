@@ -22,15 +22,15 @@ def settings_in(folder: Path, **changes) -> Settings:
     return load_settings(ROOT / "config" / "orders.toml", {"features.rows": ROWS, "batch.folder": str(folder), "database.url": ""} | changes)
 
 
-def small_engine(settings: Settings, store=None) -> Engine:
-    "An engine with a small model."
+def small_engine(settings: Settings, store=None, **more) -> Engine:
+    "An engine with a small model; more options of `Engine`."
     table, rng = build_table(settings), np.random.default_rng(7)
     vectors = rng.exponential(100, (300, len(table.names))).astype(np.float32)
     booster = xgboost.train({"max_depth": 2, "seed": 7, "objective": "binary:logistic", "nthread": 1},
                             xgboost.DMatrix(vectors, vectors[:, 0] > 250, feature_names=table.names), 3)
     bundle = Bundle(folder=Path("."), hash="ab" * 32, booster=booster, names=table.names, table_hash=table.hash, calibration=(1.0, 0.0), policy=plain_policy(settings),
                     sample=vectors, sample_scores=booster.inplace_predict(vectors), manifest={"created": "2025-06-01T00:00:00+00:00", "metrics": {"auc": 0.9}})
-    return Engine(settings, table, bundle, module.Scorer(booster, vectors), store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})))
+    return Engine(settings, table, bundle, module.Scorer(booster, vectors), store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})), **more)
 
 
 async def filled(store, table_hash: str, next_seq: int = 0) -> None:

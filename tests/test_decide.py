@@ -23,7 +23,7 @@ from fraud_poc.model.policy import plain_policy
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 SECRET = bytes(range(32))
-NOW = 1_751_000_000.0
+NOW = 1_751_000_000_000
 ROWS = ['Value("order_amount")', 'Count(by=["customer_id", "email"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over="7d")',
         'FraudCount(by="customer_id", over="lifetime")', 'Distinct("ip_addr", by="customer_id", over="lifetime")']
 ORDER_1 = {"order_id": "o1", "order_date": "2025-06-01T12:00:00", "order_amount": 25.5, "customer_id": 17, "email": "ann@example.org",
@@ -49,7 +49,7 @@ def engine_for(settings: Settings, store=None, **more) -> Engine:
     table = build_table(settings)
     bundle = Bundle(folder=Path("."), hash="ab" * 32, booster=None, names=table.names, table_hash=table.hash, calibration=(1.0, 0.0), policy=plain_policy(settings),
                     sample=np.zeros((1, len(table.names)), np.float32), sample_scores=np.zeros(1, np.float32), manifest={})
-    return Engine(settings, table, bundle, PlainScorer(), store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 10})), chance=random.Random(7), **more)
+    return Engine(settings, table, bundle, PlainScorer(), store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 10})), chance=random.Random(7), clock=lambda: NOW, **more)
 
 
 class Notes(Watch):
@@ -141,7 +141,7 @@ def test_all_that_is_wrong_is_told_at_once():
 
 
 def test_the_future_is_refused_by_the_clock():
-    reader = OrderReader(orders(**{"live.future_skew": "1h"}), SECRET, lambda: 1_748_779_200.0)  # 2025-06-01T12:00
+    reader = OrderReader(orders(**{"live.future_skew": "1h"}), SECRET, lambda: 1_748_779_200_000)  # 2025-06-01T12:00
     assert read_dict(reader, ORDER_1 | {"order_date": "2025-06-01T13:00:00"}).time == 1_748_782_800_000
     with pytest.raises(OrderError, match="future_skew"): read_dict(reader, ORDER_1 | {"order_date": "2025-06-01T13:00:00.001"})
 
@@ -184,6 +184,13 @@ def test_a_record_of_another_feature_table_keeps_its_score():
         other = answer_of(open_record(found.record), "o1", found.seq, replace(engine.table, hash="00" * 32))
         assert (other.score, other.band, other.feature_table, other.features) == (answer.score, answer.band, answer.feature_table, {})
     asyncio.run(run())
+
+
+def test_a_decision_is_stamped_by_the_clock_of_its_engine():
+    engine = engine_for(orders())
+    asyncio.run(engine.decide(event_of(engine)))
+    [(_, data)] = engine.store.log
+    assert decode_entry(data).at == NOW
 
 
 class Far:

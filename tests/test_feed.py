@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fraud_poc.config import load_settings
-from fraud_poc.feed import (MOST, PATIENCE, Clock, Feed, Link, Place, Reply, Scorer, Stream, ask, create_feed, deliver, drive, find_place, keep_registered,
+from fraud_poc.feed import (MOST, PATIENCE, Feed, Link, Place, Reply, Scorer, Stream, Timer, ask, create_feed, deliver, drive, find_place, keep_registered,
                             live_orders, read_address, register)
 from fraud_poc.live.decide import OrderReader, read_dict
 
@@ -85,7 +85,7 @@ def test_orders_go_on_where_the_sample_ends_and_are_taken_by_the_service(setting
 
 def test_no_order_is_later_than_the_clock_and_the_stream_does_not_end(settings):
     small = settings.model_copy(update={"sample": settings.sample.model_copy(update={"orders": 300, "days": 5})})
-    now = 1_736_400_000.0  # three days after the first five
+    now = 1_736_400_000_000  # three days after the first five
     orders = [order for order, _ in islice(live_orders(small, 1, "s", clock=lambda: now), 1_500)]
     assert orders[0]["order_date"] < orders[-1]["order_date"] == "2025-01-09T05:20:00.000+00:00" and len({order["order_id"] for order in orders}) == 1_500
 
@@ -199,7 +199,7 @@ def test_the_certificate_must_be_the_names(monkeypatch):
 
 # --- rate, pauses, patience -------------------------------------------------------------------------------------------------------------
 
-class QuickClock(Clock):
+class QuickTimer(Timer):
     "Jumps to the next moment that is waited for."
     def __init__(self): self.time = 0.0
     def now(self): return self.time
@@ -208,15 +208,15 @@ class QuickClock(Clock):
 
 def played(settings, seconds, answer, takes=0.0):
     "What one scorer gets until so many seconds have gone by; an answer takes some time."
-    clock, got = QuickClock(), []
+    timer, got = QuickTimer(), []
     scorer = Scorer(Place("http", "127.0.0.1", 1, ("127.0.0.1",)), "k", Stream(live_orders(settings, 1, "s")))
     async def send(scorer, path, body):
-        got.append((round(clock.now(), 4), path, body))
-        if clock.now() > seconds: raise asyncio.CancelledError
-        clock.time += takes
-        return answer(path, clock.now())
+        got.append((round(timer.now(), 4), path, body))
+        if timer.now() > seconds: raise asyncio.CancelledError
+        timer.time += takes
+        return answer(path, timer.now())
     async def run():
-        with suppress(asyncio.CancelledError): await drive(scorer, settings, send, clock)
+        with suppress(asyncio.CancelledError): await drive(scorer, settings, send, timer)
     asyncio.run(run())
     return scorer, got
 
@@ -275,7 +275,7 @@ def test_a_broken_answer_is_an_answer_and_a_broken_feed_is_visible(settings):
     async def run():
         async def send(scorer, path, body): raise KeyError("x")
         broken = Scorer(scorer.place, "k", Stream(live_orders(settings, 1, "s")))
-        with pytest.raises(KeyError): await drive(broken, settings, send, QuickClock())
+        with pytest.raises(KeyError): await drive(broken, settings, send, QuickTimer())
         return broken
     assert asyncio.run(run()).problem == "the feed failed: KeyError"
 
@@ -287,7 +287,7 @@ def test_delivery_goes_on_after_a_broken_connection(settings):
         if len(tries) < 3: raise ConnectionRefusedError
         return Reply(200, {}, 0.0)
     scorer = Scorer(Place("http", "127.0.0.1", 1, ("127.0.0.1",)), "k", Stream(iter([])))
-    assert asyncio.run(deliver(scorer, "/score", {}, send, QuickClock())).status == 200 and len(tries) == 3 and scorer.state == "sending" and scorer.since is None
+    assert asyncio.run(deliver(scorer, "/score", {}, send, QuickTimer())).status == 200 and len(tries) == 3 and scorer.state == "sending" and scorer.since is None
 
 
 # --- the service ------------------------------------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ def test_imports_from_below_are_fine():
     ("from os import *", "star import"), ("from .events import f", "relative import"), ("try: f()\nexcept: pass", "bare except"),
     ("import nbdev", "imports nbdev"), ("def f():\n    'F.'\n    from fastcore.test import test_eq", "imports fastcore"),
     ("@patch\ndef f(self: int):\n    'F.'", "@patch"), ("def f(): return 1", "f has no docstring"), ("class F: pass", "F has no docstring"),
+    ("import time\ndef f(clock=time.time):\n    'F.'", "time.time: take a `Clock`"), ("def f():\n    'F.'\n    return datetime.now(UTC), date.today()", "date.today: take"),
     ("S = load_settings('x')", "when the module is imported"), ("columns = config.load_settings('x').columns", "when the module is imported"),
 ])
 def test_bad_code_is_seen(code, problem):
@@ -129,6 +130,7 @@ def test_bad_code_is_seen(code, problem):
 
 
 def test_good_code_and_declared_imports_are_fine():
+    assert house.code_problems("def system_clock():\n    'Now.'\n    return time.time_ns()\ndef f(now):\n    'F.'\n    return time.monotonic(), datetime.fromtimestamp(now)") == []
     assert house.code_problems("try: f()\nexcept ValueError: pass\ndef g():\n    'G.'\n    return load_settings('x')\ndef _h(): return 1") == []
     given = ["numpy>=2", "dask[distributed]>=2026.8"]
     assert house.dependency_problems("import os, numpy as np\nfrom dask.distributed import Client\nimport distributed\nfrom . import config", given) == []

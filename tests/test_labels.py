@@ -87,7 +87,7 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
     folder = tmp_path_factory.getbasetemp() / "drill"
     settings = settings_of(folder, **{"labels.priority": list(priority)})
     secret, table = hash_secret(folder), build_table(settings)
-    reader, store = OrderReader(settings, secret, clock=lambda: NOW / 1000), MemoryStore(Meta("e", 1, table.hash, {"next_seq": 7}))
+    reader, store = OrderReader(settings, secret, clock=lambda: NOW), MemoryStore(Meta("e", 1, table.hash, {"next_seq": 7}))
     queue, told = iter([Statement(f"live{about}", bool(label), SOURCES[source], START + 4 * 3_600_000 + known * DAY) for about, source, label, known in words]), []
 
     async def write(learner: Learner) -> None:
@@ -291,7 +291,7 @@ def test_a_store_that_lost_what_is_home_is_found_out(shop, tmp_path):
 
 def test_all_kinds_of_files_say_the_same(tmp_path, monkeypatch):
     settings = settings_of(tmp_path)
-    reader = OrderReader(settings, hash_secret(tmp_path), clock=lambda: NOW / 1000)
+    reader = OrderReader(settings, hash_secret(tmp_path), clock=lambda: NOW)
     rows = [{"order_id": "o1", "is_fraud": "1", "known_at": "2025-06-01T10:00:00", "source": "analyst", "note": "odd"},
             {"order_id": "17", "is_fraud": "0", "known_at": "", "source": "", "note": ""}, {"order_id": "o3", "is_fraud": "", "known_at": "", "source": "", "note": ""},
             {"order_id": "", "is_fraud": "1", "known_at": "", "source": "", "note": ""}, {"order_id": "o5", "is_fraud": "1", "known_at": "soon", "source": "x", "note": ""}]
@@ -341,8 +341,8 @@ class Going:
 def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):
     settings = settings_in(tmp_path, **{"features.rows": ROWS, "service.max_batch": 5, "live.store_timeout": "30s"})
     database, store = open_database(settings), MemoryStore(Meta("e", 1, build_table(settings).hash, {"next_seq": 0}))
-    key, engine = new_key(database, "tests", ["labels"], "tests"), small_engine(settings, store)
-    app = create_app(settings, engine, clock=lambda: NOW / 1000, secret=bytes(32), database=database)
+    key, engine = new_key(database, "tests", ["labels"], "tests"), small_engine(settings, store, clock=lambda: NOW)
+    app = create_app(settings, engine, secret=bytes(32), database=database)
     async def run() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service", headers={KEY_HEADER: key}) as client:
             learner, reader = Learner(settings, store), OrderReader(settings, bytes(32))

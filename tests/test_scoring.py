@@ -22,12 +22,13 @@ from fraud_poc.api.scoring import KEY_HEADER, Codec, Metrics, Refused, create_ap
 from fraud_poc.config import load_settings
 from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
 from fraud_poc.desk.database import open_database
+from fraud_poc.events import Clock, system_clock
 from fraud_poc.live.decide import OrderError, OrderReader
 from fraud_poc.live.store import StoreDown, open_store, start_redis
 from scoring_worker import filled, settings_in, small_engine
 
 ROOT = Path(__file__).resolve().parents[1]
-NOW, SECRET = 1_751_000_000.0, bytes(range(32))
+NOW, SECRET = 1_751_000_000_000, bytes(range(32))
 ORDER = {"order_id": "o1", "order_date": "2025-06-01T12:00:00", "order_amount": 25.5, "customer_id": 17, "email": "ann@example.org",
          "ip_addr": "192.0.2.1", "device": "d1", "location": "Lyon"}
 BODY = json.dumps(ORDER).encode()
@@ -36,12 +37,12 @@ JSON = {"content-type": "application/json"}
 
 class Service:
     "An application and clients of it."
-    def __init__(self, folder: Path, **changes):
+    def __init__(self, folder: Path, clock: Clock = lambda: NOW, **changes):
         self.settings = settings_in(folder, **changes)
         self.database = open_database(self.settings)
         self.key = new_key(self.database, "tests", SCOPES, "tests")
-        self.engine = small_engine(self.settings)
-        self.app = create_app(self.settings, self.engine, clock=lambda: NOW, secret=SECRET, database=self.database)
+        self.engine = small_engine(self.settings, clock=clock)
+        self.app = create_app(self.settings, self.engine, secret=SECRET, database=self.database)
 
     def client(self, app=None, key: bool = True) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(app or self.app), base_url="http://service", headers={KEY_HEADER: self.key} if key else {})
@@ -360,8 +361,7 @@ def test_other_domains(tmp_path, name):
 
 def promised(folder: Path, mode: schemathesis.GenerationMode, count: int):
     "The service's own document, for cases of one kind."
-    service = Service(folder, **{"service.max_batch": 5, "live.future_skew": "3d"})  # the document promises all of today, in every time zone
-    service.app.service.clock = service.app.service.reader.clock = time.time
+    service = Service(folder, system_clock, **{"service.max_batch": 5, "live.future_skew": "3d"})  # the document promises all of today, in every time zone
     config = schemathesis.Config.from_dict({"headers": {KEY_HEADER: service.key}, "generation": {"mode": mode.value, "max-examples": count, "deterministic": True}})
     return service, schemathesis.openapi.from_asgi("/openapi.json", service.app, config=config)
 

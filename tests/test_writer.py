@@ -21,7 +21,7 @@ from fraud_poc.data.files import write_parquet
 from fraud_poc.desk import writer
 from fraud_poc.desk.database import UNDONE, cases, days, decisions, labels, links, open_database, scores, unsigned, writers, writing
 from fraud_poc.desk.writer import Mark, Reading, begin_log, follow, keep, mark_of, run_writer, write_entries, write_until, writer_beside
-from fraud_poc.events import key_of
+from fraud_poc.events import key_of, system_clock
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Record, pack_record
 from fraud_poc.live.load import ARCHIVED
@@ -29,7 +29,7 @@ from fraud_poc.live.store import Change, Client, Entry, MemoryStore, Meta, Names
 from fraud_poc.model.policy import Policy, urgency
 from fraud_poc.model.reasons import explain
 
-ROOT, DAY, NOW = Path(__file__).resolve().parents[1], 86_400_000, int(time.time() * 1000)
+ROOT, DAY, NOW = Path(__file__).resolve().parents[1], 86_400_000, system_clock()
 COUNTED = {"decisions": decisions, "links": links, "cases": cases, "labels": labels}
 
 

@@ -32,7 +32,7 @@ def desk_of(
 ) -> FastAPI:
     "The desk, whose verdicts go to the service's engine."
     async def speak(order: str, fraud: bool, note: str, by: str) -> Any:
-        now = int(service.clock() * 1000)
+        now = service.clock()
         told = lambda known: say(service.engine, service.settings, service.reader.secret, Statement(order, fraud, "analyst", known, note, by), now)
         try: return await told(now)  # a moment of its own: the same word again, after an undo, is another statement
         except OrderError: return await told(None)  # the order is ahead of the clock, as live.future_skew allows

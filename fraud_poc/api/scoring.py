@@ -60,7 +60,7 @@ from ..data.ingest import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.database import open_database
 from ..desk.writer import JsonLines, mark_of
-from ..events import key_of
+from ..events import clock_shift, key_of
 from ..features.table import build_table
 from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Answer, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem
 from ..live.decide import Watch, decide_all, read_dict, read_values, stepped
@@ -268,16 +268,15 @@ class Service:
         self,
         settings: Settings,
         engine: Engine,
-        clock: Callable[[], float] = time.time,  # seconds since 1970
         secret: bytes | None = None,             # of the keyed hashes; None = that of the log
         database: Database | None = None,        # where the API keys are
         open_to_all: bool = False,               # ask for no API key
         shared: Path | None = None,              # folder for the counters of several workers
     ):
         if database is None and not open_to_all: raise ValueError("the service needs the database of the API keys: give it one of open_database")
-        self.settings, self.engine, self.clock, self.open_to_all = settings, engine, clock, open_to_all
+        self.settings, self.engine, self.clock, self.open_to_all = settings, engine, engine.clock, open_to_all
         self.keys = Keys(database) if database is not None else None
-        self.reader = OrderReader(settings, secret or hash_secret(settings.batch.folder), clock)
+        self.reader = OrderReader(settings, secret or hash_secret(settings.batch.folder), self.clock)
         self.codec, self.metrics, self.in_flight, self.closing = Codec(self.reader, engine.names), Metrics(shared), 0, False
         self.intake, self.busy = Intake(self), as_reply(self.codec, busy())
         self.late_since = None  # since when no order got its answer in good time, by time.perf_counter
@@ -495,7 +494,7 @@ async def say_items(service: Service, items: list[Any], by: str) -> list[Said | 
     for number, item in enumerate(items):
         try: sound.append((number, statement_of(service, item, by)))
         except OrderError as error: results[number] = error.problems
-    results |= dict(await say_lot(service.engine, service.settings, service.reader.secret, sound, int(service.clock() * 1000)))
+    results |= dict(await say_lot(service.engine, service.settings, service.reader.secret, sound, service.clock()))
     for result in results.values():
         outcome = "refused" if isinstance(result, list) else "known" if result.known_before else "changed" if result.changed else "kept"
         service.metrics.add("statements", outcome)
@@ -589,10 +588,10 @@ def field_schema(service: Service, field: Field) -> dict:
         return {"type": "number", "minimum": max(limits.min_amount, -bound), "maximum": min(limits.max_amount, bound), "description": "major units"}
     if field.part == "number":
         unit = 1 if columns.time_format == "epoch_ms" else 1000
-        return {"type": "number", "minimum": service.reader.earliest / unit, "maximum": min(service.reader.latest - 1, int(now * 1000)) / unit,
+        return {"type": "number", "minimum": service.reader.earliest / unit, "maximum": min(service.reader.latest - 1, now) / unit,
                 "description": f"{'milliseconds' if unit == 1 else 'seconds'} since 1970"}
     if field.part == "time":
-        last = min(datetime.fromtimestamp(now, UTC).date(), date.fromisoformat(limits.latest[:10]) - timedelta(days=1))
+        last = min(datetime.fromtimestamp(now / 1000, UTC).date(), date.fromisoformat(limits.latest[:10]) - timedelta(days=1))
         return {"type": "string", "pattern": f"^{date_pattern(date.fromisoformat(limits.earliest[:10]), last)}{CLOCK}$",
                 "description": f"ISO date or time, {columns.timezone} where it names no offset"}
     kinds = [{"type": "string", "minLength": 0 if field.optional else 1, "maxLength": MAX_TEXT},
@@ -601,7 +600,7 @@ def field_schema(service: Service, field: Field) -> dict:
 
 def example_order(service: Service) -> dict[str, Any]:
     "An order that fits the configuration."
-    limits, yesterday = service.settings.limits, int(service.clock() // 86_400 - 1) * 86_400_000
+    limits, yesterday = service.settings.limits, (service.clock() // 86_400_000 - 1) * 86_400_000
     when = written_time(min(max(yesterday, service.reader.earliest), service.reader.latest - 1), service.settings)
     values = {"time": when, "number": when, "amount": min(max(25.0, limits.min_amount), limits.max_amount)}
     return {field.name: values.get(field.part, f"{field.name}-1") for field in service.reader.fields}
@@ -784,7 +783,7 @@ def model_age(service: Service) -> float | None:
     "Seconds since the model was made; None when its manifest does not say."
     try: made = datetime.fromisoformat(str(service.engine.bundle.manifest["created"]))
     except (KeyError, ValueError): return None
-    return service.clock() - (made if made.tzinfo else made.replace(tzinfo=UTC)).timestamp()
+    return service.clock() / 1000 - (made if made.tzinfo else made.replace(tzinfo=UTC)).timestamp()
 
 async def decisions_behind(service: Service) -> int | None:
     "Entries of the live log that the database does not have yet; None when it cannot say. Store troubles are raised."
@@ -998,7 +997,7 @@ def create_app(
     settings: Settings,
     engine: Engine,
     opened: Callable[[], Any] | None = None,  # gives an async context in which the store is open, entered in the event loop
-    **options: Any,                           # of Service: clock, secret, database, open_to_all, shared
+    **options: Any,                           # of Service: secret, database, open_to_all, shared
 ) -> Front:                                   # an ASGI application
     "The scoring service as an application."
     service = Service(settings, engine, **options)
@@ -1010,6 +1009,7 @@ def create_app(
             ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), watch_parent())]
             gc.freeze()
             gc.set_threshold(50_000, 20, 100)  # an order leaves nothing that only the collector could free: let it look more rarely
+            if clock_shift(): tell("the clock is shifted", logging.WARNING, seconds=clock_shift() / 1000)
             tell("started", model=engine.bundle.hash[:12], feature_table=engine.table.hash[:12], reasons=await unready(service))
             yield
             service.closing = True

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROLES', 'SCOPES', 'accounts', 'sessions', 'attempts', 'api_keys', 'audit', 'audit_head', 'FIRST', 'HASHER', 'HASHING',
            'LEAST', 'MOST', 'COMMON', 'RUNS', 'ACCOUNT', 'LETTERS', 'WINDOW', 'KEY_NAME', 'COOKIE', 'CSRF_HEADER',
-           'CSRF_FIELD', 'HARMLESS', 'FORM_BYTES', 'FORMS', 'CROWD', 'now_ms', 'canonical', 'row_hash', 'record',
-           'list_audit', 'check_row', 'check_audit', 'verify_audit', 'check_password', 'nobodys_hash', 'hashed', 'fits',
+           'CSRF_FIELD', 'HARMLESS', 'FORM_BYTES', 'FORMS', 'CROWD', 'canonical', 'row_hash', 'record', 'list_audit',
+           'check_row', 'check_audit', 'verify_audit', 'check_password', 'nobodys_hash', 'hashed', 'fits',
            'account_name', 'check_role', 'new_account', 'change_account', 'set_role', 'set_password', 'disable',
            'list_accounts', 'random_password', 'fresh_account', 'Refused', 'Throttled', 'subjects_of', 'waiting',
            'take_attempt', 'Session', 'sha256', 'open_session', 'log_in', 'session_of', 'log_out', 'new_key',
@@ -37,6 +37,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ..config import Settings, duration_ms
 from .database import NUMBER, new_table, open_database, writing
+from ..events import Clock, system_clock
 
 # %% ../../nbs/22_access.ipynb #c005
 ROLES = ("viewer", "analyst", "admin")  # each may do what those before it may
@@ -65,10 +66,6 @@ audit = new_table(
     _text("detail"), _text("previous"), _text("hash"))
 audit_head = new_table("audit_head", _number("only", primary_key=True, autoincrement=False), _number("length"), _text("hash"))
 
-def now_ms() -> int:
-    "Milliseconds since 1970."
-    return time.time_ns() // 1_000_000
-
 # %% ../../nbs/22_access.ipynb #c010
 FIRST = "0" * 64  # stands for the hash before the first row
 
@@ -87,13 +84,13 @@ def record(
     what: str,               # in words that a program can compare: "key made"
     about: str,              # number of a decision, name of an account or a key
     detail: dict[str, Any] | None = None,  # JSON
-    now: int | None = None,  # ms since 1970; None = by the clock
+    now: int | None = None,  # UTC ms; None = by system_clock
 ) -> int:                    # number of the row
     "Append a row to the audit."
     one = audit_head.c.only == 1
     counted = update(audit_head).where(one).values(length=audit_head.c.length + 1).returning(audit_head.c.length, audit_head.c.hash)
     number, previous = connection.execute(counted).one()
-    row = {"number": number, "at": now_ms() if now is None else now, "who": who, "what": what, "about": about, "detail": canonical(detail or {})}
+    row = {"number": number, "at": system_clock() if now is None else now, "who": who, "what": what, "about": about, "detail": canonical(detail or {})}
     sealed = row_hash(previous, row)
     connection.execute(insert(audit).values(**row, previous=previous, hash=sealed))
     connection.execute(update(audit_head).where(one).values(hash=sealed))
@@ -188,7 +185,7 @@ def check_role(role: str) -> None:
 
 def new_account(engine: Engine, name: str, password: str, role: str, who: str, now: int | None = None) -> None:
     "Make an account; `ValueError` when the name is taken, or the password too weak."
-    name, now = account_name(name), now_ms() if now is None else now
+    name, now = account_name(name), system_clock() if now is None else now
     check_role(role)
     check_password(name, password)
     row = {"name": name, "password": hashed(password), "role": role, "created": now}
@@ -220,7 +217,7 @@ def set_password(engine: Engine, name: str, password: str, who: str, now: int | 
 
 def disable(engine: Engine, name: str, who: str, now: int | None = None) -> None:
     "Let an account in no more, until it gets a new password."
-    change_account(engine, account_name(name), {"disabled": now_ms() if now is None else now}, who, "account disabled", {}, now)
+    change_account(engine, account_name(name), {"disabled": system_clock() if now is None else now}, who, "account disabled", {}, now)
 
 def list_accounts(engine: Engine) -> list[dict[str, Any]]:
     "Name, role, created, disabled of all accounts."
@@ -307,10 +304,10 @@ def log_in(
     name: str,
     password: str,
     address: str,            # of the computer that asks
-    now: int | None = None,  # ms since 1970
+    now: int | None = None,  # UTC ms
 ) -> tuple[str, str]:        # token for the cookie, csrf token
     "Open a session. `Throttled`: too many attempts. `Refused` tells nobody whether there is such an account, and takes as long either way."
-    now, nobody, subjects = now_ms() if now is None else now, nobodys_hash(), subjects_of(name, address)
+    now, nobody, subjects = system_clock() if now is None else now, nobodys_hash(), subjects_of(name, address)
     mine, name = take_attempt(engine, subjects, settings.desk.login_attempts, now), name.strip().lower()
     known = select(accounts.c.password).where(accounts.c.name == (name if ACCOUNT.fullmatch(name) else ""), accounts.c.disabled.is_(None))
     with engine.connect() as connection: hash = connection.execute(known).scalar()
@@ -329,7 +326,7 @@ def log_in(
 def session_of(engine: Engine, token: str | None, now: int | None = None) -> Session | None:
     "Who a token belongs to; None when it is unknown, over, or its account disabled."
     known = (select(accounts.c.name, accounts.c.role, sessions.c.csrf).join_from(sessions, accounts)
-             .where(sessions.c.token == sha256(token or ""), sessions.c.expires > (now_ms() if now is None else now), accounts.c.disabled.is_(None)))
+             .where(sessions.c.token == sha256(token or ""), sessions.c.expires > (system_clock() if now is None else now), accounts.c.disabled.is_(None)))
     with engine.connect() as connection: row = connection.execute(known).first()
     return Session(*row) if row else None
 
@@ -350,7 +347,7 @@ def new_key(
     now: int | None = None,
 ) -> str:                   # the key, which is kept nowhere
     "Make an API key; `ValueError` when a key in use has the name, or a scope does not exist."
-    wanted, now = sorted(set(scopes)), now_ms() if now is None else now
+    wanted, now = sorted(set(scopes)), system_clock() if now is None else now
     if not wanted or set(wanted) - set(SCOPES): raise ValueError(f"a key needs scopes, of {', '.join(SCOPES)}; given: {', '.join(wanted) or 'none'}")
     if not KEY_NAME.fullmatch(name): raise ValueError("the name of a key has 1 to 64 letters, digits, spaces and '.', '_', '@', ':', '-'")
     key = "fp_" + secrets.token_urlsafe(32)
@@ -363,7 +360,7 @@ def new_key(
 
 def revoke_key(engine: Engine, name: str, who: str, now: int | None = None) -> None:
     "Let a key in no more; `ValueError` when no key in use has the name."
-    now = now_ms() if now is None else now
+    now = system_clock() if now is None else now
     with writing(engine) as connection:
         mine = update(api_keys).where(api_keys.c.name == name, api_keys.c.revoked.is_(None)).values(revoked=now, revoked_by=who)
         if not connection.execute(mine).rowcount: raise ValueError(f"there is no key {name!r} in use: `fraud-poc keys list` shows them")
@@ -431,17 +428,13 @@ async def check_csrf(request: Request, session: Session) -> None:
 # %% ../../nbs/22_access.ipynb #c048
 class Door:
     "What lets people in to the pages under a path."
-    def __init__(self, settings: Settings, engine: Engine, clock: Callable[[], float] = time.time, path: str = "/desk"):
+    def __init__(self, settings: Settings, engine: Engine, clock: Clock = system_clock, path: str = "/desk"):
         self.settings, self.engine, self.clock, self.path = settings, engine, clock, path
         self.cookie, self.guards, self.entering = ("__Secure-" if settings.desk.secure_cookies else "") + COOKIE, {}, 0
 
-    def now(self) -> int:
-        "Milliseconds since 1970."
-        return int(self.clock() * 1000)
-
     async def session(self, request: Request) -> Session | None:
         "Who is logged in, if anybody."
-        return await asyncio.to_thread(session_of, self.engine, request.cookies.get(self.cookie), self.now())
+        return await asyncio.to_thread(session_of, self.engine, request.cookies.get(self.cookie), self.clock())
 
     def guard(self, role: str) -> Callable[[Request], Awaitable[Session]]:
         "A dependency for routes that need a role: gives the session, or refuses by `HTTPException` 303, 401 or 403."
@@ -469,7 +462,7 @@ async def enter(door: Door, request: Request, name: str, password: str) -> str:
     check_origin(request)
     if door.entering >= CROWD: raise Throttled(1)
     address, door.entering = request.client.host if request.client else "", door.entering + 1
-    try: return (await asyncio.to_thread(log_in, door.engine, door.settings, name, password, address, door.now()))[0]
+    try: return (await asyncio.to_thread(log_in, door.engine, door.settings, name, password, address, door.clock()))[0]
     finally: door.entering -= 1
 
 def give_cookie(door: Door, response: Response, token: str) -> None:
@@ -479,5 +472,5 @@ def give_cookie(door: Door, response: Response, token: str) -> None:
 
 async def leave(door: Door, request: Request, response: Response) -> None:
     "End the session of a request and take its cookie back."
-    await asyncio.to_thread(log_out, door.engine, request.cookies.get(door.cookie), door.now())
+    await asyncio.to_thread(log_out, door.engine, request.cookies.get(door.cookie), door.clock())
     response.delete_cookie(door.cookie, path=door.path, secure=door.settings.desk.secure_cookies, httponly=True, samesite="strict")

@@ -14,7 +14,6 @@ __all__ = ['PAGES', 'HERE', 'Say', 'POLICY', 'HEADERS', 'TITLES', 'SAYING', 'SPA
 import asyncio
 import hashlib
 import json
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -40,6 +39,7 @@ from . import queries
 from .access import ROLES, Door, Refused, Session, Throttled, audit, enter, give_cookie, leave, list_accounts, list_keys, record
 from .database import UNDONE, cases, decisions, labels, writing
 from .queries import STEPS, Desk, Filters, read_filters
+from ..events import Clock, system_clock
 
 # %% ../../nbs/26_pages.ipynb #c006
 def ago(ms: int | None, now: int) -> str:
@@ -76,7 +76,7 @@ Say = Callable[[str, bool, str, str], Awaitable[Any]]  # order id, fraud, note, 
 
 class Site:
     "What the pages share."
-    def __init__(self, settings: Settings, engine: sa.Engine, say: Say, secret: bytes, clock: Callable[[], float], review_over: float):
+    def __init__(self, settings: Settings, engine: sa.Engine, say: Say, secret: bytes, clock: Clock, review_over: float):
         self.settings, self.engine, self.say, self.secret, self.review_over = settings, engine, say, secret, review_over
         self.door, self.env = Door(settings, engine, clock), environment(settings)
         self.path, self.counting = self.door.path, None  # the task that brings the sums of the trends along, while there is one
@@ -84,12 +84,12 @@ class Site:
 
     def desk(self) -> Desk:
         "What questions to the database need."
-        return Desk(self.settings, self.secret, self.door.now())
+        return Desk(self.settings, self.secret, self.door.clock())
 
     def page(self, request: Request, template: str, session: Session | None = None, status: int = 200, **values: Any) -> HTMLResponse:
         "A page or a part of one, from its template."
         here = request.url.path.removeprefix(self.path).strip("/").split("/")[0]
-        text = self.env.get_template(template).render(session=session, now=self.door.now(), here=here, **values)
+        text = self.env.get_template(template).render(session=session, now=self.door.clock(), here=here, **values)
         return HTMLResponse(text, status)
 
 # %% ../../nbs/26_pages.ipynb #c010
@@ -306,7 +306,7 @@ def locked_case(connection: sa.Connection, number: int, statuses: tuple[str, ...
 def decide_case(site: Site, loop: asyncio.AbstractEventLoop, number: int, who: str, fraud: bool, note: str) -> Mapping:
     "Close a case: label event, row and audit. The case as it was; `Gone` when it is not open, other errors of `say` as they are."
     with writing(site.engine) as connection:
-        case, now = locked_case(connection, number, ("open",)), site.door.now()
+        case, now = locked_case(connection, number, ("open",)), site.door.clock()
         position = said_in_time(lambda: site.say(case["order_id"], fraud, note, who), loop)
         changed = {"status": "flagged" if fraud else "cleared", "closed": now, "closed_by": who, "note": note}
         connection.execute(sa.update(cases).where(cases.c.decision_id == number).values(**changed))
@@ -316,7 +316,7 @@ def decide_case(site: Site, loop: asyncio.AbstractEventLoop, number: int, who: s
 def undo_case(site: Site, loop: asyncio.AbstractEventLoop, number: int, who: str) -> Mapping:
     "Open a closed case again, with a new statement that gives back what counted before. The case as it was; `Gone` when it is open."
     with writing(site.engine) as connection:
-        case, now = locked_case(connection, number, queries.STATUSES[1:]), site.door.now()
+        case, now = locked_case(connection, number, queries.STATUSES[1:]), site.door.clock()
         before = sa.select(labels.c.label).where(labels.c.order_id == case["order_id"], labels.c.noted < case["closed"], labels.c.source != "analyst")
         fraud = connection.execute(before.order_by(labels.c.id.desc()).limit(1)).scalar() == 1
         position = said_in_time(lambda: site.say(case["order_id"], fraud, f"{UNDONE}was {case['status']}", who), loop)
@@ -395,7 +395,7 @@ def weekly_rates(rows: list[Mapping], weeks: list[int]) -> dict[str, list[float 
 # %% ../../nbs/26_pages.ipynb #c035
 def trend_data(site: Site, connection: sa.Connection, span: int) -> dict[str, Any]:
     "All numbers of the trends page."
-    now, scale = site.door.now(), 10**site.settings.columns.decimals
+    now, scale = site.door.clock(), 10**site.settings.columns.decimals
     last = queries.last_day(connection, now)
     wanted, rows = range(last - span + 1, last + 1), queries.by_day(connection, last - span + 1)
     volume, saved, acted, events = {band: dict.fromkeys(wanted, 0) for band in queries.BANDS}, dict.fromkeys(wanted, 0.0), 0, 0
@@ -435,7 +435,7 @@ def what_if_values(site: Site, span: int, step: int, capacity: float, an_hour: f
     if not (0 <= step <= len(STEPS) and 0 <= capacity <= 1e6 and 0 <= an_hour <= 1e5): return {"problem": NUMBERS}
     decimals = site.settings.columns.decimals
     with site.engine.connect() as connection:
-        days_, sums = queries.stake_sums(connection, queries.last_day(connection, site.door.now()) - span + 1)
+        days_, sums = queries.stake_sums(connection, queries.last_day(connection, site.door.clock()) - span + 1)
     return {"span_days": days_, "result": queries.what_if(days_, sums, site.settings.policy, decimals, step, capacity, an_hour)}
 
 # %% ../../nbs/26_pages.ipynb #c039
@@ -499,7 +499,7 @@ def create_desk(
     engine: sa.Engine,            # of the database; whoever opened it disposes of it
     say: Say,                     # makes a label event of a verdict: (order id, fraud, note, by) -> position in the log
     secret: bytes,                # of the keyed hashes, to look for entities
-    clock: Callable[[], float] = time.time,  # seconds since 1970
+    clock: Clock = system_clock,
     review_over: float = 0.0,     # of the policy in force, major units: where the slider of the what-if begins
 ) -> FastAPI:                     # to be mounted at /desk
     "The pages of the desk."

@@ -37,6 +37,7 @@ from ..config import Settings, duration_ms
 from ..data.files import Progress
 from .database import (UNDONE, add_up, cases, days, decisions, insert_or, labels, links, new_ids, open_database, put, scores, signed,
                                      writers, writing)
+from ..events import system_clock
 from ..features.table import build_table
 from ..live.decide import Refusal, identity_text, number_text, open_record, order_fields, place_of
 from ..live.load import ARCHIVED
@@ -387,7 +388,7 @@ PIECE, MORE_S, NO_MORE_S = 2_000, 1.0, 3_600.0  # decisions removed at once; sec
 
 def keep(engine: sa.Engine, settings: Settings, now: int | None = None) -> float:  # now: UTC ms; returns seconds until it wants to be called again
     "Remove a piece of what is older than decisions are kept."
-    oldest = (int(time.time() * 1000) if now is None else now) - duration_ms(settings.database.keep_decisions)
+    oldest = (system_clock() if now is None else now) - duration_ms(settings.database.keep_decisions)
     old = sa.select(decisions.c.id).where(decisions.c.decided < oldest).limit(PIECE)
     said = sa.select(labels.c.id).where(labels.c.noted < oldest, labels.c.decision_id.is_(None)).limit(PIECE)
     with engine.connect() as connection:

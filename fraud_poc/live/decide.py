@@ -31,7 +31,7 @@ import pyarrow as pa
 
 from ..config import MAX_MINOR_UNITS, Settings, duration_ms
 from ..data.ingest import BROKEN, FAR, date_ms
-from ..events import hasher
+from ..events import Clock, hasher, system_clock
 from ..features import aggregates as agg
 from ..features.table import FeatureTable, Stepper, step_event, step_label
 from .store import (Ask, Change, Entry, Fetched, Lot, Outcome, StoreDown, StoreLost, StoreSlow, encode_entry, event_key, label_key,
@@ -195,7 +195,7 @@ class OrderReader:
         self,
         settings: Settings,
         secret: bytes,                       # of the keyed hashes, as `data.ingest.hash_secret` gives it
-        clock: Callable[[], float] = time.time,  # seconds since 1970
+        clock: Clock = system_clock,
     ):
         self.settings, self.secret, self.clock, self.key_of = settings, secret, clock, hasher(secret)
         self.fields = order_fields(settings)
@@ -213,7 +213,7 @@ class OrderReader:
         else: raise Refusal("must not be null" if value is None else "input should be text with an ISO date or time", "datetime_type")
         if ms < self.earliest: raise Refusal("time is before limits.earliest", "datetime_past")
         if ms >= self.latest: raise Refusal("time is not before limits.latest", "datetime_future")
-        if ms > self.clock() * 1000 + self.skew:
+        if ms > self.clock() + self.skew:
             raise Refusal(f"time is later than the clock by more than live.future_skew ({self.settings.live.future_skew})", "datetime_future")
         return ms
 
@@ -400,9 +400,10 @@ class Equipped:
         store: Any,                   # live.store.Store
         watch: Watch | None = None,   # is told what happens
         chance: random.Random | None = None,  # draws the pauses between attempts
+        clock: Clock = system_clock,          # stamps the log's entries
     ):
         check_model(bundle, table)
-        self.settings, self.table, self.bundle, self.scorer, self.store = settings, table, bundle, scorer, store
+        self.settings, self.table, self.bundle, self.scorer, self.store, self.clock = settings, table, bundle, scorer, store, clock
         self.watch, self.chance, self.stepper, self.names = watch or Watch(), chance or random.Random(), Stepper(table), table.names
         self.entities = [entity.by for entity in table.entities]
         self.features = lambda vector: named(self.names, vector)  # how answers show a vector
@@ -537,7 +538,7 @@ def decided(
     answer = Answer(event.id, score, likely, risk, action, loss, engine.features(vector), entities, bundle.hash, bundle.policy.hash, table.hash, None)
     record = pack_record(Record(digest_of(event), *engine.hashes, score, likely, loss, risk, action, bytes(flags), vector))
     entry = Entry("event", event.time, event.id_key, tuple(event.keys.values()), amount=event.amount, decision=record, body=event.body,
-                  at=int(time.time() * 1000), took=int((time.perf_counter() - start) * 1e6))
+                  at=engine.clock(), took=int((time.perf_counter() - start) * 1e6))
     return answer, record, encode_entry(entry)
 
 # %% ../../nbs/18_decide.ipynb #c060

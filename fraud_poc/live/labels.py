@@ -19,7 +19,6 @@ import io
 import itertools
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -37,7 +36,7 @@ import pyarrow.parquet as pq
 from ..config import Settings, duration_ms
 from ..data.files import Progress, write_json, write_parquet
 from ..data.ingest import LOG, hash_secret, part_path, read_manifest, read_part, working_folder, write_part
-from ..events import UNRESOLVED, event_schema, key_of, label_schema
+from ..events import UNRESOLVED, Clock, event_schema, key_of, label_schema, system_clock
 from ..features.table import FeatureTable, Stepper, build_table, step_label
 from .decide import MAX_TEXT, Field, OrderError, OrderReader, Problem, Refusal, Watch, attempts, check_table, encodes, identity_text
 from .decide import keys_in, missed, number_text, order_fields, spread
@@ -153,8 +152,9 @@ def find_in_log(
 # %% ../../nbs/19_labels.ipynb #c017
 class Learner:
     "What statements need of an engine, where there is no model."
-    def __init__(self, settings: Settings, store: Any):  # store: live.store.Store
+    def __init__(self, settings: Settings, store: Any, clock: Clock = system_clock):  # store: live.store.Store
         self.settings, self.table, self.store, self.watch, self.chance = settings, build_table(settings), store, Watch(), np.random.default_rng()
+        self.clock = clock
         self.stepper, self.timeout, self.checked = Stepper(self.table), duration_ms(settings.live.store_timeout) / 1000, False
 
 async def find_live(store: Any, entities: list[str], id_key: int, first: int) -> Order | None:
@@ -242,11 +242,11 @@ async def say(
     settings: Settings,
     secret: bytes,               # of the keyed hashes
     statement: Statement,
-    now: int | None = None,      # by the clock on the wall, UTC ms; None = look at it
+    now: int | None = None,      # UTC ms; None = by the engine's clock
     orders: dict[int, Order] | None = None,  # by id key: orders that were looked up already
 ) -> Said:
     "Take a statement in; `UnknownOrder`, or `OrderError` when it cannot be right. Store troubles are raised: say it again, it is never taken twice."
-    id_key, now, known_orders = key_of(statement.order, secret), int(time.time() * 1000) if now is None else now, dict(orders or {})
+    id_key, now, known_orders = key_of(statement.order, secret), engine.clock() if now is None else now, dict(orders or {})
     async def once() -> Said | None:
         if not engine.checked: await check_table(engine)
         order = known_orders.get(id_key) or await find_order(engine, settings, id_key)
@@ -376,7 +376,7 @@ async def say_lot(
     settings: Settings,
     secret: bytes,
     lot: list[tuple[int, Statement]],  # numbered
-    now: int | None = None,            # by the clock on the wall, UTC ms; None = look at it
+    now: int | None = None,            # UTC ms; None = by the engine's clock
 ) -> list[tuple[int, Said | list[Problem]]]:  # by number
     "What came of some statements; store troubles are raised when all that could be said is said."
     groups, gate, first = {}, asyncio.Semaphore(AT_ONCE), (await engine.store.meta()).base["next_seq"]

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..config import Settings
 from ..data.files import PARTIAL, Progress, sole_use
+from ..events import system_clock
 from ..features.aggregates import DAY_MS
 from ..features.table import FeatureTable, build_table
 from .dataset import AMOUNT, Fold, read_split
@@ -292,11 +293,11 @@ def save_bundle(
     evaluation: dict,                  # as `evaluate` gives it; its metrics go into the manifest
     judgement: dict,                   # as `judge` gives it: verdict and reasons
     training: dict,                    # window and row counts, for JSON
-    created: datetime | None = None,   # with a time zone; None = now
+    created: datetime | None = None,   # with a time zone; None = now, by system_clock
     plots: Path | None = None,         # folder of PNG files to keep along
 ) -> Path:                             # the bundle's folder
     "Save a model whole under models/; `ValueError` when it would not load."
-    created = (created or datetime.now(timezone.utc)).astimezone(timezone.utc)
+    created = (created or datetime.fromtimestamp(system_clock() / 1000, timezone.utc)).astimezone(timezone.utc)
     raw, sample = bytes(booster.save_raw("json")), np.ascontiguousarray(sample, np.float32)
     contents = {"booster.json": raw, "sample.npy": _array(sample), "sample_scores.npy": _array(booster.inplace_predict(sample)),
                 "policy.json": policy_bytes(policy), "evaluation.json": _text(evaluation)}
