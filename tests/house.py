@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXPORTED_LINES = 30          # most lines of an exported cell, blank ones and directives not counted
+EXPORTED_LINES = 40          # most lines of an exported cell, blank ones and directives not counted
 LINE_LENGTH = 150            # characters
 WORDS_A_LINE = 2             # least words of prose for each exported line
 INTRO_WORDS = 150            # most words before the first heading or code

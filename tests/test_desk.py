@@ -25,7 +25,7 @@ NOW = 1_767_000_000_000
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    made = desk_server.make_desk(tmp_path_factory.mktemp("desk"), NOW, 1500, lambda: NOW / 1000, **{"desk.page_size": 10})
+    made = desk_server.make_desk(tmp_path_factory.mktemp("desk"), NOW, 1500, lambda: NOW, **{"desk.page_size": 10})
     yield made
     made.engine.dispose()
 
@@ -33,7 +33,7 @@ def desk(tmp_path_factory):
 @pytest.fixture
 def fresh(tmp_path, database_url):
     "A desk of one's own, in SQLite and in PostgreSQL."
-    made = desk_server.make_desk(tmp_path, NOW, 500, lambda: NOW / 1000, database_url)
+    made = desk_server.make_desk(tmp_path, NOW, 500, lambda: NOW, database_url)
     yield made
     made.engine.dispose()
 
@@ -237,7 +237,7 @@ def test_a_filter_that_is_not_understood_is_said(desk, query, said):
 
 
 def test_empty_states(tmp_path):
-    empty = desk_server.make_desk(tmp_path, NOW, 0, lambda: NOW / 1000)
+    empty = desk_server.make_desk(tmp_path, NOW, 0, lambda: NOW)
     person = Browser(empty, "admin-1")
     assert "Nothing is waiting" in person.get("queue").text and "No case matches" in person.get("queue?band=high").text and "Nothing is waiting" in person.get("queue?group=customer").text
     assert "No orders are counted" in person.get("trends").text and "Nothing here yet" in person.get("keys").text

@@ -90,7 +90,8 @@ def record(
     one = audit_head.c.only == 1
     counted = update(audit_head).where(one).values(length=audit_head.c.length + 1).returning(audit_head.c.length, audit_head.c.hash)
     number, previous = connection.execute(counted).one()
-    row = {"number": number, "at": system_clock() if now is None else now, "who": who, "what": what, "about": about, "detail": canonical(detail or {})}
+    at = system_clock() if now is None else now
+    row = {"number": number, "at": at, "who": who, "what": what, "about": about, "detail": canonical(detail or {})}
     sealed = row_hash(previous, row)
     connection.execute(insert(audit).values(**row, previous=previous, hash=sealed))
     connection.execute(update(audit_head).where(one).values(hash=sealed))
@@ -325,8 +326,9 @@ def log_in(
 # %% ../../nbs/22_access.ipynb #c035
 def session_of(engine: Engine, token: str | None, now: int | None = None) -> Session | None:
     "Who a token belongs to; None when it is unknown, over, or its account disabled."
+    now = system_clock() if now is None else now
     known = (select(accounts.c.name, accounts.c.role, sessions.c.csrf).join_from(sessions, accounts)
-             .where(sessions.c.token == sha256(token or ""), sessions.c.expires > (system_clock() if now is None else now), accounts.c.disabled.is_(None)))
+             .where(sessions.c.token == sha256(token or ""), sessions.c.expires > now, accounts.c.disabled.is_(None)))
     with engine.connect() as connection: row = connection.execute(known).first()
     return Session(*row) if row else None
 
