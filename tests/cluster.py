@@ -3,9 +3,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
+
+from waiting import LONG, ended, until
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,18 +22,11 @@ def cluster(folder: Path, workers: int):
     try:
         start("scheduler", "--port", "0")
         for number in range(workers): start("worker", "--no-nanny", "--nthreads", "1", "--local-directory", str(folder / f"worker{number}"))
-        until(lambda: place.exists() and place.stat().st_size > 0, 60, "the scheduler did not start")
+        until(lambda: place.exists() and place.stat().st_size > 0, "the scheduler writes its file", processes[0])
         address = json.loads(place.read_text())["address"]
         from distributed import Client
-        with Client(address) as client: client.wait_for_workers(workers, timeout=60)
+        with Client(address) as client: client.wait_for_workers(workers, timeout=LONG)
         yield address, processes[1:]
     finally:
         for process in processes: process.kill()
-        for process in processes: process.wait()
-
-
-def until(condition, seconds: float, message: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, message
-        time.sleep(0.02)
+        for process in processes: ended(process)

@@ -1,6 +1,5 @@
 """What all tests share: the folder of external data, and a look at what tests leave behind."""
 import os
-import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 import databases
 import house
+from waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "FRAUD_POC_TEST_RUN"  # environment variable, of this run
@@ -92,9 +92,8 @@ def processes_left() -> list[str]:
 def pytest_sessionfinish(session):
     "Tests leave the project's folder as they found it, and no process: otherwise the run fails, even if each test passed."
     if not hasattr(session.config, "tree_before"): return
-    until = time.monotonic() + 10
-    while (left := processes_left()) and time.monotonic() < until: time.sleep(0.2)
-    session.config.tree_changes = house.tree_difference(session.config.tree_before, house.tree(ROOT)) + left
+    with suppress(AssertionError): until(lambda: not processes_left(), "all processes end", seconds=30 * PATIENCE)
+    session.config.tree_changes = house.tree_difference(session.config.tree_before, house.tree(ROOT)) + processes_left()
     if session.config.tree_changes: session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import oracle
-from cluster import cluster, until
+from cluster import cluster
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ingest, part_path, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features import batch as module
 from fraud_poc.features.batch import compute_features, features_folder, read_states
 from fraud_poc.features.table import build_table
+from waiting import LONG, ended, line_of, until
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDERS = ROOT / "config" / "orders.toml"
@@ -104,11 +105,12 @@ def other_process(folder: Path, stop: float = 0, before: str = "", replace: bool
 
 def wait_for(process: subprocess.Popen, share: float) -> None:
     "Until a process has told that so much of its rows is done."
-    for text in process.stdout:
+    done, total = 0, 1
+    while done < share * total or not share:
+        text = line_of(process)
         assert not text.startswith("FAILED"), text
         done, total = map(int, text.split())
         if done >= share * total: return
-    raise AssertionError("the process ended before it was to be stopped")
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def test_a_worker_that_is_killed(log, copy, tmp_path):
         def kill_one(done: int, total: int) -> None:
             if done and workers[0].poll() is None: workers[0].send_signal(signal.SIGKILL)
         compute_features(settings_in(copy, scheduler=address), progress=kill_one)
-        assert workers[0].wait(10) == -signal.SIGKILL and workers[1].poll() is None
+        assert ended(workers[0]) == -signal.SIGKILL and workers[1].poll() is None
     assert contents(settings_in(copy)) == log[1]
     assert_whole(settings_in(copy))
 
@@ -128,7 +130,7 @@ def test_the_last_worker_is_killed(log, copy, tmp_path):
     with cluster(tmp_path / "cluster", workers=1) as (address, workers), other_process(copy, scheduler=address) as process:
         wait_for(process, 0.2)
         workers[0].send_signal(signal.SIGKILL)
-        said = process.communicate(timeout=150)[0]
+        said = process.communicate(timeout=LONG)[0]
         assert process.returncode == 3 and "worker" in said and "run again" in said, said
     assert_whole(settings_in(copy))
     compute_features(settings_in(copy))  # on this machine, from where the cluster stopped
@@ -141,7 +143,7 @@ def test_the_last_worker_is_killed(log, copy, tmp_path):
 def test_a_full_disk(log, copy, limit):
     "A file may not grow beyond a limit, as on a full disk; first the manifest, then features, then states hit it."
     before = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-    with other_process(copy, before=before) as process: said = process.communicate(timeout=150)[0]
+    with other_process(copy, before=before) as process: said = process.communicate(timeout=LONG)[0]
     assert process.returncode == 3 and "OSError" in said and "was not written and nothing of it is left" in said and "run again" in said, said
     assert not list(copy.rglob("*.partial"))
     assert_whole(settings_in(copy))
@@ -166,9 +168,7 @@ def damage(folder: Path, kind: str, how: str) -> str:
 def test_a_log_that_is_damaged(copy, kind, how):
     name = damage(copy, kind, how)
     with pytest.raises((ValueError, OSError), match=name): compute_features(settings_in(copy))
-    until = time.monotonic() + 30  # a thread that was writing when another one failed still ends its file
-    while time.monotonic() < until and list(copy.rglob("*.partial")): time.sleep(0.01)
-    assert not list(copy.rglob("*.partial"))
+    until(lambda: not list(copy.rglob("*.partial")), "a thread that was writing when another one failed ends its file")
     assert_whole(settings_in(copy))
 
 
@@ -188,7 +188,7 @@ def test_a_run_that_is_killed_goes_on(log, copy, delay):
         wait_for(process, 0.2)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        ended(process)
     assert_whole(settings_in(copy))
     done = []
     compute_features(settings_in(copy), progress=lambda now, total: done.append(total))

@@ -15,6 +15,7 @@ import fraud_poc.desk
 from fraud_poc.config import load_settings
 from fraud_poc.desk import database
 from fraud_poc.desk.database import add_up, alembic_config, cases, decisions, is_current, labels, links, metadata, new_ids, open_database, put, scores, writers, writing
+from waiting import LONG
 
 for found in pkgutil.iter_modules(fraud_poc.desk.__path__): importlib.import_module(f"fraud_poc.desk.{found.name}")  # each module adds its tables
 
@@ -141,7 +142,7 @@ def die_while_writing(settings, url):
 def test_a_writer_that_dies_leaves_nothing_behind(settings, engine, database_url):
     child = multiprocessing.get_context("spawn").Process(target=die_while_writing, args=(settings, database_url))
     child.start()
-    child.join(30)
+    child.join(LONG)
     assert child.exitcode == 9
     with writing(engine) as connection: connection.execute(sa.insert(decisions), [decision()])
 
