@@ -65,9 +65,17 @@ def _process_as_before():
     assert os.getcwd() == folder, f"the test leaves the working directory at {os.getcwd()}. Use monkeypatch.chdir"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--notebooks-serially", action="store_true", help="run the notebooks one after another, and not two side by side")
+
+
+# Files that take longest, so that no worker is left with one of them at the end
+LONGEST = ["test_notebooks", "test_house", "test_drills", "test_scoring", "test_train", "test_parity", "test_batch", "test_writer", "test_handbook", "test_app"]
+
+
 def pytest_collection_modifyitems(items):
-    "The longest tests, which run the notebooks, start first."
-    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+    "The longest files start first."
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_sessionstart(session):
@@ -83,7 +91,8 @@ def processes_left() -> list[str]:
         with suppress(psutil.Error):
             command = " ".join(process.cmdline())
             ours = process.environ().get(MARK) == os.environ[MARK] and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
-            if ours and not any(word in command for word in ("sys.stdin.readline", "multiprocessing.resource_tracker", "multiprocessing.forkserver")):
+            forked = "multiprocessing.forkserver" in command and "multiprocessing.forkserver" in " ".join(process.parent().cmdline())
+            if ours and (forked or not any(word in command for word in ("sys.stdin.readline", "multiprocessing.resource_tracker", "multiprocessing.forkserver"))):
                 found.append(f"process {process.pid} still runs: {command[:200]}")
     return found
 
