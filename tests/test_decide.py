@@ -20,6 +20,7 @@ from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderRead
 from fraud_poc.live.store import MemoryStore, Meta, Outcome, StoreDown, StoreLost, StoreSlow, decode_entry, event_key, open_store, start_redis
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
+from waiting import STORE, in_time
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 SECRET = bytes(range(32))
@@ -221,7 +222,7 @@ class Deaf(Far):
 
 def test_clashes_lose_nothing():
     async def run():
-        engine = engine_for(orders(**{"live.store_timeout": "20s"}), watch=Notes())
+        engine = engine_for(orders(**{"live.store_timeout": STORE}), watch=Notes())
         engine.store = Far(engine.store)
         events = [event_of(engine, order_id=f"o{i % 12}", order_date=f"2025-06-01T12:00:{i % 12:02}", order_amount=i % 12 + 1) for i in range(24)]
         answers = await asyncio.gather(*map(engine.decide, events))
@@ -243,7 +244,7 @@ def test_attempts_are_bounded():
     async def run():
         engine = engine_for(orders(**{"live.store_timeout": "100ms"}), watch=Notes())
         engine.store = Deaf(engine.store, "conflict")
-        answer = await asyncio.wait_for(engine.decide(event_of(engine, order_amount=60)), 5)
+        answer = await in_time(engine.decide(event_of(engine, order_amount=60)))
         assert (answer.degraded, answer.band, answer.score) == ("contended", "medium", None)
         assert 2 <= engine.watch.seen.count(("commit", "conflict")) <= module.ATTEMPTS
         with pytest.raises(StoreSlow): await engine.learn(Label(1, 1, 2, 1, -1, {name: 1 for name in engine.settings.columns.entities}))
@@ -312,7 +313,7 @@ def test_words_for_flags():
 
 
 def test_through_redis_with_two_writers(tmp_path):
-    settings = orders(**{"live.store_timeout": "20s"})
+    settings = orders(**{"live.store_timeout": STORE})
     with start_redis(tmp_path / "redis") as server:
         asyncio.run(through_redis(settings, server.url))
 
@@ -373,7 +374,7 @@ def test_what_is_wrong_with_one_order_of_a_lot_concerns_that_one(tmp_path):
     async def in_memory(store, key): store.held["record", key] = ((10, b"no record"), store.held["record", key][1])
     asyncio.run(run(engine_for(orders()), in_memory))
     async def in_redis():
-        async with open_store(orders(**{"live.store_timeout": "20s"}), server.url) as store:
+        async with open_store(orders(**{"live.store_timeout": STORE}), server.url) as store:
             engine = engine_for(orders(), store)
             await filled(store, engine.table.hash)
             await run(engine, lambda store, key: store.call("SET", store.at_records + key, b"10 no record"))

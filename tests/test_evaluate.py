@@ -172,9 +172,9 @@ def test_neighbours_stay_apart():
 def test_one_probability_costs_less_than_a_microsecond_or_so():
     score, best = 0.1234, math.inf
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(1_000): probability((0.7, -1.0), score)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     assert best / 1_000 < 5e-6  # measured: 0.4 us on an idle machine
 
 

@@ -31,6 +31,7 @@ from fraud_poc.live.load import base_of, ledger_key, look, prepare_db
 from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, start_redis, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
 from scoring_worker import small_engine
+from waiting import STORE
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = ['Count(by=["customer_id", "email", "ip_addr"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over=["7d", "lifetime"])',
@@ -44,7 +45,7 @@ DAY = 86_400_000
 
 def settings_in(folder: Path, **changes) -> Settings:
     return load_settings(ORDERS, {"features.rows": ROWS, "sample.orders": 900, "sample.customers": 96, "sample.days": 60, "sample.fraud_rate": 0.1, "batch.folder": str(folder),
-                                  "batch.part_rows": 300, "live.store_timeout": "20s", "live.durability": "always", "input.events": "", "input.labels": ""} | changes)
+                                  "batch.part_rows": 300, "live.store_timeout": STORE, "live.durability": "always", "input.events": "", "input.labels": ""} | changes)
 
 
 @dataclass

@@ -113,9 +113,9 @@ def test_what_is_no_probability_has_no_action(p):
 def test_a_decision_costs_less_than_three_microseconds():
     policy, best = replace(plain_policy(settings_with()), review_over=2.5, block_over=1.0), math.inf
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(1_000): decide(policy, 0.1234, 12_345)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     assert best / 1_000 < 6e-6  # measured: 1.1 us; twice the bound of 3 us, for a machine that is shared
 
 
