@@ -3,6 +3,7 @@
     python benchmarks/mutants.py [--count 112] [--seed 7] [--modules live.decide,model.policy] [--workers 2] [--journal mutants.jsonl]
     python benchmarks/mutants.py --list                          # the sample, nothing runs
     python benchmarks/mutants.py --only 3,17 [--stages module]   # these, whatever the journal says of them
+    python benchmarks/mutants.py --becomes "* 1001"              # no sample, but each change that makes a line with these words
 
 A mutant is the code with a single change of an operator or a constant: `<` becomes `<=`, `==` becomes `!=`, `+` becomes `-`, `and` becomes `or`, `min` becomes
 `max`, a `not` or a minus is dropped, `True` becomes `False`, a number one more. A seeded sample is drawn, an equal share of each module, at most one of a line.
@@ -366,11 +367,15 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="mutants tried side by side, each in a copy of the project (default: %(default)s)")
     parser.add_argument("--stages", default=",".join(STAGES), help="default: %(default)s")
     parser.add_argument("--only", help="numbers of mutants, with commas: these alone are tried, again")
+    parser.add_argument("--becomes", help="instead of a sample: every change of these modules that brings this text into a line")
     parser.add_argument("--list", action="store_true", help="show the sample and end")
     parser.add_argument("--journal", type=Path, help="file to keep results in, and to go on from")
     parser.add_argument("--scratch", type=Path, help="folder for the copies, which is kept with its compiled code (default: a temporary one)")
     given = parser.parse_args()
-    drawn = dict(enumerate(sample(ROOT, given.modules.split(","), given.count, given.seed), 1))
+    modules = given.modules.split(",")
+    if given.becomes: chosen = [change for module in modules for change in candidates(ROOT, module) if given.becomes in change.becomes and given.becomes not in change.line]
+    else: chosen = sample(ROOT, modules, given.count, given.seed)
+    drawn = dict(enumerate(chosen, 1))
     equivalent = known_equivalent(ROOT)
     if given.only: drawn = {number: drawn[number] for number in map(int, given.only.split(","))}
     if given.list:

@@ -302,6 +302,14 @@ def test_old_rows_go_and_rollups_stay(settings, engine, reading, monkeypatch):
     assert write_entries(engine, reading, at, [(99, order(60))]).position == 99
 
 
+def test_what_was_removed_is_counted_apart(settings, engine, reading, caplog):
+    old = NOW - 401 * DAY
+    entries = [*(order(n, at=old) for n in range(3)), label(98, 1, at=old), label(99, 1, at=old), order(50)]
+    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    with caplog.at_level(logging.INFO, "fraud_poc.writer"): keep(engine, settings, NOW)
+    assert [record.fields for record in caplog.records if record.message == "old rows removed"] == [{"decisions": 3, "labels": 2}]
+
+
 # --- processes --------------------------------------------------------------------------------------------------------------------------
 
 def open_log(url: str, settings, epoch="e") -> Names:
