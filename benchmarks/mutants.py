@@ -15,13 +15,14 @@ Each mutant changes a module and its notebook together, in a copy of the project
 
 The first failure kills a mutant, and so does a run that says nothing for three times as long as the whole stage takes without a mutant. All mutants go through
 one stage before the survivors go on to the next. Without a mutant each stage must pass, else nothing is tried. Mutants that change nothing a user could see
-are listed in equivalent_mutants.toml with the reason; they do not run. With a journal, a run that was stopped goes on where it was; what survived a stage is
-tried again once the tests changed: name it with `--only`. The tests run at low priority, and nothing that they start is left behind.
+are listed in equivalent_mutants.toml with the reason; they do not run. With a journal, a run that was stopped goes on where it was, and what survived a stage
+is tried again once its tests changed. The tests run at low priority, and nothing that they start is left behind.
 The last line is one JSON object; the exit code is 1 when more than 5 % of the mutants survive, those that are equivalent aside.
 """
 import argparse
 import ast
 import compileall
+import hashlib
 import json
 import os
 import queue
@@ -235,12 +236,12 @@ def end_all(mark: str) -> None:
             if process.environ().get("FRAUD_POC_MUTANT") == mark: process.kill()
 
 
-def run(root: Path, command: list[str], silence: float, cache: str | None = None) -> tuple[int | None, str]:
+def run(root: Path, command: list[str], silence: float, compiled: str | None = None) -> tuple[int | None, str]:
     "Exit code, None for a hang, and output of a command in a copy of the project."
     mark = uuid.uuid4().hex
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
     env |= {"PYTHONPATH": str(root), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1",
-            "FRAUD_POC_SHARED": str(house.shared_folder(ROOT)), "FRAUD_POC_MUTANT": mark} | ({"NUMBA_CACHE_DIR": cache} if cache else {})
+            "HYPOTHESIS_PROFILE": "unshrunk", "FRAUD_POC_SHARED": str(house.shared_folder(ROOT)), "FRAUD_POC_MUTANT": mark} | ({"NUMBA_CACHE_DIR": compiled} if compiled else {})
     with tempfile.NamedTemporaryFile() as output:
         process = subprocess.Popen(command, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         size, heard = 0, time.monotonic()
@@ -272,6 +273,12 @@ def command_of(root: Path, module: str, stage: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *test_files(root, module)[stage == "rest"]]
 
 
+def fingerprint(root: Path, module: str, stage: str) -> str:
+    "Of the module and the tests of a stage: with another one, what passed and what survived says nothing any more."
+    tests = [root / word for word in command_of(root, module, stage) if (root / word).is_file() and word != sys.executable]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in (source_of(root, module), root / "tests" / "conftest.py", *tests))).hexdigest()
+
+
 def killer(code: int | None, said: str) -> str:
     "The test that failed, or what else ended a run."
     if code is None: return "a hang"
@@ -283,16 +290,28 @@ def killer(code: int | None, said: str) -> str:
 
 class Trial:
     "Runs stages without a mutant and with one, in a pool of copies, and keeps a journal."
-    def __init__(self, folder: Path, workers: int, journal: Path | None):
-        self.copies, self.workers, self.journal, self.lock, self.seconds = queue.SimpleQueue(), workers, journal, threading.Lock(), {}
-        self.past = {}  # (change, stage) -> what killed it there; None when it survived
-        for line in journal.read_text(encoding="utf-8").splitlines() if journal and journal.exists() else []:
-            told = json.loads(line)
-            self.past[Change(**told["mutant"]), told["stage"]] = told["killed_by"]
+    def __init__(self, modules: list[str], folder: Path, workers: int, journal: Path | None):
+        self.copies, self.workers, self.journal, self.lock = queue.SimpleQueue(), workers, journal, threading.Lock()
         for number in range(workers):
             copy = house.copy_project(ROOT, folder / f"worker_{number}")
             compileall.compile_dir(copy / "fraud_poc", quiet=2)
             self.copies.put(copy)
+        self.states = {(module, stage): fingerprint(copy, module, stage) for module in modules for stage in STAGES}
+        self.seconds = {}  # (module, stage) -> how long it takes without a mutant
+        self.past = {}     # (change, stage) -> what killed it there; None when it survived
+        for line in journal.read_text(encoding="utf-8").splitlines() if journal and journal.exists() else []: self.recall(json.loads(line))
+
+    def recall(self, told: dict) -> None:
+        "Take in a line of the journal: what was killed stays so, what passed or survived must have had the tests of today."
+        same = told["state"] == self.states.get((told["module"], told["stage"]))
+        if "mutant" not in told:
+            if same: self.seconds[told["module"], told["stage"]] = told["seconds"]
+        elif same or told["killed_by"]: self.past[Change(**told["mutant"]), told["stage"]] = told["killed_by"]
+
+    def note(self, module: str, stage: str, seconds: float, **told) -> None:
+        if not self.journal: return
+        told = {"module": module, "stage": stage, "state": self.states[module, stage], "seconds": round(seconds, 1), **told}
+        with self.lock, open(self.journal, "a", encoding="utf-8") as handle: handle.write(json.dumps(told) + "\n")
 
     @contextmanager
     def copy(self) -> Iterator[Path]:
@@ -315,37 +334,36 @@ class Trial:
             code, said = run(copy, command_of(copy, module, stage), 3600)
         if code != 0: raise SystemExit(f"without a mutant, stage {stage} of {module} fails, so that it can tell nothing:\n{said[-5000:]}")
         self.seconds[module, stage] = time.monotonic() - start
+        self.note(module, stage, self.seconds[module, stage])
         print(f"{'-':>4} {module:<20} {stage:<9} {self.seconds[module, stage]:>6.0f} s  passes without a mutant", flush=True)
 
     def attempt(self, number: int, change: Change, stage: str) -> str | None:
         "What kills a mutant in a stage; None when it survives."
         own_cache = change.module in OWN_CACHE
-        with self.copy() as copy, tempfile.TemporaryDirectory() if own_cache else nullcontext() as cache, mutated(copy, change):
+        with self.copy() as copy, tempfile.TemporaryDirectory() if own_cache else nullcontext() as compiled, mutated(copy, change):
             start = time.monotonic()
-            code, said = run(copy, command_of(copy, change.module, stage), PATIENCE + 3 * self.seconds[change.module, stage] + 240 * own_cache, cache)
+            code, said = run(copy, command_of(copy, change.module, stage), PATIENCE + 3 * self.seconds[change.module, stage] + 240 * own_cache, compiled)
         if STOP.is_set(): return None
         killed_by, seconds = killer(code, said) if code != 0 else None, time.monotonic() - start
-        with self.lock:
-            print(f"{number:>4} {change.module:<20} {stage:<9} {seconds:>6.0f} s  {'killed by ' + killed_by if killed_by else 'SURVIVES: ' + change.becomes}", flush=True)
-            self.past[change, stage] = killed_by
-            if self.journal:
-                told = {"mutant": asdict(change), "stage": stage, "killed_by": killed_by, "seconds": round(seconds, 1)}
-                with open(self.journal, "a", encoding="utf-8") as handle: handle.write(json.dumps(told) + "\n")
+        print(f"{number:>4} {change.module:<20} {stage:<9} {seconds:>6.0f} s  {'killed by ' + killed_by if killed_by else 'SURVIVES: ' + change.becomes}", flush=True)
+        self.past[change, stage] = killed_by
+        self.note(change.module, stage, seconds, mutant=asdict(change), killed_by=killed_by)
         return killed_by
 
     def stage(self, stage: str, mutants: dict[int, Change]) -> None:
         "Take mutants through a stage. The rest of the tests is timed once, from one module."
-        todo = {number: change for number, change in mutants.items() if (change, stage) not in self.past}
+        todo = {number: change for number, change in sorted(mutants.items(), reverse=True) if (change, stage) not in self.past}  # compiled code, which is slow, comes last
         modules = sorted({change.module for change in todo.values()})
-        timed = modules[:1] if stage == "rest" else modules
-        self.map(self.baseline, timed, [stage] * len(timed))
-        for module in modules: self.seconds.setdefault((module, stage), self.seconds[timed[0], stage])
+        if stage == "rest": modules = modules[:1]
+        untimed = [module for module in modules if (module, stage) not in self.seconds]
+        self.map(self.baseline, untimed, [stage] * len(untimed))
+        for change in todo.values(): self.seconds.setdefault((change.module, stage), self.seconds[modules[0], stage])
         self.map(self.attempt, todo.keys(), todo.values(), [stage] * len(todo))
 
     def killed(self, change: Change) -> bool: return any(self.past.get((change, stage)) for stage in STAGES)
 
 
-def tell(drawn: dict[int, Change], equivalent: dict[Change, str], trial: Trial, count: int) -> int:
+def tell(drawn: dict[int, Change], equivalent: dict[Change, str], trial: Trial) -> int:
     "The survivors and the totals; returns the exit code."
     survived = {number: change for number, change in drawn.items() if change not in equivalent and not trial.killed(change)}
     for number, change in survived.items(): print(f"\n{number:>4} {change.module} {change.function}, line {change.number}\n     {change.line}\n  -> {change.becomes}")
@@ -385,11 +403,11 @@ def main() -> int:
     os.nice(19)
     signal.signal(signal.SIGTERM, stop)
     with nullcontext(given.scratch) if given.scratch else tempfile.TemporaryDirectory() as folder:
-        trial = Trial(Path(folder), given.workers, given.journal)
+        trial = Trial(modules, Path(folder), given.workers, given.journal)
         if given.only: trial.past = {key: killed_by for key, killed_by in trial.past.items() if key[0] not in drawn.values()}
         for stage in given.stages.split(","):
             trial.stage(stage, {number: change for number, change in drawn.items() if change not in equivalent and not trial.killed(change)})
-    return tell(drawn, equivalent, trial, len(drawn))
+    return tell(drawn, equivalent, trial)
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import databases
 import house
@@ -20,6 +20,7 @@ MARK = "FRAUD_POC_TEST_RUN"  # environment variable, of this run
 # but for HYPOTHESIS_PROFILE=long, which draws many more, and other ones each time
 settings.register_profile("house", deadline=None, print_blob=True, derandomize=True, database=None)
 settings.register_profile("long", deadline=None, print_blob=True, max_examples=1000, database=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("unshrunk", settings.get_profile("house"), phases=[Phase.explicit, Phase.generate])  # for benchmarks/mutants.py: that it fails is enough
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 
