@@ -53,7 +53,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 TESTS = {  # the tests of each module of the heart, nearest first
     "features.aggregates": ("parity", "batch"), "features.table": ("parity", "domains"), "features.batch": ("batch", "parity"), "live.store": ("store",),
     "live.decide": ("decide",), "live.labels": ("labels",), "live.load": ("load",), "data.ingest": ("ingest",), "model.dataset": ("dataset",),
-    "model.evaluate": ("evaluate",), "model.policy": ("policy",), "desk.writer": ("writer",), "desk.access": ("access",), "desk.forget": ("forget",)}
+    "model.evaluate": ("evaluate",), "model.policy": ("policy",), "desk.writer": ("writer",), "desk.access": ("access", "database"), "desk.forget": ("forget",)}
 NOT_RUN = ("notebooks", "project", "house", "browser", "drills", "handbook")  # all notebooks, the rules of the house, and what takes minutes to say the same
 STAGES = ("module", "notebook", "rest")
 SURVIVORS = 0.05  # most of the mutants that are not equivalent
