@@ -282,7 +282,7 @@ def fingerprint(root: Path, module: str, stage: str) -> str:
 def killer(code: int | None, said: str) -> str:
     "The test that failed, or what else ended a run."
     if code is None: return "a hang"
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.M)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", said, re.M)
     return failed[1] if failed else said.strip().splitlines()[-1][:150] if said.strip() else f"exit code {code}"
 
 

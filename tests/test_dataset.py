@@ -134,6 +134,19 @@ def test_parts_of_the_log_do_not_show(log, tmp_path):
     assert [f["rows"] for f in one["files"]["train"]] == [f["rows"] for f in two["files"]["train"]] and len(two["files"]["train"]) == 3
 
 
+def test_counts_are_those_of_the_rows(log, copy):
+    told, (_, events, labels) = [], log
+    manifest = make_dataset(copy, progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told) and told[-1] == (2 * len(events), 2 * len(events)) and len(told) > 2
+    time, w = events.order_date.dt.tz_convert(None).astype("datetime64[ms]").astype("int64"), manifest["windows_ms"]
+    for split, start, end, moment in [("train", w["train"], w["validation"], w["cutoff"]), ("validation", w["validation"], w["train_end"], w["cutoff"]), ("test", w["cutoff"], w["test_end"], w["known_end"])]:
+        known = as_known(labels, moment).reindex(events.order_id[(time >= start) & (time < end)])
+        rows, counts = frame(copy, split), manifest["splits"][split]
+        assert (counts["honest_events"], counts["fraud_events"], counts["unresolved"]) == ((known == 0).sum(), (known == 1).sum(), known.isna().sum())
+        assert (counts["rows"], counts["frauds"], counts["too_young"]) == (len(rows), rows.label.sum(), known.notna().sum() - len(rows))
+        assert counts["weight"] == pytest.approx(rows[module.WEIGHT].sum()) and counts["fraud_weight"] == pytest.approx(rows[module.WEIGHT][rows.label == 1].sum())
+
+
 def test_features_are_those_of_the_event(log):
     settings, _, _ = log
     manifest = make_dataset(settings)
