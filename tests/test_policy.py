@@ -144,6 +144,12 @@ def test_realised_cost_by_hand_with_a_day_that_has_too_many_reviews():
     assert half.looked == pytest.approx([0.5, 1, 0, 1, 0])
 
 
+@pytest.mark.parametrize("value", [0.00001, 0.5, 2.34561, 2.3456, 1234.56789, 0.1 + 0.2])
+def test_thresholds_are_rounded_up_by_less_than_two_of_their_last_digits(value):
+    assert value <= module.rounded_up(value) < value + 1.001e-4 and round(module.rounded_up(value), 4) == module.rounded_up(value)
+    assert module.rounded_up(0.0) == module.rounded_up(-value) == 0.0
+
+
 def test_overconfident_probabilities_are_held_back():
     "Where blocks promise more than they keep, a block has to promise more before it is done."
     part = some_days(2, n=30_000, noise=0.2)

@@ -323,6 +323,14 @@ def test_a_model_that_is_gone_is_told_once_with_its_hash(settings, caplog):
     assert [(record.message, record.fields) for record in caplog.records] == [("decisions of this model are kept without reasons", {"model": "ab" * 32})]
 
 
+def test_a_model_is_found_by_its_hash_and_loaded_once(settings, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(writer, "list_bundles", lambda settings: [{"folder": "damaged"}, {"folder": "old", "hash": "aa"}, {"folder": "new", "hash": "bb"}])
+    monkeypatch.setattr(writer, "load_bundle", lambda folder, table, allow_rejected: loaded.append(str(folder)) or SimpleNamespace(policy=f"policy of {folder}"))
+    models = writer.Models(settings)
+    assert [models.policy(model) for model in ("bb", "aa", "bb")] == ["policy of new", "policy of old", "policy of new"] and loaded == ["new", "old"]
+
+
 def test_a_line_of_the_log_is_json_with_the_time_of_its_event():
     record = logging.LogRecord("fraud_poc.writer", logging.WARNING, __file__, 1, "the writer waits", None, None)
     record.created, record.fields = 1_748_779_200.25, {"kind": "StoreDown"}
