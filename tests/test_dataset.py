@@ -207,6 +207,20 @@ def test_kept_is_a_share_of_the_honest(seed, share):
     assert (stay >= kept(draw, label, share / 2)).all(), "a smaller share is a part of a larger one"
 
 
+def test_an_event_weighs_what_its_own_class_leaves_open_at_its_age():
+    known = np.array([[0.2, 0.5, 1.0], [0.05, 0.8, 1.0]])  # of legitimate events and of frauds, at an age of 0, 1 and 2 hours
+    assert waiting_weights(np.array([0, 1, 0, 1, 0]), np.array([1, 1, 2, 99, 0]), known).tolist() == [2, 1.25, 1, 1, 0]  # of the youngest, too few frauds are known
+    assert waiting_weights(np.array([0, 1]), np.array([0, 0]), np.array([[0.2], [0.1]])).tolist() == [5, 10]
+
+
+def test_events_without_a_verdict_have_no_label_and_no_time_of_one():
+    keys = np.array([5, 7, 9, 1], np.uint64)
+    some = module.Verdicts(np.array([5, 9], np.uint64), np.array([1, 0], np.int8), np.array([100, 200]))
+    none = module.Verdicts(*(values[:0] for values in some))
+    assert [values.tolist() for values in module.label_events(keys, some)] == [[1, -1, 0, -1], [100, 0, 200, 0]]
+    assert [values.tolist() for values in module.label_events(keys, none)] == [[-1] * 4, [0] * 4]
+
+
 def test_share_known_of_truncated_waits():
     rng = np.random.default_rng(2)
     label, age = rng.integers(0, 2, 100_000), rng.integers(0, 400, 100_000)
