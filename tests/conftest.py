@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import databases
 import house
@@ -24,6 +24,7 @@ NOW = datetime.fromisoformat(os.environ.get("FRAUD_POC_TEST_NOW", "2025-11-05T10
 # but for HYPOTHESIS_PROFILE=long, which draws many more, and other ones each time
 settings.register_profile("house", deadline=None, print_blob=True, derandomize=True, database=None)
 settings.register_profile("long", deadline=None, print_blob=True, max_examples=1000, database=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("unshrunk", settings.get_profile("house"), phases=[Phase.explicit, Phase.generate])  # for benchmarks/mutants.py: that it fails is enough
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 

@@ -431,6 +431,16 @@ def test_a_person_at_the_door(whole, here, settings, quick):
     asyncio.run(visit())
 
 
+@pytest.mark.parametrize("method, headers, code", [
+    ("GET", {"accept": "text/html,*/*"}, 303), ("HEAD", {"accept": "text/html"}, 303), ("POST", {"accept": "text/html"}, 401), ("GET", {"accept": "text/html", "hx-request": "true"}, 401),
+    ("GET", {"accept": "application/json"}, 401), ("GET", {}, 401)], ids=str)
+def test_only_a_whole_page_leads_to_the_login(method, headers, code):
+    "A part of a page, a form and a program are told 401; htmx then loads the login itself."
+    request = Request({"type": "http", "method": method, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
+    answer = access.to_login(request, "/desk")
+    assert (answer.status_code, list(answer.headers.items())) == (code, [("Location" if code == 303 else "HX-Redirect", "/desk/login")])
+
+
 def test_a_crowd_at_the_login_is_asked_to_come_back(whole, here, settings, monkeypatch):
     new_account(here, "ann", SENTENCE, "analyst", "tests")
     inside, gate, right = [], threading.Event(), access.fits

@@ -218,6 +218,19 @@ def test_a_run_that_stops_at_a_date(log, copy):
 
 
 
+def test_a_run_counts_what_it_does(log, copy):
+    told, parts, table = [], read_manifest(copy)["parts"], build_table(settings_in(copy))
+    until = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(parts[5]["first_known_ms"] / 1000))
+    first = compute_features(settings_in(copy), until=until)
+    rest = compute_features(settings_in(copy), progress=lambda done, total: told.append((done, total)))
+    rows = sum(part["events"] + part["labels"] for part in parts[first["parts"]:])
+    assert told == sorted(told) and (told[0], told[-1]) == ((0, rows), (rows, rows)) and {total for _, total in told} == {rows}
+    events = [sum(part["events"] for part in some) for some in (parts[:first["parts"]], parts[first["parts"]:])]
+    assert 0 < first["parts"] <= 5 and (first["events"], first["new_events"]) == (events[0], events[0])
+    assert (rest["parts"], rest["events"], rest["new_events"], rest["features"]) == (len(parts), sum(events), events[1], len(table.rows))
+    assert rest["entities"] == {entity.by: len(log[1][entity.by]) for entity in table.entities}
+
+
 def test_two_runs_in_one_folder(log, copy):
     with other_process(copy, stop=0.3) as process:
         wait_for(process, 0.3)

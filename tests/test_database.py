@@ -52,6 +52,12 @@ def test_migrations_make_what_the_modules_describe(engine, tmp_path):
     assert indexes[0] == indexes[1]
 
 
+def test_primary_keys_are_as_described(engine):
+    "Alembic compares columns and indexes, and no primary keys."
+    for name, table in metadata.tables.items():
+        assert sa.inspect(engine).get_pk_constraint(name)["constrained_columns"] == [column.name for column in table.primary_key], name
+
+
 def test_migrations_go_back_and_forth(engine):
     with writing(engine) as connection: command.downgrade(alembic_config(connection), "base")
     assert set(sa.inspect(engine).get_table_names()) == {"alembic_version"} and not is_current(engine)

@@ -3,6 +3,7 @@ import asyncio
 import json
 import math
 import random
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -306,6 +307,43 @@ def test_missing_entities_have_no_state():
         assert answer.entities == {"customer_id": "new", "email": "missing"} and answer.features["count_1h_by_email"] is None
         assert sum(isinstance(key, bytes) for key in engine.store.held) == 1
     asyncio.run(run())
+
+
+class Slow(Far):
+    "A store that takes 20 ms to read and 30 ms to write."
+    async def lot(self, asked):
+        lot = await self.store.lot(asked)
+        outcomes = lot.outcomes
+        async def late():
+            await asyncio.sleep(0.03)
+            return await outcomes()
+        lot.outcomes = late
+        await asyncio.sleep(0.02)
+        return lot
+
+
+class SlowScorer(PlainScorer):
+    def score(self, vector):
+        time.sleep(0.01)
+        return super().score(vector)
+
+
+def test_the_seconds_of_each_part_add_up_to_those_of_the_orders():
+    "Of three orders that are decided together: each waits for the whole fetch and commit, and is stepped and scored on its own."
+    spent = {}
+    class Timed(Watch):
+        def spent(self, part, seconds, orders=1): spent[part] = (seconds, orders)
+    async def run():
+        engine = engine_for(orders(**{"live.store_timeout": "20s"}), watch=Timed())
+        engine.store, engine.scorer = Slow(engine.store), SlowScorer()
+        start = time.perf_counter()
+        assert [answer.degraded for answer in await decided(engine, [event_of(engine, order_id=f"o{i}", customer_id=i) for i in range(3)])] == [None] * 3
+        return time.perf_counter() - start, [decode_entry(entry).took for _, entry in engine.store.log]
+    seconds, took = asyncio.run(run())
+    assert {part: number for part, (_, number) in spent.items()} == {"fetch": 3, "step": 3, "model": 3, "commit": 3}
+    assert spent["fetch"][0] >= 0.02 and spent["commit"][0] >= 0.03 and spent["model"][0] >= 0.01 and spent["step"][0] > 0
+    assert spent["fetch"][0] + 3 * (spent["step"][0] + spent["model"][0]) + spent["commit"][0] <= seconds
+    assert took == sorted(took) and 30_000 <= took[0] and took[0] + 20_000 <= took[2] <= seconds * 1e6  # the log: microseconds from the fetch to the score
 
 
 def test_words_for_flags():

@@ -409,6 +409,14 @@ def test_a_tie_in_a_full_set_falls_as_before():
     assert differ  # any random key would not do
 
 
+@pytest.mark.parametrize("length, end, shown", [(100, ",abc", True), (99, ",abc", False), (100, ",ab", False), (100, ",bcd", False), (250, ",xyz", True), (9, ",xyz", True), (9, ",yz", False)])
+def test_a_refused_line_that_was_cut_shows_the_beginning_of_a_text(length, end, shown):
+    "Where ingest cut a line after 100 characters, three are enough to know a text by; two may be anything."
+    texts = {"email": {"abcdef"}, "device": {"xyz"}}
+    assert module.cleared("", end.rjust(length, "-"), texts) == shown
+    assert module.cleared("device", "xyz", texts) and not module.cleared("email", "xyz", texts) and not module.cleared("", "", texts)
+
+
 def test_what_is_refused(shop, monkeypatch):
     settings = shop.settings
     with pytest.raises(ValueError, match="first of columns.entities"): forget(settings, "")

@@ -280,3 +280,23 @@ def test_a_report_says_what_a_million_customers_need(settings, server):
     report = prepare_db(settings, server.url)
     assert json.dumps(report) and report["million_of"] == "customer_id" and 10**8 < report["bytes_per_million"] < 10**10
     assert all(50 < size < 10_000 for size in report["bytes_per_state"].values())
+
+
+def test_a_load_counts_what_it_writes(history, settings, server):
+    told, table, entries = [], build_table(settings), history[1][:40]
+    def load(**more):
+        told.clear()
+        return prepare_db(settings, server.url, progress=lambda done, total: told.append((done, total)), **more)
+    def counted_up(total: int) -> bool: return told == sorted(told) and (told[0], told[-1]) == ((0, total), (total, total)) and len(told) > 2
+    states = {entity.by: sum(map(len, read_states(settings, table, entity.by))) for entity in table.entities}
+    total = sum(states.values())
+    first = load()
+    assert counted_up(total) and first["states"] == states and [first[name] for name in ("replayed", "archived", "removed", "trimmed")] == [0] * 4
+    assert first["million_of"] == "customer_id" and first["bytes_per_million"] == round(first["bytes"] / states["customer_id"] * 10**6)
+    asyncio.run(decide_all(settings, server.url, entries))
+    held = len(contents(settings, server.url))
+    second = load()
+    assert counted_up(total + 40) and second["states"] == states and [second[name] for name in ("replayed", "archived", "removed", "trimmed")] == [40, 0, held, 0]
+    third = load(start_over=True)
+    assert counted_up(total + 40) and [third[name] for name in ("replayed", "archived", "trimmed")] == [0, 40, 0] and third["removed"] == held + 40  # records of answers, too
+    assert (first["epoch"], first["generation"]) == (second["epoch"], second["generation"] - 1) != (third["epoch"], third["generation"] - 2)

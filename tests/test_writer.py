@@ -304,6 +304,41 @@ def test_old_rows_go_and_rollups_stay(settings, engine, reading, monkeypatch):
     assert write_entries(engine, reading, at, [(99, order(60))]).position == 99
 
 
+def test_what_was_removed_is_counted_apart(settings, engine, reading, caplog):
+    old = NOW - 401 * DAY
+    entries = [*(order(n, at=old) for n in range(3)), label(98, 1, at=old), label(99, 1, at=old), order(50)]
+    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    with caplog.at_level(logging.INFO, "fraud_poc.writer"): keep(engine, settings, NOW)
+    assert [record.fields for record in caplog.records if record.message == "old rows removed"] == [{"decisions": 3, "labels": 2}]
+
+
+def test_a_mark_that_was_removed_stays_away_and_nothing_is_written(engine, reading):
+    at = write_entries(engine, reading, begin_log(engine, None, "e"), [(0, order(0))])
+    with writing(engine) as connection: connection.execute(sa.delete(writers))
+    assert begin_log(engine, at, "f") is None and write_entries(engine, reading, at, [(1, order(1))]) is None and mark_of(engine) is None
+    assert rows(engine, decisions, "position") == [(0,)]
+
+
+def test_a_model_that_is_gone_is_told_once_with_its_hash(settings, caplog):
+    models = writer.Models(settings)
+    with caplog.at_level(logging.WARNING, "fraud_poc.writer"): assert models.bundle("ab" * 32) is None and models.policy("ab" * 32) == models.default
+    assert [(record.message, record.fields) for record in caplog.records] == [("decisions of this model are kept without reasons", {"model": "ab" * 32})]
+
+
+def test_a_model_is_found_by_its_hash_and_loaded_once(settings, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(writer, "list_bundles", lambda settings: [{"folder": "damaged"}, {"folder": "old", "hash": "aa"}, {"folder": "new", "hash": "bb"}])
+    monkeypatch.setattr(writer, "load_bundle", lambda folder, table, allow_rejected: loaded.append(str(folder)) or SimpleNamespace(policy=f"policy of {folder}"))
+    models = writer.Models(settings)
+    assert [models.policy(model) for model in ("bb", "aa", "bb")] == ["policy of new", "policy of old", "policy of new"] and loaded == ["new", "old"]
+
+
+def test_a_line_of_the_log_is_json_with_the_time_of_its_event():
+    record = logging.LogRecord("fraud_poc.writer", logging.WARNING, __file__, 1, "the writer waits", None, None)
+    record.created, record.fields = 1_748_779_200.25, {"kind": "StoreDown"}
+    assert json.loads(writer.JsonLines().format(record)) == {"time": "2025-06-01T12:00:00.250+00:00", "level": "warning", "event": "the writer waits", "process": os.getpid(), "kind": "StoreDown"}
+
+
 # --- processes --------------------------------------------------------------------------------------------------------------------------
 
 def open_log(url: str, settings, epoch="e") -> Names:
