@@ -506,6 +506,14 @@ def test_progress_counts_up_to_all_rows(make, tmp_path):
     assert told == sorted(told) and told[-1] == (1050, 1050) and len(told) > 1
 
 
+def test_a_summary_says_how_much_was_read_and_written(make, tmp_path):
+    (tmp_path / "raw").mkdir()
+    paths = [csv(tmp_path / "raw" / f"{name}.csv", f"{name},2025-03-03,w,t,1") for name in ("a", "bb")]
+    summary = ingest(make(), str(tmp_path / "raw"), "")
+    assert (summary["files"], summary["input_bytes"], summary["rows_read"]) == (2, sum(Path(path).stat().st_size for path in paths), 2)
+    assert summary["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out" / "log").rglob("*.parquet"))
+
+
 # --- data that nobody here wrote -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("domain, file, rows", [("ratings", "bitcoin_otc/ratings.parquet", 35_592), ("cards", "handbook/transactions.parquet", 1_303_778)])

@@ -326,6 +326,18 @@ def test_a_file_of_verdicts_on_history_is_taken_once(shop, tmp_path):
     with Client(url) as client: assert client.call("XLEN", Names("orders").log) == 30
 
 
+def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr("fraud_poc.live.labels.LOT", 4)
+    (settings, url), told = copy_of(shop, tmp_path), []
+    one, other, *_ = ids_of_history(settings)
+    rows = [f"{one},1,analyst,", "nobody,1,analyst,", f"{other},,analyst,", f"{one},0,rule,", f"{one},1,analyst,", "no one,0,analyst,", f"{other},1,neighbour,soon", f"{one},0,chargeback,", f"{other},,rule,"]
+    (tmp_path / "said.csv").write_text("\n".join(["order,fraud,source,known", *rows]))
+    summary = asyncio.run(say_file(settings, url, str(tmp_path / "said.csv"), lambda row, problem: told.append((row, problem.name)), progress=lambda *done: told.append(done)))
+    assert {name: summary[name] for name in ("rows", "statements", "known_before", "unresolved", "refused")} == {"rows": 9, "statements": 4, "known_before": 1, "unresolved": 2, "refused": 3}
+    assert told == [(2, "order"), (4, 0), (6, "order"), (7, "source"), (7, "known"), (8, 0), (9, 0)]
+    assert sum(summary["reasons"].values()) == 4 and summary["reasons"]["not_found"] == 2 and min(summary["reasons"].values()) == 1 and 1 <= summary["changed"] <= 2
+
+
 # --- over HTTP --------------------------------------------------------------------------------------------------------------------------
 
 class Going:
