@@ -15,9 +15,9 @@ __all__ = ['KEY_HEADER', 'NEEDS', 'BOUNDS', 'TOTALS', 'NAMES', 'IN_TIME_S', 'STA
            'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content', 'operation', 'openapi',
            'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready', 'get_ready', 'model_age',
            'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody', 'Exchange', 'written',
-           'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'watch_parent', 'note_signal', 'create_app',
-           'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order', 'serve',
-           'open_port']
+           'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'keep_waiting', 'watch_parent', 'note_signal',
+           'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order',
+           'serve', 'open_port']
 
 # %% ../../nbs/23_scoring.ipynb #c003
 import asyncio
@@ -64,7 +64,7 @@ from ..events import clock_shift, key_of
 from ..features.table import build_table
 from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Answer, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem
 from ..live.decide import Watch, decide_all, read_dict, read_values, stepped
-from ..live.labels import MAX_NOTE, SOURCES, Said, Statement, known_field, read_statement, say_lot
+from ..live.labels import MAX_NOTE, SOURCES, Said, Statement, enter_due, known_field, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
 from ..model.inference import Scorer
@@ -973,6 +973,18 @@ async def keep_keys(service: Service, seconds: float = 1.0) -> None:
         try: await asyncio.to_thread(service.keys.refresh)
         except (SQLAlchemyError, ValueError) as error: tell("keys were not read", logging.ERROR, kind=type(error).__name__)
 
+async def keep_waiting(service: Service, seconds: float = 1.0) -> None:
+    "Until it is cancelled: take waiting labels into the log when their time has come. Each worker does so; a label is taken once."
+    rejected = 0
+    while True:
+        try:
+            told = await enter_due(service.engine, service.settings, service.reader.secret, service.clock())
+            if told["entered"] or told["rejected"] > rejected: tell("labels that waited", logging.WARNING if told["rejected"] else logging.INFO, **told)
+            rejected = told["rejected"]
+        except (StoreDown, StoreSlow, StoreLost): pass  # /readyz and the metrics show it; the labels go on waiting
+        except (ValueError, OSError) as error: tell("labels that wait were not taken", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
+        await asyncio.sleep(seconds)
+
 async def watch_parent(seconds: float = 1.0) -> None:
     "Until it is cancelled: stop this process in good order when the one that started it, if it is one of ours, has died."
     parent = multiprocessing.parent_process()
@@ -1006,7 +1018,7 @@ def create_app(
         async with AsyncExitStack() as stack:
             if opened: engine.store = await stack.enter_async_context(opened())
             note_signal(service)
-            ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), watch_parent())]
+            ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), keep_waiting(service), watch_parent())]
             gc.freeze()
             gc.set_threshold(50_000, 20, 100)  # an order leaves nothing that only the collector could free: let it look more rarely
             if clock_shift(): tell("the clock is shifted", logging.WARNING, seconds=clock_shift() / 1000)

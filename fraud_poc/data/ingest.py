@@ -894,11 +894,11 @@ def spill_waiting(settings: Settings, manifest: dict, pieces: int) -> np.ndarray
         with spill(settings.batch.folder / WORK / "labels-waiting.arrow", pieces) as write: write(pa.table(columns).cast(verdicts_schema()), piece_of(key, pieces))
     return key
 
-def write_waiting(log: Path, work: Path, number: int) -> dict | None:
-    "Write the labels that wait after an ingest, by its number, beside the log; what the manifest says of them, None = there are none."
-    table = picked(work, "waiting", WAITING).sort_by([("known", "ascending"), ("id_key", "ascending")]).combine_chunks()
-    if not len(table): return None
-    known, label, name = numpy_of(table, "known"), numpy_of(table, "label"), f"{number:06d}_waiting"
+def write_waiting(log: Path, name: str, labels: pa.Table) -> dict | None:
+    "Write the labels that wait, schema WAITING, to a file of a name beside the log; what the manifest says of them, None = there are none."
+    if not len(labels): return None
+    table = labels.sort_by([("known", "ascending"), ("id_key", "ascending")]).combine_chunks()
+    known, label = numpy_of(table, "known"), numpy_of(table, "label")
     write_parquet(log / "waiting" / f"{name}.parquet", table)
     rows = np.lexsort((label, known))  # a digest that stays when ids get other names
     digest = hashlib.sha256(known[rows].tobytes() + label[rows].tobytes()).hexdigest()
@@ -1162,7 +1162,7 @@ def commit(settings: Settings, manifest: dict, parts: list[dict], summary: dict,
     name = f"{max(numbers, default=-1) + 1:06d}.parquet"
     if (parts or summary["labels_waiting"] != summary["labels_waited"]) and not replace: check_live(folder, manifest["parts"])
     reasons = write_rejects(work / name, work, sources)
-    waiting = write_waiting(log, work, len(manifest["ingests"]))
+    waiting = write_waiting(log, f"{len(manifest['ingests']):06d}_waiting", picked(work, "waiting", WAITING))
     same = [found and found["digest"] for found in (waiting, manifest.get("waiting"))]
     size = sum((log / kind / f"{part['name']}.parquet").stat().st_size for part in parts for kind in ("events", "labels"))
     summary |= {"rejected": dict(sorted(reasons.items())), "rejects": f"{REJECTS}/{name}" if reasons else "", "bytes": size}
