@@ -569,7 +569,8 @@ def facts(summary: dict) -> list[list[str]]:
     sampled = f"{summary['sampled']:,}" + ("" if summary["sampled"] == summary["events"] else ", a sample")
     return [["events", f"{summary['events']:,}"], ["days (UTC)", f"{summary['first_day']} to {summary['last_day']}"],
             ["verdicts, corrections among them", f"{summary['labels']:,}, {summary['corrected']:,}"],
-            ["verdicts that wait for later events", f"{summary['labels_waiting']:,}"], ["resolved events", f"{summary['resolved']:,} ({summary['resolved_share']:.1%})"],
+            ["verdicts that wait for later events", f"{summary['labels_waiting']:,}"],
+            ["resolved events", f"{summary['resolved']:,} ({summary['resolved_share']:.1%})"],
             ["frauds", f"{summary['frauds']:,} ({summary['fraud_rate']:.2%} of resolved)"], ["events in amounts and features", sampled]]
 
 def write_page(settings: Settings, summary: dict, ranked: list[dict], folder: Path) -> Path:

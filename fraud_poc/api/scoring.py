@@ -979,10 +979,12 @@ async def keep_waiting(service: Service, seconds: float = 1.0) -> None:
     while True:
         try:
             told = await enter_due(service.engine, service.settings, service.reader.secret, service.clock())
-            if told["entered"] or told["rejected"] > rejected: tell("labels that waited", logging.WARNING if told["rejected"] else logging.INFO, **told)
+            level = logging.WARNING if told["rejected"] else logging.INFO
+            if told["entered"] or told["rejected"] > rejected: tell("labels that waited", level, **told)
             rejected = told["rejected"]
         except (StoreDown, StoreSlow, StoreLost): pass  # /readyz and the metrics show it; the labels go on waiting
-        except (ValueError, OSError) as error: tell("labels that wait were not taken", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
+        except (ValueError, OSError) as error:
+            tell("labels that wait were not taken", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
         await asyncio.sleep(seconds)
 
 async def watch_parent(seconds: float = 1.0) -> None:

@@ -103,16 +103,17 @@ def check_early_labels(folder: str | Path, manifest: dict) -> None:
     "`ValueError` when a log of format 1 has labels before events that happened before those labels were known."
     early, pending, horizon = 0, np.zeros(0, np.int64), -FAR
     for part in manifest["parts"]:
-        times = [read_part(folder, kind, part["name"], [column])[column].cast(pa.int64()).to_numpy() for kind, column in (("events", "time"), ("labels", "known"))]
-        ahead = np.sort(times[0][times[0] > horizon])
+        read = lambda kind, column: read_part(folder, kind, part["name"], [column])[column].cast(pa.int64()).to_numpy()
+        events, labels = read("events", "time"), read("labels", "known")
+        ahead = np.sort(events[events > horizon])
         if len(ahead) and len(pending): early += int((np.searchsorted(ahead, pending) > 0).sum())
         if len(ahead): horizon, pending = int(ahead[-1]), pending[np.searchsorted(ahead, pending) == 0]
-        pending = np.append(pending, times[1])
+        pending = np.append(pending, labels)
         pending = pending[pending > horizon]
     if early:
-        raise ValueError(f"the log in {folder} was written by an earlier version: {early:,} of its labels stand before events that happened before those "
-                         "labels were known, so features saw the future. Ingest the same files anew with replace"
-                         + (", into another batch.folder: this log goes on in a live log" if any("live" in part for part in manifest["parts"]) else ""))
+        elsewhere = ", into another batch.folder: this log goes on in a live log" if any("live" in part for part in manifest["parts"]) else ""
+        raise ValueError(f"the log in {folder} was written by an earlier version: {early:,} of its labels stand before events that happened before "
+                         f"those labels were known, so features saw the future. Ingest the same files anew with replace{elsewhere}")
 
 # %% ../../nbs/04_ingest.ipynb #c013
 def hash_secret(
@@ -821,7 +822,8 @@ def join_verdicts(
     facing = (numpy_of(verdicts, "id_key"), known, stated, numpy_of(verdicts, ORDER), label)
     rows, previous, more = settle_verdicts(*(column[clear] for column in facing), said)
     rows = clear[rows]
-    table = {"id": verdicts["id"].take(rows), "id_key": verdicts["id_key"].take(rows), "time": time[rows], "known": known[rows], "stated": stated[rows], "label": label[rows],
+    table = {"id": verdicts["id"].take(rows), "id_key": verdicts["id_key"].take(rows), "time": time[rows], "known": known[rows], "stated": stated[rows],
+             "label": label[rows],
              "previous": previous, **{f"{name}_key": facts[f"{name}_key"].take(at[rows]) for name in settings.columns.entities}}
     return pa.table(table).take(np.argsort(known[rows], kind="stable")), refused, told + more
 
@@ -858,7 +860,8 @@ def count_days(ms: np.ndarray) -> dict[int, int]:
     return dict(zip(days.tolist(), counts.tolist()))
 
 # %% ../../nbs/04_ingest.ipynb #n004
-WAITING = pa.schema([("id", pa.string()), ("id_key", pa.uint64()), ("time", pa.int64()), ("known", pa.int64()), ("stated", pa.int64()), ("label", pa.int8())])
+WAITING = pa.schema([("id", pa.string()), ("id_key", pa.uint64()), ("time", pa.int64()), ("known", pa.int64()), ("stated", pa.int64()),
+                     ("label", pa.int8())])
 
 def admit(
     piece: int,
@@ -890,8 +893,9 @@ def spill_waiting(settings: Settings, manifest: dict, pieces: int) -> np.ndarray
     waiting = read_waiting(settings.batch.folder, manifest)
     key = numpy_of(waiting, "id_key")
     columns = {ORDER: np.full(len(key), WAITED, np.int64), "id": waiting["id"], "id_key": key, LABEL: waiting["label"], KNOWN: waiting["stated"]}
+    path, rows = settings.batch.folder / WORK / "labels-waiting.arrow", pa.table(columns).cast(verdicts_schema())
     if len(key):
-        with spill(settings.batch.folder / WORK / "labels-waiting.arrow", pieces) as write: write(pa.table(columns).cast(verdicts_schema()), piece_of(key, pieces))
+        with spill(path, pieces) as write: write(rows, piece_of(key, pieces))
     return key
 
 def write_waiting(log: Path, name: str, labels: pa.Table) -> dict | None:
@@ -1145,7 +1149,7 @@ def summarise(told: Counter, settings: Settings, parts: list[dict], next_seq: in
         "rows_read": told["rows"], "events": told["events"], "repeats": told["repeats"],          # repeats: identical, dropped
         "events_rejected": told["rows"] - told["events"] - told["repeats"],
         "labels_read": told["labels_read"] + refused, "labels_waited": told["labels_waited"],     # waited: beside the log, until now
-        "labels": told["labels"], "labels_waiting": told["labels_waiting"],                       # rows of the label log; known after its newest event
+        "labels": told["labels"], "labels_waiting": told["labels_waiting"],                       # rows of the label log; known later
         "labels_unresolved": told["unresolved"], "labels_unchanged": told["unchanged"],           # empty; the verdict that was known
         "labels_superseded": told["superseded"], "labels_rejected": refused + told["unknown"],    # superseded: a newer one is known
         "labels_clamped": told["clamped"],                                                        # moved to 1 ms after their event
@@ -1171,7 +1175,8 @@ def commit(settings: Settings, manifest: dict, parts: list[dict], summary: dict,
     rejects.mkdir(exist_ok=True)
     if reasons: os.replace(work / name, rejects / name)
     if parts or first or same[0] != same[1]:
-        manifest |= {"next_seq": summary["next_seq"], "parts": manifest["parts"] + parts, "waiting": waiting, "ingests": [*manifest["ingests"], summary]}
+        manifest |= {"next_seq": summary["next_seq"], "parts": manifest["parts"] + parts, "waiting": waiting,
+                     "ingests": [*manifest["ingests"], summary]}
         write_json(log / "manifest.json", manifest)
     if replace:
         if (folder / LOG).exists(): os.replace(folder / LOG, work / "old")

@@ -435,7 +435,7 @@ def count_of(result: Said | list[Problem]) -> dict[str, int]:
 
 # %% ../../nbs/19_labels.ipynb #n002
 async def enter_due(engine: Any, settings: Settings, secret: bytes, now: int) -> dict:  # now: UTC ms
-    "Take the waiting labels in whose time has come: `entered`, and `rejected`, whose order is not found and which go on waiting. Store troubles are raised."
+    "Take the waiting labels in whose time has come: how many `entered`, how many are `rejected` and go on waiting. Store troubles are raised."
     entered, rejected = 0, set()
     while due := [data for data in await engine.store.due(now, LOT + len(rejected)) if data not in rejected]:
         labels = [decode_waiting(data) for data in due]

@@ -153,7 +153,7 @@ def split_of(time: np.ndarray, windows: Windows) -> np.ndarray:
 
 # %% ../../nbs/09_dataset.ipynb #c019
 def read_labels(folder: Path, log: dict, first: int, last: int) -> list[np.ndarray]:
-    "seq, id key, time known and label of all verdicts on events of `first` to `last` (UTC ms), from the parts that can hold any, and of those that wait."
+    "seq, id key, time known and label of all verdicts on events of `first` to `last` (UTC ms), those that wait included."
     schema, parts = pa.schema([("seq", pa.int64()), ("id_key", pa.uint64()), ("known", pa.int64()), ("label", pa.int8())]), log["parts"]
     within = lambda table, time: table.filter(pc.and_(pc.greater_equal(time, first), pc.less_equal(time, last))).select(schema.names).cast(schema)
     waiting = read_waiting(folder, log)
