@@ -822,8 +822,8 @@ def join_verdicts(
     facing = (numpy_of(verdicts, "id_key"), known, stated, numpy_of(verdicts, ORDER), label)
     rows, previous, more = settle_verdicts(*(column[clear] for column in facing), said)
     rows = clear[rows]
-    table = {"id": verdicts["id"].take(rows), "id_key": verdicts["id_key"].take(rows), "time": time[rows], "known": known[rows], "stated": stated[rows],
-             "label": label[rows],
+    table = {"id": verdicts["id"].take(rows), "id_key": verdicts["id_key"].take(rows), "time": time[rows], "known": known[rows],
+             "stated": stated[rows], "label": label[rows],
              "previous": previous, **{f"{name}_key": facts[f"{name}_key"].take(at[rows]) for name in settings.columns.entities}}
     return pa.table(table).take(np.argsort(known[rows], kind="stable")), refused, told + more
 

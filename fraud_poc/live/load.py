@@ -290,7 +290,7 @@ def prepare_db(
     start_over: bool = False,          # drop the live log, after writing it to live_log/
     progress: Progress | None = None,  # called with states and entries done, and in all
     trim: int = 0,                     # live entries with a smaller sequence number may go, if the batch log has them
-) -> dict:                             # epoch, generation, states by entity, entries, bytes a state and for a million customers, keys removed, labels waiting
+) -> dict:                             # epoch, generation, states by entity, entries, bytes used, keys removed, labels waiting
     "Load the store beside what it holds, and switch; `ValueError` or `StoreDown` say what went wrong, and then nothing has changed."
     table, names = build_table(settings), Names(settings.domain.name)
     with sole_use(settings.batch.folder / "live"), Client(url) as client:
