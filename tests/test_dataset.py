@@ -134,6 +134,19 @@ def test_parts_of_the_log_do_not_show(log, tmp_path):
     assert [f["rows"] for f in one["files"]["train"]] == [f["rows"] for f in two["files"]["train"]] and len(two["files"]["train"]) == 3
 
 
+def test_counts_are_those_of_the_rows(log, copy):
+    told, (_, events, labels) = [], log
+    manifest = make_dataset(copy, progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told) and told[-1] == (2 * len(events), 2 * len(events)) and len(told) > 2
+    time, w = events.order_date.dt.tz_convert(None).astype("datetime64[ms]").astype("int64"), manifest["windows_ms"]
+    for split, start, end, moment in [("train", w["train"], w["validation"], w["cutoff"]), ("validation", w["validation"], w["train_end"], w["cutoff"]), ("test", w["cutoff"], w["test_end"], w["known_end"])]:
+        known = as_known(labels, moment).reindex(events.order_id[(time >= start) & (time < end)])
+        rows, counts = frame(copy, split), manifest["splits"][split]
+        assert (counts["honest_events"], counts["fraud_events"], counts["unresolved"]) == ((known == 0).sum(), (known == 1).sum(), known.isna().sum())
+        assert (counts["rows"], counts["frauds"], counts["too_young"]) == (len(rows), rows.label.sum(), known.notna().sum() - len(rows))
+        assert counts["weight"] == pytest.approx(rows[module.WEIGHT].sum()) and counts["fraud_weight"] == pytest.approx(rows[module.WEIGHT][rows.label == 1].sum())
+
+
 def test_features_are_those_of_the_event(log):
     settings, _, _ = log
     manifest = make_dataset(settings)
@@ -192,6 +205,20 @@ def test_kept_is_a_share_of_the_honest(seed, share):
     stay = kept(draw, label, share)
     assert stay[label == 1].all() and abs(stay[label == 0].mean() - share) < 0.05
     assert (stay >= kept(draw, label, share / 2)).all(), "a smaller share is a part of a larger one"
+
+
+def test_an_event_weighs_what_its_own_class_leaves_open_at_its_age():
+    known = np.array([[0.2, 0.5, 1.0], [0.05, 0.8, 1.0]])  # of legitimate events and of frauds, at an age of 0, 1 and 2 hours
+    assert waiting_weights(np.array([0, 1, 0, 1, 0]), np.array([1, 1, 2, 99, 0]), known).tolist() == [2, 1.25, 1, 1, 0]  # of the youngest, too few frauds are known
+    assert waiting_weights(np.array([0, 1]), np.array([0, 0]), np.array([[0.2], [0.1]])).tolist() == [5, 10]
+
+
+def test_events_without_a_verdict_have_no_label_and_no_time_of_one():
+    keys = np.array([5, 7, 9, 1], np.uint64)
+    some = module.Verdicts(np.array([5, 9], np.uint64), np.array([1, 0], np.int8), np.array([100, 200]))
+    none = module.Verdicts(*(values[:0] for values in some))
+    assert [values.tolist() for values in module.label_events(keys, some)] == [[1, -1, 0, -1], [100, 0, 200, 0]]
+    assert [values.tolist() for values in module.label_events(keys, none)] == [[-1] * 4, [0] * 4]
 
 
 def test_share_known_of_truncated_waits():

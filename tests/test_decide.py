@@ -3,6 +3,7 @@ import asyncio
 import json
 import math
 import random
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderRead
 from fraud_poc.live.store import MemoryStore, Meta, Outcome, StoreDown, StoreLost, StoreSlow, decode_entry, event_key, open_store, start_redis
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
+from waiting import STORE, in_time
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 SECRET = bytes(range(32))
@@ -221,7 +223,7 @@ class Deaf(Far):
 
 def test_clashes_lose_nothing():
     async def run():
-        engine = engine_for(orders(**{"live.store_timeout": "20s"}), watch=Notes())
+        engine = engine_for(orders(**{"live.store_timeout": STORE}), watch=Notes())
         engine.store = Far(engine.store)
         events = [event_of(engine, order_id=f"o{i % 12}", order_date=f"2025-06-01T12:00:{i % 12:02}", order_amount=i % 12 + 1) for i in range(24)]
         answers = await asyncio.gather(*map(engine.decide, events))
@@ -243,7 +245,7 @@ def test_attempts_are_bounded():
     async def run():
         engine = engine_for(orders(**{"live.store_timeout": "100ms"}), watch=Notes())
         engine.store = Deaf(engine.store, "conflict")
-        answer = await asyncio.wait_for(engine.decide(event_of(engine, order_amount=60)), 5)
+        answer = await in_time(engine.decide(event_of(engine, order_amount=60)))
         assert (answer.degraded, answer.band, answer.score) == ("contended", "medium", None)
         assert 2 <= engine.watch.seen.count(("commit", "conflict")) <= module.ATTEMPTS
         with pytest.raises(StoreSlow): await engine.learn(Label(1, 1, 2, 1, -1, {name: 1 for name in engine.settings.columns.entities}))
@@ -307,12 +309,49 @@ def test_missing_entities_have_no_state():
     asyncio.run(run())
 
 
+class Slow(Far):
+    "A store that takes 20 ms to read and 30 ms to write."
+    async def lot(self, asked):
+        lot = await self.store.lot(asked)
+        outcomes = lot.outcomes
+        async def late():
+            await asyncio.sleep(0.03)
+            return await outcomes()
+        lot.outcomes = late
+        await asyncio.sleep(0.02)
+        return lot
+
+
+class SlowScorer(PlainScorer):
+    def score(self, vector):
+        time.sleep(0.01)
+        return super().score(vector)
+
+
+def test_the_seconds_of_each_part_add_up_to_those_of_the_orders():
+    "Of three orders that are decided together: each waits for the whole fetch and commit, and is stepped and scored on its own."
+    spent = {}
+    class Timed(Watch):
+        def spent(self, part, seconds, orders=1): spent[part] = (seconds, orders)
+    async def run():
+        engine = engine_for(orders(**{"live.store_timeout": "20s"}), watch=Timed())
+        engine.store, engine.scorer = Slow(engine.store), SlowScorer()
+        start = time.perf_counter()
+        assert [answer.degraded for answer in await decided(engine, [event_of(engine, order_id=f"o{i}", customer_id=i) for i in range(3)])] == [None] * 3
+        return time.perf_counter() - start, [decode_entry(entry).took for _, entry in engine.store.log]
+    seconds, took = asyncio.run(run())
+    assert {part: number for part, (_, number) in spent.items()} == {"fetch": 3, "step": 3, "model": 3, "commit": 3}
+    assert spent["fetch"][0] >= 0.02 and spent["commit"][0] >= 0.03 and spent["model"][0] >= 0.01 and spent["step"][0] > 0
+    assert spent["fetch"][0] + 3 * (spent["step"][0] + spent["model"][0]) + spent["commit"][0] <= seconds
+    assert took == sorted(took) and 30_000 <= took[0] and took[0] + 20_000 <= took[2] <= seconds * 1e6  # the log: microseconds from the fetch to the score
+
+
 def test_words_for_flags():
     assert [place_of(flags) for flags in (0, 1, 2, 4, 12, 16, 3, 6)] == ["known", "new", "capped", "late", "too_late", "missing", "new", "capped"]
 
 
 def test_through_redis_with_two_writers(tmp_path):
-    settings = orders(**{"live.store_timeout": "20s"})
+    settings = orders(**{"live.store_timeout": STORE})
     with start_redis(tmp_path / "redis") as server:
         asyncio.run(through_redis(settings, server.url))
 
@@ -373,7 +412,7 @@ def test_what_is_wrong_with_one_order_of_a_lot_concerns_that_one(tmp_path):
     async def in_memory(store, key): store.held["record", key] = ((10, b"no record"), store.held["record", key][1])
     asyncio.run(run(engine_for(orders()), in_memory))
     async def in_redis():
-        async with open_store(orders(**{"live.store_timeout": "20s"}), server.url) as store:
+        async with open_store(orders(**{"live.store_timeout": STORE}), server.url) as store:
             engine = engine_for(orders(), store)
             await filled(store, engine.table.hash)
             await run(engine, lambda store, key: store.call("SET", store.at_records + key, b"10 no record"))

@@ -21,6 +21,7 @@ from fraud_poc.config import Settings
 from fraud_poc.data import ingest as module
 from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part, read_waiting
 from fraud_poc.events import key_of
+from waiting import LONG
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FRAUD_POC_SHARED", ROOT / ".." / "shared"))
@@ -477,7 +478,7 @@ def test_killed(make, tmp_path, mode, when):
     before = contents(settings.batch.folder / "log")
     names = {part["name"] for part in read_manifest(settings.batch.folder)["parts"]}
     write(tmp_path / "settings.json", settings.model_dump_json())
-    run = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "settings.json", tmp_path / "b.parquet", mode, when], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "settings.json", tmp_path / "b.parquet", mode, when], cwd=ROOT, capture_output=True, text=True, timeout=LONG)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert before.items() <= contents(settings.batch.folder / "log").items() and {part["name"] for part in read_manifest(settings.batch.folder)["parts"]} == names
     summary = ingest(settings, str(tmp_path / "b.parquet"), "", replace=mode == "replace")

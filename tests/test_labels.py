@@ -28,6 +28,7 @@ from fraud_poc.live.replay import differing_states, fold_log
 from fraud_poc.live.store import Change, Client, Entry, MemoryStore, Meta, Names, StoreDown, decode_entry, encode_entry, event_key, open_store, start_redis
 from fraud_poc.model.dataset import read_labels, verdicts_before
 from scoring_worker import settings_in, small_engine
+from waiting import STORE
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = ['FraudCount(by=["customer_id", "ip_addr"], over="lifetime")', 'FraudRate(by="ip_addr", over="90d")', 'Count(by=["customer_id", "email"], over="30d")']
@@ -35,7 +36,7 @@ DAY, START, NOW = 86_400_000, 1_743_465_600_000, 1_751_000_000_000  # the live o
 
 
 def settings_of(folder: Path, **changes) -> Settings:
-    return load_settings(ORDERS, {"features.rows": ROWS, "batch.folder": str(folder), "live.store_timeout": "30s", "sample.orders": 1_500, "sample.customers": 200,
+    return load_settings(ORDERS, {"features.rows": ROWS, "batch.folder": str(folder), "live.store_timeout": STORE, "sample.orders": 1_500, "sample.customers": 200,
                                   "sample.days": 40, "batch.part_rows": 900} | changes)
 
 
@@ -339,7 +340,7 @@ class Going:
 
 
 def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):
-    settings = settings_in(tmp_path, **{"features.rows": ROWS, "service.max_batch": 5, "live.store_timeout": "30s"})
+    settings = settings_in(tmp_path, **{"features.rows": ROWS, "service.max_batch": 5, "live.store_timeout": STORE})
     database, store = open_database(settings), MemoryStore(Meta("e", 1, build_table(settings).hash, {"next_seq": 0}))
     key, engine = new_key(database, "tests", ["labels"], "tests"), small_engine(settings, store, clock=lambda: NOW)
     app = create_app(settings, engine, secret=bytes(32), database=database)

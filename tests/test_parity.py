@@ -37,8 +37,8 @@ BASE = house.small_settings(CONFIG.parent, "a", {
 
 
 def examples(count: int) -> hypothesis_settings:
-    "So many examples, or twenty times as many in the profile `long`."
-    return hypothesis_settings(max_examples=count * (20 if hypothesis_settings.default.max_examples > 100 else 1))
+    "So many examples, or forty times as many in the profile `long`."
+    return hypothesis_settings(max_examples=count * (40 if hypothesis_settings.default.max_examples > 100 else 1))
 
 
 def with_batch(settings: Settings, **changes) -> Settings:
@@ -134,7 +134,7 @@ def expected_of(settings: Settings, items: list[dict]) -> tuple:
     return vectors.astype(np.float32), flags.reshape(len(vectors), len(build_table(settings).entities))
 
 
-@examples(300)
+@examples(150)
 @given(cases())
 def test_stepping_through_bytes_is_the_oracle(case):
     settings, items = case
@@ -142,7 +142,7 @@ def test_stepping_through_bytes_is_the_oracle(case):
     oracle.assert_same(table, expected_of(settings, items), oracle.stepped(table, items), "oracle and stepping")
 
 
-@examples(20)
+@examples(12)
 @given(cases(), st.sampled_from([1, 7, 40]), st.sampled_from([1, 60]), st.integers(1, 3))
 def test_batch_is_the_oracle_and_the_stepping(case, part_items, step_rows, goes):
     settings, items = case
@@ -190,7 +190,7 @@ def files_of(settings: Settings) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "parts").glob("*"))} | states
 
 
-@examples(12)
+@examples(7)
 @given(cases(), st.integers(1, 3), st.lists(st.integers(0, 1000), max_size=5), st.sampled_from([9, 100, 1_000_000]), st.integers(0, 2**32))
 def test_raw_portions_with_repeats(case, goes, repeats, part_rows, seed):
     settings, items = case
