@@ -171,9 +171,10 @@ BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
 TOTALS = {"requests": ("Requests by route and status.", ("route", "status")),
           "entities": ("Entities of scored orders that were not simply known.", ("place",)),
           "commits": ("Commits that were not simply accepted.", ("outcome",)), "degraded": ("Answers without a score, by reason.", ("reason",)),
+          "uncertain": ("Answers without a score to orders that may have been stored all the same, by reason.", ("reason",)),
           "refused": ("Requests that were refused, by reason.", ("reason",)),
           "statements": ("Statements on orders, by what came of them.", ("outcome",))}
-NAMES = {"entity": "entities", "commit": "commits", "degraded": "degraded"}  # what an engine counts
+NAMES = {"entity": "entities", "commit": "commits", "degraded": "degraded", "uncertain": "uncertain"}  # what an engine counts
 
 class Metrics(Watch):
     "Counters of one process."
@@ -625,14 +626,16 @@ def answer_schema(service: Service) -> dict:
     entities, features = [entity.by for entity in service.engine.table.entities], service.engine.table.names[:3]
     example = {"id": "o-1", "score": 0.031, "probability": 0.012, "band": "low", "action": "pass", "expected_loss": 0.3,
                "features": dict.fromkeys(features, 1.0), "entities": dict.fromkeys(entities, "known"), "model": "ab" * 32, "policy": "ef" * 32,
-               "feature_table": "cd" * 32, "position": 1024, "degraded": None, "known_before": False}
+               "feature_table": "cd" * 32, "position": 1024, "degraded": None, "known_before": False, "stored": "yes"}
     return closed({
         "id": TEXT, "score": NUMBER, "probability": NUMBER, "band": {"enum": list(BANDS)}, "action": {"enum": list(ACTIONS)},
         "expected_loss": NUMBER | {"description": "what passing is expected to cost, major units"},
         "features": {"type": "object", "additionalProperties": NUMBER, "description": "what the model saw; null = not known"},
         "entities": {"type": "object", "additionalProperties": {"enum": list(PLACES)}}, "model": TEXT, "policy": TEXT, "feature_table": TEXT,
         "position": {"type": ["integer", "null"], "description": "in the log"},
-        "degraded": {"type": ["string", "null"], "description": "why there is no score"}, "known_before": {"type": "boolean"}}, example=example)
+        "degraded": {"type": ["string", "null"], "description": "why there is no score"}, "known_before": {"type": "boolean"},
+        "stored": {"enum": ["yes", "no", "unknown"], "description": "whether this request's decision is in the log; unknown: the store did "
+                   "not say. Send the same order again: if it was stored, that decision is the answer"}}, example=example)
 
 # %% ../../nbs/23_scoring.ipynb #c059
 def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
