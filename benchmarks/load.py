@@ -32,6 +32,7 @@ import uvloop
 
 from drill import Connection, Domain, Progress, connection, family, memory_of, say, serving, writers_of
 
+from fraud_poc.events import system_clock
 from fraud_poc.live.replay import ServiceClient
 from fraud_poc.live.store import server_runs
 
@@ -49,7 +50,7 @@ class Orders:
     def next(self) -> bytes:
         "The next order as bytes on the wire."
         self.number += 1
-        now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()).encode()
+        now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(system_clock() // 1000)).encode()
         pattern = self.patterns[self.number % len(self.patterns)]
         return pattern.replace(b"@" * 24, b"load-%06d-%012d" % (self.head, self.number)).replace(b"#" * 19, now)
 
@@ -147,6 +148,7 @@ async def measure(address: str, key: str, service: int, orders: Orders, options:
     await all_written(address, key)
     sustainable, seen = await closed_loop(address, orders, options.connections, options.search)
     found, sizes = {"closed loop": seen.summary()}, [memory(service)]
+    if not sustainable: raise RuntimeError(f"no order was accepted: {dict(seen.answers)}")
     say(f"{sustainable:,.0f} orders a second are sustained")
     for name, factor in (("half the rate", 0.5), ("twice the rate", 2.0)):
         await all_written(address, key)

@@ -196,7 +196,7 @@ def clock_problems(tree: ast.AST) -> list[str]:
     allowed = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) and function.name == "system_clock" for node in ast.walk(function)}
     names = [(node.lineno, ast.unparse(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in allowed]
     return [f"line {line}: {name}: take a `Clock`" for line, name in names
-            if re.search(r"\b(time\.time(_ns)?|time\.(gm|local)time|(datetime|Timestamp)\.(now|utcnow|today)|date\.today)$", name)]
+            if re.search(r"\b(time\.time(_ns)?|time\.localtime|(datetime|Timestamp)\.(now|utcnow|today)|date\.today)$", name)]
 
 
 def code_problems(code: str) -> list[str]:
