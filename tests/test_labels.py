@@ -245,7 +245,7 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     collect(settings, url)
     # a training set sees what was known at its cut-off
     parts = read_manifest(settings.batch.folder)["parts"]
-    known = read_labels(settings.batch.folder, parts, START, day(60))
+    known = read_labels(settings.batch.folder, read_manifest(settings.batch.folder), START, day(60))
     key = next(decode_entry_id(settings, part, "live2") for part in parts[len(before["parts"]):])
     label_at = lambda moment: dict(zip(*verdicts_before(*known, moment)[:2])).get(key, -1)
     assert [label_at(day(number)) for number in (1, 2, 3, 30, 31)] == [-1, -1, 0, 0, 1]
