@@ -592,8 +592,9 @@ def field_schema(service: Service, field: Field) -> dict:
         return {"type": "number", "minimum": service.reader.earliest / unit, "maximum": min(service.reader.latest - 1, now) / unit,
                 "description": f"{'milliseconds' if unit == 1 else 'seconds'} since 1970"}
     if field.part == "time":
-        last = min(datetime.fromtimestamp(now / 1000, UTC).date(), date.fromisoformat(limits.latest[:10]) - timedelta(days=1))
-        return {"type": "string", "pattern": f"^{date_pattern(date.fromisoformat(limits.earliest[:10]), last)}{CLOCK}$",
+        edges, day = [date.fromisoformat(side[:10]) for side in (limits.earliest, limits.latest)], timedelta(days=1)
+        first, last = edges[0] + day, min(datetime.fromtimestamp(now / 1000, UTC).date(), edges[1] - 2 * day)  # within the limits at any offset
+        return {"type": "string", "pattern": f"^{date_pattern(first, last)}{CLOCK}$",
                 "description": f"ISO date or time, {columns.timezone} where it names no offset"}
     kinds = [{"type": "string", "minLength": 0 if field.optional else 1, "maxLength": MAX_TEXT},
              {"type": "integer", "minimum": INTEGERS[0], "maximum": INTEGERS[1]}]
