@@ -452,3 +452,15 @@ def test_what_is_wrong_with_one_order_of_a_lot_concerns_that_one(tmp_path):
             await run(engine, lambda store, key: store.call("SET", store.at_records + key, b"10 no record"))
             assert not store.link.own and not store.link.records  # nothing is waited for any more
     with start_redis(tmp_path / "redis") as server: asyncio.run(in_redis())
+
+
+@pytest.mark.parametrize("value, text", [(2**64 - 1, "18446744073709551615"), (2**64, None), (-2**63, "-9223372036854775808"), (-2**63 - 1, None)])
+def test_whole_numbers_of_64_bits_are_identities(value, text):
+    reader = OrderReader(orders(), SECRET, lambda: NOW)
+    if text: assert read_dict(reader, ORDER_1 | {"customer_id": value}).keys == read_dict(reader, ORDER_1 | {"customer_id": text}).keys
+    else:
+        with pytest.raises(OrderError, match="does not fit in 64 bits"): read_dict(reader, ORDER_1 | {"customer_id": value})
+
+
+def test_an_engine_waits_for_its_store_as_long_as_the_settings_say():
+    assert engine_for(orders(**{"live.store_timeout": "250ms"})).timeout == 0.25

@@ -21,7 +21,7 @@ from fraud_poc.desk.database import open_database
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.decide import OrderReader, keys_in, read_dict, spread
-from fraud_poc.live.labels import (MOST, SOURCES, Learner, Ledger, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
+from fraud_poc.live.labels import (as_fields, MOST, SOURCES, Learner, Ledger, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
                                    say, say_file)
 from fraud_poc.live.load import look, prepare_db, step_entry
 from fraud_poc.live.replay import differing_states, fold_log
@@ -413,3 +413,9 @@ def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path):
     batch = computed(settings, len(parts) - 1)
     assert all(batch[name].tobytes() == vector.tobytes() for name, vector in served.items()) and len(table.names) == len(served["live0"])
     assert prepare_db(settings, url)["replayed"] == 0 and collect(settings, url)["parts"] == 0
+
+
+def test_the_id_of_an_order_keeps_its_type_where_it_is_one_column(root):
+    settings = load_settings(root / "config" / "cards.toml")
+    fields = as_fields(settings, {settings.columns.id[0]: 17.0, settings.labels.column: 1})
+    assert fields["order"] == 17.0 and type(fields["order"]) is float, "17.0 of a Parquet file is the order 17"
