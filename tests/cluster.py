@@ -5,13 +5,16 @@ import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import dask
+
 from children import child
 from waiting import LONG, until
 
 
 def serve(tell, name: str, folder: Path, arguments: list[str]) -> None:
-    "What the command `dask scheduler` or `dask worker` does; its log goes nowhere."
+    "What the command `dask scheduler` or `dask worker` does; its log goes nowhere. Work is not stolen: a busy machine would move parts, and with them the last bits."
     os.chdir(folder)
+    dask.config.set({"distributed.scheduler.work-stealing": False})
     with open(os.devnull, "w") as nowhere:
         for stream in (1, 2): os.dup2(nowhere.fileno(), stream)
     importlib.import_module(f"distributed.cli.dask_{name}").main(arguments, standalone_mode=False)

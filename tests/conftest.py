@@ -75,7 +75,8 @@ def pytest_addoption(parser):
 
 
 # Files that take longest, so that no worker is left with one of them at the end
-LONGEST = ["test_notebooks", "test_house", "test_drills", "test_scoring", "test_train", "test_parity", "test_batch", "test_writer", "test_handbook", "test_app"]
+LONGEST = ["test_notebooks", "test_drills", "test_house", "test_scoring", "test_writer", "test_commands", "test_app", "test_train", "test_browser", "test_parity", "test_handbook", "test_ingest",
+           "test_batch", "test_project"]
 
 
 def pytest_collection_modifyitems(items):

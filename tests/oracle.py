@@ -78,7 +78,7 @@ def write_log(settings: Settings, items: list[dict], part_items: int | list[int]
     "Write, or append to, a log that holds a stream in just this order; a part holds so many items, or ends at the given places."
     folder = Path(settings.batch.folder)
     path = folder / LOG / "manifest.json"
-    manifest = read_manifest(folder) if path.exists() else {"format": 1, "domain": settings.domain.name, "columns": settings.columns.model_dump(),
+    manifest = read_manifest(folder) if path.exists() else {"format": 2, "domain": settings.domain.name, "columns": settings.columns.model_dump(),
                                                             "next_seq": 0, "parts": [], "ingests": []}
     cuts = part_items if isinstance(part_items, list) else list(range(part_items, len(items), part_items))
     for start, stop in zip([0, *cuts], [*cuts, len(items)]):

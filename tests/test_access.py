@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -469,3 +470,16 @@ def test_without_https_the_cookie_says_so(settings, here, quick):
             cookie = (await client.post("/login", data={"name": "ann", "password": SENTENCE})).headers["set-cookie"]
             assert cookie.startswith("fraud_poc=") and "Secure" not in cookie and (await client.get("/queue")).status_code == 200
     asyncio.run(visit())
+
+
+def test_nobody_is_at_the_login_once_all_have_gone(tmp_path):
+    settings = settings_in(tmp_path)
+    here = open_database(settings)
+    door = Door(settings, here)
+    request = SimpleNamespace(client=None, headers={})
+    async def visit() -> None:
+        for _ in range(2):
+            with pytest.raises(Refused): await access.enter(door, request, "nobody", "no password of anybody")
+            assert door.entering == 0
+    asyncio.run(visit())
+    here.dispose()

@@ -18,7 +18,7 @@ from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ingest, part_path, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features import batch as module
-from fraud_poc.features.batch import compute_features, features_folder, read_states
+from fraud_poc.features.batch import compute_features, features_folder, read_states, parts_until
 from fraud_poc.features.table import build_table
 from waiting import until
 
@@ -229,6 +229,11 @@ def test_a_run_counts_what_it_does(log, copy):
     assert 0 < first["parts"] <= 5 and (first["events"], first["new_events"]) == (events[0], events[0])
     assert (rest["parts"], rest["events"], rest["new_events"], rest["features"]) == (len(parts), sum(events), events[1], len(table.rows))
     assert rest["entities"] == {entity.by: len(log[1][entity.by]) for entity in table.entities}
+
+
+def test_a_part_whose_last_row_was_known_at_a_date_is_not_before_it():
+    parts = [{"last_known_ms": 1_748_735_999_999}, {"last_known_ms": 1_748_736_000_000}]  # 2025-06-01T00:00Z, and a millisecond before
+    assert parts_until(parts, "2025-06-01") == parts[:1] and parts_until(parts, "2025-06-01T00:00:00.001") == parts_until(parts, "") == parts
 
 
 def test_two_runs_in_one_folder(log, copy):

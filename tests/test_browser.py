@@ -218,6 +218,7 @@ def test_a_phone_can_do_the_work(chromium, desk):
 def test_what_fails_is_said(chromium, tmp_path):
     made = desk_server.make_desk(tmp_path, count=300)
     opened = chromium.new_context()
+    opened.set_default_timeout(CLICK)
     with desk_server.served(made) as url:
         page = opened.new_page()
         page.goto(f"{url}/login")

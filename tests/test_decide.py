@@ -6,6 +6,7 @@ import random
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -17,7 +18,7 @@ from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ORDER, check_events, hashed_rows
 from fraud_poc.features.table import build_table
 from fraud_poc.live import decide as module
-from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderReader, Watch, answer_of, digest_of, place_of, open_record, read_dict
+from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderReader, Watch, answer_of, decide_all, digest_of, place_of, open_record, read_dict
 from fraud_poc.live.store import MemoryStore, Meta, Outcome, StoreDown, StoreLost, StoreSlow, decode_entry, event_key, open_store, start_redis
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
@@ -269,6 +270,39 @@ def test_without_a_store_the_amount_decides(call, error, reason):
     asyncio.run(run())
 
 
+class Mute:
+    "A store that takes changes and does not say what came of them."
+    def __init__(self, store, error): self.store, self.error = store, error
+    def __getattr__(self, name): return getattr(self.store, name)
+    async def lot(self, asked):
+        lot = await self.store.lot(asked)
+        async def outcomes(): raise self.error
+        lot.outcomes = outcomes
+        return lot
+
+
+@pytest.mark.parametrize("error, reason", [(StoreSlow("late"), "store_slow"), (StoreDown("gone"), "store_down")])
+def test_an_answer_says_whether_its_decision_may_have_been_stored(error, reason):
+    async def run():
+        engine = engine_for(orders(), watch=Notes())
+        whole, engine.store = engine.store, Mute(engine.store, error)
+        several = [event_of(engine, order_id=f"o{number}", order_amount=900) for number in range(3)]
+        answers = []
+        await decide_all(engine, several, lambda _, answer: answers.append(answer))
+        assert [(answer.degraded, answer.stored, answer.position) for answer in answers] == [(reason, "unknown", None)] * 3
+        assert engine.watch.seen.count(("uncertain", reason)) == 3 and len(whole.log) == 3, "they were stored, and the answer did not deny it"
+        engine.store = whole
+        again = await engine.decide(several[0])
+        assert (again.known_before, again.stored, again.degraded, again.position) == (True, "yes", None, 10) and len(whole.log) == 3
+        async def broken(*_): raise error
+        engine.store = SimpleNamespace(lot=broken, meta=whole.meta)
+        late = await engine.decide(event_of(engine, order_id="late"))
+        assert (late.degraded, late.stored) == (reason, "no") and engine.watch.seen.count(("uncertain", reason)) == 3
+        engine.store = Deaf(whole, "conflict")
+        assert (await engine.decide(event_of(engine, order_id="busy"))).stored == "no", "each commit was refused"
+    asyncio.run(run())
+
+
 def test_a_damaged_state_is_a_lost_store_and_another_table_too():
     async def run():
         engine = engine_for(orders())
@@ -418,3 +452,15 @@ def test_what_is_wrong_with_one_order_of_a_lot_concerns_that_one(tmp_path):
             await run(engine, lambda store, key: store.call("SET", store.at_records + key, b"10 no record"))
             assert not store.link.own and not store.link.records  # nothing is waited for any more
     with start_redis(tmp_path / "redis") as server: asyncio.run(in_redis())
+
+
+@pytest.mark.parametrize("value, text", [(2**64 - 1, "18446744073709551615"), (2**64, None), (-2**63, "-9223372036854775808"), (-2**63 - 1, None)])
+def test_whole_numbers_of_64_bits_are_identities(value, text):
+    reader = OrderReader(orders(), SECRET, lambda: NOW)
+    if text: assert read_dict(reader, ORDER_1 | {"customer_id": value}).keys == read_dict(reader, ORDER_1 | {"customer_id": text}).keys
+    else:
+        with pytest.raises(OrderError, match="does not fit in 64 bits"): read_dict(reader, ORDER_1 | {"customer_id": value})
+
+
+def test_an_engine_waits_for_its_store_as_long_as_the_settings_say():
+    assert engine_for(orders(**{"live.store_timeout": "250ms"})).timeout == 0.25

@@ -21,7 +21,7 @@ from fraud_poc.desk.database import open_database
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.decide import OrderReader, keys_in, read_dict, spread
-from fraud_poc.live.labels import (MOST, SOURCES, Learner, Ledger, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
+from fraud_poc.live.labels import (as_fields, MOST, SOURCES, Learner, Ledger, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
                                    say, say_file)
 from fraud_poc.live.load import look, prepare_db, step_entry
 from fraud_poc.live.replay import differing_states, fold_log
@@ -245,7 +245,7 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     collect(settings, url)
     # a training set sees what was known at its cut-off
     parts = read_manifest(settings.batch.folder)["parts"]
-    known = read_labels(settings.batch.folder, parts, START, day(60))
+    known = read_labels(settings.batch.folder, read_manifest(settings.batch.folder), START, day(60))
     key = next(decode_entry_id(settings, part, "live2") for part in parts[len(before["parts"]):])
     label_at = lambda moment: dict(zip(*verdicts_before(*known, moment)[:2])).get(key, -1)
     assert [label_at(day(number)) for number in (1, 2, 3, 30, 31)] == [-1, -1, 0, 0, 1]
@@ -326,6 +326,18 @@ def test_a_file_of_verdicts_on_history_is_taken_once(shop, tmp_path):
     with Client(url) as client: assert client.call("XLEN", Names("orders").log) == 30
 
 
+def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr("fraud_poc.live.labels.LOT", 4)
+    (settings, url), told = copy_of(shop, tmp_path), []
+    one, other, *_ = ids_of_history(settings)
+    rows = [f"{one},1,analyst,", "nobody,1,analyst,", f"{other},,analyst,", f"{one},0,rule,", f"{one},1,analyst,", "no one,0,analyst,", f"{other},1,neighbour,soon", f"{one},0,chargeback,", f"{other},,rule,"]
+    (tmp_path / "said.csv").write_text("\n".join(["order,fraud,source,known", *rows]))
+    summary = asyncio.run(say_file(settings, url, str(tmp_path / "said.csv"), lambda row, problem: told.append((row, problem.name)), progress=lambda *done: told.append(done)))
+    assert {name: summary[name] for name in ("rows", "statements", "known_before", "unresolved", "refused")} == {"rows": 9, "statements": 4, "known_before": 1, "unresolved": 2, "refused": 3}
+    assert told == [(2, "order"), (4, 0), (6, "order"), (7, "source"), (7, "known"), (8, 0), (9, 0)]
+    assert sum(summary["reasons"].values()) == 4 and summary["reasons"]["not_found"] == 2 and min(summary["reasons"].values()) == 1 and 1 <= summary["changed"] <= 2
+
+
 # --- over HTTP --------------------------------------------------------------------------------------------------------------------------
 
 class Going:
@@ -401,3 +413,9 @@ def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path):
     batch = computed(settings, len(parts) - 1)
     assert all(batch[name].tobytes() == vector.tobytes() for name, vector in served.items()) and len(table.names) == len(served["live0"])
     assert prepare_db(settings, url)["replayed"] == 0 and collect(settings, url)["parts"] == 0
+
+
+def test_the_id_of_an_order_keeps_its_type_where_it_is_one_column(root):
+    settings = load_settings(root / "config" / "cards.toml")
+    fields = as_fields(settings, {settings.columns.id[0]: 17.0, settings.labels.column: 1})
+    assert fields["order"] == 17.0 and type(fields["order"]) is float, "17.0 of a Parquet file is the order 17"

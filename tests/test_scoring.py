@@ -1,6 +1,7 @@
 """The scoring service: what it refuses and how, what it promises in its documents, and how it starts, fills up, stops and is killed."""
 import asyncio
 import json
+import re
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -388,6 +390,16 @@ def test_schemathesis_finds_nothing(tmp_path, mode):
         check()
     wanted = {"positive": {("/score", 200), ("/score/batch", 200)}, "negative": {("/score", 422)}}[mode]
     assert wanted <= seen, seen
+
+
+@pytest.mark.parametrize("limits", [("2000-01-01", "2100-01-01"), ("2025-06-25", "2025-06-27")])
+def test_each_time_that_the_document_promises_is_taken_at_any_offset(tmp_path, limits):
+    service = Service(tmp_path, **{"limits.earliest": limits[0], "limits.latest": limits[1], "live.future_skew": "2d"})
+    pattern = re.compile(module.openapi(service.app.service)["components"]["schemas"]["Order"]["properties"]["order_date"]["pattern"])
+    days = [date.fromisoformat(limits[0]) + timedelta(days=n) for n in range(3)] + [datetime.fromtimestamp(NOW / 1000, UTC).date() + timedelta(days=n) for n in range(-2, 2)]
+    promised = {f"{day}T{time}" for day in days for time in ("00:00+23:59", "23:59:59-23:59", "12:00Z", "00:00:00") if pattern.fullmatch(f"{day}T{time}")}
+    for number, when in enumerate(sorted(promised)): assert service.post(json.dumps(ORDER | {"order_id": f"edge{number}", "order_date": when}).encode()).status_code == 200, when
+    assert (len(promised) > 8) == (limits[0] == "2000-01-01")
 
 
 def test_schemathesis_finds_nothing_in_sequences(tmp_path):

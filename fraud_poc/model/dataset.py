@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DAY', 'HOUR', 'DATASET', 'WORK', 'AMOUNT', 'WEIGHT', 'VERSION', 'SPLITS', 'LEAST_KNOWN', 'Windows', 'as_date',
-           'find_windows', 'Verdicts', 'time_span', 'verdicts_before', 'count_waits', 'share_known', 'waiting_weights',
-           'draws', 'kept', 'split_of', 'read_labels', 'label_events', 'side_columns', 'label_part', 'spill_path',
-           'choose_rows', 'weigh', 'write_fold', 'event_span', 'check_inputs', 'inputs_hash', 'make_dataset', 'Fold',
+           'find_windows', 'Verdicts', 'verdicts_before', 'count_waits', 'share_known', 'waiting_weights', 'draws',
+           'kept', 'split_of', 'read_labels', 'label_events', 'side_columns', 'label_part', 'spill_path', 'choose_rows',
+           'weigh', 'write_fold', 'log_until', 'event_span', 'check_inputs', 'inputs_hash', 'make_dataset', 'Fold',
            'read_dataset', 'read_fold', 'read_split']
 
 # %% ../../nbs/09_dataset.ipynb #c003
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from ..config import UNITS_MS, Settings, duration_ms
 from ..data.files import Progress, read_json, sha256_of, sole_use, write_json, write_parquet
-from ..data.ingest import part_path, read_manifest, read_part
+from ..data.ingest import part_path, read_manifest, read_part, read_waiting, time_span
 from ..data.sample import scramble
 from ..events import FRAUD, HONEST, UNRESOLVED, keys_of
 from ..features.batch import features_folder, on_dask, parts_until
@@ -86,13 +86,6 @@ class Verdicts(NamedTuple):
     key: np.ndarray    # (m,) uint64, sorted: id keys of events
     label: np.ndarray  # (m,) int8: the last label; UNRESOLVED where it was retracted
     first: np.ndarray  # (m,) int64: since when there is one, UTC ms
-
-def time_span(path: Path) -> tuple[int, int]:
-    "First and last event time of a file of the log, UTC ms, from its statistics; (0, -1) when it is empty."
-    found, at = pq.ParquetFile(path).metadata, pq.read_schema(path).get_field_index("time")
-    groups = [found.row_group(g).column(at).statistics for g in range(found.num_row_groups) if found.row_group(g).num_rows]
-    as_ms = lambda moment: int(np.datetime64(moment.replace(tzinfo=None), "ms").astype(np.int64))
-    return (min(as_ms(g.min) for g in groups), max(as_ms(g.max) for g in groups)) if groups else (0, -1)
 
 def verdicts_before(
     seq: np.ndarray,    # (k,) int64: order of knowledge
@@ -162,18 +155,19 @@ def split_of(time: np.ndarray, windows: Windows) -> np.ndarray:
     return np.array([-1, 0, 1, -1, 2, -1], np.int8)[np.searchsorted(edges, time, side="right")]
 
 # %% ../../nbs/09_dataset.ipynb #c019
-def read_labels(folder: Path, parts: list[dict], first: int, last: int) -> list[np.ndarray]:
-    "seq, id key, time known and label of all verdicts on events of `first` to `last` (UTC ms), from the parts that can hold any."
-    schema = pa.schema([("seq", pa.int64()), ("id_key", pa.uint64()), ("known", pa.int64()), ("label", pa.int8())])
-    tables = [schema.empty_table()]
+def read_labels(folder: Path, log: dict, first: int, last: int) -> list[np.ndarray]:
+    "seq, id key, time known and label of all verdicts on events of `first` to `last` (UTC ms), those that wait included."
+    schema, parts = pa.schema([("seq", pa.int64()), ("id_key", pa.uint64()), ("known", pa.int64()), ("label", pa.int8())]), log["parts"]
+    within = lambda table, time: table.filter(pc.and_(pc.greater_equal(time, first), pc.less_equal(time, last))).select(schema.names).cast(schema)
+    waiting = read_waiting(folder, log)
+    waiting = waiting.append_column("seq", pa.array(log["next_seq"] + np.arange(len(waiting))))  # each of them is to come behind the log
+    tables = [within(waiting, waiting["time"])]
     for part in parts:
         if part["last_known_ms"] < first or not part["labels"]: continue
         lo, hi = time_span(part_path(folder, "labels", part["name"]))
         if lo > last or hi < first: continue
         table = read_part(folder, "labels", part["name"], ["seq", "id_key", "known", "label", "time"])
-        time = table["time"].cast(pa.int64())
-        table = table.filter(pc.and_(pc.greater_equal(time, first), pc.less_equal(time, last)))
-        tables.append(table.drop_columns("time").cast(schema))
+        tables.append(within(table, table["time"].cast(pa.int64())))
     return [column.to_numpy() for column in pa.concat_tables(tables).columns]
 
 def label_events(key: np.ndarray, verdicts: Verdicts) -> tuple[np.ndarray, np.ndarray]:
@@ -188,11 +182,11 @@ def side_columns(settings: Settings) -> list[str]:
     "Columns of the log that stand beside the features."
     return ["id", "seq", "time", settings.columns.amount, *(f"{name}_key" for name in settings.columns.entities)]
 
-def label_part(settings: Settings, parts: list[dict], part: dict, windows: Windows) -> tuple[pa.Table, np.ndarray]:
+def label_part(settings: Settings, log: dict, part: dict, windows: Windows) -> tuple[pa.Table, np.ndarray]:
     "Events of one part with split and label; and what `count_waits` gives as of the cut-off and as of the log's end."
     events = read_part(settings.batch.folder, "events", part["name"], [*side_columns(settings), "id_key"])
     time, key = events["time"].cast(pa.int64()).to_numpy(), events["id_key"].to_numpy()
-    labels = read_labels(settings.batch.folder, parts, int(time.min()), int(time.max()))
+    labels = read_labels(settings.batch.folder, log, int(time.min()), int(time.max()))
     within, size, found = (time >= windows.train) & (time < windows.test_end), (windows.known_end - windows.train) // HOUR + 1, []
     for moment, end in [(windows.cutoff, windows.train_end), (windows.known_end, windows.test_end)]:
         label, first = label_events(key, verdicts_before(*labels, moment))
@@ -207,10 +201,10 @@ def spill_path(folder: Path, split: str, number: int) -> Path:
     "Where the rows of one file of the dataset are gathered."
     return folder / WORK / "spill" / split / f"{number:06d}"
 
-def choose_rows(settings: Settings, table: FeatureTable, parts: list[dict], place: int, windows: Windows) -> dict:
+def choose_rows(settings: Settings, table: FeatureTable, log: dict, place: int, windows: Windows) -> dict:
     "Spill the rows that one part of the log, by its place, gives to the dataset; returns counts and waits."
-    chosen, part = settings.training, parts[place]
-    events, waits = label_part(settings, parts, part, windows)
+    chosen, part = settings.training, log["parts"][place]
+    events, waits = label_part(settings, log, part, windows)
     split, label, draw = events["split"].to_numpy(), events["label"].to_numpy(), draws(events["id"], chosen.seed)
     stay = (split >= 0) & (label != UNRESOLVED) & ((split > 0) | kept(draw, label, chosen.honest_share))
     number = np.where(split == 0, (scramble(draw, 1) % np.uint64(chosen.folds)).astype(np.int64), place)
@@ -250,6 +244,12 @@ def write_fold(settings: Settings, split: str, number: int, windows: Windows, kn
             "fraud_weight": float(used[label == FRAUD].sum()), "too_young": int((weight == 0).sum()), "sha256": write_parquet(path, out)}
 
 # %% ../../nbs/09_dataset.ipynb #c026
+def log_until(manifest: dict, until: str) -> dict:
+    "What is used of a log: its parts until a date, next_seq, and the labels that wait behind the whole of it; `ValueError` when it is no date."
+    parts = parts_until(manifest["parts"], until)
+    whole = len(parts) == len(manifest["parts"])
+    return {"parts": parts, "next_seq": manifest["next_seq"], "waiting": manifest.get("waiting") if whole else None}
+
 def event_span(folder: Path, parts: list[dict]) -> tuple[int, int]:
     "Times of the first and the last event of a log, UTC ms."
     spans = [time_span(part_path(folder, "events", part["name"])) for part in parts if part["events"]]
@@ -271,9 +271,10 @@ def check_inputs(settings: Settings, table: FeatureTable, parts: list[dict]) -> 
     taken = {AMOUNT, WEIGHT, "split", "order", "first", "fold"} & {*table.names}
     if taken: raise ValueError(f"the feature {min(taken)!r} has the name of a column of the dataset: rename the amount column in your data")
 
-def inputs_hash(settings: Settings, table: FeatureTable, parts: list[dict]) -> str:
+def inputs_hash(settings: Settings, table: FeatureTable, log: dict) -> str:
     "A hash of all that the dataset follows from."
-    files = [[part[k] for k in ("name", "events_sha256", "labels_sha256")] for part in parts]
+    files = [[part[k] for k in ("name", "events_sha256", "labels_sha256")] for part in log["parts"]]
+    if log["waiting"]: files.append(log["waiting"]["digest"])
     text = json.dumps([VERSION, table.hash, settings.training.model_dump(), files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -307,14 +308,15 @@ def make_dataset(
 ) -> dict:                             # manifest: windows, splits, files, features, table_hash, inputs
     "Write the training set of a log with features under batch.folder/dataset; `ValueError` says what is missing and what to do."
     folder, table = settings.batch.folder, build_table(settings)
-    parts = parts_until(read_manifest(folder)["parts"], until)
-    check_inputs(settings, table, parts)
-    inputs, manifest_path = inputs_hash(settings, table, parts), folder / DATASET / "manifest.json"
+    log = log_until(read_manifest(folder), until)
+    check_inputs(settings, table, log["parts"])
+    inputs, manifest_path = inputs_hash(settings, table, log), folder / DATASET / "manifest.json"
     if not replace and manifest_path.exists() and (manifest := read_json(manifest_path)).get("inputs") == inputs: return manifest
-    windows = find_windows(settings, *event_span(folder, parts), max(part["last_known_ms"] for part in parts))
+    known = max(item["last_known_ms"] for item in [*log["parts"], *([log["waiting"]] if log["waiting"] else [])])
+    windows = find_windows(settings, *event_span(folder, log["parts"]), known)
     with sole_use(folder / WORK), on_dask(settings) as (_, run):
         _clear(folder)
-        counts, files = _run_rounds(settings, table, parts, windows, run, progress)
+        counts, files = _run_rounds(settings, table, log, windows, run, progress)
         splits = _summarise(counts, files)
         _check_splits(splits, windows, settings)
         dates = {name: as_date(ms) for name, ms in asdict(windows).items()}
@@ -331,12 +333,13 @@ def _clear(folder: Path) -> None:
     "Remove what this or a killed run left in the working folder."
     for name in ("spill", "old", DATASET): shutil.rmtree(folder / WORK / name, ignore_errors=True)
 
-def _run_rounds(settings: Settings, table: FeatureTable, parts: list[dict], windows: Windows, run, progress: Progress | None) -> tuple[list, dict]:
+def _run_rounds(settings: Settings, table: FeatureTable, log: dict, windows: Windows, run, progress: Progress | None) -> tuple[list, dict]:
     "Choose rows of the parts, then gather the files; returns counts of each part, and the files of each split."
-    folder, total = settings.batch.folder, 2 * sum(part["events"] for part in parts)
+    folder, parts = settings.batch.folder, log["parts"]
+    total = 2 * sum(part["events"] for part in parts)
     tick = lambda start, share: progress and progress(int(total * (start + share) / 2), total)
     mine = [p for p, part in enumerate(parts) if part["events"] and _overlaps(folder, part, windows)]
-    found = run([dask.delayed(choose_rows)(settings, table, parts, p, windows) for p in mine], tick=partial(tick, 0))
+    found = run([dask.delayed(choose_rows)(settings, table, log, p, windows) for p in mine], tick=partial(tick, 0))
     known = np.stack([share_known(counts) for counts in sum((f["waits"] for f in found), np.zeros((2, 2, 2, 1), np.int64))])
     wanted = [(split, int(path.name)) for split in SPLITS for path in sorted((folder / WORK / "spill" / split).glob("*"))]
     written = run([dask.delayed(write_fold)(settings, split, number, windows, known) for split, number in wanted], tick=partial(tick, 1))
