@@ -418,7 +418,7 @@ def read_split(
     frozen: bool = False, # label features as they are when no label comes in from the cut-off on; only of the test
 ) -> Fold:
     "All rows of a split; validation and test are in the order of the log, the training set is shuffled."
-    if frozen and split != "test": raise ValueError(f"the split {split!r} has no frozen features: they are kept for the test, which starts at the cut-off")
+    if frozen and split != "test": raise ValueError(f"the split {split!r} has no frozen features: only the test, which starts at the cut-off, has")
     manifest = read_dataset(settings)
     late = set(manifest["label_features"]) if frozen else set()
     folds = [read_fold(settings, split, entry, manifest["features"], late) for entry in manifest["files"][split]]

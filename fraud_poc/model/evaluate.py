@@ -414,8 +414,8 @@ def frozen_means(
     if not changed: return "No label that became known during the test days is in a feature of a test event: both figures are the same."
     number = lambda found, name: "not defined" if found[name]["value"] is None else f"{found[name]['value']:.3f}"
     both = ", ".join(f"{words} {number(served, name)} and {number(frozen, name)}" for name, (words, _) in MINIMA.items())
-    return (f"Labels that became known during the test days are in the features of {changed:,} of {events:,} test events. As served, and with these labels "
-            f"left out: {both}. The first holds if labels reach the live service as fast as the log says; the later they come, the nearer to the "
+    return (f"Labels that became known during the test days are in the features of {changed:,} of {events:,} test events. As served, and with these "
+            f"labels left out: {both}. The first holds if labels reach the live service as fast as the log says; the later they come, the nearer to the "
             "second.")
 
 # %% ../../nbs/11_evaluate.ipynb #c047
