@@ -415,8 +415,8 @@ def frozen_means(
     number = lambda found, name: "not defined" if found[name]["value"] is None else f"{found[name]['value']:.3f}"
     both = ", ".join(f"{words} {number(served, name)} and {number(frozen, name)}" for name, (words, _) in MINIMA.items())
     return (f"Labels that became known during the test days are in the features of {changed:,} of {events:,} test events. As served, and with these "
-            f"labels left out: {both}. The first holds if labels reach the live service as fast as the log says; the later they come, the nearer to the "
-            "second.")
+            f"labels left out: {both}. The first holds if labels reach the live service as fast as the log says; the later they come, the nearer to "
+            "the second.")
 
 # %% ../../nbs/11_evaluate.ipynb #c047
 def _line(ax, curve: dict, label: str) -> None:
