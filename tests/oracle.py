@@ -2,7 +2,7 @@
 
 The naive oracle is not written here a second time: it is the cells of notebook 06 that start with `# oracle`.
 A stream is a list of items in sequence order, as the notebook has them:
-an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts", "tag", "label", "previous", "keys"}; times in UTC ms, amounts in minor units.
+an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts", "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
 """
 import json
 from functools import cache
@@ -65,7 +65,7 @@ def _tables(settings: Settings, items: list[dict], first: int) -> tuple[pa.Table
                 "id_key": pa.array([item["tag"] | (item["tag"] + 1) % 2**31 << 32 for _, item in found], pa.uint64())}
         if is_label:
             data |= {name: [item[name] for _, item in found] for name in ("label", "previous")}
-            data["known"] = pa.array([ts + 1 for ts in time], pa.int64()).cast(TIME)
+            data["known"] = pa.array([item.get("known", item["ts"] + 1) for _, item in found], pa.int64()).cast(TIME)
         else:
             data[columns.amount] = [item["amount"] for _, item in found]
             data |= {name: [str(item["keys"][name]) if item["keys"][name] else None for _, item in found] for name in columns.hashed}

@@ -15,8 +15,8 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from fraud_poc.config import load_settings
 from fraud_poc.model import evaluate as module
-from fraud_poc.model.evaluate import (LEAST_SLOPE, bootstrap, calibrate, card_days, card_precision, curve_metrics, draw_evaluation,
-                                      equal_groups, evaluate, judge, number_cards, probabilities, probability, queue, rank, reviewed, sort_slice, totals)
+from fraud_poc.model.evaluate import (LEAST_SLOPE, bootstrap, calibrate, card_days, card_precision, curve_metrics, draw_evaluation, equal_groups,
+                                      evaluate, frozen_means, judge, number_cards, probabilities, probability, queue, rank, reviewed, sort_slice, totals)
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 DAY_MS = 86_400_000
@@ -344,3 +344,10 @@ def test_plots_leave_no_state_and_are_the_same_bytes(tmp_path):
     first, again = draw_evaluation(result, tmp_path / "a"), draw_evaluation(json.loads(json.dumps(result)), tmp_path / "b")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again] and all(path.read_bytes()[:4] == b"\x89PNG" for path in first)
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
+
+
+def test_what_the_difference_means_is_said():
+    served, frozen = ({name: {"value": value} for name in ("auc", "average_precision")} for value in (0.91, 0.8))
+    said = frozen_means(served, frozen, 1_200, 3_000)
+    assert "1,200 of 3,000 test events" in said and "AUC ROC 0.910 and 0.800, average precision 0.910 and 0.800" in said and "as fast as the log says" in said
+    assert "not defined" in frozen_means(served, frozen | {"auc": {"value": None}}, 1, 2) and frozen_means(served, served, 0, 3_000).endswith("both figures are the same.")

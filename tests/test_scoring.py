@@ -379,8 +379,8 @@ def promised(folder: Path, mode: schemathesis.GenerationMode, count: int):
 def test_schemathesis_finds_nothing(tmp_path, mode):
     service, schema = promised(tmp_path, schemathesis.GenerationMode(mode), 25)
     seen = set()
-    for result in schema.get_all_operations():
-        operation = result.ok()
+    operations = [result.ok() for result in schema.get_all_operations()]
+    for operation in sorted(operations, key=lambda one: one.path != "/labels"):  # while no order is there that a statement could be too early for
         if mode == "negative" and operation.method == "get" and "{" not in operation.path: continue
         @examples(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
         @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
