@@ -222,7 +222,9 @@ async def live_day(settings: Settings, url: str, numbers: range, served: dict, s
                 try: result = await say(learner, settings, secret, said)
                 except UnknownOrder: assert not there, about
                 else: taken += not result.known_before
-                if there and rng.random() < 0.3: taken += not (await say(learner, settings, secret, Retraction(about, result.position))).known_before
+                if there and rng.random() < 0.3:
+                    back = await say(learner, settings, secret, Retraction(about, result.position))
+                    taken += not back.known_before
     async with open_store(settings, url) as one, open_store(settings, url) as other:
         await asyncio.gather(*[work(Learner(settings, store)) for store in (one, other) for _ in range(3)])
     return taken
