@@ -654,9 +654,11 @@ def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
     several = listed({"anyOf": [*either, {"description": "anything else gets an error of its own"}]}, minItems=1,
                      maxItems=service.settings.service.max_batch)
     truth = {"enum": [-1, 0, 1], "description": "1 fraud, 0 legitimate, -1 unresolved"}
-    said = closed({"order": TEXT, "label": truth, "previous": truth, "position": {"type": ["integer", "null"], "description": "in the log"},
+    source = {"enum": ["", *SOURCES], "description": "whose assertion the label follows from"}
+    said = closed({"order": TEXT, "label": truth, "source": source, "previous": truth, "position": {"type": ["integer", "null"], "description": "in the log"},
                    "changed": {"type": "boolean"}, "known_before": {"type": "boolean", "description": "the same was said before: nothing was done"}},
-                  example={"order": "o-1", "label": 1, "previous": 0, "position": 1056, "changed": True, "known_before": False})
+                  example={"order": "o-1", "label": 1, "source": "chargeback", "previous": 0, "position": 1056, "changed": True,
+                           "known_before": False})
     result = {"type": "object", "required": ["status"],
               "properties": {"status": {"enum": [200, 404, 422]}, "answer": ref("Said"), "detail": listed(detail)}}
     return {"Statement": statement, "Retraction": back, "Statements": {"anyOf": [*either, several], "example": [first]}, "Said": said,
@@ -691,7 +693,8 @@ HOT = (400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503)
 ROUTES = {  # method, path -> operation, summary, schema of 200, statuses, what comes in
     ("post", "/score"): ("score", "Score an order, and take it in.", "Answer", HOT, "Order"),
     ("post", "/score/batch"): ("scoreBatch", "Score several orders, one after the other.", "Results", tuple(s for s in HOT if s != 409), "Orders"),
-    ("post", "/labels"): ("tellLabels", "Say of orders whether they were fraud, or take that back.", "Told", tuple(sorted({404, *HOT} - {409})), "Statements"),
+    ("post", "/labels"): ("tellLabels", "Say of orders whether they were fraud, or take that back.", "Told", tuple(sorted({404, *HOT} - {409})),
+                          "Statements"),
     ("get", "/orders/sample"): ("sampleOrders", "Orders to try, of identities that are known.", "Samples", (401, 403, 500), ""),
     ("get", "/decisions/{id}"): ("getDecision", "The answer that an order got.", "Answer", (401, 403, 404, 500, 503), "id"),
     ("get", "/model"): ("getModel", "What the model is, and how it was judged.", "Model", (401, 403, 500), ""),

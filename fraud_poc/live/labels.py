@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'MOST', 'MAX_NOTE', 'FIELDS', 'BACK', 'AT_ONCE', 'LOT', 'STATEMENTS', 'Statement', 'Retraction', 'Said',
-           'UnknownOrder', 'Ledger', 'pack_ledger', 'open_ledger', 'newest_of', 'determining', 'effective', 'extended',
-           'without', 'Order', 'rows_of', 'collected_rows', 'find_in_log', 'Learner', 'find_live', 'find_order',
-           'check_statement', 'was_said', 'known_now', 'said_key', 'retraction_key', 'entry_of', 'assertion_at',
-           'position_of', 'learned', 'is_news', 'planned', 'say_once', 'unknown', 'say', 'known_field', 'read_field',
-           'read_statement', 'file_rows', 'json_row', 'plain_text', 'verdict_of', 'moment_of', 'as_fields',
-           'as_retraction', 'file_statements', 'say_lot', 'say_or_tell', 'say_file', 'count_of', 'enter_due',
-           'texts_of', 'event_rows', 'typed', 'label_rows', 'own_parts', 'check_fit', 'read_lots', 'live_parts',
-           'settle', 'still_waiting', 'collect']
+           'UnknownOrder', 'Ledger', 'pack_ledger', 'open_ledger', 'newest_of', 'determining', 'effective', 'source_of',
+           'extended', 'without', 'Order', 'rows_of', 'collected_rows', 'find_in_log', 'Learner', 'find_live',
+           'find_order', 'check_statement', 'was_said', 'known_now', 'said_key', 'retraction_key', 'entry_of',
+           'assertion_at', 'position_of', 'learned', 'is_news', 'planned', 'say_once', 'unknown', 'say', 'known_field',
+           'read_field', 'read_statement', 'file_rows', 'json_row', 'plain_text', 'verdict_of', 'moment_of',
+           'as_fields', 'as_retraction', 'file_statements', 'say_lot', 'say_or_tell', 'say_file', 'count_of',
+           'enter_due', 'texts_of', 'event_rows', 'typed', 'label_rows', 'own_parts', 'check_fit', 'read_lots',
+           'live_parts', 'settle', 'still_waiting', 'collect']
 
 # %% ../../nbs/19_labels.ipynb #c003
 import asyncio
@@ -70,6 +70,7 @@ class Said(msgspec.Struct, frozen=True):
     "What came of a statement or a retraction."
     order: str            # its id
     label: int            # effective now: 0 legitimate, 1 fraud, -1 unresolved
+    source: str           # whose assertion that label follows from; "" = unresolved
     previous: int         # before it
     position: int | None  # in the log, to retract it by; None when it was said so long ago that this is forgotten
     changed: bool         # the label
@@ -118,6 +119,11 @@ def effective(said: tuple[tuple[int, int, int], ...], priority: list[str]) -> in
     "The label that follows from assertions."
     found = determining(said, priority)
     return UNRESOLVED if found is None else found[1]
+
+def source_of(ledger: Ledger, priority: list[str]) -> str:
+    "The source whose assertion the label follows from; \"\" when none stands."
+    found = determining(ledger.said, priority)
+    return "" if found is None else SOURCES[found[0]]
 
 def extended(ledger: Ledger, item: tuple[int, int, int], priority: list[str]) -> Ledger:
     "A ledger with one more statement; beyond MOST the oldest that does not count goes."
@@ -299,7 +305,8 @@ async def say_once(engine: Any, settings: Settings, told: Statement | Retraction
     (record_key, item), (there, keys) = await planned(engine, settings, told, id_key, order, now), keys_in(engine.table, order.keys, labels=True)
     found = await engine.store.fetch(record_key, [ledger_key(id_key), *keys])
     before, asserts = open_ledger(found.states[0]) if found.states[0] else order.ledger, isinstance(told, Statement)
-    again, open_time = Said(told.order, before.label, before.label, found.seq, False, True), asserts and told.known is None
+    priority, open_time = settings.labels.priority, asserts and told.known is None
+    again = Said(told.order, before.label, source_of(before, priority), before.label, found.seq, False, True)
     if found.record is not None and not open_time: return again
     if not is_news(told, before, item, fresh):
         if open_time: item = before.said[newest_of(before.said)[item[0]]]
@@ -307,7 +314,7 @@ async def say_once(engine: Any, settings: Settings, told: Statement | Retraction
     if open_time:
         item = *item[:2], known_now(before, *item)
         record_key = said_key(id_key, *item)
-    after = (extended if asserts else without)(before, item, settings.labels.priority)
+    after = (extended if asserts else without)(before, item, priority)
     changed = after.label != before.label
     states = learned(engine, id_key, order, after.label, before.label, there, found.states[1:]) if changed else []
     entry = encode_entry(entry_of(told, item, id_key, order, before.label, after, now))
@@ -315,7 +322,8 @@ async def say_once(engine: Any, settings: Settings, told: Statement | Retraction
     change = Change(record_key, b"", [ledger_key(id_key), *keys][kept], found.tokens[kept], [pack_ledger(after), *states], entry)
     outcome = await engine.store.commit(change)
     if outcome.kind == "known": return msgspec.structs.replace(again, position=outcome.seq)
-    return Said(told.order, after.label, before.label, outcome.seq, changed, False) if outcome.kind == "accepted" else outcome.kind
+    if outcome.kind != "accepted": return outcome.kind
+    return Said(told.order, after.label, source_of(after, priority), before.label, outcome.seq, changed, False)
 
 # %% ../../nbs/19_labels.ipynb #c025
 def unknown(settings: Settings, statement: Statement | Retraction) -> UnknownOrder:
