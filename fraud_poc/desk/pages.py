@@ -117,7 +117,8 @@ def environment(settings: Settings) -> Environment:
                     "words": lambda name: name.replace("_", " "), "actor": lambda row: str(Actor(row["actor"], row["by"])),
                     "decimal": lambda value: f"{value:,.2f}",
                     "money": lambda units: f"{units / 10**decimals:,.{decimals}f}"}
-    env.globals |= {"pages": PAGES, "role_may": role_may, "may_undo": may_undo, "static": lambda name: f"{env.globals['path']}/static/{name}?v={static[name]}"}
+    env.globals |= {"pages": PAGES, "role_may": role_may, "may_undo": may_undo,
+                    "static": lambda name: f"{env.globals['path']}/static/{name}?v={static[name]}"}
     return env
 
 # %% ../../nbs/26_pages.ipynb #c014
