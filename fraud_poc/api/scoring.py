@@ -644,7 +644,7 @@ def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
     identity, moment = (field_schema(service, Field(*field)) for field in (("order", "identity", True, False), known_field(service.settings)))
     note = TEXT | {"maxLength": MAX_NOTE, "pattern": f"^[^{UNPRINTED}]*$", "description": "text for people, without control characters"}
     fields = {"order": identity, "fraud": {"type": "boolean"}, "source": {"enum": list(SOURCES)},
-              "known": {"anyOf": [moment, {"type": "null"}], "description": "when it was known, at the latest now; null = now"}, "note": note}
+              "known": {"anyOf": [moment, {"type": "null"}], "description": "when it was known; null = now"}, "note": note}
     first = {"order": "o-1", "fraud": True, "source": "chargeback", "note": "reason 4837"}
     statement = {"type": "object", "additionalProperties": False, "required": ["order", "fraud", "source"], "properties": fields, "example": first}
     place = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "in the log, as the answer to the statement said"}

@@ -218,7 +218,7 @@ async def find_order(engine: Any, settings: Settings, id_key: int) -> Order | No
 # %% ../../nbs/19_labels.ipynb #c019
 MAX_NOTE = 2_000  # characters
 
-def check_statement(statement: Statement | Retraction, order: Order, now: int) -> None:
+def check_statement(settings: Settings, statement: Statement | Retraction, order: Order, now: int) -> None:
     "`OrderError` when a statement or a retraction cannot be right."
     problems, known = [], getattr(statement, "known", None)
     if isinstance(statement, Statement) and statement.source not in SOURCES:
@@ -227,8 +227,9 @@ def check_statement(statement: Statement | Retraction, order: Order, now: int) -
     except ValueError as error: problems.append(Problem("note", str(error), "string_pattern"))
     if known is not None and known < order.time:
         problems.append(Problem("known", "time is before the order's own: nothing could be known of it yet", "datetime_past"))
-    if known is not None and known > max(now, order.time + 1):
-        problems.append(Problem("known", "time is later than the clock: leave it out for what is known now", "datetime_future"))
+    if known is not None and known > now + duration_ms(settings.live.future_skew):
+        what = f"time is later than the clock by more than live.future_skew ({settings.live.future_skew})"
+        problems.append(Problem("known", what, "datetime_future"))
     if problems: raise OrderError(problems)
 
 # %% ../../nbs/19_labels.ipynb #c021
@@ -294,7 +295,7 @@ def is_news(told: Statement | Retraction, ledger: Ledger, item: tuple[int, int, 
 
 async def planned(engine: Any, settings: Settings, told: Statement | Retraction, id_key: int, order: Order, now: int) -> tuple[bytes, tuple]:
     "Record key and item of a statement or a retraction, as far as they are known before the ledger is; `OrderError` for what cannot be."
-    check_statement(told, order, now)
+    check_statement(settings, told, order, now)
     if isinstance(told, Retraction):
         return retraction_key(id_key, told.retracts), await assertion_at(engine, settings, told, id_key, order)
     item = SOURCES.index(told.source), int(told.fraud), max(now, order.time + 1) if told.known is None else told.known
@@ -370,6 +371,7 @@ def read_field(reader: OrderReader, name: str, value: Any) -> Any:
         if type(value) is not bool: raise Refusal("input should be true or false", "bool_type")
         return value
     if name == "retracts":
+        if type(value) is float and value.is_integer(): value = int(value)
         if type(value) is not int or not 0 <= value < 2**63: raise Refusal("input should be the sequence number of an assertion", "int_type")
         return value
     if type(value) is not str: raise Refusal("input should be text", "string_type")
