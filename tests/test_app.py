@@ -322,7 +322,7 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
 
 def whole_again(shop: Shop) -> None:
     "The audit tells what was done, and is whole."
-    rows = [row for row in list_audit(shop.database, 100) if row["who"] == "ann"]
+    rows = [row for row in list_audit(shop.database, 100_000) if row["who"] == "ann"]
     assert [row["what"] for row in rows] == ["logged in", "fraud asserted", "legitimate asserted", "fraud asserted", "assertion retracted", "legitimate asserted", "assertion retracted"]
     assert all(row["detail"]["position"] >= 0 for row in rows[1:])
     assert shop.command("audit", "verify")["verdict"] == "whole"
@@ -351,7 +351,7 @@ def learned_from(shop: Shop, served: dict[str, dict]) -> None:
     shop.command("features")
     made = shop.command("dataset", "--replace")
     rows = {row["id"]: row for path in (shop.settings.batch.folder / "dataset" / "train").glob("*.parquet") for row in pq.read_table(path).to_pylist()}
-    assert {ident: rows[ident]["label"] for ident in served if ident in rows} == {"t1": 1, "g1": 0, "h1": 0, "d1": 0}, made["windows"]
+    assert {ident: rows[ident]["label"] for ident in served if ident in rows} == {"t1": 1, "g1": 0}, made["windows"]  # what was taken back is unresolved, and no example
     assert sum(ident.startswith("feed-") for ident in rows) >= 30
-    for ident in ("t1", "g1", "h1", "d1"):
+    for ident in ("t1", "g1"):
         for name, value in served[ident]["features"].items(): assert rows[ident][name] == value or value is None and rows[ident][name] != rows[ident][name], (ident, name)

@@ -656,7 +656,9 @@ def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
     truth = {"enum": [-1, 0, 1], "description": "1 fraud, 0 legitimate, -1 unresolved"}
     source = {"enum": ["", *SOURCES], "description": "whose assertion the label follows from"}
     said = closed({"order": TEXT, "label": truth, "source": source, "previous": truth,
-                   "position": {"type": ["integer", "null"], "description": "in the log"}, "changed": {"type": "boolean"}, "known_before": {"type": "boolean", "description": "the same was said before: nothing was done"}},
+                   "position": {"type": ["integer", "null"], "description": "in the log"},
+                   "changed": {"type": "boolean"},
+                   "known_before": {"type": "boolean", "description": "the same was said before: nothing was done"}},
                   example={"order": "o-1", "label": 1, "source": "chargeback", "previous": 0, "position": 1056, "changed": True,
                            "known_before": False})
     result = {"type": "object", "required": ["status"],

@@ -587,7 +587,9 @@ def moved_records(client: Client, prefix: bytes, trail: Trail) -> list[tuple[byt
         found.append((old, new, value[:8], seq + b" " + secrets.token_bytes(16) + record[16:]))
     return found
 
-def label_record_keys(id_key: int, known: int, label: int, previous: int, said: int = -1, source: str = "", retracts: int | None = None) -> list[bytes]:
+def label_record_keys(
+    id_key: int, known: int, label: int, previous: int, said: int = -1, source: str = "", retracts: int | None = None,
+) -> list[bytes]:
     "Record keys that a label's entry may have: as `Engine.learn` makes them, and as an assertion or a retraction does."
     learned = [label_key(id_key, known) + bytes([label & 255, previous + 1])]
     if retracts is not None: return learned + [retraction_key(id_key, retracts)]

@@ -636,7 +636,8 @@ def fold(
         if spans[e, 0] == spans[e, 1]: clear(state)
         elif not unpack(plan, state, data[spans[e, 0]:spans[e, 1]]): return -1 - e
         for i in range(bounds[e], bounds[e + 1]):
-            if labelled and (items.label[i] >= 0 or items.previous[i] >= 0): learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
+            if labelled and (items.label[i] >= 0 or items.previous[i] >= 0):
+                learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
             else:
                 for c in range(len(keys)): keys[c] = items.keys[c, i]
                 flags[i] = step(plan, state, items.ts[i], items.tag[i] if labelled else 0, items.amount[i], keys, out[i])
