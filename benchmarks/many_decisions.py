@@ -77,9 +77,9 @@ def rows_of(settings: Settings, names: list[str], numbers: dict[str, np.ndarray]
         waits, fraud = at["open"][i], at["fraud"][i]
         status = "open" if waits else "flagged" if fraud else "cleared"
         cased.append((number, status, when + 2, None if waits else when + DAY // 4, None if waits else "example", "", 0.95 * loss / scale / 4 - 0.8, band, action,
-                      amount, customer, when))
-        if not waits: labelled.append((number, "generated", -number, order[columns.id[0]], number, int(fraud), int(fraud), -1, "analyst", when + DAY // 4,
-                                       when + DAY // 4, "", "example"))
+                      amount, customer, when, "generated", -number, None if waits else -number, None if waits else "analyst"))
+        if not waits: labelled.append((number, "generated", -number, order[columns.id[0]], number, "assert", None, int(fraud), int(fraud), -1, "analyst",
+                                       when + DAY // 4, when + DAY // 4, "", "person", "example"))
     yield from (("decisions", rows), ("links", linked), ("cases", cased), ("labels", labelled))
 
 

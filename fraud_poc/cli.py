@@ -258,7 +258,7 @@ def open_for_service(settings: Settings, name: str | None) -> str:
     from fraud_poc.model.bundle import latest_bundle
     latest_bundle(settings, build_table(settings))
     with database_of(settings) as database:
-        if name: return new_key(database, name, SCOPES, operator())
+        if name: return new_key(database, name, SCOPES, str(operator()))
         if any(key["revoked"] is None for key in list_keys(database)): return ""
     raise ValueError("there is no API key yet, so nobody could get in: make one with --new-key NAME, or with `fraud-poc keys new`")
 
@@ -463,7 +463,7 @@ def demo_service(settings: Settings, results: dict, stay: bool, out: Console, er
     "Serve the demo's model, score the live orders, show them; with `stay`, go on until Ctrl-C."
     from fraud_poc.desk.access import fresh_account, fresh_key
     from fraud_poc.live.store import server_for
-    key, password = fresh_key(settings, "demo", who=operator()), fresh_account(settings, "demo", "admin", operator())
+    key, password = fresh_key(settings, "demo", who=str(operator())), fresh_account(settings, "demo", "admin", str(operator()))
     after = results["features"]["parts"]
     with server_for(settings) as url, running_service(settings, url) as (address, process):
         live = timed("live orders", lambda progress: score_live(settings, address, key, after, progress), err)

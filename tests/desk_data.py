@@ -51,10 +51,11 @@ def fill(engine: sa.Engine, settings, secret: bytes, now: int, count: int = 2500
         saved = round((p * lost * 0.95 - 3.2) * 100) if action != "pass" else 0
         if action != "pass":
             urgency = round((p * lost * 0.95 - 3.2) / 4, 4)
-            closed = {"status": "open", "closed": None, "closed_by": None} if waiting else {"status": "flagged" if fraud else "cleared", "closed": when + 3_600_000, "closed_by": "analyst-2"}
-            rows[cases].append({"decision_id": number, "opened": when, "note": "", "urgency": urgency, "band": band, "action": action, "amount": units, "customer": order["customer_id"], "time": when} | closed)
-        if not waiting: rows[labels].append({"log": "e", "position": -number, "order_id": order["order_id"], "decision_id": number, "said": int(fraud), "label": int(fraud), "previous": -1,
-                                             "source": "analyst" if action != "pass" else "chargeback", "known": when + 3_600_000, "noted": when + 3_600_000, "note": "", "by": "analyst-2"})
+            closed = {"status": "open", "closed": None, "closed_by": None, "assertion": None, "source": None}
+            if not waiting: closed = {"status": "flagged" if fraud else "cleared", "closed": when + 3_600_000, "closed_by": "analyst-2", "assertion": -number, "source": "analyst"}
+            rows[cases].append({"decision_id": number, "opened": when, "note": "", "urgency": urgency, "band": band, "action": action, "amount": units, "customer": order["customer_id"], "time": when, "log": "e", "position": -number} | closed)
+        if not waiting: rows[labels].append({"log": "e", "position": -number, "order_id": order["order_id"], "decision_id": number, "kind": "assert", "said": int(fraud), "label": int(fraud), "previous": -1,
+                                             "source": "analyst" if action != "pass" else "chargeback", "known": when + 3_600_000, "noted": when + 3_600_000, "note": "", "actor": "person", "by": "analyst-2"})
         rows[days].append({"day": day, "band": band, "action": action, "events": 1, "amount": units, "frauds": int(fraud), "fraud_amount": units * fraud, "saved": saved})
         rows[scores].append({"day": day, "bucket": min(int(p * 20), 19), "events": 1})
     with writing(engine) as connection:

@@ -14,9 +14,12 @@ from fastapi import FastAPI
 import desk_data
 from fraud_poc.config import load_settings
 from fraud_poc.desk.access import new_account
-from fraud_poc.desk.database import cases, decisions, labels, open_database, writing
+from fraud_poc.desk.database import cases, decisions, open_database
 from fraud_poc.desk.pages import create_desk
+from fraud_poc.desk.writer import Reading, begin_log, mark_of, write_entries
 from fraud_poc.events import system_clock
+from fraud_poc.live.labels import SOURCES, Ledger, Order, Retraction, Said, Statement, entry_of, extended, known_now, source_of, without
+from fraud_poc.live.store import encode_entry
 from waiting import LONG, until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,27 +28,42 @@ PEOPLE = {"analyst-1": "analyst", "analyst-2": "analyst", "viewer-1": "viewer", 
 
 
 class Log:
-    "Stands for the live log and its writer: what is said becomes a row of `labels` at once."
-    def __init__(self, engine: sa.Engine):
-        self.engine, self.said, self.down = engine, [], False
+    "Stands for the live log: its entries are as the service makes them, and `write` is what the decision writer does with them."
+    def __init__(self, engine: sa.Engine, settings, clock):
+        self.engine, self.reading, self.clock = engine, Reading(settings, explain=lambda model, vectors, orders: [None] * len(orders)), clock
+        self.said, self.entries, self.ledgers, self.items, self.down = [], [], {}, {}, False
 
-    async def __call__(self, order: str, fraud: bool, note: str, by: str) -> int:
+    async def __call__(self, told: Statement | Retraction) -> tuple[str, Said]:
         if self.down: raise ConnectionError("no store")
         await asyncio.sleep(0)
-        self.said.append((order, fraud, note, by))
-        return 10_000 + len(self.said)
+        priority, position, before, now = self.reading.settings.labels.priority, 10_001 + len(self.entries), self.ledgers.get(told.order, Ledger()), self.clock()
+        if isinstance(told, Retraction): item, after = self.items[told.retracts], without(before, self.items[told.retracts], priority)
+        else:
+            source = SOURCES.index(told.source)
+            item = source, int(told.fraud), known_now(before, source, int(told.fraud), now)
+            after = extended(before, item, priority)
+        with self.engine.connect() as connection: time = connection.execute(sa.select(decisions.c.time).where(decisions.c.order_id == told.order)).scalar()
+        self.ledgers[told.order], self.items[position] = after, item
+        self.entries.append((position, encode_entry(entry_of(told, item, 0, Order(time, {}, before), before.label, after, now))))
+        self.said.append(told)
+        return "e", Said(told.order, after.label, source_of(after, priority), before.label, position, after.label != before.label, False)
 
     def write(self) -> None:
-        "What the writer would do with what was said."
-        with writing(self.engine) as connection:
-            done = connection.execute(sa.select(sa.func.count()).where(labels.c.position > 10_000)).scalar()
-            for place, (order, fraud, note, by) in enumerate(self.said[done:], done + 1):
-                known = system_clock()
-                mine = connection.execute(sa.select(decisions.c.id).where(decisions.c.order_id == order)).scalar()
-                before = connection.execute(sa.select(labels.c.label).where(labels.c.order_id == order).order_by(labels.c.id.desc()).limit(1)).scalar()
-                connection.execute(sa.insert(labels).values(
-                    log="e", position=10_000 + place, order_id=order, decision_id=mine, said=fraud, label=fraud, previous=-1 if before is None else before, source="analyst",
-                    known=known, noted=known, note=note, by=by))
+        "All that is in the log."
+        mark = mark_of(self.engine) or begin_log(self.engine, None, "e")
+        behind = [entry for entry in self.entries if entry[0] > mark.position]
+        if behind: write_entries(self.engine, self.reading, mark, behind)
+
+
+def uncommitted(error: Exception):
+    "Stands for database.writing: all is done, and the commit fails."
+    @contextmanager
+    def writing(engine: sa.Engine):
+        with engine.connect() as connection:
+            yield connection
+            connection.rollback()
+        raise error
+    return writing
 
 
 def make_desk(folder: Path, now: int | None = None, count: int = 2500, clock=system_clock, url: str = "", **more) -> SimpleNamespace:
@@ -55,7 +73,7 @@ def make_desk(folder: Path, now: int | None = None, count: int = 2500, clock=sys
     now = now or clock()
     if count: desk_data.fill(engine, settings, SECRET, now, count)
     for name, role in PEOPLE.items(): new_account(engine, name, PASSWORD, role, "test", now)
-    log, app = Log(engine), FastAPI()
+    log, app = Log(engine, settings, clock), FastAPI()
     app.mount("/desk", create_desk(settings, engine, log, SECRET, clock))
     return SimpleNamespace(app=app, engine=engine, log=log, settings=settings, now=now)
 

@@ -308,9 +308,10 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     until(shop.written, "the writer has the verdicts")
     ann.post(f"{number['d1']}/undo")
     until(shop.written, "the writer has what was undone")
-    said = [(body["order"], body["said"], body["source"], body["by"], body["note"]) for _, entry in shop.log() if entry.kind == "label" for body in [json.loads(entry.body)]]
-    assert [row for row in said if row[3] == "ann"] == [("t1", 1, "analyst", "ann", "stolen card"), ("g1", 0, "analyst", "ann", ""), ("h1", 1, "analyst", "ann", ""),
-        ("h1", 0, "analyst", "ann", "undone: was flagged"), ("d1", 0, "analyst", "ann", ""), ("d1", 0, "analyst", "ann", "undone: was cleared")]
+    said = [(body["order"], body["kind"], body["said"], entry.label, body["note"]) for _, entry in shop.log() if entry.kind == "label" for body in [json.loads(entry.body)]
+            if (body["actor"], body["by"], body["source"]) == ("person", "ann", "analyst")]
+    assert said == [("t1", "assert", 1, 1, "stolen card"), ("g1", "assert", 0, 0, ""), ("h1", "assert", 1, 1, ""), ("h1", "retract", 1, -1, ""),
+                    ("d1", "assert", 0, 0, ""), ("d1", "retract", 0, -1, "")]
     assert [(shop.case(ident)["status"], shop.case(ident)["closed_by"]) for ident in ("t1", "g1", "h1", "d1")] == [("flagged", "ann"), ("cleared", "ann"), ("open", None), ("open", None)]
     frauds = "fraud_count_lifetime_by_customer_id"
     after = {ident: client.post("/score", json=order(ident, customer)).json() for ident, customer in (("t2", "thief"), ("g2", "good"), ("h2", "hasty"))}
@@ -321,8 +322,8 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
 
 def whole_again(shop: Shop) -> None:
     "The audit tells what was done, and is whole."
-    rows = [row for row in list_audit(shop.database, 100) if row["who"] == "ann"]
-    assert [row["what"] for row in rows] == ["logged in", "case flagged", "case cleared", "case flagged", "case opened again", "case cleared", "case opened again"]
+    rows = [row for row in list_audit(shop.database, 100_000) if row["who"] == "ann"]
+    assert [row["what"] for row in rows] == ["logged in", "fraud asserted", "legitimate asserted", "fraud asserted", "assertion retracted", "legitimate asserted", "assertion retracted"]
     assert all(row["detail"]["position"] >= 0 for row in rows[1:])
     assert shop.command("audit", "verify")["verdict"] == "whole"
     stamps = [(table.name, column.name) for table in (cases, decisions, labels, audit, accounts, api_keys) for column in table.c
@@ -350,7 +351,7 @@ def learned_from(shop: Shop, served: dict[str, dict]) -> None:
     shop.command("features")
     made = shop.command("dataset", "--replace")
     rows = {row["id"]: row for path in (shop.settings.batch.folder / "dataset" / "train").glob("*.parquet") for row in pq.read_table(path).to_pylist()}
-    assert {ident: rows[ident]["label"] for ident in served if ident in rows} == {"t1": 1, "g1": 0, "h1": 0, "d1": 0}, made["windows"]
+    assert {ident: rows[ident]["label"] for ident in served if ident in rows} == {"t1": 1, "g1": 0}, made["windows"]  # what was taken back is unresolved, and no example
     assert sum(ident.startswith("feed-") for ident in rows) >= 30
-    for ident in ("t1", "g1", "h1", "d1"):
+    for ident in ("t1", "g1"):
         for name, value in served[ident]["features"].items(): assert rows[ident][name] == value or value is None and rows[ident][name] != rows[ident][name], (ident, name)

@@ -73,19 +73,19 @@ def test_ten_cases_by_keyboard_and_one_undone(chromium, desk):
         for place, key in enumerate(keys):
             page.keyboard.press(key)
             page.wait_for_url(re.compile(rf"case/{queue[place + 1]}\b"))
-        assert [fraud for _, fraud, _, _ in desk.log.said] == [key == "f" for key in keys]
+        assert [told.fraud for told in desk.log.said] == [key == "f" for key in keys]
         page.keyboard.press("u")
         page.wait_for_url(re.compile(rf"case/{queue[9]}\b"))
         assert page.get_by_role("button", name="Flag as fraud").is_visible()
         desk.log.write()
         page.reload()
         said = page.locator(".said li").all_inner_texts()
-        assert len(said) == 2 and "fraud analyst analyst-1" in said[0] and "honest analyst analyst-1" in said[1] and "undone: was flagged" in said[1]
+        assert len(said) == 2 and "fraud analyst analyst-1" in said[0] and "was taken back by analyst-1" in said[1] and "counts as unresolved" in said[1]
     found = statuses(desk)
     assert [found[number] for number in queue[:10]] == ["flagged" if key == "f" else "cleared" for key in keys[:9]] + ["open"]
     with desk.engine.connect() as connection:
         rows = connection.execute(sa.select(labels).where(labels.c.position > 10_000).order_by(labels.c.position)).mappings().all()
-    assert len(rows) == 11 and rows[0]["note"] == "stolen card, the customer f c u said" and [row["said"] for row in rows] == [int(key == "f") for key in keys] + [0]
+    assert len(rows) == 11 and rows[0]["note"] == "stolen card, the customer f c u said" and [row["said"] for row in rows] == [int(key == "f") for key in keys + keys[-1]] and rows[10]["retracts"] == rows[9]["position"]
 
 
 def test_the_slider_changes_the_counts(chromium, desk):
@@ -212,7 +212,7 @@ def test_a_phone_can_do_the_work(chromium, desk):
         page.wait_for_url(re.compile(rf"case/{queue[1]}\b"))
         page.get_by_role("button", name="Undo").tap()
         page.wait_for_url(re.compile(rf"case/{queue[0]}\b"))
-    assert [fraud for _, fraud, _, _ in desk.log.said] == [True, False]
+    assert [type(told).__name__ for told in desk.log.said] == ["Statement", "Retraction"] and desk.log.said[0].fraud
 
 
 def test_what_fails_is_said(chromium, tmp_path):
@@ -233,7 +233,7 @@ def test_what_fails_is_said(chromium, tmp_path):
         made.log.down = True
         page.get_by_label("Note").fill("my words")
         page.get_by_role("button", name="Clear").click()
-        assert "nothing was changed" in page.get_by_role("alert").inner_text() and page.get_by_label("Note").input_value() == "my words"
+        assert "did not confirm" in page.get_by_role("alert").inner_text() and page.get_by_label("Note").input_value() == "my words"
         page.goto(f"{url}/trends")
         page.route("**/trends/data*", lambda route: route.abort())
         page.reload()

@@ -6,6 +6,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -16,9 +17,11 @@ from setuptools import find_packages
 import desk_data
 import desk_server
 from fraud_poc.desk import pages, queries
-from fraud_poc.desk.access import verify_audit
-from fraud_poc.desk.database import cases, decisions, labels, writing
+from fraud_poc.desk.access import list_audit, verify_audit
+from fraud_poc.desk.database import cases, days, decisions, writing
 from fraud_poc.desk.pages import POLICY
+from fraud_poc.events import KEY, PERSON, Actor
+from fraud_poc.live.labels import Retraction, Statement
 
 NOW = 1_767_000_000_000
 
@@ -230,7 +233,7 @@ def test_closed_cases_come_with_the_last_first(desk):
 
 
 @pytest.mark.parametrize("query, said", [("band=huge", "Band must be one of"), ("least=lots", "must be a number"), ("after=zz", "does not exist"), ("after=1~x", "does not exist"),
-                                         ("after=inf~3", "does not exist"), ("after=1~99999999999999999999999", "does not exist"), ("find=" + "x" * 600, "at most 512")])
+                                         ("after=inf~3", "does not exist"), ("after=1~99999999999999999999999", "does not exist"), ("find=" + "x" * 600, "longer than 512")])
 def test_a_filter_that_is_not_understood_is_said(desk, query, said):
     for answer in (Browser(desk, "viewer-1").get(f"queue?{query}"), Browser(desk, "viewer-1").part(f"queue?{query}")):
         assert answer.status_code == 422 and said in answer.text
@@ -266,38 +269,111 @@ def test_a_verdict_closes_the_case_and_opens_the_next(fresh):
     with fresh.engine.connect() as connection: order = queries.find_order(connection, queue[0])["order_id"]
     answer = person.post(f"case/{queue[0]}/verdict", verdict="flag", note=" stolen card ", query="least=1")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/desk/case/{queue[1]}?least=1&done={queue[0]}")
-    assert fresh.log.said == [(order, True, "stolen card", "analyst-1")]
+    assert fresh.log.said == [Statement(order, True, "analyst", None, "stolen card", Actor(PERSON, "analyst-1"))]
     with fresh.engine.connect() as connection: case = queries.find_order(connection, queue[0])
     assert (case["status"], case["closed"], case["closed_by"], case["note"]) == ("flagged", NOW, "analyst-1", "stolen card")
     page = person.get(answer.headers["location"].removeprefix("/desk/")).text
     assert f"Order <b>{order}</b> flagged" in page and 'data-key="u"' in page
+    fresh.log.write()
     rows = Browser(fresh, "admin-1").get("audit").text
-    assert "case flagged" in rows and f"decision {queue[0]}" in rows and order not in rows and "stolen" not in rows
+    assert "fraud asserted" in rows and f"decision {queue[0]}" in rows and order not in rows and "stolen" not in rows
     assert verify_audit(fresh.engine)[0] > 0
 
 
-def test_undo_is_a_new_statement_and_opens_the_case_again(fresh):
+def case_of(fresh, number: int) -> tuple:
+    with fresh.engine.connect() as connection: case = queries.find_order(connection, number)
+    return case["status"], case["closed_by"], case["note"]
+
+
+def label_rows(fresh, number: int) -> list[tuple]:
+    with fresh.engine.connect() as connection: return [(row["kind"], row["said"], row["label"], row["by"]) for row in queries.label_history(connection, number)]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
+    "Whether the decision writer is up to date or behind: the label is unresolved again, and so are the sums."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
+    sums = lambda: sorted(fresh.engine.connect().execute(sa.select(days.c.day, days.c.band, days.c.action, days.c.frauds, days.c.saved)).all())
+    before = sums()
     person.post(f"case/{number}/verdict", verdict="flag")
-    fresh.log.write()
+    if written: fresh.log.write()
     answer = person.post(f"case/{number}/undo")
-    assert answer.headers["location"] == f"/desk/case/{number}?" and [(fraud, note) for _, fraud, note, _ in fresh.log.said] == [(True, ""), (False, "undone: was flagged")]
+    assert answer.headers["location"] == f"/desk/case/{number}?" and fresh.log.said[1] == Retraction(fresh.log.said[0].order, 10_001, "", Actor(PERSON, "analyst-1"))
     assert number in desk_server.open_numbers(fresh.engine)
     fresh.log.write()
+    assert number in desk_server.open_numbers(fresh.engine) and label_rows(fresh, number) == [("assert", 1, 1, "analyst-1"), ("retract", 1, -1, "analyst-1")] and sums() == before
+    with fresh.engine.connect() as connection: assert [row["label"] for row in queries.history(connection, queries.find_order(connection, number)["customer"]) if row["id"] == number] == [None]
     text = person.get(f"case/{number}").text
-    assert text.index("fraud</span> <b>analyst") < text.index("honest</span> <b>analyst")
+    assert text.index("fraud</span> <b>analyst") < text.index("retracted</span>") < text.index("counts as unresolved")
     again = person.post(f"case/{number}/undo")
     assert again.status_code == 409 and "open again already" in again.text and len(fresh.log.said) == 2
+    person.post(f"case/{number}/verdict", verdict="clear", note="undone: it was all right")  # what people type is text
+    fresh.log.write()
+    assert case_of(fresh, number) == ("cleared", "analyst-1", "undone: it was all right")
+    assert [row["what"] for row in list_audit(fresh.engine) if row["who"] == "analyst-1"][1:] == ["fraud asserted", "assertion retracted", "legitimate asserted"] and verify_audit(fresh.engine)
 
 
-def test_undo_gives_back_what_others_had_said(fresh):
+def test_undo_gives_back_what_others_assert(fresh):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
-    with writing(fresh.engine) as connection:
-        order = connection.execute(sa.select(decisions.c.order_id).where(decisions.c.id == number)).scalar()
-        connection.execute(sa.insert(labels).values(log="e", position=99_999, order_id=order, decision_id=number, said=1, label=1, previous=-1, source="customer", known=NOW - 5, noted=NOW - 5, note="", by="shop"))
+    with fresh.engine.connect() as connection: order = queries.find_order(connection, number)["order_id"]
+    asyncio.run(fresh.log(Statement(order, True, "customer", None, "", Actor(KEY, "shop"))))
+    fresh.log.write()
     person.post(f"case/{number}/verdict", verdict="clear")
     person.post(f"case/{number}/undo")
-    assert [fraud for _, fraud, _, _ in fresh.log.said] == [False, True]
+    fresh.log.write()
+    assert case_of(fresh, number) == ("open", None, "") and label_rows(fresh, number)[-1] == ("retract", 0, 1, "analyst-1")
+
+
+def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
+    "A chargeback that comes while an analyst decides is what counts, and a key is not a person of the same name."
+    person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
+    with fresh.engine.connect() as connection: order = queries.find_order(connection, number)["order_id"]
+    asyncio.run(fresh.log(Statement(order, True, "chargeback", None, "", Actor(KEY, "analyst-1"))))  # the writer has not read it yet
+    person.post(f"case/{number}/verdict", verdict="clear", note="mine")
+    assert case_of(fresh, number) == ("open", None, "")
+    fresh.log.write()
+    assert case_of(fresh, number) == ("flagged", "key analyst-1", "") and "/undo" not in person.get(f"case/{number}").text
+    refused = person.post(f"case/{number}/undo")
+    assert refused.status_code == 422 and "closed by chargeback" in refused.text and len(fresh.log.said) == 2
+
+
+@pytest.mark.parametrize("cut", ["before the log", "the log does not answer", "after the log", "in the row", "at the commit"])
+@pytest.mark.parametrize("deed", ["verdict", "undo"])
+def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeypatch, cut, deed):
+    "Log, row and audit after a failure at each point: none of it, or all of it once the decision writer has read the log."
+    person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
+    if deed == "undo": person.post(f"case/{number}/verdict", verdict="flag")
+    before, told = case_of(fresh, number), len(fresh.log.said)
+    broken = sa.exc.OperationalError("", {}, Exception("the database is gone"))
+    def fail(*_, **__): raise broken
+    real = type(fresh.log).__call__
+    async def unheard(log, told):
+        await real(log, told)
+        raise TimeoutError("no answer")
+    with monkeypatch.context() as cutting:
+        if cut == "before the log": cutting.setattr(pages, "locked_case", fail)
+        if cut == "the log does not answer": cutting.setattr(type(fresh.log), "__call__", unheard)
+        if cut == "after the log": cutting.setattr(pages, "shown_after", fail)
+        if cut == "in the row": cutting.setattr(pages, "settle", fail)
+        if cut == "at the commit": cutting.setattr(pages, "writing", desk_server.uncommitted(broken))
+        answer = person.post(f"case/{number}/{deed}", **({"verdict": "flag"} if deed == "verdict" else {}))
+    assert answer.status_code == 503 and case_of(fresh, number) == before
+    assert ("in the log" in answer.text) == (cut in ("after the log", "in the row", "at the commit")) and ("did not confirm" in answer.text) == (cut == "the log does not answer")
+    assert len(fresh.log.said) == told + (cut != "before the log")
+    fresh.log.write()
+    done = {"verdict": ("flagged", "analyst-1", ""), "undo": ("open", None, "")}[deed]
+    assert case_of(fresh, number) == (before if cut == "before the log" else done) and len(label_rows(fresh, number)) == len(fresh.log.said)
+    assert len([row for row in list_audit(fresh.engine) if row["about"] == f"decision {number}"]) == len(fresh.log.said) and verify_audit(fresh.engine)
+
+
+@pytest.mark.parametrize("text", ["nul \0", "bell \a", "escape \x1b[31m", "half of a pair \ud800", "x" * 2001])
+def test_text_that_a_store_or_page_does_not_take_is_refused_at_the_door(fresh, text):
+    person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
+    for path, data in ((f"case/{number}/verdict", {"verdict": "flag", "note": text}), ("login", {"name": text, "password": text})):
+        answer = person.post(path, **{name: value.encode("utf-8", "surrogatepass") for name, value in data.items()})
+        assert answer.status_code in (401, 422), (path, answer.status_code)
+    if "\ud800" not in text: assert person.get(f"queue?find={quote(text)}").status_code == 422
+    assert fresh.log.said == [] and number in desk_server.open_numbers(fresh.engine)
 
 
 def test_two_people_on_one_case(fresh):
@@ -314,9 +390,10 @@ def test_two_people_on_one_case(fresh):
 
 
 def test_verdicts_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monkeypatch):
-    async def say(log, *said):
-        await asyncio.to_thread(log.said.append, said)  # as when an order is looked up in the batch log
-        return len(log.said)
+    real = desk_server.Log.__call__
+    async def say(log, told):
+        await asyncio.to_thread(lambda: None)  # as when an order is looked up in the batch log
+        return await real(log, told)
     monkeypatch.setattr(desk_server.Log, "__call__", say)
     monkeypatch.setattr(pages, "SAYING", 2.0)
     person, numbers = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[:6]
@@ -331,7 +408,7 @@ def test_a_verdict_that_cannot_be_written_changes_nothing(fresh, caplog):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     fresh.log.down = True
     answer = person.post(f"case/{number}/verdict", verdict="flag", note="my own words")
-    assert answer.status_code == 503 and "nothing was changed" in answer.text and "my own words</textarea>" in answer.text
+    assert answer.status_code == 503 and "did not confirm" in answer.text and "my own words</textarea>" in answer.text
     assert number in desk_server.open_numbers(fresh.engine) and verify_audit(fresh.engine)
     assert "my own words" not in caplog.text
     for wrong in ({"verdict": "burn"}, {}, {"verdict": "flag", "note": "x" * 3000}): assert person.post(f"case/{number}/verdict", **wrong).status_code == 422

@@ -22,7 +22,7 @@ from fraud_poc.desk import forget as module
 from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
 from fraud_poc.desk.forget import JOURNAL, MARK, WORKING, Found, Orders, drawn, forget, note_others, note_own
-from fraud_poc.events import key_of, keys_of
+from fraud_poc.events import PERSON, Actor, key_of, keys_of
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Label, OrderReader, read_dict
@@ -86,7 +86,7 @@ def tell(settings: Settings, url: str, statements: list[tuple]) -> list[Said | N
     "Say something of orders: id, fraud, source, note, perhaps known; what came of it, None = nobody knows the order."
     secret = hash_secret(settings.batch.folder)
     async def one(engine, order: str, fraud: bool, source: str, note: str = "", known: int | None = None):
-        try: return await say(engine, settings, secret, Statement(order, fraud, source, known, note, "bo"), NOW)
+        try: return await say(engine, settings, secret, Statement(order, fraud, source, known, note, Actor(PERSON, "bo")), NOW)
         except UnknownOrder: return None
     async def run() -> list:
         async with open_store(settings, url) as store:

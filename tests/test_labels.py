@@ -18,11 +18,12 @@ from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.access import new_key
 from fraud_poc.desk.database import open_database
+from fraud_poc.events import COMMAND_LINE, KEY, PERSON, Actor, key_of
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.decide import OrderReader, keys_in, read_dict, spread
-from fraud_poc.live.labels import (as_fields, MOST, SOURCES, Learner, Ledger, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
-                                   say, say_file)
+from fraud_poc.live.labels import (as_fields, MOST, SOURCES, Learner, Ledger, Retraction, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
+                                   say, say_file, without)
 from fraud_poc.live.load import look, prepare_db, step_entry
 from fraud_poc.live.replay import differing_states, fold_log
 from fraud_poc.live.store import Change, Client, Entry, MemoryStore, Meta, Names, StoreDown, decode_entry, encode_entry, event_key, open_store, start_redis
@@ -32,6 +33,7 @@ from waiting import STORE
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = ['FraudCount(by=["customer_id", "ip_addr"], over="lifetime")', 'FraudRate(by="ip_addr", over="90d")', 'Count(by=["customer_id", "email"], over="30d")']
+BANK = Actor(KEY, "bank")
 DAY, START, NOW = 86_400_000, 1_743_465_600_000, 1_751_000_000_000  # the live orders' first day
 
 
@@ -79,41 +81,72 @@ def plainly(said: list[tuple[int, int, int]], priority: list[str]) -> int:
     return -1
 
 
-words = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 1), st.integers(0, 5))  # order, source, label, days until it was known
+asserted = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 1), st.none() | st.integers(0, 5))  # order, source, label, days until it was known; None = now
+words = st.lists(asserted | st.integers(0, 9), min_size=1, max_size=40)                                     # a number: that one of the assertions is taken back
 
 
-@examples(max_examples=40)
-@given(words=st.lists(words, min_size=1, max_size=40), writers=st.integers(1, 5), priority=st.permutations(SOURCES))
-def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers, priority):
+@examples(max_examples=60)
+@given(words=words, writers=st.integers(1, 5), priority=st.permutations(SOURCES), again=st.booleans())
+def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers, priority, again):
+    "Assertions, retractions and repeats of both, from several writers at once, against a plain reading of the rule."
     folder = tmp_path_factory.getbasetemp() / "drill"
     settings = settings_of(folder, **{"labels.priority": list(priority)})
     secret, table = hash_secret(folder), build_table(settings)
     reader, store = OrderReader(settings, secret, clock=lambda: NOW), MemoryStore(Meta("e", 1, table.hash, {"next_seq": 7}))
-    queue, told = iter([Statement(f"live{about}", bool(label), SOURCES[source], START + 4 * 3_600_000 + known * DAY) for about, source, label, known in words]), []
+    queue, told = iter(words + words[:5] * again), []
+
+    def statement_of(word) -> Statement | Retraction | None:
+        if isinstance(word, tuple): return Statement(f"live{word[0]}", bool(word[2]), SOURCES[word[1]], None if word[3] is None else START + 4 * 3_600_000 + word[3] * DAY)
+        stand = [(one.order, result.position) for one, result in told if isinstance(one, Statement) and result.position is not None]
+        return Retraction(*stand[word % len(stand)]) if stand else None
 
     async def write(learner: Learner) -> None:
-        for statement in queue: told.append((statement, await say(learner, settings, secret, statement, NOW)))
+        for word in queue:
+            if statement := statement_of(word): told.append((statement, await say(learner, settings, secret, statement, NOW)))
 
     async def run() -> tuple[int, int]:
         learners = [Learner(settings, Far(store)) for _ in range(writers)]
         for number in range(4): await decide(learners[0], read_dict(reader, order(number)))
         await asyncio.gather(*map(write, learners))
+        log = list(store.log)
+        for statement, _ in told:  # late, all once more: those with a time are known, the others may speak anew
+            if isinstance(statement, Retraction) or statement.known is not None: assert (await say(learners[0], settings, secret, statement, NOW + 1)).known_before
+        assert store.log == log
         return await differing_states(store, table, fold_log(table, settings.columns, entries(), {}))
 
     def entries() -> list[Entry]: return [decode_entry(data) for _, data in store.log]
     touched, different = asyncio.run(run())
     assert different == 0 and touched > 0
-    said, labels = {}, {}
-    for entry in entries():
-        if entry.kind == "event": continue
-        body = json.loads(entry.body)
-        said.setdefault(entry.id_key, []).append((SOURCES.index(body["source"]), body["said"], entry.known))
-        assert entry.previous == labels.get(entry.id_key, -1) and entry.label == plainly(said[entry.id_key], priority)
-        assert open_ledger(entry.decision) == Ledger(entry.label, tuple(said[entry.id_key]))
-        labels[entry.id_key] = entry.label
-    assert sum(map(len, said.values())) == len(set(words)) == sum(not result.known_before for _, result in told)
-    assert all(result.changed == (result.label != result.previous) for _, result in told)
+    agrees_with_the_rule(store, list(priority))
+    assert all(result.changed == (result.label != result.previous) and (result.known_before or result.position is not None) for _, result in told)
     asyncio.run(rebuilt(settings, store, entries()))
+    only_the_end_counts(settings, entries())
+
+
+def agrees_with_the_rule(store: MemoryStore, priority: list[str]) -> None:
+    "The labels of the log, from a plain reading of what stands."
+    stand, gone, labels = {}, {}, {}
+    for seq, data in store.log:
+        entry = decode_entry(data)
+        if entry.kind == "event": continue
+        body, mine = json.loads(entry.body), stand.setdefault(entry.id_key, {})
+        if body["kind"] == "retract": gone.setdefault(entry.id_key, []).append(mine.pop(body["retracts"]))
+        else: mine[seq] = (SOURCES.index(body["source"]), body["said"], entry.known)
+        assert entry.previous == labels.get(entry.id_key, -1) and entry.label == plainly(list(mine.values()), priority)
+        assert open_ledger(entry.decision) == Ledger(entry.label, tuple(mine.values()), tuple(gone.get(entry.id_key, ())))
+        labels[entry.id_key] = entry.label
+
+
+def only_the_end_counts(settings: Settings, entries: list[Entry]) -> None:
+    "States do not show what was asserted and taken back: they are those of the events and of the labels in the end."
+    columns, stepper, last = settings.columns.hashed, Learner(settings, None).stepper, {}
+    states, plain = {}, {}
+    for entry in entries: step_entry(stepper, columns, entry, states)
+    for entry in entries:
+        if entry.kind == "event": step_entry(stepper, columns, entry, plain)
+        else: last[entry.id_key] = entry
+    for entry in last.values(): step_entry(stepper, columns, Entry("label", entry.time, entry.id_key, entry.keys, label=entry.label), plain)
+    assert {key: state for key, state in states.items() if key[0] != 255} == plain
 
 
 async def rebuilt(settings: Settings, store: MemoryStore, entries: list[Entry]) -> None:
@@ -131,6 +164,10 @@ def test_a_full_ledger_forgets_only_what_does_not_count():
             said.append((int(rng.integers(4)), int(rng.integers(2)), int(rng.integers(1_000))))
             ledger = extended(ledger, said[-1], priority)
             assert ledger.label == plainly(said, priority) and len(ledger.said) <= MOST
+            if rng.random() < 0.2:
+                item = ledger.said[int(rng.integers(len(ledger.said)))]
+                ledger, said = without(ledger, item, priority), [one for one in ledger.said if one != item]
+                assert ledger.label == plainly(said, priority) and len(ledger.gone) <= MOST
         assert {source: ledger.said[place] for source, place in newest_of(ledger.said).items()} == {source: said[place] for source, place in newest_of(said).items()}
 
 
@@ -180,11 +217,14 @@ async def live_day(settings: Settings, url: str, numbers: range, served: dict, s
         for number in queue:
             served[f"live{number}"] = await decide(learner, read_dict(reader, order(number)))
             for about in (f"live{rng.integers(number + 1)}", old[rng.integers(len(old))]):
-                said = Statement(about, bool(rng.integers(2)), SOURCES[rng.integers(4)], START + int(rng.integers(60, 80)) * DAY, "by the test", "somebody")
+                said = Statement(about, bool(rng.integers(2)), SOURCES[rng.integers(4)], START + int(rng.integers(60, 80)) * DAY, "by the test", Actor(KEY, "somebody"))
                 there = about in served or about in old
                 try: result = await say(learner, settings, secret, said)
                 except UnknownOrder: assert not there, about
                 else: taken += not result.known_before
+                if there and rng.random() < 0.3:
+                    back = await say(learner, settings, secret, Retraction(about, result.position))
+                    taken += not back.known_before
     async with open_store(settings, url) as one, open_store(settings, url) as other:
         await asyncio.gather(*[work(Learner(settings, store)) for store in (one, other) for _ in range(3)])
     return taken
@@ -238,7 +278,7 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
             for number in range(3): await decide(learner, read_dict(reader, order(number)))
             return [(await say(learner, settings, secret, one)).label for one in said]
     day = lambda number: START + number * DAY
-    told = asyncio.run(speak(Statement("live1", True, "analyst", day(2), "odd", "ann"), Statement("live1", False, "customer", day(3)), Statement("live2", False, "analyst", day(2)),
+    told = asyncio.run(speak(Statement("live1", True, "analyst", day(2), "odd", Actor(PERSON, "ann")), Statement("live1", False, "customer", day(3)), Statement("live2", False, "analyst", day(2)),
                              Statement("live2", True, "chargeback", day(30))))
     assert told == [1, 1, 0, 1]
     before, state = read_manifest(settings.batch.folder), contents(settings, url)
@@ -262,7 +302,6 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
 
 
 def read_key(settings: Settings, ident: str) -> int:
-    from fraud_poc.events import key_of
     return key_of(ident, hash_secret(settings.batch.folder))
 
 
@@ -300,12 +339,12 @@ def test_all_kinds_of_files_say_the_same(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("\n".join([",".join(rows[0]), *[",".join(row.values()) for row in rows]]))
     pq.write_table(pa.Table.from_pylist(typed), tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, typed)) + "\n")
-    read = lambda name: list(file_statements(settings, reader, name if name == "-" else str(tmp_path / name), "bank"))
+    read = lambda name: list(file_statements(settings, reader, name if name == "-" else str(tmp_path / name), BANK))
     one = read("a.csv")
     assert read("a.parquet") == read("a.jsonl") == one
     monkeypatch.setattr("sys.stdin", io.StringIO((tmp_path / "a.csv").read_text()))
     assert read("-") == one
-    assert one[0] == (1, Statement("o1", True, "analyst", 1_748_772_000_000, "odd", "bank")) and one[1] == (2, Statement("17", False, "chargeback", None, "", "bank"))
+    assert one[0] == (1, Statement("o1", True, "analyst", 1_748_772_000_000, "odd", BANK)) and one[1] == (2, Statement("17", False, "chargeback", None, "", BANK))
     assert one[2] == (3, None) and [[problem.name for problem in one[place][1]] for place in (3, 4)] == [["order"], ["source", "known"]]
     (tmp_path / "b.jsonl").write_text('{"order": "o1", "fraud": "maybe"}\n{"order": \n[1]\n{"order": "o1", "fraud": 0}\n{"order": "o1"}\n')
     assert [[problem.name for problem in item] if isinstance(item, list) else item.fraud for _, item in read("b.jsonl")] == [["fraud"], [""], [""], False, ["fraud"]]

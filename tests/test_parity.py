@@ -117,7 +117,7 @@ def cases(draw) -> tuple[Settings, list[dict]]:
     shorts = sorted({0, 0, 1, MINUTE, HOUR} | {mark // part for mark in marks for part in (16, 40) if mark // part < 30 * DAY})
     key = st.sampled_from([0, 1, 1, 1, 2, 3, 4, 5, 6, 7]).map(lambda place: KEYS[place - 1] if place else 0)
     move = st.tuples(st.sampled_from(jumps), st.integers(0, 30), st.sampled_from(shorts), st.sampled_from([0, *jumps]), st.fixed_dictionaries({"a": key, "b": key, "c": key}),
-                     st.one_of(st.integers(-2_000, 5_000), st.integers(-2**33, 2**33)), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 1)), max_size=6))
+                     st.one_of(st.integers(-2_000, 5_000), st.integers(-2**33, 2**33)), st.lists(st.tuples(st.integers(0, 60), st.integers(-1, 1)), max_size=6))  # -1: taken back
     items = stream(draw(st.lists(move, min_size=draw(st.sampled_from([1, 10])), max_size=16)), draw(st.sampled_from([1_500_000_000_000, 0, -10**12])))
     return settings, items
 

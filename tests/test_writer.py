@@ -10,22 +10,27 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 import xgboost
+from hypothesis import given, settings as examples, strategies as st
 
 from fraud_poc.config import load_settings
 from fraud_poc.data.files import write_parquet
 from fraud_poc.desk import writer
-from fraud_poc.desk.database import UNDONE, cases, days, decisions, labels, links, open_database, scores, unsigned, writers, writing
+from fraud_poc.desk.access import audit, verify_audit
+from fraud_poc.desk.database import cases, days, decisions, labels, links, open_database, scores, unsigned, writers, writing
 from fraud_poc.desk.writer import Mark, Reading, begin_log, follow, keep, mark_of, run_writer, write_entries, write_until, writer_beside
-from fraud_poc.events import key_of, system_clock
+from fraud_poc.desk.queries import catch_up, outcomes
+from fraud_poc.events import COMMAND_LINE, KEY, PERSON, WAITED, Actor, key_of, system_clock
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Record, pack_record
+from fraud_poc.live.labels import SOURCES, Ledger, extended, pack_ledger, without
 from fraud_poc.live.load import ARCHIVED
-from fraud_poc.live.store import Change, Client, Entry, MemoryStore, Meta, Names, encode_entry, start_redis
+from fraud_poc.live.store import ASSERT, RETRACT, Assertion, Change, Client, Entry, MemoryStore, Meta, Names, encode_entry, start_redis
 from fraud_poc.model.policy import Policy, urgency
 from fraud_poc.model.reasons import explain
 from waiting import LONG, ended, in_time, until, until_so
@@ -54,10 +59,13 @@ def reading(settings): return Reading(settings, explain=lambda model, vectors, o
 
 
 @cache
+def domain_settings(): return settings_for("x")
+
+
+@cache
 def domain():
     "Columns and feature table."
-    settings = settings_for("x")
-    return settings.columns, build_table(settings)
+    return domain_settings().columns, build_table(domain_settings())
 
 
 def order(number, amount=9_500, band="low", action="pass", score=0.01, at=NOW, when=20_000 * DAY, **changed) -> bytes:
@@ -71,20 +79,33 @@ def order(number, amount=9_500, band="low", action="pass", score=0.01, at=NOW, w
                               body=json.dumps(fields).encode(), at=at, took=900))
 
 
-def label(number, label, previous=-1, source="analyst", said=None, at=NOW, note="") -> bytes:
-    body = json.dumps({"order": f"o-{number}", "said": label if said is None else said, "source": source, "note": note, "by": "somebody"}).encode()
-    return encode_entry(Entry("label", 0, key_of(f"o-{number}", b"test"), (), label=label, previous=previous, known=at - 5, at=at, body=body))
+class Told:
+    "The label entries of a log: ledgers and effective labels as the service would have them."
+    def __init__(self): self.ledgers, self.standing, self.at = {}, {}, 0
+
+    def label(self, number, said=1, source="analyst", at=NOW, note="", who=Actor(PERSON, "somebody"), day=20_000, retracts=None) -> bytes:
+        "An assertion, or the retraction of the one that was told as number `retracts`."
+        before, priority = self.ledgers.get((number, day), Ledger()), domain_settings().labels.priority
+        if retracts is None: item, after = (SOURCES.index(source), said, at - 5), extended(before, (SOURCES.index(source), said, at - 5), priority)
+        else: item, after = self.standing[retracts], without(before, self.standing[retracts], priority)
+        self.ledgers[number, day], self.standing[self.at] = after, item
+        self.at += 1
+        body = Assertion(f"o-{number}", item[1], SOURCES[item[0]], note, who.name, ASSERT if retracts is None else RETRACT, who.kind, retracts)
+        return encode_entry(Entry("label", day * DAY + number, key_of(f"o-{number}", b"test"), (), label=after.label, previous=before.label, known=at - 5, at=at,
+                                  decision=pack_ledger(after), body=msgspec.json.encode(body)))
 
 
 def mixed(count, seed=0) -> list[bytes]:
     "Orders of all kinds, and labels on some of them."
-    rng, entries, orders = random.Random(seed), [], 0
+    rng, entries, days, told = random.Random(seed), [], [], Told()
     for _ in range(count):
-        if orders and rng.random() < 0.2: entries.append(label(rng.randrange(orders), rng.randrange(2), source=rng.choice(["analyst", "rule"])))
+        if days and rng.random() < 0.2:
+            number = rng.randrange(len(days))
+            entries.append(told.label(number, rng.randrange(2), rng.choice(["analyst", "rule"]), NOW + len(entries), day=days[number]))
         else:
             band, action = rng.choice([("low", "pass"), ("medium", "review"), ("high", "block"), ("medium", "pass")])
-            entries.append(order(orders, rng.randrange(100, 50_000), band, action, rng.random(), when=(20_000 + rng.randrange(3)) * DAY))
-            orders += 1
+            days.append(20_000 + rng.randrange(3))
+            entries.append(order(len(days) - 1, rng.randrange(100, 50_000), band, action, rng.random(), when=days[-1] * DAY))
     return entries
 
 
@@ -137,7 +158,7 @@ def test_only_decisions_that_people_look_at_have_reasons_and_cases(engine, readi
 
 
 def test_labels_settle_cases_and_move_the_counts(engine, reading):
-    at = write_entries(engine, reading, begin_log(engine, None, "e"), numbered([order(1, 10_000, "high", "block", 0.9), order(2, 10_000, "medium", "review", 0.3)]))
+    at, told = write_entries(engine, reading, begin_log(engine, None, "e"), numbered([order(1, 10_000, "high", "block", 0.9), order(2, 10_000, "medium", "review", 0.3)])), Told()
     def then(*entries):
         nonlocal at
         at = write_entries(engine, reading, at, numbered(entries, at.position + 1))
@@ -145,27 +166,86 @@ def test_labels_settle_cases_and_move_the_counts(engine, reading):
     cost = reading.settings.policy
     fraud = round(10_000 * (1 - cost.recovery_share) + 100 * cost.fraud_fee)
     honest = round(10_000 * cost.margin_share + 100 * cost.churn_cost)
-    assert then(label(1, 1, source="rule"))["high"] == (1, 10_000, fraud) and rows(engine, cases, "status") == [("open",)] * 2
-    assert then(label(1, 1, 1, source="analyst", note="sure"))["high"] == (1, 10_000, fraud)
-    assert rows(engine, cases, "status", "closed", "closed_by", "note")[0] == ("flagged", NOW, "somebody", "sure")
-    assert then(label(1, 0, 1, source="chargeback"))["high"] == (0, 0, -honest) and rows(engine, cases, "status")[0] == ("cleared",)
-    assert then(label(1, 0, 0, source="analyst", said=1))["high"] == (0, 0, -honest)  # said fraud, and the chargeback's word still counts
-    assert rows(engine, cases, "status")[0] == ("cleared",) and rows(engine, labels, "said", "label")[-1] == (1, 0)
-    assert then(label(2, 0), label(99, 1))["medium"][:2] == (0, 0) and rows(engine, cases, "status")[1] == ("cleared",)
+    assert then(told.label(1, 1, "rule"))["high"] == (1, 10_000, fraud) and rows(engine, cases, "status") == [("open",)] * 2
+    assert then(told.label(1, 1, "analyst", NOW + 1, "sure"))["high"] == (1, 10_000, fraud)
+    assert rows(engine, cases, "status", "closed", "closed_by", "note", "source")[0] == ("flagged", NOW + 1, "somebody", "sure", "analyst")
+    assert then(told.label(1, 0, "chargeback", NOW + 2, who=Actor(KEY, "somebody")))["high"] == (0, 0, -honest)
+    assert rows(engine, cases, "status", "closed_by", "source")[0] == ("cleared", "key somebody", "chargeback")
+    assert then(told.label(1, 1, "analyst", NOW + 3))["high"] == (0, 0, -honest)  # says fraud, and the chargeback's word still counts
+    assert rows(engine, cases, "status", "closed_by")[0] == ("cleared", "key somebody") and rows(engine, labels, "said", "label")[-1] == (1, 0)
+    assert then(told.label(1, retracts=2, at=NOW + 4))["high"] == (1, 10_000, fraud)  # the chargeback is taken back: the analyst's last word counts again
+    assert rows(engine, cases, "status", "closed", "closed_by", "source")[0] == ("flagged", NOW + 3, "somebody", "analyst")
+    assert then(told.label(2, 0), told.label(99, 1))["medium"][:2] == (0, 0) and rows(engine, cases, "status")[1] == ("cleared",)
     about = rows(engine, labels, "order_id", "decision_id")
     assert about[-1] == ("o-99", None) and [number for name, number in about if name == "o-2"] == [rows(engine, decisions, "id")[1][0]]
 
 
-def test_a_verdict_that_is_taken_back_opens_the_case_again(engine, reading):
-    at = begin_log(engine, None, "e")
+def test_an_assertion_that_is_taken_back_opens_the_case_again(engine, reading):
+    at, told = begin_log(engine, None, "e"), Told()
     def then(entry):
         nonlocal at
         at = write_entries(engine, reading, at, numbered([entry], at.position + 1))
         return rows(engine, cases, "status", "note")
-    assert then(order(1, band="medium", action="review")) == [("open", "")] and then(label(1, 1, note="stolen")) == [("flagged", "stolen")]
-    assert then(label(1, 0, 1, at=NOW + 5, note=f"{UNDONE}was flagged")) == [("open", "")] and then(label(1, 0, 0, at=NOW + 9)) == [("cleared", "")]
-    with writing(engine) as connection: connection.execute(sa.update(cases).values(status="flagged", closed=NOW + 99, note="by the desk"))
-    assert then(label(1, 0, 0, at=NOW + 50, note=f"{UNDONE}was cleared")) == [("flagged", "by the desk")], "an older word won over a newer one"
+    assert then(order(1, band="medium", action="review")) == [("open", "")] and then(told.label(1, 1, note="stolen")) == [("flagged", "stolen")]
+    assert then(told.label(1, retracts=0, at=NOW + 5)) == [("open", "")] and rows(engine, labels, "kind", "label", "previous")[-1] == ("retract", -1, 1)
+    assert {row[2:] for row in rows(engine, days, "day", "band", "frauds", "saved")} == {(0, 0)}, "what the assertion had moved is moved back"
+    assert then(told.label(1, 0, at=NOW + 9, note="undone: no, this is only text")) == [("cleared", "undone: no, this is only text")]
+    with writing(engine) as connection: connection.execute(sa.update(cases).values(status="flagged", closed=NOW + 99, note="by the desk", log="e", position=50))
+    assert then(told.label(1, retracts=2, at=NOW + 50)) == [("flagged", "by the desk")], "an older entry won over a newer one"
+
+
+words = st.tuples(st.integers(0, 1), st.sampled_from(SOURCES), st.integers(0, 1)) | st.integers(0, 9)  # order, source, label; or: that one of the assertions is taken back
+
+
+@examples(max_examples=30)
+@given(words=st.lists(words, min_size=1, max_size=15), batch=st.integers(1, 15))
+def test_cases_and_counts_follow_from_what_stands(words, batch, tmp_path_factory):
+    "Whatever is asserted and taken back: case, sums and audit are those of a plain reading of what stands."
+    settings = domain_settings()
+    engine = open_database(settings, f"sqlite:///{tmp_path_factory.mktemp('settled')}/desk.sqlite")
+    told, entries, stand = Told(), [order(n, 10_000, "high", "block") for n in (0, 1)], {}
+    for word in words:
+        if isinstance(word, tuple):
+            stand[told.at] = (word[0], word[1], word[2], f"n{told.at}")
+            entries.append(told.label(word[0], word[2], word[1], NOW + told.at, f"n{told.at}"))
+        elif stand:
+            gone = sorted(stand)[word % len(stand)]
+            entries.append(told.label(stand.pop(gone)[0], retracts=gone, at=NOW + told.at))
+    at, some = begin_log(engine, None, "e"), numbered(entries)
+    for start in range(0, len(some), batch): at = write_entries(engine, Reading(settings, explain=lambda model, vectors, orders: [[] for _ in orders]), at, some[start:start + batch])
+    frauds, cost = 0, settings.policy
+    for number, (status, note) in enumerate(rows(engine, cases, "status", "note")):
+        mine = [max((one for one in stand.values() if one[:2] == (number, source)), key=lambda one: int(one[3][1:]), default=None) for source in settings.labels.priority]
+        counts = next((one for one in mine if one), None)
+        closes = counts if counts and counts[1] in ("chargeback", "analyst") else None
+        assert (status, note) == ((("cleared", "flagged")[closes[2]], closes[3]) if closes else ("open", ""))
+        frauds += bool(counts and counts[2])
+    known = sum(bool([one for one in stand.values() if one[0] == number]) for number in (0, 1))
+    saved = frauds * round(10_000 * (1 - cost.recovery_share) + 100 * cost.fraud_fee) - (known - frauds) * round(10_000 * cost.margin_share + 100 * cost.churn_cost)
+    assert [(sum(f for f, in rows(engine, days, "frauds"))), sum(s for s, in rows(engine, days, "saved"))] == [frauds, saved]
+    assert verify_audit(engine)[0] == len(entries) - 2 == len(rows(engine, labels, "id"))
+    while catch_up(engine, 2): pass
+    assert [sum(row) for row in zip(*rows(engine, outcomes, "events", "known", "frauds"))] == [2, known, frauds]
+    engine.dispose()
+
+
+def test_an_id_that_comes_again_has_labels_of_its_own(engine, reading):
+    told, entries = Told(), [order(1, band="high", action="block"), order(1, band="high", action="block", when=20_060 * DAY)]
+    entries += [told.label(1, 0, day=20_060), told.label(1, 1)]
+    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    assert rows(engine, cases, "status") == [("flagged",), ("cleared",)] and rows(engine, labels, "decision_id") == [(2,), (1,)]
+
+
+def test_every_assertion_has_its_audit_row_and_names_keys_and_people_apart(engine, reading):
+    told = Told()
+    doors = [Actor(PERSON, "ann"), Actor(KEY, "ann"), Actor(COMMAND_LINE, "root"), Actor(WAITED), Actor()]
+    entries = [order(1, band="high", action="block"), *(told.label(1, n % 2, "analyst", NOW + n, "a note", who) for n, who in enumerate(doors)), told.label(7, 1)]
+    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    found = rows(engine, audit, "who", "what", "about", "at", "detail")
+    assert [row[0] for row in found] == ["ann", "key ann", "root (command line)", "waiting label", "", "somebody"]
+    assert [row[1] for row in found] == ["legitimate asserted", "fraud asserted"] * 3
+    assert [row[2] for row in found] == ["decision 1"] * 5 + ["entry 6"] and [row[3] for row in found][:5] == [NOW + n for n in range(5)]
+    assert not any(word in str(found) for word in ("o-1", "a note")) and json.loads(found[1][4]) == {"label": 1, "log": "e", "position": 2, "source": "analyst"}
 
 
 def test_rollups_are_what_the_rows_add_up_to(engine, reading):
@@ -295,7 +375,8 @@ def test_entries_that_are_gone_are_told(engine, reading, caplog):
 
 def test_old_rows_go_and_rollups_stay(settings, engine, reading, monkeypatch):
     monkeypatch.setattr(writer, "PIECE", 10)
-    entries = [order(n, band="high", action="block", at=NOW - 401 * DAY) for n in range(25)] + [label(1, 1, at=NOW - 401 * DAY), order(50), label(2, 1)]
+    told = Told()
+    entries = [order(n, band="high", action="block", at=NOW - 401 * DAY) for n in range(25)] + [told.label(1, 1, at=NOW - 401 * DAY), order(50), told.label(2, 1)]
     at = write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
     before = rows(engine, days, *days.c.keys())
     assert [keep(engine, settings, NOW) for _ in range(4)] == [writer.MORE_S, writer.MORE_S, writer.NO_MORE_S, writer.NO_MORE_S]
@@ -306,7 +387,7 @@ def test_old_rows_go_and_rollups_stay(settings, engine, reading, monkeypatch):
 
 def test_what_was_removed_is_counted_apart(settings, engine, reading, caplog):
     old = NOW - 401 * DAY
-    entries = [*(order(n, at=old) for n in range(3)), label(98, 1, at=old), label(99, 1, at=old), order(50)]
+    entries = [*(order(n, at=old) for n in range(3)), *(Told().label(n, 1, at=old) for n in (98, 99)), order(50)]
     write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
     with caplog.at_level(logging.INFO, "fraud_poc.writer"): keep(engine, settings, NOW)
     assert [record.fields for record in caplog.records if record.message == "old rows removed"] == [{"decisions": 3, "labels": 2}]

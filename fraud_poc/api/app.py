@@ -22,8 +22,7 @@ from ..desk.access import fresh_key
 from ..desk.pages import create_desk
 from ..desk.writer import writer_beside
 from ..feed import keep_registered
-from ..live.decide import OrderError
-from ..live.labels import Statement, say
+from ..live.labels import Retraction, Said, Statement, say
 
 # %% ../../nbs/30_app.ipynb #c005
 def desk_of(
@@ -31,11 +30,9 @@ def desk_of(
     database: sa.Engine,  # of accounts, decisions and cases
 ) -> FastAPI:
     "The desk, whose verdicts go to the service's engine."
-    async def speak(order: str, fraud: bool, note: str, by: str) -> Any:
-        now = service.clock()
-        told = lambda known: say(service.engine, service.settings, service.reader.secret, Statement(order, fraud, "analyst", known, note, by), now)
-        try: return await told(now)  # a moment of its own: the same word again, after an undo, is another statement
-        except OrderError: return await told(None)  # the order is ahead of the clock, as live.future_skew allows
+    async def speak(told: Statement | Retraction) -> tuple[str, Said]:
+        said = await say(service.engine, service.settings, service.reader.secret, told, service.clock(), fresh=True)
+        return (await service.engine.store.meta()).epoch, said
     policy = service.engine.bundle.policy
     return create_desk(service.settings, database, speak, service.reader.secret, service.clock, policy.review_over)
 

@@ -60,11 +60,11 @@ from ..data.ingest import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.database import open_database
 from ..desk.writer import JsonLines, mark_of
-from ..events import clock_shift, key_of
+from ..events import KEY, UNPRINTED, Actor, clock_shift, key_of
 from ..features.table import build_table
 from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Answer, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem
 from ..live.decide import Watch, decide_all, read_dict, read_values, stepped
-from ..live.labels import MAX_NOTE, SOURCES, Said, Statement, enter_due, known_field, read_statement, say_lot
+from ..live.labels import MAX_NOTE, SOURCES, Retraction, Said, Statement, enter_due, known_field, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
 from ..model.inference import Scorer
@@ -480,8 +480,8 @@ async def score_items(service: Service, items: dict[int, Any], results: dict[int
     if errors: raise errors[0]
 
 # %% ../../nbs/23_scoring.ipynb #c046
-def statement_of(service: Service, value: Any, by: str) -> Statement:
-    "A statement from a JSON value; `OrderError` names each field that is wrong, or there twice."
+def statement_of(service: Service, value: Any, by: Actor) -> Statement | Retraction:
+    "A statement or a retraction from a JSON value; `OrderError` names each field that is wrong, or there twice."
     if not isinstance(value, Pairs): raise OrderError([Problem("", "input should be an object with the fields of a statement", "dict_type")])
     problems = duplicates(value)
     try: statement = read_statement(service.reader, dict(value), by)
@@ -489,8 +489,8 @@ def statement_of(service: Service, value: Any, by: str) -> Statement:
     if problems: raise OrderError(problems)
     return statement
 
-async def say_items(service: Service, items: list[Any], by: str) -> list[Said | list[Problem]]:
-    "What came of each statement."
+async def say_items(service: Service, items: list[Any], by: Actor) -> list[Said | list[Problem]]:
+    "What came of each statement or retraction."
     results, sound = {}, []
     for number, item in enumerate(items):
         try: sound.append((number, statement_of(service, item, by)))
@@ -513,7 +513,7 @@ async def take_labels(service: Service, headers: list[tuple[bytes, bytes]], rece
     try:
         limits = service.settings.service
         most = max(limits.max_body_bytes, 1024 * limits.max_batch)
-        by = check_head(service, headers, most, NEEDS["/labels"])
+        by = Actor(KEY, check_head(service, headers, most, NEEDS["/labels"]))
         value = strict_json(await read_body(receive, most))
         items = value if isinstance(value, list) and not isinstance(value, Pairs) else [value]
         if not 1 <= len(items) <= limits.max_batch:
@@ -642,19 +642,28 @@ def answer_schema(service: Service) -> dict:
 def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
     "JSON schemas of statements and of what comes of them."
     identity, moment = (field_schema(service, Field(*field)) for field in (("order", "identity", True, False), known_field(service.settings)))
+    note = TEXT | {"maxLength": MAX_NOTE, "pattern": f"^[^{UNPRINTED}]*$", "description": "text for people, without control characters"}
     fields = {"order": identity, "fraud": {"type": "boolean"}, "source": {"enum": list(SOURCES)},
-              "known": {"anyOf": [moment, {"type": "null"}], "description": "when it was known; null = now"}, "note": TEXT | {"maxLength": MAX_NOTE}}
+              "known": {"anyOf": [moment, {"type": "null"}], "description": "when it was known; null = now"}, "note": note}
     first = {"order": "o-1", "fraud": True, "source": "chargeback", "note": "reason 4837"}
     statement = {"type": "object", "additionalProperties": False, "required": ["order", "fraud", "source"], "properties": fields, "example": first}
-    several = listed({"anyOf": [ref("Statement"), {"description": "anything else gets an error of its own"}]}, minItems=1,
+    place = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "in the log, as the answer to the statement said"}
+    back = {"type": "object", "additionalProperties": False, "required": ["order", "retracts"], "example": {"order": "o-1", "retracts": 1056},
+            "properties": {"order": identity, "retracts": place, "note": note}}
+    either = [ref("Statement"), ref("Retraction")]
+    several = listed({"anyOf": [*either, {"description": "anything else gets an error of its own"}]}, minItems=1,
                      maxItems=service.settings.service.max_batch)
-    truth = {"enum": [-1, 0, 1], "description": "1 fraud, 0 honest, -1 not known"}
-    said = closed({"order": TEXT, "label": truth, "previous": truth, "position": {"type": ["integer", "null"], "description": "in the log"},
-                   "changed": {"type": "boolean"}, "known_before": {"type": "boolean", "description": "the same was said before: nothing was done"}},
-                  example={"order": "o-1", "label": 1, "previous": 0, "position": 1056, "changed": True, "known_before": False})
+    truth = {"enum": [-1, 0, 1], "description": "1 fraud, 0 legitimate, -1 unresolved"}
+    source = {"enum": ["", *SOURCES], "description": "whose assertion the label follows from"}
+    said = closed({"order": TEXT, "label": truth, "source": source, "previous": truth,
+                   "position": {"type": ["integer", "null"], "description": "in the log"},
+                   "changed": {"type": "boolean"},
+                   "known_before": {"type": "boolean", "description": "the same was said before: nothing was done"}},
+                  example={"order": "o-1", "label": 1, "source": "chargeback", "previous": 0, "position": 1056, "changed": True,
+                           "known_before": False})
     result = {"type": "object", "required": ["status"],
               "properties": {"status": {"enum": [200, 404, 422]}, "answer": ref("Said"), "detail": listed(detail)}}
-    return {"Statement": statement, "Statements": {"anyOf": [ref("Statement"), several], "example": [first]}, "Said": said,
+    return {"Statement": statement, "Retraction": back, "Statements": {"anyOf": [*either, several], "example": [first]}, "Said": said,
             "Told": {"anyOf": [ref("Said"), closed({"results": listed(result)})]}}
 
 # %% ../../nbs/23_scoring.ipynb #c061
@@ -677,7 +686,7 @@ def schemas(service: Service) -> dict[str, dict]:
 
 # %% ../../nbs/23_scoring.ipynb #c063
 MEANINGS = {400: "The JSON is broken.", 401: "The API key is missing or unknown.", 403: "The API key has not the scope.",
-            404: "There is no such thing.", 408: "The body did not arrive in time.",
+            404: "There is no such thing: no order with this id, or nothing to take back.", 408: "The body did not arrive in time.",
             409: "Another order with this id was taken before.", 413: "The body is too long.",
             415: "The content is not application/json.",
             422: "Fields are missing, wrong, unknown or there twice.", 429: "Too many orders at once.", 500: "The service failed.",
@@ -686,7 +695,8 @@ HOT = (400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503)
 ROUTES = {  # method, path -> operation, summary, schema of 200, statuses, what comes in
     ("post", "/score"): ("score", "Score an order, and take it in.", "Answer", HOT, "Order"),
     ("post", "/score/batch"): ("scoreBatch", "Score several orders, one after the other.", "Results", tuple(s for s in HOT if s != 409), "Orders"),
-    ("post", "/labels"): ("tellLabels", "Say of orders whether they were fraud.", "Told", tuple(sorted({404, *HOT} - {409})), "Statements"),
+    ("post", "/labels"): ("tellLabels", "Say of orders whether they were fraud, or take that back.", "Told", tuple(sorted({404, *HOT} - {409})),
+                          "Statements"),
     ("get", "/orders/sample"): ("sampleOrders", "Orders to try, of identities that are known.", "Samples", (401, 403, 500), ""),
     ("get", "/decisions/{id}"): ("getDecision", "The answer that an order got.", "Answer", (401, 403, 404, 500, 503), "id"),
     ("get", "/model"): ("getModel", "What the model is, and how it was judged.", "Model", (401, 403, 500), ""),

@@ -26,16 +26,17 @@ from rich.table import Table
 
 from ..config import Settings, load_settings
 from ..data.files import Progress
+from ..events import COMMAND_LINE, Actor
 from ..terminal import (DEFAULT_CONFIG, FAILED, STOPPED, Config, Json, Set, Step, consoles, ending, flattened, parse_overrides,
                                 run_step, table_of, timed, write_line)
 
 desk_app = typer.Typer()  # its commands become commands of `fraud-poc`
 
 # %% ../../nbs/37_desk_commands.ipynb #c005
-def operator() -> str:
-    "Who is at the command line, for the audit."
-    try: return f"{getpass.getuser()} (command line)"
-    except (KeyError, OSError): return "command line"
+def operator() -> Actor:
+    "Who is at the command line."
+    try: return Actor(COMMAND_LINE, getpass.getuser())
+    except (KeyError, OSError): return Actor(COMMAND_LINE)
 
 @contextmanager
 def database_of(settings: Settings) -> Iterator[Any]:
@@ -87,7 +88,7 @@ def keys_new(
 ):
     "Make a key and show it this once."
     from fraud_poc.desk.access import new_key
-    made = lambda settings, database: {"name": name, "scopes": " ".join(scopes), "key": new_key(database, name, scopes, operator())}
+    made = lambda settings, database: {"name": name, "scopes": " ".join(scopes), "key": new_key(database, name, scopes, str(operator()))}
     run_access("keys new", config, overrides, as_json, made)
 
 @keys_app.command("list", epilog="Examples:\n\nfraud-poc keys list\n\nfraud-poc keys list --json | jq .keys")
@@ -101,7 +102,7 @@ def keys_revoke(name: Named, config: Config = DEFAULT_CONFIG, overrides: Set = N
     "Let a key in no more."
     from fraud_poc.desk.access import revoke_key
     def act(settings: Settings, database: Any) -> dict:
-        revoke_key(database, name, operator())
+        revoke_key(database, name, str(operator()))
         return {"revoked": name}
     run_access("keys revoke", config, overrides, as_json, act)
 
@@ -123,7 +124,7 @@ def change_account(name: str, config: Path, overrides: list[str] | None, as_json
     "Run a command that changes an account; `change` gets database, password and operator."
     def act(settings: Settings, database: Any) -> dict:
         password = read_password(name, random) if asked else ""
-        change(database, password, operator())
+        change(database, password, str(operator()))
         return {"account": name} | ({"password": password} if random else {})
     run_access(f"accounts {command}", config, overrides, as_json, act)
 
@@ -203,7 +204,7 @@ def labels_step(place: str, err: Console, refused: list[dict]) -> Step:
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.live.labels import say_file
         from fraud_poc.live.store import server_for
-        with server_for(settings) as url: return asyncio.run(say_file(settings, url, place, complain, "fraud-poc labels", progress))
+        with server_for(settings) as url: return asyncio.run(say_file(settings, url, place, complain, operator(), progress))
     return step
 
 def collect_step(drop: bool) -> Step:

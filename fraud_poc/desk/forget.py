@@ -10,7 +10,7 @@ __all__ = ['MARK', 'MOST_DRAWS', 'LOWER', 'WORKING', 'JOURNAL', 'CUT', 'NOTE', '
            'marks_of', 'rename_log', 'rename_waiting', 'bring_along', 'old_parts', 'rename_generation',
            'rename_features', 'inputs_of', 'rename_dataset', 'cleared', 'clear_rejects', 'texts_in', 'look_in_log',
            'read_entries', 'renamed_data', 'copy_log', 'patterns_of', 'last_entry', 'concerned', 'Places', 'places_of',
-           'changed_states', 'moved_ledgers', 'moved_records', 'verdict_keys', 'records_of', 'live_entries',
+           'changed_states', 'moved_ledgers', 'moved_records', 'label_record_keys', 'records_of', 'live_entries',
            'switch_names', 'check_store', 'rename_handed', 'forget_live', 'new_ends', 'rename_base', 'facts',
            'rewritten', 'compact_store', 'orders_of_archive', 'rename_archive', 'decisions_of', 'look_in_database',
            'change_rows', 'rename_links', 'loose_statements', 'rename_database', 'clear_notes', 'compact_database',
@@ -50,10 +50,10 @@ from ..features import aggregates as agg
 from ..features.batch import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable, build_table
 from ..live.decide import Event, digest_of, identity_text
-from ..live.labels import SOURCES, said_key
+from ..live.labels import SOURCES, retraction_key, said_key
 from ..live.load import ROUNDS, ledger_key, look, remove_stale
-from ..live.store import Client, Entry, Names, WaitingLabel, decode_entry, decode_waiting, encode_entry, encode_waiting, event_key
-from ..live.store import label_key, server_for, state_key
+from ..live.store import Client, Entry, Names, WaitingLabel, decode_assertion, decode_entry, decode_waiting, encode_entry
+from ..live.store import encode_waiting, event_key, label_key, server_for, state_key
 from ..model.dataset import DATASET, WORK as DATASET_WORK
 
 # %% ../../nbs/28_forget.ipynb #c007
@@ -587,10 +587,13 @@ def moved_records(client: Client, prefix: bytes, trail: Trail) -> list[tuple[byt
         found.append((old, new, value[:8], seq + b" " + secrets.token_bytes(16) + record[16:]))
     return found
 
-def verdict_keys(id_key: int, known: int, label: int, previous: int, said: int = -1, source: str = "") -> list[bytes]:
-    "Record keys that a verdict may have: as `Engine.learn` makes them, and as a statement does."
-    learned = label_key(id_key, known) + bytes([label, previous + 1])
-    return [learned] + ([said_key(id_key, SOURCES.index(source), said, known)] if source in SOURCES else [])
+def label_record_keys(
+    id_key: int, known: int, label: int, previous: int, said: int = -1, source: str = "", retracts: int | None = None,
+) -> list[bytes]:
+    "Record keys that a label's entry may have: as `Engine.learn` makes them, and as an assertion or a retraction does."
+    learned = [label_key(id_key, known) + bytes([label & 255, previous + 1])]
+    if retracts is not None: return learned + [retraction_key(id_key, retracts)]
+    return learned + ([said_key(id_key, SOURCES.index(source), said, known)] if source in SOURCES else [])
 
 # %% ../../nbs/28_forget.ipynb #c064
 def records_of(here: "Opened", epoch: str, trail: Trail) -> list[bytes]:
@@ -599,18 +602,18 @@ def records_of(here: "Opened", epoch: str, trail: Trail) -> list[bytes]:
     for _, fields in read_entries(here.client, here.names.log, b"0-0"):
         entry = decode_entry(fields[1])
         if entry.kind != "label" or not is_mine(entry, trail): continue
-        body = msgspec.json.decode(entry.body) if entry.body else {}
-        found += verdict_keys(entry.id_key, entry.known, entry.label, entry.previous, body.get("said", -1), body.get("source", ""))
+        told = decode_assertion(entry.body)
+        found += label_record_keys(entry.id_key, entry.known, entry.label, entry.previous, told.said, told.source, told.retracts)
     parts = read_manifest(folder)["parts"] if (folder / LOG / "manifest.json").exists() else []
     for part in parts:
         if part.get("live") != epoch: continue
         kinds = {"labels": ["id_key", "known", "label", "previous"]}
-        if part["statements"]: kinds["statements"] = ["id_key", "known", "said", "source"]
+        if part["statements"]: kinds["statements"] = ["id_key", "known", "said", "source", "retracts"]
         for kind, names in kinds.items():
             table = read_part(folder, kind, part["name"], names)
             mine = table.filter(pc.is_in(table["id_key"], pa.array(list(trail.events), pa.uint64())))
             known = mine["known"].cast(pa.int64())
-            for row in mine.set_column(1, "known", known).to_pylist(): found += verdict_keys(**{"label": 0, "previous": -1} | row)
+            for row in mine.set_column(1, "known", known).to_pylist(): found += label_record_keys(**{"label": 0, "previous": -1} | row)
     return [here.names.records(epoch) + key for key in dict.fromkeys(found)]
 
 # %% ../../nbs/28_forget.ipynb #c066

@@ -6,7 +6,7 @@
 __all__ = ['STATUSES', 'ACTIONS', 'AGES', 'CHOICES', 'SHOWN', 'MOST', 'BRIEF', 'LINKED', 'PROBED', 'POOL', 'STEPS', 'outcomes',
            'INDEXES', 'COUNTED', 'WAITING', 'Filters', 'read_filters', 'Desk', 'found', 'conditions', 'rank', 'after',
            'cursor_of', 'with_orders', 'queue_page', 'count_cases', 'newest_case', 'news', 'closed_meanwhile',
-           'customer_page', 'next_case', 'find_order', 'verdict_of', 'history', 'statements', 'linked', 'distance',
+           'customer_page', 'next_case', 'find_order', 'label_of', 'history', 'label_history', 'linked', 'distance',
            'similar', 'bucket_of', 'catch_up', 'is_behind', 'last_day', 'by_day', 'by_score', 'fraud_rates',
            'queue_ages', 'WhatIf', 'stake_sums', 'what_if']
 
@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from ..config import Policy, Settings
 from .database import NUMBER, add_up, cases, days, decisions, insert_or, labels, links, new_table, scores, signed, writers, writing
-from ..events import key_of
+from ..events import UNRESOLVED, checked_text, key_of
 from ..model.evaluate import BANDS
 
 # %% ../../nbs/25_queries.ipynb #c005
@@ -63,7 +63,8 @@ def read_filters(
         except ValueError: fine = False
         if fine and abs(float(given.get(name, "0"))) < 1e12: continue
         raise ValueError(f"the amount {'from' if name == 'least' else 'to'} must be a number, as in 250 or 99.50")
-    if len(given.get("find", "")) > 512: raise ValueError("what to look for has at most 512 characters")
+    try: checked_text(given.get("find", ""), 512)
+    except ValueError as error: raise ValueError(f"what to look for cannot be found: {error}") from None
     return Filters(**given)
 
 # %% ../../nbs/25_queries.ipynb #c010
@@ -187,26 +188,27 @@ def next_case(connection: sa.Connection, desk: Desk, filters: Filters, urgency: 
 # %% ../../nbs/25_queries.ipynb #c027
 def find_order(connection: sa.Connection, number: int) -> Mapping | None:
     "A decision and its case, of which the columns are None when there is no case."
-    own = [cases.c[name] for name in ("status", "opened", "closed", "closed_by", "note", "urgency")]
+    own = [cases.c[name] for name in ("status", "opened", "closed", "closed_by", "note", "urgency", "assertion", "source")]
     wanted = sa.select(decisions, *own).join_from(decisions, cases, decisions.c.id == cases.c.decision_id, isouter=True)
     return connection.execute(wanted.where(decisions.c.id == number)).mappings().first()
 
-def verdict_of(decision: sa.FromClause) -> sa.ScalarSelect:
-    "The label that counts for a decision, as a column: 1, 0 or null."
+def label_of(decision: sa.FromClause) -> sa.ScalarSelect:
+    "The effective label of a decision, as a column: 1, 0 or null."
     own = labels.alias()
-    return sa.select(own.c.label).where(own.c.decision_id == decision.c.id).order_by(own.c.id.desc()).limit(1).scalar_subquery().label("label")
+    found = sa.select(sa.func.nullif(own.c.label, UNRESOLVED)).where(own.c.decision_id == decision.c.id).order_by(own.c.id.desc()).limit(1)
+    return found.scalar_subquery().label("label")
 
 BRIEF = tuple(decisions.c[name] for name in ("id", "order_id", "time", "amount", "probability", "band", "action", "customer"))
 
 def history(connection: sa.Connection, customer: str, limit: int = 60) -> list[Mapping]:
     "The last orders of a customer, newest first, with the label that counts."
     if not customer: return []
-    wanted = sa.select(*BRIEF, verdict_of(decisions)).where(decisions.c.customer == customer).order_by(decisions.c.time.desc(), decisions.c.id.desc())
+    wanted = sa.select(*BRIEF, label_of(decisions)).where(decisions.c.customer == customer).order_by(decisions.c.time.desc(), decisions.c.id.desc())
     return connection.execute(wanted.limit(limit)).mappings().all()
 
-def statements(connection: sa.Connection, order_id: str) -> list[Mapping]:
-    "All that was ever said about an order, oldest first."
-    return connection.execute(sa.select(labels).where(labels.c.order_id == order_id).order_by(labels.c.id)).mappings().all()
+def label_history(connection: sa.Connection, number: int) -> list[Mapping]:
+    "All assertions and retractions about a decision, oldest first."
+    return connection.execute(sa.select(labels).where(labels.c.decision_id == number).order_by(labels.c.id)).mappings().all()
 
 # %% ../../nbs/25_queries.ipynb #c029
 LINKED, PROBED = 6, 200  # orders shown for each entity; and looked through for them
@@ -220,7 +222,7 @@ def linked(
         if entity not in keys: continue
         near = (sa.select(links.c.decision_id).where(links.c.entity == entity, links.c.key == keys[entity], links.c.decision_id != decision["id"])
                 .order_by(links.c.decision_id.desc()).limit(PROBED).subquery())
-        others = sa.select(*BRIEF, verdict_of(decisions)).join_from(near, decisions, near.c.decision_id == decisions.c.id)
+        others = sa.select(*BRIEF, label_of(decisions)).join_from(near, decisions, near.c.decision_id == decisions.c.id)
         others = others.where(decisions.c.customer != decision["customer"])
         rows = connection.execute(others.order_by(decisions.c.id.desc()).limit(LINKED + 1)).mappings().all()
         if rows: result[entity] = rows[:LINKED], len(rows) > LINKED
@@ -302,8 +304,8 @@ def catch_up(
     "Bring `outcomes` further along."
     what = [decisions.c[name] for name in ("time", "band", "action", "loss", "amount")]
     new = sa.select(decisions.c.id, *what, *[sa.literal(value).label(name) for name, value in (("events", 1), ("known", 0), ("frauds", 0))])
-    known = sa.case((labels.c.previous < 0, 1), else_=0).label("known")
-    frauds = (labels.c.label - sa.case((labels.c.previous > 0, 1), else_=0)).label("frauds")
+    change = lambda rule: sa.case((rule(labels.c.label), 1), else_=0) - sa.case((rule(labels.c.previous), 1), else_=0)
+    known, frauds = change(lambda label: label >= 0).label("known"), change(lambda label: label > 0).label("frauds")
     said = sa.select(labels.c.id, *what, sa.literal(0).label("events"), known, frauds)
     said = said.join_from(labels, decisions, labels.c.decision_id == decisions.c.id)
     counted = 0

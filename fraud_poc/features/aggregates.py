@@ -363,7 +363,7 @@ def step(
 # %% ../../nbs/05_aggregates.ipynb #c038
 @inner
 def learn_label(plan, state, ts, tag, label, previous):
-    "Update a state with the verdict on an event of time `ts`: 0 honest, 1 fraud; `previous` may be -1, unresolved."
+    "Update a state with the verdict on an event of time `ts`: 0 legitimate, 1 fraud, -1 unresolved again; `previous` likewise."
     head = state.head
     if not plan.limits[NEEDS] & LABELS or not head[SEEN] or ts > head[NEWEST] or ts <= head[BORN] - plan.limits[RETENTION]: return
     i = _before(state.ts, head[START], head[END], ts - 1)
@@ -614,8 +614,8 @@ class Items(NamedTuple):
     amount: np.ndarray    # (n,) int64, minor units; of a label: 0
     keys: np.ndarray      # (columns, n) int64: keys of the columns of the plan
     tag: np.ndarray       # (n,) int64: low 32 bits of the event's id key
-    label: np.ndarray     # (n,) int8: -1 for an event; of a label: 0 or 1
-    previous: np.ndarray  # (n,) int8: of a label: what was known before
+    label: np.ndarray     # (n,) int8: -1 for an event; of a label: 0, 1, or -1 when it was retracted
+    previous: np.ndarray  # (n,) int8: -1 for an event; of a label: what was known before, never the same
 
 # %% ../../nbs/05_aggregates.ipynb #c067
 @inner
@@ -636,7 +636,8 @@ def fold(
         if spans[e, 0] == spans[e, 1]: clear(state)
         elif not unpack(plan, state, data[spans[e, 0]:spans[e, 1]]): return -1 - e
         for i in range(bounds[e], bounds[e + 1]):
-            if labelled and items.label[i] >= 0: learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
+            if labelled and (items.label[i] >= 0 or items.previous[i] >= 0):
+                learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
             else:
                 for c in range(len(keys)): keys[c] = items.keys[c, i]
                 flags[i] = step(plan, state, items.ts[i], items.tag[i] if labelled else 0, items.amount[i], keys, out[i])
@@ -713,7 +714,7 @@ def own_features(
             else: out[i, place] = hour <= 6
 
 # %% ../../nbs/05_aggregates.ipynb #c077
-KEYS_AT = 5  # places in an event's array: time, tag, amount, label, previous label, and from here on its keys
+KEYS_AT = 5  # places in an event's array: time, tag, amount, label, previous label (both -1 for an event), and from here on its keys
 
 def lay_out(
     parts: list[tuple[Plan, np.ndarray, np.ndarray]],  # of each entity: plan; where among an event's keys it and those it compares are; its places
@@ -756,7 +757,7 @@ def _step_one(plan, state, event, keys, places, data, vector, out):
     "Take an event or a label in; the flags, or -1 when the packed state is damaged. The state stays unseen when there is nothing to keep."
     if len(data) == 0: clear(state)
     elif not unpack(plan, state, data): return -1
-    if event[3] >= 0:
+    if event[3] >= 0 or event[4] >= 0:
         learn_label(plan, state, event[0], event[1], event[3], event[4])
         return 0
     compared = state.spare[FIELDS:FIELDS + len(keys) - 1]
@@ -768,7 +769,7 @@ def _step_one(plan, state, event, keys, places, data, vector, out):
 # %% ../../nbs/05_aggregates.ipynb #c082
 @short
 def step_entities(
-    event,                # (KEYS_AT + C,) int64: time (UTC ms), tag, amount (minor units), label (-1 for an event), previous label, keys
+    event,                # (KEYS_AT + C,) int64: time (UTC ms), tag, amount (minor units), label and previous label (both -1 for an event), keys
     ends, flags,          # (E,) int64: bytes of each entity's packed state; replaced by where its new one ends. Receives the flags
     ints, floats, where,  # as `lay_out` made them
     own, scale,           # as in FeatureTable
@@ -777,7 +778,7 @@ def step_entities(
     data,                 # uint8: the packed states, end to end
 ):                        # -> entities, or -1 - e when the state of entity e is damaged
     "Take one event or label in, for all entities."
-    read, wrote, is_label = np.int64(0), np.int64(0), event[3] >= 0
+    read, wrote, is_label = np.int64(0), np.int64(0), event[3] >= 0 or event[4] >= 0
     if not is_label:
         vector[:] = np.nan
         own_features(own, scale, event[:1], event[2:3], vector.reshape(1, -1))

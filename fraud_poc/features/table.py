@@ -252,8 +252,8 @@ def step_label(
     stepper: Stepper,
     t: int,               # time of the event that the label is about, UTC ms
     tag: int,             # low 32 bits of that event's id key
-    label: int,           # 0 honest, 1 fraud
-    previous: int,        # what was known before: -1, 0 or 1
+    label: int,           # 0 legitimate, 1 fraud, -1 unresolved again
+    previous: int,        # what was known before, another one: -1, 0 or 1
     states: list[bytes],  # packed state of each entity of the event; b"" when unknown
 ) -> list[bytes]:         # the states that know the label
     "States after a verdict became known; `ValueError` when a state is damaged."

@@ -174,8 +174,8 @@ class Label(msgspec.Struct, frozen=True):
     id_key: int           # uint64, of the event
     time: int             # of the event, UTC ms
     known: int            # when the verdict was known, UTC ms
-    label: int            # 0 honest, 1 fraud
-    previous: int         # what was known before: -1, 0 or 1
+    label: int            # 0 legitimate, 1 fraud, -1 unresolved again
+    previous: int         # what was known before, another one: -1, 0 or 1
     keys: dict[str, int]  # entity -> uint64 key of the event
 
 def digest_of(
@@ -589,7 +589,7 @@ async def attempts(engine: Engine, attempt: Callable[[], Any]) -> Any:
 async def learn_once(engine: Engine, label: Label) -> int | None:
     "Fetch, step, commit a verdict; None when the states were changed meanwhile."
     if not engine.checked: await check_table(engine)
-    table, record_key = engine.table, label_key(label.id_key, label.known) + bytes([label.label, label.previous + 1])
+    table, record_key = engine.table, label_key(label.id_key, label.known) + bytes([label.label & 255, label.previous + 1])
     there, keys = keys_in(table, label.keys, labels=True)
     found = await engine.store.fetch(record_key, keys)
     if found.record is not None: return found.seq
@@ -597,5 +597,5 @@ async def learn_once(engine: Engine, label: Label) -> int | None:
     after = step_label(engine.stepper, label.time, label.id_key & 0xFFFFFFFF, label.label, label.previous, whole)
     states = [b"" if after[e] == whole[e] else after[e] for e in there]
     entry = Entry("label", label.time, label.id_key, tuple(label.keys.values()), label=label.label, previous=label.previous, known=label.known)
-    outcome = await engine.store.commit(Change(record_key, bytes([label.label]), keys, found.tokens, states, encode_entry(entry)))
+    outcome = await engine.store.commit(Change(record_key, bytes([label.label & 255]), keys, found.tokens, states, encode_entry(entry)))
     return outcome.seq if outcome.kind in ("accepted", "known") else missed(engine, outcome.kind)

@@ -86,8 +86,8 @@ def find_windows(
 class Verdicts(NamedTuple):
     "What was known of some events."
     key: np.ndarray    # (m,) uint64, sorted: id keys of events
-    label: np.ndarray  # (m,) int8: the last verdict
-    first: np.ndarray  # (m,) int64: when the first one was known, UTC ms
+    label: np.ndarray  # (m,) int8: the last label; UNRESOLVED where it was retracted
+    first: np.ndarray  # (m,) int64: since when there is one, UTC ms
 
 def verdicts_before(
     seq: np.ndarray,    # (k,) int64: order of knowledge
@@ -101,7 +101,10 @@ def verdicts_before(
     rows = rows[np.lexsort((seq[rows], key[rows]))]
     keys, starts = np.unique(key[rows], return_index=True)
     last = np.append(starts[1:], len(rows))[:len(keys)] - 1
-    return Verdicts(keys, label[rows[last]], known[rows[starts]])
+    begins = np.append(True, label[rows[:-1]] == UNRESOLVED)[:len(rows)]  # an event that a retraction left unresolved begins anew
+    begins[starts] = True
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))[last]
+    return Verdicts(keys, label[rows[last]], known[rows[first]])
 
 # %% ../../nbs/09_dataset.ipynb #c014
 LEAST_KNOWN = 0.1  # events of an age at which less of either class is known are left out
