@@ -29,7 +29,7 @@ MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 BASE = house.small_settings(CONFIG.parent, "a", {
     "domain": {"name": "drawn"}, "input": {"events": "", "labels": ""},
     "columns": {"id": ["id"], "time": "at", "time_format": "epoch_ms", "timezone": "UTC", "amount": "amount", "decimals": 2, "entities": ["a", "b"], "categories": ["c"]},
-    "labels": {"column": "fraud", "fraud_values": [1], "time_column": "known", "delay": ""},
+    "labels": {"column": "fraud", "fraud_values": [1], "legitimate_values": [0], "time_column": "known", "delay": ""},
     "limits": {"min_amount": -1e9, "max_amount": 1e9, "earliest": "1900-01-01", "latest": "2200-01-01"},
     "features": {"retention": "90d", "forget_after": "730d", "exact_events": 16, "set_size": 3, "rows": ["Hour()"]},
     "batch": {"folder": "", "scheduler": "", "threads": 2, "partitions": 0, "part_rows": 1_000_000, "step_rows": 1_000_000},
