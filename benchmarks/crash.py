@@ -18,14 +18,13 @@ import json
 import os
 import random
 import re
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from drill import Domain, ask, connection, serving, workers_of
+from drill import ANSWER_S, STUCK_S, Domain, Progress, ask, connection, say, serving, workers_of
 
 from fraud_poc.config import Settings
 from fraud_poc.features.table import build_table
@@ -41,7 +40,7 @@ class Run:
     "Orders on their way: what was acknowledged, and what happened besides."
     def __init__(self, domain: Domain, orders: list[tuple[int, dict]], address: str):
         self.domain, self.orders, self.address, self.next = domain, orders, address, iter(orders)
-        self.acknowledged, self.met, self.alone = {}, Counter(), asyncio.Event()
+        self.acknowledged, self.met = {}, Counter()
 
     async def client(self, rate: float = 0) -> None:
         "Send one order after another, each until it is acknowledged; with a rate, no more than so many a second."
@@ -56,7 +55,7 @@ class Run:
                 except OSError:
                     self.met["no connection"] += 1
                     continue
-                status, _, body = await ask(link, request, 10)
+                status, _, body = await ask(link, request, ANSWER_S)
                 if status == 0: link = None
                 answer = json.loads(body) if status == 200 else {}
                 if status == 200 and not answer["degraded"]: self.acknowledged[id_key] = answer["position"], answer["score"]
@@ -70,8 +69,8 @@ class Run:
 
 
 def kill_redis(settings: Settings) -> bool:
-    "Kill the store's server, once it answers; False when it did not for half a minute."
-    until = time.monotonic() + 30
+    "Kill the store's server, once it answers; False when it did not in time."
+    until = time.monotonic() + STUCK_S
     while time.monotonic() < until:
         try:
             with Client((settings.batch.folder / "redis" / "url").read_text(), 2) as client:
@@ -83,8 +82,8 @@ def kill_redis(settings: Settings) -> bool:
 
 
 def kill_worker(service: int, rng: random.Random) -> bool:
-    "Kill one worker; False when there was none for half a minute."
-    until = time.monotonic() + 30
+    "Kill one worker; False when there was none in time."
+    until = time.monotonic() + STUCK_S
     while time.monotonic() < until:
         if found := workers_of(service):
             os.kill(rng.choice(found), 9)
@@ -115,10 +114,11 @@ async def drive(domain: Domain, orders: list[tuple[int, dict]], address: str, se
 
 
 async def tell(run: Run) -> None:
-    "Say now and then how far it is."
-    while len(run.acknowledged) < len(run.orders):
+    "Say now and then how far it is; `RuntimeError` when it gets no further."
+    progress = Progress("nothing was acknowledged", lambda: len(run.acknowledged))
+    while progress.look() < len(run.orders):
         await asyncio.sleep(min(10, 1 + len(run.orders) / 2000))
-        print(f"{len(run.acknowledged):,} of {len(run.orders):,} acknowledged", file=sys.stderr, flush=True)
+        say(f"{len(run.acknowledged):,} of {len(run.orders):,} acknowledged")
 
 
 async def compare_log(settings: Settings, url: str, acknowledged: dict[int, tuple[int, float]]) -> dict:

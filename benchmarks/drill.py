@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,29 @@ CONFIG = ROOT / "config" / "orders.toml"
 ANY_MODEL = {"model.trees": 100, "verdict.min_auc": 0.5, "verdict.min_average_precision": 0.0, "verdict.bootstrap": 0,
              "training.train_days": 50, "training.validation_days": 20, "training.test_days": 20, "sample.fraud_rate": 0.1}  # here nobody asks how good it is
 
+# Limits are there against hanging, not against slowness: they count from the last progress. FRAUD_POC_TEST_PATIENCE is a factor on all of them
+PATIENCE = float(os.environ.get("FRAUD_POC_TEST_PATIENCE", 1))
+STUCK_S = 120 * PATIENCE  # without progress
+ANSWER_S = 10 * PATIENCE  # without an answer to an order, until it is sent again
+
+
+class Progress:
+    "A figure that changes as long as something goes on; `look` raises `RuntimeError` when it has not for too long."
+    def __init__(self, what: str, figure: Callable[[], object], seconds: float = STUCK_S):
+        self.what, self.figure, self.seconds, self.last, self.since = what, figure, seconds, None, time.monotonic()
+
+    def look(self) -> object:
+        "The figure as it is now."
+        now = self.figure()
+        if now != self.last: self.last, self.since = now, time.monotonic()
+        elif time.monotonic() - self.since > self.seconds: raise RuntimeError(f"{self.what} for {self.seconds:g} s: the figure stays at {now}")
+        return now
+
+
+def say(text: str) -> None:
+    "Tell on standard error how far it is."
+    print(text, file=sys.stderr, flush=True)
+
 
 class Domain:
     "A domain on disk: history in the store, a model, a key, and orders that come after that history."
@@ -41,13 +64,17 @@ class Domain:
         self.settings = load_settings(CONFIG, self.changes)
         make_data(self.settings, raw, workers=1)
         ingest(self.settings, str(raw / "orders"), str(raw / "labels"))
+        say(f"a log of {total:,} orders is made")
         until = self.end_of_history(orders)
         self.parts = compute_features(self.settings, until=until)["parts"]
         make_dataset(self.settings, until=until)
+        say("features are computed")
         train_model(self.settings)
         judge_model(self.settings)
+        say("a model is trained and judged")
         with server_for(self.settings) as url: prepare_db(self.settings, url)
         self.key = fresh_key(self.settings, "drill")
+        say("the store is filled")
 
     def end_of_history(self, orders: int) -> str:
         "The moment, ISO, behind which enough orders come."
@@ -71,21 +98,23 @@ class Domain:
 
 
 @contextmanager
-def serving(domain: Domain, log: Path) -> Iterator[tuple[str, subprocess.Popen]]:
-    "The command `serve` in a process of its own: address and process, when it is ready."
+def serving(domain: Domain, log: Path, writer_last: bool = True) -> Iterator[tuple[str, subprocess.Popen]]:
+    "The command `serve` in a process of its own: address and process, when it is ready. A decision writer that goes last may never get a core of a busy machine."
     sets = [word for name, value in domain.changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-    command = [sys.executable, "-c", "from fraud_poc.cli import main; main()", "serve", "--config", str(CONFIG), *sets, "--json"]
+    before = "" if writer_last else "from fraud_poc.desk import writer; writer.go_last = lambda pid: None; "
+    command = [sys.executable, "-c", before + "from fraud_poc.cli import main; main()", "serve", "--config", str(CONFIG), *sets, "--json"]
     with open(log, "wb") as handle:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=handle, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
-        told, until = json.loads(process.stdout.readline() or b"{}"), time.monotonic() + 120
+        told, until = json.loads(process.stdout.readline() or b"{}"), time.monotonic() + STUCK_S
         while "address" not in told or not is_ready(told["address"]):
             if process.poll() is not None or time.monotonic() > until: raise RuntimeError(f"the service is not ready:\n{log.read_text()[-2000:]}")
             time.sleep(0.1)
+        say("the service is ready")
         yield told["address"], process
     finally:
         process.send_signal(signal.SIGTERM)
-        try: process.wait(60)
+        try: process.wait(STUCK_S)
         except subprocess.TimeoutExpired: process.kill()
         process.stdout.close()
         process.wait()

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from fraud_poc.config import Settings, load_settings  # noqa: E402
 from fraud_poc.desk.database import add_up, cases, days, decisions, labels, links, open_database, put, scores, writers, writing  # noqa: E402
+from fraud_poc.events import system_clock  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 
 DAY, DAYS, PIECE = 86_400_000, 90, 50_000
@@ -114,7 +115,7 @@ def insert(connection: sa.Connection, name: str, rows: list[tuple]) -> None:
 def fill(engine: sa.Engine, settings: Settings, decisions: int, cases: int, seed: int = 7, progress=None) -> dict:
     "Fill an empty database with so many decisions, so many open cases and half as many closed ones; returns counts of rows. Indexes are built at the end."
     rng, names, counts = np.random.default_rng(seed), build_table(settings).names, {"decisions": 0, "links": 0, "cases": 0, "labels": 0}
-    numbers = drawn(settings, decisions, cases, min(cases // 2, max(decisions - cases, 0)), int(time.time() * 1000), rng)
+    numbers = drawn(settings, decisions, cases, min(cases // 2, max(decisions - cases, 0)), system_clock(), rng)
     with writing(engine) as connection:
         indexes = [index for table in (globals()[name] for name in counts) for index in table.indexes]
         for index in indexes: index.drop(connection)

@@ -426,6 +426,7 @@ def show_demo(results: dict[str, dict], out: Console) -> None:
         shown = lambda name: "{value:.3f} (95 %: {low:.3f} to {high:.3f})".format(**model["metrics"][name])
         made |= {"model": f"{model['verdict']}: {'; '.join(model['reasons'])}", "AUC ROC on later days": shown("auc"),
                  "average precision on later days": shown("average_precision"), "bundle": model["folder"]}
+        if "labels_frozen" in model: made["if no label came in on these days"] = model["labels_frozen"]["meaning"]
     out.print(table_of("What was made", ["", ""], [list(item) for item in flattened(made).items()]))
     if look["story"]: out.print(story_table(look["story"], next(iter(look["entities"]))))
 

@@ -569,6 +569,7 @@ def facts(summary: dict) -> list[list[str]]:
     sampled = f"{summary['sampled']:,}" + ("" if summary["sampled"] == summary["events"] else ", a sample")
     return [["events", f"{summary['events']:,}"], ["days (UTC)", f"{summary['first_day']} to {summary['last_day']}"],
             ["verdicts, corrections among them", f"{summary['labels']:,}, {summary['corrected']:,}"],
+            ["verdicts that wait for later events", f"{summary['labels_waiting']:,}"],
             ["resolved events", f"{summary['resolved']:,} ({summary['resolved_share']:.1%})"],
             ["frauds", f"{summary['frauds']:,} ({summary['fraud_rate']:.2%} of resolved)"], ["events in amounts and features", sampled]]
 
@@ -627,5 +628,6 @@ def describe(
     kept = unlike(table.names, sample.features, ranked)
     plots = draw_all(settings, table, tally, sample, kept, folder)
     result = {"folder": str(folder), "plots": [path.name for path in plots], **summarise(tally, sample, settings.columns.decimals), "features": kept}
+    result["labels_waiting"] = (manifest.get("waiting") or {"labels": 0})["labels"]  # known later than the newest event
     result["story"] = tell_story(settings, table, sample, stories) if told else []
     return result | {"page": str(write_page(settings, result, ranked, folder))}

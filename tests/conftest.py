@@ -9,10 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import databases
 import house
+from waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "FRAUD_POC_TEST_RUN"  # environment variable, of this run
@@ -23,6 +24,7 @@ NOW = datetime.fromisoformat(os.environ.get("FRAUD_POC_TEST_NOW", "2025-11-05T10
 # but for HYPOTHESIS_PROFILE=long, which draws many more, and other ones each time
 settings.register_profile("house", deadline=None, print_blob=True, derandomize=True, database=None)
 settings.register_profile("long", deadline=None, print_blob=True, max_examples=1000, database=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("unshrunk", settings.get_profile("house"), phases=[Phase.explicit, Phase.generate])  # for benchmarks/mutants.py: that it fails is enough
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 
@@ -68,9 +70,18 @@ def _process_as_before():
     assert os.getcwd() == folder, f"the test leaves the working directory at {os.getcwd()}. Use monkeypatch.chdir"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--notebooks-serially", action="store_true", help="run the notebooks one after another, and not two side by side")
+
+
+# Files that take longest, so that no worker is left with one of them at the end
+LONGEST = ["test_notebooks", "test_drills", "test_house", "test_scoring", "test_writer", "test_commands", "test_app", "test_train", "test_browser", "test_parity", "test_handbook", "test_ingest",
+           "test_batch", "test_project"]
+
+
 def pytest_collection_modifyitems(items):
-    "The longest tests, which run the notebooks, start first."
-    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+    "The longest files start first."
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_sessionstart(session):
@@ -87,7 +98,8 @@ def processes_left() -> list[str]:
         with suppress(psutil.Error):
             command = " ".join(process.cmdline())
             ours = process.environ().get(MARK) == os.environ[MARK] and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
-            if ours and not any(word in command for word in ("sys.stdin.readline", "multiprocessing.resource_tracker", "multiprocessing.forkserver")):
+            forked = "multiprocessing.forkserver" in command and "multiprocessing.forkserver" in " ".join(process.parent().cmdline())
+            if ours and (forked or not any(word in command for word in ("sys.stdin.readline", "multiprocessing.resource_tracker", "multiprocessing.forkserver"))):
                 found.append(f"process {process.pid} still runs: {command[:200]}")
     return found
 
@@ -96,9 +108,8 @@ def processes_left() -> list[str]:
 def pytest_sessionfinish(session):
     "Tests leave the project's folder as they found it, and no process: otherwise the run fails, even if each test passed."
     if not hasattr(session.config, "tree_before"): return
-    until = time.monotonic() + 10
-    while (left := processes_left()) and time.monotonic() < until: time.sleep(0.2)
-    session.config.tree_changes = house.tree_difference(session.config.tree_before, house.tree(ROOT)) + left
+    with suppress(AssertionError): until(lambda: not processes_left(), "all processes end", seconds=30 * PATIENCE)
+    session.config.tree_changes = house.tree_difference(session.config.tree_before, house.tree(ROOT)) + processes_left()
     if session.config.tree_changes: session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -2,7 +2,6 @@
 import shutil
 import subprocess
 import tempfile
-import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
+
+from waiting import ended, until
 
 
 @contextmanager
@@ -52,12 +53,13 @@ def _from_path(folder: Path) -> Iterator[str | None]:
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(["postgres", "-D", folder / "data", "-h", "", "-k", folder], stdout=log, stderr=log)
     try:
-        url, until = f"postgresql+psycopg://postgres@/postgres?host={folder}", time.monotonic() + 30
-        while not _answers(url) and process.poll() is None and time.monotonic() < until: time.sleep(0.05)
+        url = f"postgresql+psycopg://postgres@/postgres?host={folder}"
+        until(lambda: _answers(url), "PostgreSQL answers", process, folder / "log")
         yield url
     finally:
         process.terminate()
-        process.wait()
+        try: ended(process, folder / "log")
+        finally: process.kill()
 
 
 def _answers(url: str) -> bool:

@@ -17,6 +17,7 @@ from fraud_poc.desk.access import new_account
 from fraud_poc.desk.database import cases, decisions, labels, open_database, writing
 from fraud_poc.desk.pages import create_desk
 from fraud_poc.events import system_clock
+from waiting import LONG, until
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSWORD, SECRET = "a sentence of hers", bytes(range(32))
@@ -67,11 +68,12 @@ def served(desk: SimpleNamespace):
         server = uvicorn.Server(uvicorn.Config(desk.app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        while not server.started: time.sleep(0.01)
-        try: yield f"http://127.0.0.1:{listener.getsockname()[1]}/desk"
+        try:
+            until(lambda: server.started or not thread.is_alive(), "the desk's server starts")
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/desk"
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(LONG)
             desk.engine.dispose()
 
 

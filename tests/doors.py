@@ -15,9 +15,9 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from fraud_poc.desk.access import CSRF_HEADER, ROLES, SCOPES, accounts, new_key, open_session, revoke_key
 from fraud_poc.desk.database import writing
 from fraud_poc.events import system_clock
+from waiting import LONG
 
 HARMLESS = ("GET", "HEAD", "OPTIONS")
-LONGEST = 20  # seconds for one request
 
 
 class Way(NamedTuple):
@@ -102,7 +102,7 @@ async def way_problems(client: httpx.AsyncClient, way: Way, people: People, for_
     if way.method == "WEBSOCKET": return [f"{way} is neither open nor known to ask who is there"]
     path = re.sub(r"{(\w+)}", lambda match: examples.get(match[1], "1"), way.pattern).replace("*", "x")
     async def status(headers: dict[str, str]) -> int:
-        async with asyncio.timeout(LONGEST): return (await client.request(way.method, path, headers=headers, content=b"" if way.method in HARMLESS else b"{}")).status_code
+        async with asyncio.timeout(LONG): return (await client.request(way.method, path, headers=headers, content=b"" if way.method in HARMLESS else b"{}")).status_code
     anonymous, role = await status({"content-type": "application/json"}), role_of(way.route)
     if anonymous not in (401, 303): return [f"{way} answers {anonymous} to anybody: guard it, or name it as open"]
     if role is None: return await key_problems(way, status, people, endless)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tomllib
@@ -17,6 +16,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from waiting import QUIET, watched
 
 EXPORTED_LINES = 40          # most lines of an exported cell, blank ones and directives not counted
 LINE_LENGTH = 150            # characters
@@ -195,7 +196,7 @@ def clock_problems(tree: ast.AST) -> list[str]:
     allowed = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) and function.name == "system_clock" for node in ast.walk(function)}
     names = [(node.lineno, ast.unparse(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in allowed]
     return [f"line {line}: {name}: take a `Clock`" for line, name in names
-            if re.search(r"\b(time\.time(_ns)?|time\.(gm|local)time|(datetime|Timestamp)\.(now|utcnow|today)|date\.today)$", name)]
+            if re.search(r"\b(time\.time(_ns)?|time\.localtime|(datetime|Timestamp)\.(now|utcnow|today)|date\.today)$", name)]
 
 
 def code_problems(code: str) -> list[str]:
@@ -294,16 +295,11 @@ def copy_project(root: Path, target: Path) -> Path:
     return target
 
 
-def run(command: list[str], folder: Path, seconds: float = 300, more: dict[str, str] | None = None) -> str:
-    "Run a tool of this environment in a copy of the project, which it imports; `AssertionError` with all it said if it fails or takes too long."
+def run(command: list[str], folder: Path, more: dict[str, str] | None = None, quiet: float = QUIET) -> str:
+    "Run a tool of this environment in a copy of the project, which it imports; `AssertionError` with all it said if it fails or says nothing for too long."
     outer = ("PYTEST_", "PYTHONPATH", "COV_", "MAKE", "MFLAGS")  # meant for the run that this test is part of
     env = {k: v for k, v in os.environ.items() if not k.startswith(outer)}
     env |= {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"} | (more or {})
-    process = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               errors="replace", start_new_session=True)
-    try: said, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        said = process.communicate()[0] + f"\nstopped after {seconds:g} seconds"
-    if process.returncode: raise AssertionError(f"`{' '.join(command)}` in {folder} ended with {process.returncode}:\n{said[-20_000:]}")
-    return said
+    done = watched(command, quiet, cwd=folder, env=env)
+    if done.returncode: raise AssertionError(f"`{' '.join(command)}` in {folder} ended with {done.returncode}:\n{done.stdout[-20_000:]}")
+    return done.stdout

@@ -2,7 +2,7 @@
 
 The naive oracle is not written here a second time: it is the cells of notebook 06 that start with `# oracle`.
 A stream is a list of items in sequence order, as the notebook has them:
-an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts", "tag", "label", "previous", "keys"}; times in UTC ms, amounts in minor units.
+an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts", "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
 """
 import json
 from functools import cache
@@ -65,7 +65,7 @@ def _tables(settings: Settings, items: list[dict], first: int) -> tuple[pa.Table
                 "id_key": pa.array([item["tag"] | (item["tag"] + 1) % 2**31 << 32 for _, item in found], pa.uint64())}
         if is_label:
             data |= {name: [item[name] for _, item in found] for name in ("label", "previous")}
-            data["known"] = pa.array([ts + 1 for ts in time], pa.int64()).cast(TIME)
+            data["known"] = pa.array([item.get("known", item["ts"] + 1) for _, item in found], pa.int64()).cast(TIME)
         else:
             data[columns.amount] = [item["amount"] for _, item in found]
             data |= {name: [str(item["keys"][name]) if item["keys"][name] else None for _, item in found] for name in columns.hashed}
@@ -78,7 +78,7 @@ def write_log(settings: Settings, items: list[dict], part_items: int | list[int]
     "Write, or append to, a log that holds a stream in just this order; a part holds so many items, or ends at the given places."
     folder = Path(settings.batch.folder)
     path = folder / LOG / "manifest.json"
-    manifest = read_manifest(folder) if path.exists() else {"format": 1, "domain": settings.domain.name, "columns": settings.columns.model_dump(),
+    manifest = read_manifest(folder) if path.exists() else {"format": 2, "domain": settings.domain.name, "columns": settings.columns.model_dump(),
                                                             "next_seq": 0, "parts": [], "ingests": []}
     cuts = part_items if isinstance(part_items, list) else list(range(part_items, len(items), part_items))
     for start, stop in zip([0, *cuts], [*cuts, len(items)]):

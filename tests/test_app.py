@@ -5,7 +5,6 @@ import re
 import socket
 import sys
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,6 +42,7 @@ from fraud_poc.model.bundle import judge_model
 from fraud_poc.model.dataset import make_dataset
 from fraud_poc.model.train import train_model
 from scoring_worker import settings_in, small_engine
+from waiting import LONG, until
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -182,13 +182,6 @@ SENTENCE = "a sentence of hers"
 def day(number: int) -> str: return f"{TODAY + timedelta(days=number):%Y-%m-%d}"
 
 
-def until(true, seconds: float = 60, what: str = "") -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"did not happen in {seconds:g} seconds: {what}"
-        time.sleep(0.05)
-
-
 @contextmanager
 def feeding(settings):
     "A feed on a free port: its address. Stopped by its own handle."
@@ -200,7 +193,7 @@ def feeding(settings):
         try: yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(LONG)
 
 
 class Shop:
@@ -248,7 +241,7 @@ class Shop:
 class Person:
     "Somebody at the desk of a real service, with a browser that takes the machine itself for a safe place."
     def __init__(self, address: str):
-        self.client = httpx.Client(base_url=address, headers={"accept": "text/html"}, timeout=20)
+        self.client = httpx.Client(base_url=address, headers={"accept": "text/html"}, timeout=LONG)
         entered = self.client.post("/desk/login", data={"name": "ann", "password": SENTENCE})
         assert entered.status_code == 303 and "; Secure" in entered.headers["set-cookie"]
         self.client.headers["cookie"] = entered.headers["set-cookie"].partition(";")[0]
@@ -274,7 +267,7 @@ def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
     try:
         with ExitStack() as stack:
             shop.changes["feed.url"] = feed = stack.enter_context(feeding(shop.settings))
-            with serving(shop, tmp_path / "serve.log") as (address, process), httpx.Client(base_url=address, headers={KEY_HEADER: shop.key}, timeout=20) as client:
+            with serving(shop, tmp_path / "serve.log") as (address, process), httpx.Client(base_url=address, headers={KEY_HEADER: shop.key}, timeout=LONG) as client:
                 started = psutil.Process(process.pid).children(recursive=True)
                 fed(shop, feed, address)
                 stack.close()  # a feed that ends disturbs nobody
@@ -282,7 +275,7 @@ def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
                 weeks_later(shop, client)
                 assert shop.command("collect")["events"] == len(shop.ask(sa.select(decisions.c.id)))
             log = (tmp_path / "serve.log").read_text()
-            assert process.returncode == 0 and not psutil.wait_procs(started, timeout=10)[1] and not server_runs(shop.settings.batch.folder / "redis"), log
+            assert process.returncode == 0 and not psutil.wait_procs(started, timeout=LONG)[1] and not server_runs(shop.settings.batch.folder / "redis"), log
         assert not [line for line in log.splitlines() if line.startswith("{") and json.loads(line)["level"] == "error"] and "shop.example" not in log and SENTENCE not in log, log
         whole_again(shop)
         learned_from(shop, served)
@@ -292,10 +285,10 @@ def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
 def fed(shop: Shop, feed: str, address: str) -> None:
     "The service has registered itself; orders arrive, and their verdicts."
     def shown(): return (httpx.get(f"{feed}/registered").json() or [{"orders": 0, "labels": 0}])[0]
-    until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, what="orders and verdicts of the feed")
+    until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, "orders and verdicts of the feed")
     found = httpx.delete(f"{feed}/register", params={"url": address}).json()
     assert found["url"] == address and found["refused"] == found["labels_refused"] == 0 and found["state"] == "sending"
-    until(shop.written, what="the writer has the orders of the feed")
+    until(shop.written, "the writer has the orders of the feed")
     said = shop.ask(sa.select(labels))
     assert {row["source"] for row in said} <= {"chargeback", "customer"} and all(row["decision_id"] and row["by"] == "feed" for row in said)
 
@@ -304,7 +297,7 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     "Orders are scored, an analyst looks at them; what was answered."
     answers = {ident: client.post("/score", json=order(ident, customer)).json() for ident, customer in (("t1", "thief"), ("g1", "good"), ("d1", "doubt"), ("h1", "hasty"))}
     assert {answer["action"] for answer in answers.values()} <= {"review", "block"} and all(answer["degraded"] is None for answer in answers.values())
-    until(shop.written, what="the writer has the orders")
+    until(shop.written, "the writer has the orders")
     number = {ident: ann.number(ident) for ident in answers}
     assert all(f'id="case-{one}"' in ann.get("queue?least=4000") for one in number.values())
     ann.post(f"{number['t1']}/verdict", verdict="flag", note="stolen card")
@@ -312,9 +305,9 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     ann.post(f"{number['h1']}/verdict", verdict="flag")
     ann.post(f"{number['h1']}/undo")
     ann.post(f"{number['d1']}/verdict", verdict="clear")
-    until(shop.written, what="the writer has the verdicts")
+    until(shop.written, "the writer has the verdicts")
     ann.post(f"{number['d1']}/undo")
-    until(shop.written, what="the writer has what was undone")
+    until(shop.written, "the writer has what was undone")
     said = [(body["order"], body["said"], body["source"], body["by"], body["note"]) for _, entry in shop.log() if entry.kind == "label" for body in [json.loads(entry.body)]]
     assert [row for row in said if row[3] == "ann"] == [("t1", 1, "analyst", "ann", "stolen card"), ("g1", 0, "analyst", "ann", ""), ("h1", 1, "analyst", "ann", ""),
         ("h1", 0, "analyst", "ann", "undone: was flagged"), ("d1", 0, "analyst", "ann", ""), ("d1", 0, "analyst", "ann", "undone: was cleared")]
@@ -322,7 +315,7 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     frauds = "fraud_count_lifetime_by_customer_id"
     after = {ident: client.post("/score", json=order(ident, customer)).json() for ident, customer in (("t2", "thief"), ("g2", "good"), ("h2", "hasty"))}
     assert [after[ident]["features"][frauds] for ident in ("t2", "g2", "h2")] == [1, 0, 0] and answers["t1"]["features"][frauds] in (0, None)
-    until(lambda: "fraud_poc_decisions_behind 0.0" in client.get("/metrics").text and shop.written(), what="the writer has the next orders")
+    until(lambda: "fraud_poc_decisions_behind 0.0" in client.get("/metrics").text and shop.written(), "the writer has the next orders")
     return answers | after
 
 
@@ -349,7 +342,7 @@ def weeks_later(shop: Shop, client: httpx.Client) -> None:
     results = client.post("/score/batch", json=rows).json()["results"]
     assert len(results) > 300 and {result["status"] for result in results} == {200}
     for path in sorted((folder / "labels").iterdir()): assert shop.command("labels", str(path))["refused"] == 0
-    until(shop.written, what="the writer has the next weeks")
+    until(shop.written, "the writer has the next weeks")
 
 
 def learned_from(shop: Shop, served: dict[str, dict]) -> None:

@@ -1,13 +1,10 @@
 """The features step when things go wrong: killed workers and processes, full disks, changed logs, two runs at once; and what a small portion costs."""
 import calendar
 import json
-import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import oracle
-from cluster import cluster, until
+from children import Child, child
+from cluster import cluster
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ingest, part_path, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features import batch as module
-from fraud_poc.features.batch import compute_features, features_folder, read_states
+from fraud_poc.features.batch import compute_features, features_folder, read_states, parts_until
 from fraud_poc.features.table import build_table
+from waiting import until
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDERS = ROOT / "config" / "orders.toml"
@@ -75,40 +74,38 @@ def copy(log, tmp_path):
 
 # --- processes that tests start and always end ------------------------------------------------------------------------------------------
 
-RUN = """
-import json, os, sys, time
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_batch import compute_features, settings_in
-stop = {stop}
-def progress(done, total):
-    print(done, total, flush=True)
-    while stop and (done >= stop * total or stop < 1e-6): time.sleep(0.05)
-{before}
-try: compute_features(settings_in({folder!r}, **{batch!r}), replace={replace}, progress=progress)
-except Exception as error:
-    print("FAILED", type(error).__name__, str(error), *getattr(error, "__notes__", []), flush=True)
-    sys.exit(3)
-"""
+def features(tell, folder: Path, stop: float, limit: int, replace: bool, batch: dict) -> None:
+    "compute_features, which tells its progress and its failure; with `stop` it goes no further than this share of the rows, with `limit` no file is longer."
+    module.PATIENCE_S = 2
+    if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    def progress(done: int, total: int) -> None:
+        tell(done, total)
+        while stop and (done >= stop * total or stop < 1e-6): signal.pause()
+    try: compute_features(settings_in(folder, **batch), replace=replace, progress=progress)
+    except Exception as error:
+        tell("FAILED", f"{type(error).__name__} {error} {getattr(error, '__notes__', '')}")
+        raise SystemExit(3) from None
 
 
-@contextmanager
-def other_process(folder: Path, stop: float = 0, before: str = "", replace: bool = False, **batch):
-    "compute_features in a process of its own, which is killed at the end; with `stop` it goes no further than this share of the rows."
-    code = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"), stop=stop, before=before, folder=str(folder), batch=batch, replace=replace)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
-    try: yield process
-    finally:
-        process.kill()
-        process.communicate()
+def other_process(folder: Path, stop: float = 0, limit: int = 0, replace: bool = False, **batch):
+    "compute_features in a process of its own, which is killed at the end."
+    return child(features, folder, stop, limit, replace, batch)
 
 
-def wait_for(process: subprocess.Popen, share: float) -> None:
+def wait_for(process: Child, share: float) -> None:
     "Until a process has told that so much of its rows is done."
-    for text in process.stdout:
-        assert not text.startswith("FAILED"), text
-        done, total = map(int, text.split())
-        if done >= share * total: return
+    while word := process.hear():
+        assert word[0] != "FAILED", word
+        if word[0] >= share * word[1]: return
     raise AssertionError("the process ended before it was to be stopped")
+
+
+def failure_of(process: Child) -> str:
+    "What a process says when it fails."
+    last = None
+    while word := process.hear(): last = word
+    assert process.ended() == 3 and last[0] == "FAILED", last
+    return last[1]
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------------------------
@@ -117,9 +114,9 @@ def test_a_worker_that_is_killed(log, copy, tmp_path):
     "The other worker does what the killed one left."
     with cluster(tmp_path / "cluster", workers=2) as (address, workers):
         def kill_one(done: int, total: int) -> None:
-            if done and workers[0].poll() is None: workers[0].send_signal(signal.SIGKILL)
+            if done and workers[0].poll() is None: workers[0].kill()
         compute_features(settings_in(copy, scheduler=address), progress=kill_one)
-        assert workers[0].wait(10) == -signal.SIGKILL and workers[1].poll() is None
+        assert workers[0].ended() == -signal.SIGKILL and workers[1].poll() is None
     assert contents(settings_in(copy)) == log[1]
     assert_whole(settings_in(copy))
 
@@ -127,9 +124,9 @@ def test_a_worker_that_is_killed(log, copy, tmp_path):
 def test_the_last_worker_is_killed(log, copy, tmp_path):
     with cluster(tmp_path / "cluster", workers=1) as (address, workers), other_process(copy, scheduler=address) as process:
         wait_for(process, 0.2)
-        workers[0].send_signal(signal.SIGKILL)
-        said = process.communicate(timeout=150)[0]
-        assert process.returncode == 3 and "worker" in said and "run again" in said, said
+        workers[0].kill()
+        said = failure_of(process)
+        assert "worker" in said and "run again" in said, said
     assert_whole(settings_in(copy))
     compute_features(settings_in(copy))  # on this machine, from where the cluster stopped
     assert contents(settings_in(copy)) == log[1]
@@ -140,9 +137,8 @@ def test_the_last_worker_is_killed(log, copy, tmp_path):
 @pytest.mark.parametrize("limit", [2_000, 20_000, 60_000])
 def test_a_full_disk(log, copy, limit):
     "A file may not grow beyond a limit, as on a full disk; first the manifest, then features, then states hit it."
-    before = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-    with other_process(copy, before=before) as process: said = process.communicate(timeout=150)[0]
-    assert process.returncode == 3 and "OSError" in said and "was not written and nothing of it is left" in said and "run again" in said, said
+    with other_process(copy, limit=limit) as process: said = failure_of(process)
+    assert "OSError" in said and "was not written and nothing of it is left" in said and "run again" in said, said
     assert not list(copy.rglob("*.partial"))
     assert_whole(settings_in(copy))
     compute_features(settings_in(copy))
@@ -166,9 +162,7 @@ def damage(folder: Path, kind: str, how: str) -> str:
 def test_a_log_that_is_damaged(copy, kind, how):
     name = damage(copy, kind, how)
     with pytest.raises((ValueError, OSError), match=name): compute_features(settings_in(copy))
-    until = time.monotonic() + 30  # a thread that was writing when another one failed still ends its file
-    while time.monotonic() < until and list(copy.rglob("*.partial")): time.sleep(0.01)
-    assert not list(copy.rglob("*.partial"))
+    until(lambda: not list(copy.rglob("*.partial")), "a thread that was writing when another one failed ends its file")
     assert_whole(settings_in(copy))
 
 
@@ -187,8 +181,8 @@ def test_a_run_that_is_killed_goes_on(log, copy, delay):
     with other_process(copy, step_rows=1_500) as process:
         wait_for(process, 0.2)
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.ended()
     assert_whole(settings_in(copy))
     done = []
     compute_features(settings_in(copy), progress=lambda now, total: done.append(total))
@@ -222,6 +216,24 @@ def test_a_run_that_stops_at_a_date(log, copy):
     assert contents(settings) == log[1]
     with pytest.raises(ValueError, match="until='soon' is not a date"): compute_features(settings, until="soon")
 
+
+
+def test_a_run_counts_what_it_does(log, copy):
+    told, parts, table = [], read_manifest(copy)["parts"], build_table(settings_in(copy))
+    until = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(parts[5]["first_known_ms"] / 1000))
+    first = compute_features(settings_in(copy), until=until)
+    rest = compute_features(settings_in(copy), progress=lambda done, total: told.append((done, total)))
+    rows = sum(part["events"] + part["labels"] for part in parts[first["parts"]:])
+    assert told == sorted(told) and (told[0], told[-1]) == ((0, rows), (rows, rows)) and {total for _, total in told} == {rows}
+    events = [sum(part["events"] for part in some) for some in (parts[:first["parts"]], parts[first["parts"]:])]
+    assert 0 < first["parts"] <= 5 and (first["events"], first["new_events"]) == (events[0], events[0])
+    assert (rest["parts"], rest["events"], rest["new_events"], rest["features"]) == (len(parts), sum(events), events[1], len(table.rows))
+    assert rest["entities"] == {entity.by: len(log[1][entity.by]) for entity in table.entities}
+
+
+def test_a_part_whose_last_row_was_known_at_a_date_is_not_before_it():
+    parts = [{"last_known_ms": 1_748_735_999_999}, {"last_known_ms": 1_748_736_000_000}]  # 2025-06-01T00:00Z, and a millisecond before
+    assert parts_until(parts, "2025-06-01") == parts[:1] and parts_until(parts, "2025-06-01T00:00:00.001") == parts_until(parts, "") == parts
 
 
 def test_two_runs_in_one_folder(log, copy):

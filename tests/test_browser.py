@@ -10,17 +10,19 @@ import sqlalchemy as sa
 import desk_data
 import desk_server
 from fraud_poc.desk.database import cases, labels, writing
+from waiting import CLICK
 
 CHROMIUM = next((path for path in (os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), shutil.which("chromium-browser"), shutil.which("google-chrome"))
                  if path and os.path.exists(path)), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [pytest.mark.skipif(not CHROMIUM, reason="no chromium: `apt-get install chromium`, or name one with CHROMIUM"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.skipif(not CHROMIUM, reason="no chromium: `apt-get install chromium`, or name one with CHROMIUM")]
 
 
 @pytest.fixture(scope="module")
 def chromium():
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=CLICK)
+        playwright.expect.set_options(timeout=CLICK)
         yield browser
         browser.close()
 
@@ -38,6 +40,7 @@ def person(chromium, desk, name="analyst-1", **context):
     "A page of somebody who is logged in; afterwards nothing was wrong in the console, and nothing was asked of others."
     wrong = []
     opened = chromium.new_context(viewport={"width": 1280, "height": 860}, **{"reduced_motion": "reduce"} | context) if "viewport" not in context else chromium.new_context(**context)
+    opened.set_default_timeout(CLICK)
     page = opened.new_page()
     page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -124,7 +127,7 @@ def test_filters_more_rows_and_live_updates(chromium, desk):
             number = int(page.locator("#rows tr").nth(2).get_attribute("id").removeprefix("case-"))
             connection.execute(sa.update(cases).where(cases.c.decision_id == number).values(status="cleared", closed=desk.now, closed_by="analyst-2"))
         fresh = page.locator("#pulse a")
-        playwright.expect(fresh).to_contain_text("new · show", timeout=15_000)
+        playwright.expect(fresh).to_contain_text("new · show")
         playwright.expect(page.locator(f"#case-{number} .age")).to_have_text("cleared by analyst-2")
         assert page.locator("#rows tr").first.get_attribute("id") == first, "rows jumped"
         fresh.click()
@@ -142,7 +145,7 @@ def test_a_colleague_closes_the_case_on_the_screen(chromium, desk):
         page.goto(f"{desk.url}/case/{number}")
         with writing(desk.engine) as connection:
             connection.execute(sa.update(cases).where(cases.c.decision_id == number).values(status="flagged", closed=desk.now, closed_by="analyst-2", note="called the bank"))
-        playwright.expect(page.locator("#verdict .gone")).to_contain_text("Flagged by analyst-2", timeout=15_000)
+        playwright.expect(page.locator("#verdict .gone")).to_contain_text("Flagged by analyst-2")
         assert page.get_by_role("button", name="Clear").count() == 0 and page.get_by_text("called the bank").is_visible()
 
 
@@ -215,6 +218,7 @@ def test_a_phone_can_do_the_work(chromium, desk):
 def test_what_fails_is_said(chromium, tmp_path):
     made = desk_server.make_desk(tmp_path, count=300)
     opened = chromium.new_context()
+    opened.set_default_timeout(CLICK)
     with desk_server.served(made) as url:
         page = opened.new_page()
         page.goto(f"{url}/login")

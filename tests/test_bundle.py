@@ -385,3 +385,13 @@ def test_a_judged_model_from_end_to_end(tmp_path):
     for minute, given in enumerate((settings, strict)): save(given, minute=minute, evaluation=result, judgement=judge(given, result["metrics"]))
     assert [row["verdict"] for row in list_bundles(settings)] == ["rejected", "accepted"]
     assert "below verdict.min_auc 0.999" in list_bundles(settings)[0]["reasons"][0] and latest_bundle(settings, build_table(settings)).manifest["verdict"] == "accepted"
+
+
+def test_figures_with_labels_frozen_are_kept_and_earlier_bundles_have_none(made, tmp_path):
+    folder, table, settings = made
+    assert "frozen" not in load_bundle(folder, table).manifest
+    mine, found = settings_in(tmp_path), measured(settings)
+    frozen = {"events_changed": 5, "metrics": {"auc": {"value": 0.6, "low": 0.5, "high": 0.7}}, "money": None, "meaning": "less"}
+    for minute, given in enumerate((frozen, None)):
+        bundle = load_bundle(save(mine, minute=minute, evaluation=found | {"frozen": given}), table)
+        assert bundle.manifest.get("frozen") == (given and given["metrics"]) and json.loads((bundle.folder / "evaluation.json").read_text())["frozen"] == given

@@ -5,13 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pyarrow.parquet as pq
 import pytest
 
 from command_line import PAYMENTS, as_json, call, options_of, payments_in
 from fraud_poc.terminal import parse_overrides, parse_value
+from waiting import LONG, until
 
 ROWS = [f"p{i},2025-03-{1 + i % 20:02} 10:00:00,ann,{10 + i}.50,{int(i % 7 == 0)}" for i in range(60)]
 
@@ -192,10 +192,11 @@ def test_ctrl_c_in_a_shell(root, tmp_path):
                "--config", str(root / "config" / "orders.toml"), "--folder", str(tmp_path / "raw"), "--set", f"batch.folder={tmp_path}"]
     heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background may have been told to ignore it
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ) | {"PYTHONPATH": str(root)}, preexec_fn=heard)
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not any(tmp_path.iterdir()): time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    try:
+        until(lambda: any(tmp_path.iterdir()), "the command has begun", run)
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=LONG)
+    finally: run.kill()
     assert run.returncode == 130, err
     said = json.loads(out)
     assert said["exit_code"] == 130 and "there is no log" in err and "Traceback" not in err

@@ -1,8 +1,9 @@
 """The database: the same in SQLite and in PostgreSQL, and up to date whoever opens it."""
 import importlib
-import multiprocessing
-import os
+import json
 import pkgutil
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -15,6 +16,7 @@ import fraud_poc.desk
 from fraud_poc.config import load_settings
 from fraud_poc.desk import database
 from fraud_poc.desk.database import add_up, alembic_config, cases, decisions, is_current, labels, links, metadata, new_ids, open_database, put, scores, writers, writing
+from waiting import LONG
 
 for found in pkgutil.iter_modules(fraud_poc.desk.__path__): importlib.import_module(f"fraud_poc.desk.{found.name}")  # each module adds its tables
 
@@ -48,6 +50,12 @@ def test_migrations_make_what_the_modules_describe(engine, tmp_path):
             indexes.append(set(connection.execute(sa.text("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")).scalars()))
     described.dispose()
     assert indexes[0] == indexes[1]
+
+
+def test_primary_keys_are_as_described(engine):
+    "Alembic compares columns and indexes, and no primary keys."
+    for name, table in metadata.tables.items():
+        assert sa.inspect(engine).get_pk_constraint(name)["constrained_columns"] == [column.name for column in table.primary_key], name
 
 
 def test_migrations_go_back_and_forth(engine):
@@ -132,17 +140,21 @@ def test_readers_do_not_wait_for_a_writer(engine):
         with engine.connect() as other: assert other.execute(sa.select(sa.func.count()).select_from(decisions)).scalar() == 0
 
 
-def die_while_writing(settings, url):
-    with writing(open_database(settings, url)) as connection:
-        connection.execute(sa.insert(decisions), [decision()])
-        os._exit(9)
+DIES = """
+import json, os, sys
+import sqlalchemy as sa
+from fraud_poc.config import Settings
+from fraud_poc.desk.database import decisions, open_database, writing
+row = json.loads(sys.argv[3])
+with writing(open_database(Settings.model_validate_json(sys.argv[1]), sys.argv[2])) as connection:
+    connection.execute(sa.insert(decisions), [row | {"vector": row["vector"].encode()}])
+    os._exit(9)
+"""
 
 
 def test_a_writer_that_dies_leaves_nothing_behind(settings, engine, database_url):
-    child = multiprocessing.get_context("spawn").Process(target=die_while_writing, args=(settings, database_url))
-    child.start()
-    child.join(30)
-    assert child.exitcode == 9
+    row = decision() | {"vector": decision()["vector"].decode()}
+    assert subprocess.run([sys.executable, "-c", DIES, settings.model_dump_json(), database_url, json.dumps(row)], timeout=LONG).returncode == 9
     with writing(engine) as connection: connection.execute(sa.insert(decisions), [decision()])
 
 

@@ -9,11 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings as examples, strategies as st
 
+import oracle
 from fraud_poc.config import Settings, load_settings
+from fraud_poc.data.files import read_json
 from fraud_poc.data.ingest import ingest, part_path, read_manifest, read_part
 from fraud_poc.features.batch import compute_features
 from fraud_poc.model import dataset as module
+from fraud_poc.model.bundle import judge_model, latest_bundle
 from fraud_poc.model.dataset import count_waits, kept, make_dataset, read_dataset, read_split, share_known, verdicts_before, waiting_weights
+from fraud_poc.model.page import model_page
+from fraud_poc.model.train import train_model
 
 CARDS = Path(__file__).resolve().parents[1] / "config" / "cards.toml"
 ORDERS = CARDS.with_name("orders.toml")
@@ -134,6 +139,19 @@ def test_parts_of_the_log_do_not_show(log, tmp_path):
     assert [f["rows"] for f in one["files"]["train"]] == [f["rows"] for f in two["files"]["train"]] and len(two["files"]["train"]) == 3
 
 
+def test_counts_are_those_of_the_rows(log, copy):
+    told, (_, events, labels) = [], log
+    manifest = make_dataset(copy, progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told) and told[-1] == (2 * len(events), 2 * len(events)) and len(told) > 2
+    time, w = events.order_date.dt.tz_convert(None).astype("datetime64[ms]").astype("int64"), manifest["windows_ms"]
+    for split, start, end, moment in [("train", w["train"], w["validation"], w["cutoff"]), ("validation", w["validation"], w["train_end"], w["cutoff"]), ("test", w["cutoff"], w["test_end"], w["known_end"])]:
+        known = as_known(labels, moment).reindex(events.order_id[(time >= start) & (time < end)])
+        rows, counts = frame(copy, split), manifest["splits"][split]
+        assert (counts["honest_events"], counts["fraud_events"], counts["unresolved"]) == ((known == 0).sum(), (known == 1).sum(), known.isna().sum())
+        assert (counts["rows"], counts["frauds"], counts["too_young"]) == (len(rows), rows.label.sum(), known.notna().sum() - len(rows))
+        assert counts["weight"] == pytest.approx(rows[module.WEIGHT].sum()) and counts["fraud_weight"] == pytest.approx(rows[module.WEIGHT][rows.label == 1].sum())
+
+
 def test_features_are_those_of_the_event(log):
     settings, _, _ = log
     manifest = make_dataset(settings)
@@ -192,6 +210,20 @@ def test_kept_is_a_share_of_the_honest(seed, share):
     stay = kept(draw, label, share)
     assert stay[label == 1].all() and abs(stay[label == 0].mean() - share) < 0.05
     assert (stay >= kept(draw, label, share / 2)).all(), "a smaller share is a part of a larger one"
+
+
+def test_an_event_weighs_what_its_own_class_leaves_open_at_its_age():
+    known = np.array([[0.2, 0.5, 1.0], [0.05, 0.8, 1.0]])  # of legitimate events and of frauds, at an age of 0, 1 and 2 hours
+    assert waiting_weights(np.array([0, 1, 0, 1, 0]), np.array([1, 1, 2, 99, 0]), known).tolist() == [2, 1.25, 1, 1, 0]  # of the youngest, too few frauds are known
+    assert waiting_weights(np.array([0, 1]), np.array([0, 0]), np.array([[0.2], [0.1]])).tolist() == [5, 10]
+
+
+def test_events_without_a_verdict_have_no_label_and_no_time_of_one():
+    keys = np.array([5, 7, 9, 1], np.uint64)
+    some = module.Verdicts(np.array([5, 9], np.uint64), np.array([1, 0], np.int8), np.array([100, 200]))
+    none = module.Verdicts(*(values[:0] for values in some))
+    assert [values.tolist() for values in module.label_events(keys, some)] == [[1, -1, 0, -1], [100, 0, 200, 0]]
+    assert [values.tolist() for values in module.label_events(keys, none)] == [[-1] * 4, [0] * 4]
 
 
 def test_share_known_of_truncated_waits():
@@ -273,3 +305,101 @@ def test_a_fixed_delay_needs_no_weights(tmp_path):
     for split, s in manifest["splits"].items():
         assert s["unresolved"] == s["too_young"] == 0 and s["weight"] == s["rows"] == s["honest_events"] + s["fraud_events"], split
         assert set(read_split(settings, split).weight.tolist()) == {1.0}
+
+
+# --- label features frozen at the cut-off -----------------------------------------------------------------------------------------------
+
+def streak(folder: Path, delay: str, days: int = 60, **changes) -> Settings:
+    "Card transactions, one a day for each of 60 cards: a card has frauds for a while, then none for a while, so that yesterday's label gives away today's."
+    rng, cards = np.random.default_rng(11), 60
+    state = np.empty((days, cards), bool)
+    state[0] = rng.random(cards) < 0.3
+    for day in range(1, days): state[day] = np.where(rng.random(cards) < 0.25, rng.random(cards) < 0.3, state[day - 1])
+    time = START + np.repeat(np.arange(days), cards) * DAY + np.tile(np.arange(cards), days) * 60_000
+    table = pa.table({"TRANSACTION_ID": np.arange(days * cards), "TX_DATETIME": pa.array(time, pa.timestamp("ms")), "CUSTOMER_ID": np.tile(np.arange(cards) + 1, days),
+                      "TERMINAL_ID": rng.integers(1, 9, days * cards), "TX_AMOUNT": rng.integers(1, 9_000, days * cards) / 100, "TX_FRAUD": state.ravel().astype(np.int64)})
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / "cards.parquet")
+    rows = ['Hour()', 'FraudRate(by="CUSTOMER_ID", over="47h")', 'FraudCount(by="CUSTOMER_ID", over="47h")', 'Count(by="TERMINAL_ID", over="7d")']
+    base = {"batch.folder": str(folder / "log"), "features.rows": rows, "labels.delay": delay, "training.test_days": 14, "training.delay": "1d", "training.train_days": 40,
+            "training.validation_days": 10, "batch.part_rows": 400, "batch.threads": 2, "model.trees": 40, "verdict.bootstrap": 20, "verdict.reviews_a_day": 15}
+    settings = load_settings(CARDS, base | {name.replace("__", "."): value for name, value in changes.items()})
+    ingest(settings, str(folder / "cards.parquet"))
+    compute_features(settings)
+    return settings
+
+
+def test_labels_that_give_away_the_next_ones_flatter_and_the_frozen_figure_says_so(tmp_path):
+    settings = streak(tmp_path, "1ms")
+    manifest = make_dataset(settings)
+    assert manifest["label_features"] == manifest["features"][1:3]
+    train_model(settings)
+    judged = judge_model(settings)
+    served, frozen = judged["metrics"], judged["labels_frozen"]
+    assert served["auc"]["value"] > 0.8 and frozen["auc"]["value"] < 0.62 and served["average_precision"]["low"] > frozen["average_precision"]["high"] + 0.1
+    assert frozen["card_precision"].keys() == {"value", "low", "high"} and frozen["cost_a_day"] > judged["cost_a_day"]["policy"]
+    words = [f"{found[name]['value']:.3f}" for found in (served, frozen) for name in ("auc", "average_precision")]
+    assert all(word in frozen["meaning"] for word in words) and "as fast as the log says" in frozen["meaning"] and judged["verdict"] == "accepted", judged["reasons"]
+    bundle = latest_bundle(settings, module.build_table(settings))
+    kept, text = read_json(bundle.folder / "evaluation.json")["frozen"], model_page(bundle)
+    assert bundle.manifest["frozen"] == kept["metrics"] and kept["metrics"]["auc"] == frozen["auc"] and kept["events_changed"] == frozen["events_changed"] > 500
+    assert kept["money"]["costs"]["policy"]["low"] is not None and all(word in text for word in [*words, "labels frozen", frozen["meaning"]])
+
+
+def test_both_figures_are_one_where_no_label_comes_in_during_the_test(tmp_path):
+    "Orders as before, without the labels that became known on the test days: whatever is known later tells no test event anything."
+    events, labels = raw(None)
+    w = make_dataset(built(tmp_path / "all", events, labels))["windows_ms"]
+    moments = [pd.Timestamp(w[name], unit="ms", tz="UTC") for name in ("cutoff", "test_end")]
+    settings = built(tmp_path / "some", events, labels[~labels.known_at.between(*moments)], model__trees=20, verdict__bootstrap=5)
+    assert make_dataset(settings)["windows_ms"] == w
+    served, frozen = read_split(settings, "test"), read_split(settings, "test", frozen=True)
+    assert (served.features.view(np.uint32) == frozen.features.view(np.uint32)).all() and served.rows.equals(frozen.rows)
+    train_model(settings)
+    judged = judge_model(settings)
+    assert judged["labels_frozen"]["events_changed"] == 0 and judged["labels_frozen"]["auc"] == judged["metrics"]["auc"] and "both figures are the same" in judged["labels_frozen"]["meaning"]
+
+
+def test_a_delay_beyond_the_test_leaves_no_label_of_it_in_its_features(tmp_path):
+    "Then labels of test events feed none of them; those of earlier events do, as they come in, and the frozen figures leave them out."
+    settings = streak(tmp_path, "15d", training__delay="15d", training__train_days=25)
+    windows = make_dataset(settings)["windows_ms"]
+    cutoff, name = windows["cutoff"], "fraud_count_47h_by_CUSTOMER_ID"
+    served, frozen = (read_split(settings, "test", frozen=frozen) for frozen in (False, True))
+    assert (served.features.view(np.uint32) == frozen.features.view(np.uint32)).all(), "no label is younger than the windows"
+    assert (served.features[:, read_dataset(settings)["features"].index(name)] == 0).all() and windows["test_end"] - cutoff == 14 * DAY
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch__step_rows": 500, "batch__partitions": 3}, {"batch__threads": 1}])
+def test_frozen_features_of_the_test_are_those_of_a_log_without_the_later_labels(log, copy, changes):
+    "Beside each other: a log without the labels that became known from the cut-off on, and the frozen features of the whole log."
+    settings, events, labels = log
+    mine = settings_in(copy.batch.folder, **changes)
+    manifest = make_dataset(mine, replace=True)
+    without = labels[labels.known_at < pd.Timestamp(manifest["windows_ms"]["cutoff"], unit="ms", tz="UTC")]
+    other = built(copy.batch.folder / "without", events, without)
+    found = pd.concat([pq.read_table(path).to_pandas() for path in sorted((module.features_folder(other, module.build_table(other)) / "parts").glob("*"))])
+    ids = pd.concat([read_part(other.batch.folder, "events", part["name"], ["seq", "id"]).to_pandas() for part in read_manifest(other.batch.folder)["parts"]])
+    expected = found.merge(ids, on="seq").set_index("id")[manifest["features"]]
+    served, frozen = (read_split(mine, "test", frozen=frozen) for frozen in (False, True))
+    assert not len(oracle.differing(expected.loc[frozen.rows["id"].to_pylist()].to_numpy(np.float32), frozen.features))
+    assert (served.features != frozen.features).any(axis=0).tolist() == [False, False, True] and served.rows.equals(frozen.rows)
+    assert manifest["label_features"] == ["fraud_count_lifetime_by_email"] and not any(module.FROZEN in name for name in frozen.rows.column_names)
+
+
+def test_tables_without_label_features_have_one_figure(log, copy):
+    rows = ['Value("order_amount")', 'Count(by="customer_id", over="7d")']
+    settings = settings_in(copy.batch.folder, features__rows=rows, model__trees=10, verdict__bootstrap=5)
+    compute_features(settings)
+    assert make_dataset(settings)["label_features"] == []
+    train_model(settings)
+    judged = judge_model(settings)
+    assert "labels_frozen" not in judged and read_json(Path(judged["folder"]) / "evaluation.json")["frozen"] is None
+    with pytest.raises(ValueError, match="'train' has no frozen features"): read_split(settings, "train", frozen=True)
+
+
+def test_a_dataset_of_an_earlier_format_is_made_again(copy):
+    make_dataset(copy)
+    path = copy.batch.folder / "dataset" / "manifest.json"
+    path.write_text(path.read_text().replace(f'"format": {module.VERSION}', '"format": 1'))
+    with pytest.raises(ValueError, match="is of format 1, and this version reads 2: run `fraud-poc dataset` again"): read_dataset(copy)

@@ -3,8 +3,10 @@ import asyncio
 import json
 import math
 import random
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -16,10 +18,11 @@ from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ORDER, check_events, hashed_rows
 from fraud_poc.features.table import build_table
 from fraud_poc.live import decide as module
-from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderReader, Watch, answer_of, digest_of, place_of, open_record, read_dict
+from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderReader, Watch, answer_of, decide_all, digest_of, place_of, open_record, read_dict
 from fraud_poc.live.store import MemoryStore, Meta, Outcome, StoreDown, StoreLost, StoreSlow, decode_entry, event_key, open_store, start_redis
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
+from waiting import STORE, in_time
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 SECRET = bytes(range(32))
@@ -221,7 +224,7 @@ class Deaf(Far):
 
 def test_clashes_lose_nothing():
     async def run():
-        engine = engine_for(orders(**{"live.store_timeout": "20s"}), watch=Notes())
+        engine = engine_for(orders(**{"live.store_timeout": STORE}), watch=Notes())
         engine.store = Far(engine.store)
         events = [event_of(engine, order_id=f"o{i % 12}", order_date=f"2025-06-01T12:00:{i % 12:02}", order_amount=i % 12 + 1) for i in range(24)]
         answers = await asyncio.gather(*map(engine.decide, events))
@@ -243,7 +246,7 @@ def test_attempts_are_bounded():
     async def run():
         engine = engine_for(orders(**{"live.store_timeout": "100ms"}), watch=Notes())
         engine.store = Deaf(engine.store, "conflict")
-        answer = await asyncio.wait_for(engine.decide(event_of(engine, order_amount=60)), 5)
+        answer = await in_time(engine.decide(event_of(engine, order_amount=60)))
         assert (answer.degraded, answer.band, answer.score) == ("contended", "medium", None)
         assert 2 <= engine.watch.seen.count(("commit", "conflict")) <= module.ATTEMPTS
         with pytest.raises(StoreSlow): await engine.learn(Label(1, 1, 2, 1, -1, {name: 1 for name in engine.settings.columns.entities}))
@@ -264,6 +267,39 @@ def test_without_a_store_the_amount_decides(call, error, reason):
         assert engine.watch.seen.count(("degraded", reason)) == 4 and whole.log == []
         engine.store = whole
         assert (await engine.decide(event_of(engine, order_id="o50", order_amount=50))).degraded is None
+    asyncio.run(run())
+
+
+class Mute:
+    "A store that takes changes and does not say what came of them."
+    def __init__(self, store, error): self.store, self.error = store, error
+    def __getattr__(self, name): return getattr(self.store, name)
+    async def lot(self, asked):
+        lot = await self.store.lot(asked)
+        async def outcomes(): raise self.error
+        lot.outcomes = outcomes
+        return lot
+
+
+@pytest.mark.parametrize("error, reason", [(StoreSlow("late"), "store_slow"), (StoreDown("gone"), "store_down")])
+def test_an_answer_says_whether_its_decision_may_have_been_stored(error, reason):
+    async def run():
+        engine = engine_for(orders(), watch=Notes())
+        whole, engine.store = engine.store, Mute(engine.store, error)
+        several = [event_of(engine, order_id=f"o{number}", order_amount=900) for number in range(3)]
+        answers = []
+        await decide_all(engine, several, lambda _, answer: answers.append(answer))
+        assert [(answer.degraded, answer.stored, answer.position) for answer in answers] == [(reason, "unknown", None)] * 3
+        assert engine.watch.seen.count(("uncertain", reason)) == 3 and len(whole.log) == 3, "they were stored, and the answer did not deny it"
+        engine.store = whole
+        again = await engine.decide(several[0])
+        assert (again.known_before, again.stored, again.degraded, again.position) == (True, "yes", None, 10) and len(whole.log) == 3
+        async def broken(*_): raise error
+        engine.store = SimpleNamespace(lot=broken, meta=whole.meta)
+        late = await engine.decide(event_of(engine, order_id="late"))
+        assert (late.degraded, late.stored) == (reason, "no") and engine.watch.seen.count(("uncertain", reason)) == 3
+        engine.store = Deaf(whole, "conflict")
+        assert (await engine.decide(event_of(engine, order_id="busy"))).stored == "no", "each commit was refused"
     asyncio.run(run())
 
 
@@ -307,12 +343,49 @@ def test_missing_entities_have_no_state():
     asyncio.run(run())
 
 
+class Slow(Far):
+    "A store that takes 20 ms to read and 30 ms to write."
+    async def lot(self, asked):
+        lot = await self.store.lot(asked)
+        outcomes = lot.outcomes
+        async def late():
+            await asyncio.sleep(0.03)
+            return await outcomes()
+        lot.outcomes = late
+        await asyncio.sleep(0.02)
+        return lot
+
+
+class SlowScorer(PlainScorer):
+    def score(self, vector):
+        time.sleep(0.01)
+        return super().score(vector)
+
+
+def test_the_seconds_of_each_part_add_up_to_those_of_the_orders():
+    "Of three orders that are decided together: each waits for the whole fetch and commit, and is stepped and scored on its own."
+    spent = {}
+    class Timed(Watch):
+        def spent(self, part, seconds, orders=1): spent[part] = (seconds, orders)
+    async def run():
+        engine = engine_for(orders(**{"live.store_timeout": "20s"}), watch=Timed())
+        engine.store, engine.scorer = Slow(engine.store), SlowScorer()
+        start = time.perf_counter()
+        assert [answer.degraded for answer in await decided(engine, [event_of(engine, order_id=f"o{i}", customer_id=i) for i in range(3)])] == [None] * 3
+        return time.perf_counter() - start, [decode_entry(entry).took for _, entry in engine.store.log]
+    seconds, took = asyncio.run(run())
+    assert {part: number for part, (_, number) in spent.items()} == {"fetch": 3, "step": 3, "model": 3, "commit": 3}
+    assert spent["fetch"][0] >= 0.02 and spent["commit"][0] >= 0.03 and spent["model"][0] >= 0.01 and spent["step"][0] > 0
+    assert spent["fetch"][0] + 3 * (spent["step"][0] + spent["model"][0]) + spent["commit"][0] <= seconds
+    assert took == sorted(took) and 30_000 <= took[0] and took[0] + 20_000 <= took[2] <= seconds * 1e6  # the log: microseconds from the fetch to the score
+
+
 def test_words_for_flags():
     assert [place_of(flags) for flags in (0, 1, 2, 4, 12, 16, 3, 6)] == ["known", "new", "capped", "late", "too_late", "missing", "new", "capped"]
 
 
 def test_through_redis_with_two_writers(tmp_path):
-    settings = orders(**{"live.store_timeout": "20s"})
+    settings = orders(**{"live.store_timeout": STORE})
     with start_redis(tmp_path / "redis") as server:
         asyncio.run(through_redis(settings, server.url))
 
@@ -373,9 +446,21 @@ def test_what_is_wrong_with_one_order_of_a_lot_concerns_that_one(tmp_path):
     async def in_memory(store, key): store.held["record", key] = ((10, b"no record"), store.held["record", key][1])
     asyncio.run(run(engine_for(orders()), in_memory))
     async def in_redis():
-        async with open_store(orders(**{"live.store_timeout": "20s"}), server.url) as store:
+        async with open_store(orders(**{"live.store_timeout": STORE}), server.url) as store:
             engine = engine_for(orders(), store)
             await filled(store, engine.table.hash)
             await run(engine, lambda store, key: store.call("SET", store.at_records + key, b"10 no record"))
             assert not store.link.own and not store.link.records  # nothing is waited for any more
     with start_redis(tmp_path / "redis") as server: asyncio.run(in_redis())
+
+
+@pytest.mark.parametrize("value, text", [(2**64 - 1, "18446744073709551615"), (2**64, None), (-2**63, "-9223372036854775808"), (-2**63 - 1, None)])
+def test_whole_numbers_of_64_bits_are_identities(value, text):
+    reader = OrderReader(orders(), SECRET, lambda: NOW)
+    if text: assert read_dict(reader, ORDER_1 | {"customer_id": value}).keys == read_dict(reader, ORDER_1 | {"customer_id": text}).keys
+    else:
+        with pytest.raises(OrderError, match="does not fit in 64 bits"): read_dict(reader, ORDER_1 | {"customer_id": value})
+
+
+def test_an_engine_waits_for_its_store_as_long_as_the_settings_say():
+    assert engine_for(orders(**{"live.store_timeout": "250ms"})).timeout == 0.25

@@ -147,7 +147,7 @@ def test_features_of_another_log_are_not_used(log, tmp_path):
     assert read_json(features_folder(settings, table) / "manifest.json")["parts"]
 
 
-@pytest.mark.parametrize("rows, labelled", [(["1,2025-01-01,a,5,"], False), (["1,2025-01-01,a,5,1", "2,2025-01-02,a,0,0"], True), (["1,2025-01-01,a,-5,1"], True)])
+@pytest.mark.parametrize("rows, labelled", [(["1,2025-01-01,a,5,"], False), (["1,2025-01-01,a,5,1", "2,2025-01-04,a,0,0"], True), (["1,2025-01-01,a,-5,1"], False)])
 def test_tiny_logs(root, tmp_path, rows, labelled):
     (tmp_path / "c.toml").write_text("""
 domain = {name = "tiny"}
@@ -163,6 +163,7 @@ batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows 
     ingest(settings, str(tmp_path / "in.csv")); compute_features(settings)
     report = describe(settings)
     assert report["events"] == len(rows) and (report["resolved"] > 0) == labelled and report["story"] == []
+    assert report["labels_waiting"] == sum(not row.endswith(",") for row in rows) - labelled
 
 
 def test_an_empty_log_is_refused(tmp_path, log):

@@ -7,7 +7,7 @@ import house
 from fraud_poc.config import load_settings
 from fraud_poc.data.ingest import ingest, read_manifest
 from fraud_poc.features.batch import compute_features, features_folder, read_states
-from fraud_poc.features.table import build_table
+from fraud_poc.features.table import Stepper, build_table, step_event, step_label
 
 PAYMENTS = """
 [domain]
@@ -91,3 +91,12 @@ def test_a_domain_of_its_own(root, tmp_path):
     to_payee0 = features.fraud_count_lifetime_by_payee.iloc[::5]
     assert to_payee0.iloc[:12].eq(0).all() and to_payee0.iloc[12:].eq(1).all()
     assert sum(len(states) for states in read_states(settings, table, "payee")) == 5
+
+
+def test_a_label_leaves_states_of_entities_that_learn_none_as_they_are(root):
+    table = build_table(load_settings(root / "config" / "orders.toml", {"features.rows": ['FraudCount(by="customer_id", over="lifetime")', 'Count(by="email", over="1d")']}))
+    assert [(entity.by, bool(entity.labels)) for entity in table.entities] == [("customer_id", True), ("email", False)]
+    stepper, keys = Stepper(table), {"customer_id": 7, "email": 8, "ip_addr": 0, "device": 0, "location": 0}
+    states = step_event(stepper, 1_748_736_000_000, 1, 500, keys, [b"", b""])[2]
+    after = step_label(stepper, 1_748_736_000_000, 1, 1, -1, states)
+    assert after[0] != states[0] and after[1] == states[1] != b""

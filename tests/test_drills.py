@@ -1,10 +1,8 @@
 """The drills of benchmarks/ on a small scale: the service under kills, and under more orders than it can answer."""
 import json
 import os
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,16 +11,17 @@ import pytest
 from fraud_poc.api import scoring
 from fraud_poc.config import load_settings
 from fraud_poc.live.store import Client, StoreDown, kept_running, server_for, server_runs, start_redis
+from waiting import LONG, until, watched
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(name: str, *options) -> dict:
-    "A drill as a command; its summary, the last line."
-    command = [sys.executable, str(ROOT / "benchmarks" / name), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
-    assert done.stdout, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]) | {"code": done.returncode, "said": done.stdout + done.stderr[-2000:]}
+    "A drill as a command, which says how far it is; its summary, the last line."
+    done = watched([sys.executable, ROOT / "benchmarks" / name, *options], env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+    last = (done.stdout.splitlines() or [""])[-1]
+    assert last.startswith("{"), done.stdout[-5000:]
+    return json.loads(last) | {"code": done.returncode, "said": done.stdout[-5000:]}
 
 
 def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed():
@@ -33,7 +32,7 @@ def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed():
 
 
 def test_overload_is_refused_cleanly():
-    found = run("load.py", "--seconds", 2, "--search", 1, "--patterns", 300, "--history", 2500)
+    found = run("load.py", "--seconds", 2, "--search", 1, "--patterns", 300, "--history", 2500, "--busy-machine")
     assert found["errors"] == 0 and found["sustainable"] > 0 and found["memory_growth"]["scoring"] < 0.1 and found["memory_growth"]["writer"] < 0.5, found["said"]
     assert found["loads"]["twice the rate"]["accepted"] > 0 and not found["store_left_running"]
 
@@ -42,11 +41,12 @@ def test_overload_is_refused_cleanly():
 
 def answer(url: str, *command):
     "A reply of a server that may be about to start."
-    for _ in range(1000):
-        try:
-            with Client(url, 2) as client: return client.call(*command)
-        except StoreDown: time.sleep(0.01)
-    raise AssertionError("the server does not come back")
+    def ask() -> tuple:
+        with Client(url, LONG) as client: return (client.call(*command),)
+    return until(ask, "the server answers", ignore=(StoreDown,))[0]
+
+
+def server_process(url: str) -> int: return int(answer(url, "INFO", "server").decode().partition("process_id:")[2].split()[0])
 
 
 def test_a_server_that_dies_is_started_again_by_one_of_its_users(tmp_path, root):
@@ -55,9 +55,9 @@ def test_a_server_that_dies_is_started_again_by_one_of_its_users(tmp_path, root)
         assert url == same
         for number in range(3):
             answer(url, "SET", "number", str(number))
-            pid = int(answer(url, "INFO", "server").decode().partition("process_id:")[2].split()[0])
+            pid = server_process(url)
             os.kill(pid, 9)
-            while str(pid) == answer(url, "INFO", "server").decode().partition("process_id:")[2].split()[0]: time.sleep(0.01)
+            until(lambda: server_process(url) != pid, "another server answers")
             assert answer(url, "GET", "number") == str(number).encode()
     assert not server_runs(tmp_path / "redis") and not [thread for thread in threading.enumerate() if thread.name == "store"]
 
@@ -73,8 +73,7 @@ def test_a_server_that_cannot_start_is_told_of_and_tried_again(tmp_path, caplog)
         with kept_running(server):
             server.process.kill()
             assert answer(server.url, "PING") == b"PONG"
-            until = time.monotonic() + 10
-            while len(caplog.records) < 2 and time.monotonic() < until: time.sleep(0.01)
+            until(lambda: len(caplog.records) >= 2, "both are told")
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] and caplog.records[0].fields["reason"] == "no room"
 
 

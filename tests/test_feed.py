@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -20,6 +19,7 @@ from fraud_poc.config import load_settings
 from fraud_poc.feed import (MOST, PATIENCE, Feed, Link, Place, Reply, Scorer, Stream, Timer, ask, create_feed, deliver, drive, find_place, keep_registered,
                             live_orders, read_address, register)
 from fraud_poc.live.decide import OrderReader, read_dict
+from waiting import ended, in_time, line_of, until, until_so
 
 HOSTS = ["127.0.0.1", "localhost", "::1"]
 
@@ -59,14 +59,6 @@ def scorer_at(answer=lambda path, body: (200, {}, {"action": "pass", "degraded":
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def until(true, seconds: float = 10.0):
-    "Wait for something."
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def url_of(server, host="127.0.0.1"): return f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
@@ -152,7 +144,7 @@ def test_a_name_is_looked_up_once_and_the_checked_address_is_used(settings):
         chosen = settings.model_copy(update={"feed": settings.feed.model_copy(update={"hosts": ["scorer.invalid"]})})
         with TestClient(create_feed(chosen, look_up=look_up)) as client:
             assert client.post("/register", json={"url": f"http://scorer.invalid:{server.server_address[1]}"}).status_code == 200
-            until(lambda: len(server.got) > 5)
+            until(lambda: len(server.got) > 5, "orders arrive")
         assert {headers["Host"] for _, _, headers in server.got} == {f"scorer.invalid:{server.server_address[1]}"}
 
 
@@ -160,7 +152,7 @@ def test_redirects_are_not_followed(settings):
     with scorer_at() as other, scorer_at(lambda path, body: (307, {"Location": url_of(other) + path}, {})) as server:
         with TestClient(create_feed(settings)) as client:
             client.post("/register", json={"url": url_of(server), "key": "secret"})
-            until(lambda: client.get("/registered").json()[0]["state"] == "dropped")
+            until(lambda: client.get("/registered").json()[0]["state"] == "dropped", "the scorer is dropped")
             assert "redirect (307), which is not followed" in client.get("/registered").json()[0]["problem"]
         assert len(server.got) == 1 and not other.got
 
@@ -293,17 +285,18 @@ def test_delivery_goes_on_after_a_broken_connection(settings):
 # --- the service ------------------------------------------------------------------------------------------------------------------------
 
 def test_orders_and_their_verdicts_reach_a_real_scorer(settings):
-    with scorer_at() as server, TestClient(create_feed(settings)) as client:
+    with scorer_at() as server, scorer_at() as other, TestClient(create_feed(settings)) as client:
         answer = client.post("/register", json={"url": url_of(server), "key": "top-secret"})
         assert answer.status_code == 200 and answer.json()["state"] == "sending"
-        until(lambda: sum(path == "/labels" for path, *_ in server.got) > 20)
+        until(lambda: client.get("/registered").json()[0]["labels"] >= 20, "verdicts arrive")
         shown = client.get("/registered")
-        assert "top-secret" not in shown.text and shown.json()[0]["labels"] >= 20
+        assert "top-secret" not in shown.text and sum(path == "/labels" for path, *_ in server.got) >= 20
         assert client.delete("/register", params={"url": url_of(server)}).json()["url"] == url_of(server)
-        time.sleep(0.1)  # what was under way arrives
+        assert client.get("/registered").json() == []
         count = len(server.got)
-        time.sleep(0.15)
-        assert len(server.got) == count and client.get("/registered").json() == []
+        client.post("/register", json={"url": url_of(other)})
+        until(lambda: len(other.got) > 10, "orders arrive at another one")
+        assert len(server.got) <= count + 1, "more than what was under way"
     assert {headers["X-API-Key"] for *_, headers in server.got} == {"top-secret"}
     orders = [body["order_id"] for path, body, _ in server.got if path == "/score"]
     assert len(orders) == len(set(orders)) and [body["order"] for path, body, _ in server.got if path == "/labels"] == orders[:sum(path == "/labels" for path, *_ in server.got)]
@@ -313,7 +306,7 @@ def test_two_scorers_have_streams_of_their_own_and_one_that_is_down_holds_up_nob
     with scorer_at() as one, scorer_at() as two, socket.socket() as closed, TestClient(create_feed(settings)) as client:
         closed.bind(("127.0.0.1", 0))
         for address in (url_of(one), url_of(two), f"http://127.0.0.1:{closed.getsockname()[1]}"): client.post("/register", json={"url": address})
-        until(lambda: len(one.got) > 10 and len(two.got) > 10)
+        until(lambda: len(one.got) > 10 and len(two.got) > 10, "orders arrive at both")
         ids = [{body["order_id"] for path, body, _ in server.got if path == "/score"} for server in (one, two)]
         assert not ids[0] & ids[1]
         down = client.get("/registered").json()[2]
@@ -324,10 +317,10 @@ def test_registering_again_goes_on_and_revives(settings):
     with scorer_at(lambda path, body: (200, {}, {}) if keys[-1] == "good" else (401, {}, {})) as server, TestClient(create_feed(settings)) as client:
         keys = ["bad"]
         client.post("/register", json={"url": url_of(server), "key": "bad"})
-        until(lambda: client.get("/registered").json()[0]["state"] == "dropped")
+        until(lambda: client.get("/registered").json()[0]["state"] == "dropped", "the scorer is dropped")
         keys.append("good")
         for _ in range(5): client.post("/register", json={"url": url_of(server) + "/", "key": "good"})
-        until(lambda: client.get("/registered").json()[0]["orders"] > 10)
+        until(lambda: client.get("/registered").json()[0]["orders"] > 10, "orders arrive")
         assert len(client.get("/registered").json()) == 1
     orders = [body["order_id"] for path, body, _ in server.got if path == "/score"]
     assert len(orders) == len(set(orders))
@@ -350,17 +343,20 @@ def test_the_key_is_in_no_log_and_no_repr(settings, caplog):
     caplog.set_level("DEBUG")
     with scorer_at(lambda path, body: (500, {}, {})) as server, TestClient(create_feed(settings)) as client:
         client.post("/register", json={"url": url_of(server), "key": "top-secret"})
-        until(lambda: client.get("/registered").json()[0]["state"] == "waiting")
+        until(lambda: client.get("/registered").json()[0]["state"] == "waiting", "the scorer's failure is seen")
         assert "top-secret" not in repr(client.app.state.feed.scorers)
     assert "top-secret" not in caplog.text + str([record.__dict__ for record in caplog.records])
 
 
 def test_stopping_leaves_no_task_behind(settings):
     async def run():
-        async def send(scorer, path, body): return await asyncio.Event().wait()  # never answers
+        async def send(scorer, path, body):
+            asked.append(path)
+            await asyncio.Event().wait()  # never answers
+        asked = []
         feed = Feed(settings, send=send)
         for port in (1, 2): await feed.register(f"http://127.0.0.1:{port}", "")
-        await asyncio.sleep(0.05)
+        await until_so(lambda: len(asked) == 2, "both are asked")
         await feed.stop()
         return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     assert asyncio.run(run()) == []
@@ -379,17 +375,18 @@ def test_a_process_that_a_scorer_registers_with_and_that_stops_when_told(setting
     "End to end: a feed on a free port, a scorer that registers itself, orders and verdicts, SIGTERM."
     with scorer_at() as server, subprocess.Popen([sys.executable, "-c", FEED, str(root / "config/orders.toml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as process:
         try:
-            address = process.stdout.readline().strip()
+            address = line_of(process)
             own = settings.model_copy(update={"feed": settings.feed.model_copy(update={"url": address})})
             stop = threading.Event()
             thread = threading.Thread(target=keep_registered, args=(own, url_of(server), "word", stop, 0.2))
             thread.start()
-            until(lambda: sum(path == "/labels" for path, *_ in server.got) > 5, 30)
-            stop.set()
-            thread.join()
+            try: until(lambda: sum(path == "/labels" for path, *_ in server.got) > 5, "verdicts arrive", process)
+            finally:
+                stop.set()
+                thread.join()
             assert "nor named in feed.hosts" in register(own, "http://evil.example", "word")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(15) == 0
+            assert ended(process) == 0
         finally: process.kill()
         assert "word" not in process.stderr.read()
     assert {headers["X-API-Key"] for *_, headers in server.got} == {"word"}

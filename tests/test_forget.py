@@ -31,6 +31,7 @@ from fraud_poc.live.load import base_of, ledger_key, look, prepare_db
 from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, start_redis, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
 from scoring_worker import small_engine
+from waiting import STORE
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = ['Count(by=["customer_id", "email", "ip_addr"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over=["7d", "lifetime"])',
@@ -44,7 +45,7 @@ DAY = 86_400_000
 
 def settings_in(folder: Path, **changes) -> Settings:
     return load_settings(ORDERS, {"features.rows": ROWS, "sample.orders": 900, "sample.customers": 96, "sample.days": 60, "sample.fraud_rate": 0.1, "batch.folder": str(folder),
-                                  "batch.part_rows": 300, "live.store_timeout": "20s", "live.durability": "always", "input.events": "", "input.labels": ""} | changes)
+                                  "batch.part_rows": 300, "live.store_timeout": STORE, "live.durability": "always", "input.events": "", "input.labels": ""} | changes)
 
 
 @dataclass
@@ -187,8 +188,10 @@ def assert_nothing_left(settings: Settings, gone: list[bytes], url: str) -> None
     with Client(url) as client:
         for key in client.call("KEYS", "*"):
             kind = client.call("TYPE", key)
-            data = key + (client.call("GET", key) if kind == b"string" else b"".join(b"".join(fields) for _, fields in client.call("XRANGE", key, "-", "+")) if kind == b"stream" else b"")
-            assert kind in (b"string", b"stream", b"set") and not [text for text in gone if text in data], f"the store's {key!r} holds what should be gone"
+            read = {b"string": lambda: client.call("GET", key), b"stream": lambda: b"".join(b"".join(fields) for _, fields in client.call("XRANGE", key, "-", "+")),
+                    b"set": lambda: b"", b"zset": lambda: b"".join(client.call("ZRANGE", key, 0, -1))}
+            data = key + read[kind]()
+            assert not [text for text in gone if text in data], f"the store's {key!r} holds what should be gone"
 
 
 def new_keys(before: pa.Table, after: pa.Table, columns: list[str]) -> dict[tuple[str, int], int]:
@@ -406,6 +409,14 @@ def test_a_tie_in_a_full_set_falls_as_before():
         assert features(trail.key("customer_id", int(code[customer]))) == before
         differ += sum(features(int(rng.integers(1, 2**64 - 1, dtype=np.uint64))) != before for _ in range(4))
     assert differ  # any random key would not do
+
+
+@pytest.mark.parametrize("length, end, shown", [(100, ",abc", True), (99, ",abc", False), (100, ",ab", False), (100, ",bcd", False), (250, ",xyz", True), (9, ",xyz", True), (9, ",yz", False)])
+def test_a_refused_line_that_was_cut_shows_the_beginning_of_a_text(length, end, shown):
+    "Where ingest cut a line after 100 characters, three are enough to know a text by; two may be anything."
+    texts = {"email": {"abcdef"}, "device": {"xyz"}}
+    assert module.cleared("", end.rjust(length, "-"), texts) == shown
+    assert module.cleared("device", "xyz", texts) and not module.cleared("email", "xyz", texts) and not module.cleared("", "", texts)
 
 
 def test_what_is_refused(shop, monkeypatch):

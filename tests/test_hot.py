@@ -3,7 +3,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -11,6 +10,7 @@ import uvicorn
 
 from fraud_poc.api import scoring
 from test_scoring import ORDER, Service
+from waiting import LONG, until
 
 
 @contextmanager
@@ -21,11 +21,11 @@ def listening(app):
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([port])))
         thread.start()
         try:
-            while not server.started: time.sleep(0.01)
+            until(lambda: server.started or not thread.is_alive(), "the server starts")
             yield port.getsockname()[1]
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(LONG)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,18 @@ def request(service, order: dict | bytes, *headers: str, method: str = "POST", v
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def replies(port: int, *pieces: bytes, count: int = 1, pause: float = 0.0, seconds: float = 5.0) -> list[tuple[int, dict, bytes]]:
+def replies(port: int, *pieces: bytes, count: int = 1) -> list[tuple[int, dict, bytes]]:
     "Status, headers and body of the next replies to what is sent over one connection; fewer when the server closes it."
-    with socket.create_connection(("127.0.0.1", port), seconds) as wire:
-        for piece in pieces:
-            wire.sendall(piece)
-            if pause: time.sleep(pause)
+    with connected(port) as wire:
+        for piece in pieces: wire.sendall(piece)
         return read(wire, count)
+
+
+def connected(port: int) -> socket.socket:
+    "A connection on which each piece goes out at once."
+    wire = socket.create_connection(("127.0.0.1", port), LONG)
+    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return wire
 
 
 def read(wire: socket.socket, count: int) -> list[tuple[int, dict, bytes]]:
@@ -69,16 +74,25 @@ def read(wire: socket.socket, count: int) -> list[tuple[int, dict, bytes]]:
 
 
 def test_one_connection_serves_order_after_order(service, port):
-    with socket.create_connection(("127.0.0.1", port), 5) as wire:
+    with connected(port) as wire:
         for number in range(5):
             wire.sendall(request(service, ORDER | {"order_id": f"kept-{number}"}))
             status, headers, body = read(wire, 1)[0]
             assert status == 200 and json.loads(body)["id"] == f"kept-{number}" and b"connection" not in headers
 
 
-def test_a_request_in_pieces_is_whole(service, port):
-    whole = request(service, ORDER | {"order_id": "pieces"})
-    assert [status for status, _, _ in replies(port, *[whole[i:i + 40] for i in range(0, len(whole), 40)], pause=0.002)] == [200]
+def test_a_request_in_pieces_is_whole(service, port, monkeypatch):
+    "Each piece is sent when the one before has arrived."
+    whole, arrived, take = request(service, ORDER | {"order_id": "pieces"}), [], scoring.ScoringProtocol.data_received
+    def counted(self, data):
+        take(self, data)
+        arrived.append(data)
+    monkeypatch.setattr(scoring.ScoringProtocol, "data_received", counted)
+    with connected(port) as wire:
+        for number, start in enumerate(range(0, len(whole), 40), 1):
+            wire.sendall(whole[start:start + 40])
+            until(lambda: len(arrived) == number, "the piece arrives")
+        assert [status for status, _, _ in read(wire, 1)] == [200]
 
 
 @pytest.mark.parametrize("how", ["pipelined", "chunked", "continue", "older", "closing"])
@@ -96,7 +110,7 @@ def test_what_is_not_plain_is_served_as_well(service, port, how):
 @pytest.mark.parametrize("status,order,headers", [
     (422, b"{}", []), (400, b"{", []), (413, b" " * 100_000, []), (401, ORDER, ["X-API-Key: guessed"]), (415, ORDER, ["Content-Type: text/plain"]), (422, ORDER | {"order_amount": True}, [])])
 def test_a_refusal_leaves_the_connection_usable(service, port, status, order, headers):
-    with socket.create_connection(("127.0.0.1", port), 5) as wire:
+    with connected(port) as wire:
         wire.sendall(request(service, order, *headers))
         assert read(wire, 1)[0][0] == status
         wire.sendall(request(service, ORDER | {"order_id": f"after-{status}"}))
@@ -116,13 +130,11 @@ def test_a_body_that_does_not_come_is_given_up(service, port, monkeypatch):
 
 def test_an_order_whose_caller_left_is_taken_all_the_same(service, port):
     order = ORDER | {"order_id": "left"}
-    with socket.create_connection(("127.0.0.1", port), 5) as wire: wire.sendall(request(service, order))
-    until = time.monotonic() + 5
-    while True:
-        answer = json.loads(replies(port, request(service, order))[0][2])
-        if answer["known_before"] or time.monotonic() > until: break
-        order["order_id"] += "-again"
-    assert answer["known_before"] and service.app.service.in_flight == 0
+    before = len(service.engine.store.log)
+    with connected(port) as wire: wire.sendall(request(service, order))
+    until(lambda: len(service.engine.store.log) > before, "the order is taken")
+    assert json.loads(replies(port, request(service, order))[0][2])["known_before"]
+    until(lambda: service.app.service.in_flight == 0, "nothing is under way any more")
 
 
 def test_a_full_service_refuses_without_a_task(service, port):

@@ -21,13 +21,14 @@ from fraud_poc.desk.database import open_database
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.decide import OrderReader, keys_in, read_dict, spread
-from fraud_poc.live.labels import (MOST, SOURCES, Learner, Ledger, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
+from fraud_poc.live.labels import (as_fields, MOST, RowReader, SOURCES, Learner, Ledger, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
                                    say, say_file)
 from fraud_poc.live.load import look, prepare_db, step_entry
 from fraud_poc.live.replay import differing_states, fold_log
 from fraud_poc.live.store import Change, Client, Entry, MemoryStore, Meta, Names, StoreDown, decode_entry, encode_entry, event_key, open_store, start_redis
 from fraud_poc.model.dataset import read_labels, verdicts_before
 from scoring_worker import settings_in, small_engine
+from waiting import STORE
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = ['FraudCount(by=["customer_id", "ip_addr"], over="lifetime")', 'FraudRate(by="ip_addr", over="90d")', 'Count(by=["customer_id", "email"], over="30d")']
@@ -35,7 +36,7 @@ DAY, START, NOW = 86_400_000, 1_743_465_600_000, 1_751_000_000_000  # the live o
 
 
 def settings_of(folder: Path, **changes) -> Settings:
-    return load_settings(ORDERS, {"features.rows": ROWS, "batch.folder": str(folder), "live.store_timeout": "30s", "sample.orders": 1_500, "sample.customers": 200,
+    return load_settings(ORDERS, {"features.rows": ROWS, "batch.folder": str(folder), "live.store_timeout": STORE, "sample.orders": 1_500, "sample.customers": 200,
                                   "sample.days": 40, "batch.part_rows": 900} | changes)
 
 
@@ -244,7 +245,7 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     collect(settings, url)
     # a training set sees what was known at its cut-off
     parts = read_manifest(settings.batch.folder)["parts"]
-    known = read_labels(settings.batch.folder, parts, START, day(60))
+    known = read_labels(settings.batch.folder, read_manifest(settings.batch.folder), START, day(60))
     key = next(decode_entry_id(settings, part, "live2") for part in parts[len(before["parts"]):])
     label_at = lambda moment: dict(zip(*verdicts_before(*known, moment)[:2])).get(key, -1)
     assert [label_at(day(number)) for number in (1, 2, 3, 30, 31)] == [-1, -1, 0, 0, 1]
@@ -325,6 +326,18 @@ def test_a_file_of_verdicts_on_history_is_taken_once(shop, tmp_path):
     with Client(url) as client: assert client.call("XLEN", Names("orders").log) == 30
 
 
+def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr("fraud_poc.live.labels.LOT", 4)
+    (settings, url), told = copy_of(shop, tmp_path), []
+    one, other, *_ = ids_of_history(settings)
+    rows = [f"{one},1,analyst,", "nobody,1,analyst,", f"{other},,analyst,", f"{one},0,rule,", f"{one},1,analyst,", "no one,0,analyst,", f"{other},1,neighbour,soon", f"{one},0,chargeback,", f"{other},,rule,"]
+    (tmp_path / "said.csv").write_text("\n".join(["order,fraud,source,known", *rows]))
+    summary = asyncio.run(say_file(settings, url, str(tmp_path / "said.csv"), lambda row, problem: told.append((row, problem.name)), progress=lambda *done: told.append(done)))
+    assert {name: summary[name] for name in ("rows", "statements", "known_before", "unresolved", "refused")} == {"rows": 9, "statements": 4, "known_before": 1, "unresolved": 2, "refused": 3}
+    assert told == [(2, "order"), (4, 0), (6, "order"), (7, "source"), (7, "known"), (8, 0), (9, 0)]
+    assert sum(summary["reasons"].values()) == 4 and summary["reasons"]["not_found"] == 2 and min(summary["reasons"].values()) == 1 and 1 <= summary["changed"] <= 2
+
+
 # --- over HTTP --------------------------------------------------------------------------------------------------------------------------
 
 class Going:
@@ -339,7 +352,7 @@ class Going:
 
 
 def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):
-    settings = settings_in(tmp_path, **{"features.rows": ROWS, "service.max_batch": 5, "live.store_timeout": "30s"})
+    settings = settings_in(tmp_path, **{"features.rows": ROWS, "service.max_batch": 5, "live.store_timeout": STORE})
     database, store = open_database(settings), MemoryStore(Meta("e", 1, build_table(settings).hash, {"next_seq": 0}))
     key, engine = new_key(database, "tests", ["labels"], "tests"), small_engine(settings, store, clock=lambda: NOW)
     app = create_app(settings, engine, secret=bytes(32), database=database)
@@ -400,3 +413,9 @@ def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path):
     batch = computed(settings, len(parts) - 1)
     assert all(batch[name].tobytes() == vector.tobytes() for name, vector in served.items()) and len(table.names) == len(served["live0"])
     assert prepare_db(settings, url)["replayed"] == 0 and collect(settings, url)["parts"] == 0
+
+
+def test_the_id_of_an_order_keeps_its_type_where_it_is_one_column(root):
+    settings = load_settings(root / "config" / "cards.toml")
+    fields = as_fields(RowReader(settings), {settings.columns.id[0]: 17.0, settings.labels.column: 1})
+    assert fields["order"] == 17.0 and type(fields["order"]) is float, "17.0 of a Parquet file is the order 17"

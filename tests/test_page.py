@@ -87,6 +87,16 @@ def test_what_is_missing_is_said(bundle):
     assert "nothing can be said about money" in text and "| AUC ROC | – | – |" in text and "None" not in text
 
 
+def test_the_figures_with_labels_frozen_stand_beside_those_as_served(bundle):
+    "Bundles that were saved before have no second figures, and their page says nothing of them."
+    plain, low = model_page(bundle), {name: {"value": 0.25, "low": 0.2, "high": 0.3} for name in evaluation()["metrics"]}
+    frozen = {"events_changed": 7, "metrics": low, "money": {"costs": {"policy": {"value": 77.0}}}, "meaning": "What it means."}
+    text = changed(bundle, frozen=frozen)
+    assert "| on the test days | as served | 95 % interval | labels frozen | 95 % interval |" in text and "| AUC ROC | 0.500 | 0.400 to 0.600 | 0.250 | 0.200 to 0.300 |" in text
+    assert "0 a day as served, and 77 with label features frozen when the test begins. What it means." in text and "frozen" not in plain
+    assert changed(bundle, frozen=None) == plain and "What it means." in changed(bundle, frozen=frozen | {"money": None})
+
+
 def test_next_steps_follow_the_numbers(bundle):
     good = {name: {"value": 0.5, "low": 0.48, "high": 0.52} for name in evaluation()["metrics"]} | {"calibration_error": {"value": 0.0001, "low": 0.0, "high": 0.001}}
     assert "judge on more days" in changed(bundle) and "calibrate on more days" in changed(bundle)

@@ -113,9 +113,9 @@ def test_what_is_no_probability_has_no_action(p):
 def test_a_decision_costs_less_than_three_microseconds():
     policy, best = replace(plain_policy(settings_with()), review_over=2.5, block_over=1.0), math.inf
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(1_000): decide(policy, 0.1234, 12_345)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     assert best / 1_000 < 6e-6  # measured: 1.1 us; twice the bound of 3 us, for a machine that is shared
 
 
@@ -142,6 +142,12 @@ def test_realised_cost_by_hand_with_a_day_that_has_too_many_reviews():
     assert realised(policy, played, fraud, amounts) == pytest.approx([price + 0.05 * lost, price + 0.5, 0.5, price + 0.05 * lost, 0])
     half = play(policy, p, amounts, days, np.array([1.0, 1.5, 1, 1, 1]))
     assert half.looked == pytest.approx([0.5, 1, 0, 1, 0])
+
+
+@pytest.mark.parametrize("value", [0.00001, 0.5, 2.34561, 2.3456, 1234.56789, 0.1 + 0.2])
+def test_thresholds_are_rounded_up_by_less_than_two_of_their_last_digits(value):
+    assert value <= module.rounded_up(value) < value + 1.001e-4 and round(module.rounded_up(value), 4) == module.rounded_up(value)
+    assert module.rounded_up(0.0) == module.rounded_up(-value) == 0.0
 
 
 def test_overconfident_probabilities_are_held_back():
@@ -214,6 +220,26 @@ def test_few_orders_have_figures_and_plots_all_the_same(labels, tmp_path):
         result = money(settings, policy, **part, cards=np.zeros(4, np.uint64))
         json.dumps(result, allow_nan=False)
         if bootstrap: draw_money(result, policy, tmp_path)
+
+
+def test_counts_and_savings_that_are_shown_by_hand():
+    "Three orders wait for two people on the first day; the second day has one, and an order that passes."
+    settings = settings_with(verdict__bootstrap=0)
+    policy, rest = replace(plain_policy(settings), capacity=2), dict(amounts=np.array([10_000, 20_000, 10_000, 10_000, 500]), days=np.array([0, 0, 0, 1, 0]))
+    shown = lambda weights=None: money(settings, policy, np.array([0.3, 0.4, 0.2, 0.3, 0.001]), labels=np.array([1, 0, 0, 1, 0]), cards=np.arange(1, 6), weights=weights, **rest)
+    plain, weighted = shown(), shown(np.array([1, 1.5, 1, 1, 1]))
+    assert plain["actions"] == {"pass": {"events": 1, "frauds": 0}, "review": {"events": 4, "frauds": 2}, "block": {"events": 0, "frauds": 0}, "not_reached": {"events": 1}}
+    assert weighted["actions"]["review"] == {"events": 4.5, "frauds": 2} and weighted["actions"]["not_reached"] == {"events": 1.5}  # half of the first, and the third
+    assert (plain["days"], plain["events"], plain["frauds"]) == (2, 5, 2)
+    price, lost = 8 / 3, 110.0  # of a review, and of a fraud of 100 that passes; a review finds 95 % of frauds and costs a legitimate order 0.5 of waiting
+    costs = (price + 0.05 * lost) * 2 + price + 0.5 + 0.5
+    turned_away = (200 + 100 + 5) * 0.15 + 3 * 20
+    assert [plain["costs"][name]["value"] for name in ("policy", "pass", "block")] == pytest.approx([costs / 2, 2 * lost / 2, turned_away / 2], rel=1e-5)
+    assert plain["savings"]["pass"]["value"] == pytest.approx((2 * lost - costs) / 2, rel=1e-5)
+    two = plain["capacity"]["reviews_a_day"].index(2)
+    assert plain["capacity"]["precision"]["value"][two] == pytest.approx(2 / 3, rel=1e-5)
+    found = 2 * (0.95 * lost - price) - price - 0.5
+    assert plain["capacity"]["saved"]["value"][two] == pytest.approx(found / 2, rel=1e-5)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------------------------

@@ -48,12 +48,12 @@ def files(folder: Path, below: str) -> dict[str, bytes]:
 def test_export_leaves_no_difference(copy, command):
     for path in (copy / "fraud_poc").rglob("*.py"):  # all of the package comes from the notebooks, _modidx.py included, but for the migrations
         if not house.is_migration(path): path.unlink()
-    house.run([command], copy, 120)
+    house.run([command], copy)
     assert files(copy, "fraud_poc") == files(ROOT, "fraud_poc")
 
 
 def test_clean_leaves_no_difference(copy):
-    house.run(["nbdev_clean"], copy, 120)
+    house.run(["nbdev_clean"], copy)
     assert files(copy, "nbs") == files(ROOT, "nbs")
 
 
@@ -123,7 +123,7 @@ def test_tools_that_only_an_import_can_check():
 
 
 def test_setup_hands_over_the_settings(copy, project, tmp_path):
-    house.run(["python", "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)], copy, 120)
+    house.run(["python", "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)], copy)
     info = next(tmp_path.glob("*.egg-info"))
     fields = (info / "PKG-INFO").read_text()
     for field, value in [("Name", "fraud_poc"), ("Version", project["version"]), ("Summary", project["description"]),
@@ -155,7 +155,7 @@ def test_git_keeps_data_without_its_contents(tmp_path):
 def test_targets_run_their_commands(copy):
     if not shutil.which("make"): pytest.skip("make is not installed")
     for target, command in [("demo", "fraud-poc demo --json"), ("test", "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --json"), ("lab", "jupyter lab")]:
-        said = house.run(["make", "--dry-run", target, "ARGS=--json", "WORKERS=2"], copy, 60)
+        said = house.run(["make", "--dry-run", target, "ARGS=--json", "WORKERS=2"], copy)
         assert command in said and "requirements-dev.lock" in said, f"make {target} would run:\n{said}"
 
 

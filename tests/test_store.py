@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from hypothesis import given, settings as profile, strategies as st
 from fraud_poc.live import store as module
 from fraud_poc.live.store import (Ask, Change, Client, Entry, Meta, MemoryStore, Names, Outcome, RedisStore, StoreDown, StoreLost, StoreSlow, decode_entry,
                                   encode_entry, event_key, label_key, parse_url, server_runs, start_redis, state_key)
+from waiting import LONG, ended, in_time, line_of, until, until_so
 
 ROOT = Path(__file__).resolve().parents[1]
 META = Meta("5eed", 1, "table", {"next_seq": 0})
@@ -46,7 +47,7 @@ def mark(client: Client, meta: Meta) -> None:
 
 
 @asynccontextmanager
-async def redis_store(url: str, record_ms: int = 60_000, state_ms: int = 60_000, timeout_ms: int = 5_000):
+async def redis_store(url: str, record_ms: int = 60_000, state_ms: int = 60_000, timeout_ms: int = round(1000 * LONG)):
     store = RedisStore(url, "test", record_ms, state_ms, timeout_ms)
     try:
         await store.connect()
@@ -68,7 +69,7 @@ both = pytest.mark.parametrize("kind", ["memory", "redis"])
 
 def runs(test):
     "A test that is a coroutine."
-    def run(*args, **kwargs): asyncio.run(asyncio.wait_for(test(*args, **kwargs), 25))
+    def run(*args, **kwargs): asyncio.run(in_time(test(*args, **kwargs)))
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     run.__signature__ = inspect.signature(test)
     return run
@@ -86,8 +87,7 @@ async def add_one(store, number: int, keys: list[bytes] = [KEY]) -> list[str]:
         if outcome.kind in ("accepted", "known"): return kinds
 
 
-async def until_up(store) -> None:
-    while store.link is None: await asyncio.sleep(0.01)
+async def until_up(store) -> None: await until_so(lambda: store.link, "the store is connected")
 
 
 # --- one contract -----------------------------------------------------------------------------------------------------------------------
@@ -145,13 +145,17 @@ async def test_labels_events_without_entities_and_empty_bytes(kind, server):
 @both
 @runs
 async def test_what_expires_is_gone(kind, server):
-    async with any_store(kind, server, record_ms=60, state_ms=120) as store:
+    now = [0.0]  # the clock of the store in memory; Redis has its own
+    async with any_store(kind, server, record_ms=60, state_ms=120, **({"clock": lambda: now[0]} if kind == "memory" else {})) as store:
         await add_one(store, 1)
-        await asyncio.sleep(0.08)
-        found = await store.fetch(event_key(1), [KEY])
-        assert found.record is None and (found.states == [b"1"] or kind == "redis")
-        await asyncio.sleep(0.08)
-        assert (await store.fetch(event_key(1), [KEY])).states == [b""]
+        async def fetched(): return await store.fetch(event_key(1), [KEY])
+        now[0] = 0.08
+        async def no_record(): return found if (found := await fetched()).record is None else None
+        found = await until_so(no_record, "the record expires")
+        assert found.states == [b"1"] or kind == "redis"
+        now[0] = 0.16
+        async def no_state(): return (await fetched()).states == [b""]
+        await until_so(no_state, "the state expires")
         assert (await store.commit(Change(event_key(2), b"", [KEY], found.tokens, [b"x"], b""))).kind == ("conflict" if found.tokens[0] else "accepted")
 
 
@@ -261,31 +265,35 @@ async def test_a_stopped_server_is_slow_then_down_then_there_again(tmp_path):
     with start_redis(tmp_path) as own:
         fill(own.url)
         async with redis_store(own.url, timeout_ms=200) as store:
+            short, store.patience = store.patience, LONG
             await add_one(store, 1)
             own.process.send_signal(signal.SIGSTOP)
             try:
-                start = time.monotonic()
+                start, store.patience = time.monotonic(), short
                 calls = await asyncio.gather(*[store.fetch(event_key(n), [KEY]) for n in range(20)], return_exceptions=True)
-                assert all(isinstance(error, StoreSlow) for error in calls) and 0.19 < time.monotonic() - start < 1
+                assert all(isinstance(error, StoreSlow) for error in calls) and time.monotonic() - start > 0.19  # and before the connection is given up
                 with pytest.raises((StoreSlow, StoreDown)):
                     while True: await store.commit(Change(event_key(5), b"", [], [], [], b""))
-                while store.link is not None: await asyncio.sleep(0.02)
-                start = time.monotonic()
-                with pytest.raises(StoreDown): await store.fetch(event_key(1), [KEY])
-                assert time.monotonic() - start < 0.1
-            finally: own.process.send_signal(signal.SIGCONT)
+                await until_so(lambda: store.link is None, "the connection is given up")
+                with pytest.raises(StoreDown): store.fetch(event_key(1), [KEY]).send(None)  # at once: nothing is waited for
+            finally:
+                store.patience = LONG
+                own.process.send_signal(signal.SIGCONT)
             await until_up(store)
             assert (await add_one(store, 1)) == ["seen"] and (await add_one(store, 2)) == ["accepted"]
 
 
-@runs
-async def test_a_busy_process_does_not_blame_the_store(server):
+def test_a_busy_process_does_not_blame_the_store(server):
+    "While calls are under way, the process gets nothing done for five times as long as they may take."
     fill(server.url)
-    async with redis_store(server.url, timeout_ms=100) as store:
-        async def late():
-            await asyncio.sleep(0)
-            time.sleep(0.5)
-        assert (await asyncio.gather(add_one(store, 1), late(), add_one(store, 2))) == [["accepted"], None, ["accepted"]]
+    async def run():
+        async with redis_store(server.url) as store:
+            async def late():
+                await asyncio.sleep(0)
+                loop, clock = asyncio.get_running_loop(), asyncio.get_running_loop().time
+                loop.time = lambda: clock() + 5 * LONG
+            return await asyncio.gather(add_one(store, 1), late(), add_one(store, 2))
+    assert asyncio.run(run()) == [["accepted"], None, ["accepted"]]
 
 
 @runs
@@ -407,15 +415,15 @@ def user(folder: Path) -> subprocess.Popen:
 def test_processes_that_start_at_once_share_one_server(tmp_path):
     users = [user(tmp_path) for _ in range(3)]
     try:
-        said = [process.stdout.readline().split() for process in users]
+        said = [line_of(process).split() for process in users]
         assert len({url for url, _ in said}) == 1 and sorted(own for _, own in said) == ["False", "False", "True"]
         owner = users[[own for _, own in said].index("True")]
         owner.stdin.close()
-        owner.wait(20)
+        ended(owner)
         with Client(said[0][0]) as client: assert client.call("PING") == b"PONG"  # others still use it
         for process in users:
             if process is not owner: process.stdin.close()
-            process.wait(20)
+            ended(process)
         assert not server_runs(tmp_path)
     finally:
         for process in users:
@@ -426,7 +434,7 @@ def test_processes_that_start_at_once_share_one_server(tmp_path):
 
 def test_a_killed_user_leaves_a_server_that_the_next_one_uses_and_stops(tmp_path):
     process = user(tmp_path)
-    try: url = process.stdout.readline().split()[0]
+    try: url = line_of(process).split()[0]
     finally:
         process.kill()
         process.wait()
@@ -551,21 +559,26 @@ async def test_a_lot_teaches_a_server_the_script(server):
 
 
 @runs
-async def test_a_lot_says_of_each_change_what_is_known_of_it(tmp_path):
+async def test_a_lot_says_of_each_change_what_is_known_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "OVERDUE", 10**6)  # the connection is not given up
     with start_redis(tmp_path / "redis") as server:
         fill(server.url)
         async with redis_store(server.url, timeout_ms=100) as store:
-            lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in range(6)])
+            asked = [Ask(event_key(i), [state_key(0, i)]) for i in range(6)]
+            async def read():
+                with suppress(StoreSlow): return await store.lot(asked)
+            lot = await until_so(read, "the lot is read")
             with Client(server.url) as client: pid = int(client.call("INFO", "server").partition(b"process_id:")[2].split()[0])
             os.kill(pid, signal.SIGSTOP)
             try:
                 count_up(lot, asked)
                 assert [type(outcome) for outcome in await lot.outcomes()] == [StoreSlow] * 6
-                lot = await asyncio.wait_for(asyncio.gather(store.lot(asked), return_exceptions=True), 5)
-                assert isinstance(lot[0], StoreSlow)
-            finally: os.kill(pid, signal.SIGCONT)
-            await asyncio.sleep(0.2)
-            assert not store.link.own and not store.link.records and [(await store.fetch(ask.record_key, [])).record for ask in asked] == [b"r"] * 6
+                with pytest.raises(StoreSlow): await store.lot(asked)
+            finally:
+                store.patience = LONG
+                os.kill(pid, signal.SIGCONT)
+            await until_so(lambda: store.link and not store.link.own and not store.link.records, "all replies are there")
+            assert [(await store.fetch(ask.record_key, [])).record for ask in asked] == [b"r"] * 6
             lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in range(7, 13)])
             server.kill()
             count_up(lot, asked)
@@ -582,11 +595,9 @@ def test_a_server_shares_our_session_and_not_our_signals(tmp_path):
 def test_what_can_wait_goes_last(tmp_path):
     with start_redis(tmp_path / "redis") as server, module.kept_running(server), Client(server.url) as client:
         for n in range(200): client.call("SET", f"key {n}", os.urandom(100_000))
-        child, until = [], time.monotonic() + 20
-        client.call("CONFIG", "SET", "rdb-key-save-delay", 50_000)  # microseconds for each key: the child lives for some seconds
+        client.call("CONFIG", "SET", "rdb-key-save-delay", 10**6)  # microseconds for each key: the child lives until its server is stopped
         client.call("BGREWRITEAOF")
-        while time.monotonic() < until and not (child and os.sched_getscheduler(child[0]) == os.SCHED_IDLE):
-            time.sleep(0.05)
-            child = module.children_of(server.process.pid)
-        assert child and os.sched_getscheduler(child[0]) == os.SCHED_IDLE and os.sched_getscheduler(server.process.pid) == os.SCHED_OTHER
+        child = until(lambda: module.children_of(server.process.pid), "the server has a child that writes")
+        until(lambda: os.sched_getscheduler(child[0]) == os.SCHED_IDLE, "the child goes last")
+        assert os.sched_getscheduler(server.process.pid) == os.SCHED_OTHER
     module.go_last(2**22 - 1)  # one that is not there

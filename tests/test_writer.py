@@ -28,6 +28,7 @@ from fraud_poc.live.load import ARCHIVED
 from fraud_poc.live.store import Change, Client, Entry, MemoryStore, Meta, Names, encode_entry, start_redis
 from fraud_poc.model.policy import Policy, urgency
 from fraud_poc.model.reasons import explain
+from waiting import LONG, ended, in_time, until, until_so
 
 ROOT, DAY, NOW = Path(__file__).resolve().parents[1], 86_400_000, system_clock()
 COUNTED = {"decisions": decisions, "links": links, "cases": cases, "labels": labels}
@@ -272,13 +273,14 @@ def test_an_epoch_may_change_while_it_is_followed(engine, reading, monkeypatch):
     async def scenario():
         store, stop = await stored(mixed(10), 0, "one"), asyncio.Event()
         task = asyncio.create_task(follow(store, engine, reading, stop))
-        while (await asyncio.to_thread(mark_of, engine) or Mark("", 0)) != Mark("one", 9): await asyncio.sleep(0.02)
+        def at(mark): return lambda: asyncio.to_thread(lambda: mark_of(engine) == mark)
+        await until_so(at(Mark("one", 9)), "all of the first epoch is written")
         store.fill(Meta("two", 2, "", {"next_seq": 0}), {})
         store.log, store.seq = [], -1
         for number in range(4): await store.commit(Change(b"n%d" % number, b"", [], [], [], order(100 + number)))
-        while await asyncio.to_thread(mark_of, engine) != Mark("two", 3): await asyncio.sleep(0.02)
+        await until_so(at(Mark("two", 3)), "all of the second one is written")
         stop.set()
-        return await asyncio.wait_for(task, 10)
+        return await in_time(task, "the writer")
     assert asyncio.run(scenario()) == Mark("two", 3)
 
 
@@ -302,6 +304,41 @@ def test_old_rows_go_and_rollups_stay(settings, engine, reading, monkeypatch):
     assert write_entries(engine, reading, at, [(99, order(60))]).position == 99
 
 
+def test_what_was_removed_is_counted_apart(settings, engine, reading, caplog):
+    old = NOW - 401 * DAY
+    entries = [*(order(n, at=old) for n in range(3)), label(98, 1, at=old), label(99, 1, at=old), order(50)]
+    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    with caplog.at_level(logging.INFO, "fraud_poc.writer"): keep(engine, settings, NOW)
+    assert [record.fields for record in caplog.records if record.message == "old rows removed"] == [{"decisions": 3, "labels": 2}]
+
+
+def test_a_mark_that_was_removed_stays_away_and_nothing_is_written(engine, reading):
+    at = write_entries(engine, reading, begin_log(engine, None, "e"), [(0, order(0))])
+    with writing(engine) as connection: connection.execute(sa.delete(writers))
+    assert begin_log(engine, at, "f") is None and write_entries(engine, reading, at, [(1, order(1))]) is None and mark_of(engine) is None
+    assert rows(engine, decisions, "position") == [(0,)]
+
+
+def test_a_model_that_is_gone_is_told_once_with_its_hash(settings, caplog):
+    models = writer.Models(settings)
+    with caplog.at_level(logging.WARNING, "fraud_poc.writer"): assert models.bundle("ab" * 32) is None and models.policy("ab" * 32) == models.default
+    assert [(record.message, record.fields) for record in caplog.records] == [("decisions of this model are kept without reasons", {"model": "ab" * 32})]
+
+
+def test_a_model_is_found_by_its_hash_and_loaded_once(settings, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(writer, "list_bundles", lambda settings: [{"folder": "damaged"}, {"folder": "old", "hash": "aa"}, {"folder": "new", "hash": "bb"}])
+    monkeypatch.setattr(writer, "load_bundle", lambda folder, table, allow_rejected: loaded.append(str(folder)) or SimpleNamespace(policy=f"policy of {folder}"))
+    models = writer.Models(settings)
+    assert [models.policy(model) for model in ("bb", "aa", "bb")] == ["policy of new", "policy of old", "policy of new"] and loaded == ["new", "old"]
+
+
+def test_a_line_of_the_log_is_json_with_the_time_of_its_event():
+    record = logging.LogRecord("fraud_poc.writer", logging.WARNING, __file__, 1, "the writer waits", None, None)
+    record.created, record.fields = 1_748_779_200.25, {"kind": "StoreDown"}
+    assert json.loads(writer.JsonLines().format(record)) == {"time": "2025-06-01T12:00:00.250+00:00", "level": "warning", "event": "the writer waits", "process": os.getpid(), "kind": "StoreDown"}
+
+
 # --- processes --------------------------------------------------------------------------------------------------------------------------
 
 def open_log(url: str, settings, epoch="e") -> Names:
@@ -319,25 +356,27 @@ def append(url: str, names: Names, entries, first=0) -> None:
         for position, entry in numbered(entries, first): client.call("XADD", names.log, f"{position}-1", "e", entry)
 
 
-def wait_for(condition, seconds=120):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it does not happen"
-        time.sleep(0.05)
+@pytest.fixture
+def last(monkeypatch):
+    "Processes that shall go last, and do not here: on a busy machine their turn might never come."
+    found = []
+    monkeypatch.setattr(writer, "go_last", found.append)
+    monkeypatch.setattr(writer, "FINISH_S", LONG)
+    return found
 
 
-def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_twice(tmp_path, settings, engine):
+def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_twice(tmp_path, settings, engine, last):
     entries, rng, kills = mixed(900), random.Random(1), 2 if engine.dialect.name == "sqlite" else 1
     with start_redis(tmp_path / "redis") as server:
         names = open_log(server.url, settings)
         with writer_beside(settings, server.url) as beside:
             for number in range(kills):
                 for start in range(450 * number, 450 * number + 450, 50): append(server.url, names, entries[start:start + 50], start)
-                wait_for(lambda: (mark_of(engine) or Mark("", -1)).position >= 450 * number + rng.randrange(50))
+                until(lambda: (mark_of(engine) or Mark("", -1)).position >= 450 * number + rng.randrange(50), "something is written")
                 os.kill(beside.child.pid, signal.SIGKILL)
-                wait_for(lambda: beside.restarts > number)
-            wait_for(lambda: mark_of(engine) == Mark("e", 450 * kills - 1))
-            if hasattr(os, "SCHED_IDLE"): wait_for(lambda: os.sched_getscheduler(beside.child.pid) == os.SCHED_IDLE)
+                until(lambda: beside.restarts > number, "the writer is started again")
+            until(lambda: mark_of(engine) == Mark("e", 450 * kills - 1), "all is written")
+            assert last[-1] == beside.child.pid and len(set(last)) == kills + 1
             assert os.getsid(beside.child.pid) == os.getsid(0) and os.getpgid(beside.child.pid) == beside.child.pid  # Ctrl-C does not reach it
         assert beside.child.returncode == 0 and beside.restarts == kills and not beside.thread.is_alive()
     assert sorted(p for table in (decisions, labels) for p, in rows(engine, table, "position")) == list(range(450 * kills))
@@ -357,20 +396,18 @@ def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
             stop = asyncio.Event()
             task = asyncio.create_task(write_until(settings, server.url, stop))
             there = lambda: mark_of(engine) == Mark("e", at)
-            async def reached():
-                async with asyncio.timeout(90):
-                    while not await asyncio.to_thread(there): await asyncio.sleep(0.05)
+            async def reached(): await until_so(lambda: asyncio.to_thread(there), "all is written")
             engine, at = await asyncio.to_thread(open_database, settings), 4
             await reached()
             await asyncio.to_thread(server.kill)
-            await asyncio.sleep(0.5)
+            await until_so(lambda: "the writer waits" in [record.message for record in caplog.records], "the writer notices")
             await asyncio.to_thread(server.ensure)
             await asyncio.to_thread(append, server.url, names, map(order, range(5, 9)), 5)
             at = 8
             await reached()
             stop.set()
             engine.dispose()
-            return await asyncio.wait_for(task, 10)
+            return await in_time(task, "the writer")
         with caplog.at_level(logging.INFO, "fraud_poc.writer"): assert asyncio.run(scenario()) == Mark("e", 8)
     told = [record.message for record in caplog.records if record.levelname == "WARNING" and "reasons" not in record.message]
     assert told[0] == "the writer waits" and told[-1] == "the writer goes on"
@@ -386,14 +423,14 @@ def test_a_locked_database_is_waited_for(tmp_path, caplog, monkeypatch):
             stop = asyncio.Event()
             with writing(engine):
                 task = asyncio.create_task(write_until(settings, server.url, stop, to_end=True))
-                await asyncio.sleep(0.5)
-            return await asyncio.wait_for(task, 20)
+                await until_so(lambda: "database is locked" in [getattr(record, "fields", {}).get("reason") for record in caplog.records], "the writer waits")
+            return await in_time(task, "the writer")
         with caplog.at_level(logging.INFO, "fraud_poc.writer"): assert asyncio.run(scenario()) == Mark("e", 2)
     engine.dispose()
     assert "database is locked" in [record.fields.get("reason") for record in caplog.records]
 
 
-def test_the_command_ends_at_a_signal_or_at_the_end_of_the_log(tmp_path):
+def test_the_command_ends_at_a_signal_or_at_the_end_of_the_log(tmp_path, last):
     settings = settings_for(tmp_path / "orders")
     with start_redis(tmp_path / "redis") as server:
         append(server.url, open_log(server.url, settings), map(order, range(5)))
@@ -401,8 +438,8 @@ def test_the_command_ends_at_a_signal_or_at_the_end_of_the_log(tmp_path):
         child = writer.start_child(settings, server.url)
         append(server.url, Names(settings.domain.name), [order(5)], 5)
         engine = open_database(settings)
-        wait_for(lambda: mark_of(engine) == Mark("e", 5))
+        until(lambda: mark_of(engine) == Mark("e", 5), "all is written")
         engine.dispose()
         child.send_signal(signal.SIGTERM)
-        assert child.wait(90) == 0
+        assert ended(child) == 0
         child.stdin.close()

@@ -15,9 +15,9 @@ __all__ = ['KEY_HEADER', 'NEEDS', 'BOUNDS', 'TOTALS', 'NAMES', 'IN_TIME_S', 'STA
            'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content', 'operation', 'openapi',
            'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready', 'get_ready', 'model_age',
            'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody', 'Exchange', 'written',
-           'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'watch_parent', 'note_signal', 'create_app',
-           'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order', 'serve',
-           'open_port']
+           'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'keep_waiting', 'watch_parent', 'note_signal',
+           'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order',
+           'serve', 'open_port']
 
 # %% ../../nbs/23_scoring.ipynb #c003
 import asyncio
@@ -64,7 +64,7 @@ from ..events import clock_shift, key_of
 from ..features.table import build_table
 from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Answer, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem
 from ..live.decide import Watch, decide_all, read_dict, read_values, stepped
-from ..live.labels import MAX_NOTE, SOURCES, Said, Statement, known_field, read_statement, say_lot
+from ..live.labels import MAX_NOTE, SOURCES, Said, Statement, enter_due, known_field, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
 from ..model.inference import Scorer
@@ -171,9 +171,10 @@ BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
 TOTALS = {"requests": ("Requests by route and status.", ("route", "status")),
           "entities": ("Entities of scored orders that were not simply known.", ("place",)),
           "commits": ("Commits that were not simply accepted.", ("outcome",)), "degraded": ("Answers without a score, by reason.", ("reason",)),
+          "uncertain": ("Answers without a score to orders that may have been stored all the same, by reason.", ("reason",)),
           "refused": ("Requests that were refused, by reason.", ("reason",)),
           "statements": ("Statements on orders, by what came of them.", ("outcome",))}
-NAMES = {"entity": "entities", "commit": "commits", "degraded": "degraded"}  # what an engine counts
+NAMES = {"entity": "entities", "commit": "commits", "degraded": "degraded", "uncertain": "uncertain"}  # what an engine counts
 
 class Metrics(Watch):
     "Counters of one process."
@@ -591,8 +592,9 @@ def field_schema(service: Service, field: Field) -> dict:
         return {"type": "number", "minimum": service.reader.earliest / unit, "maximum": min(service.reader.latest - 1, now) / unit,
                 "description": f"{'milliseconds' if unit == 1 else 'seconds'} since 1970"}
     if field.part == "time":
-        last = min(datetime.fromtimestamp(now / 1000, UTC).date(), date.fromisoformat(limits.latest[:10]) - timedelta(days=1))
-        return {"type": "string", "pattern": f"^{date_pattern(date.fromisoformat(limits.earliest[:10]), last)}{CLOCK}$",
+        edges, day = [date.fromisoformat(side[:10]) for side in (limits.earliest, limits.latest)], timedelta(days=1)
+        first, last = edges[0] + day, min(datetime.fromtimestamp(now / 1000, UTC).date(), edges[1] - 2 * day)  # within the limits at any offset
+        return {"type": "string", "pattern": f"^{date_pattern(first, last)}{CLOCK}$",
                 "description": f"ISO date or time, {columns.timezone} where it names no offset"}
     kinds = [{"type": "string", "minLength": 0 if field.optional else 1, "maxLength": MAX_TEXT},
              {"type": "integer", "minimum": INTEGERS[0], "maximum": INTEGERS[1]}]
@@ -625,14 +627,16 @@ def answer_schema(service: Service) -> dict:
     entities, features = [entity.by for entity in service.engine.table.entities], service.engine.table.names[:3]
     example = {"id": "o-1", "score": 0.031, "probability": 0.012, "band": "low", "action": "pass", "expected_loss": 0.3,
                "features": dict.fromkeys(features, 1.0), "entities": dict.fromkeys(entities, "known"), "model": "ab" * 32, "policy": "ef" * 32,
-               "feature_table": "cd" * 32, "position": 1024, "degraded": None, "known_before": False}
+               "feature_table": "cd" * 32, "position": 1024, "degraded": None, "known_before": False, "stored": "yes"}
     return closed({
         "id": TEXT, "score": NUMBER, "probability": NUMBER, "band": {"enum": list(BANDS)}, "action": {"enum": list(ACTIONS)},
         "expected_loss": NUMBER | {"description": "what passing is expected to cost, major units"},
         "features": {"type": "object", "additionalProperties": NUMBER, "description": "what the model saw; null = not known"},
         "entities": {"type": "object", "additionalProperties": {"enum": list(PLACES)}}, "model": TEXT, "policy": TEXT, "feature_table": TEXT,
         "position": {"type": ["integer", "null"], "description": "in the log"},
-        "degraded": {"type": ["string", "null"], "description": "why there is no score"}, "known_before": {"type": "boolean"}}, example=example)
+        "degraded": {"type": ["string", "null"], "description": "why there is no score"}, "known_before": {"type": "boolean"},
+        "stored": {"enum": ["yes", "no", "unknown"], "description": "whether this request's decision is in the log; unknown: the store did "
+                   "not say. Send the same order again: if it was stored, that decision is the answer"}}, example=example)
 
 # %% ../../nbs/23_scoring.ipynb #c059
 def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
@@ -973,6 +977,20 @@ async def keep_keys(service: Service, seconds: float = 1.0) -> None:
         try: await asyncio.to_thread(service.keys.refresh)
         except (SQLAlchemyError, ValueError) as error: tell("keys were not read", logging.ERROR, kind=type(error).__name__)
 
+async def keep_waiting(service: Service, seconds: float = 1.0) -> None:
+    "Until it is cancelled: take waiting labels into the log when their time has come. Each worker does so; a label is taken once."
+    rejected = 0
+    while True:
+        try:
+            told = await enter_due(service.engine, service.settings, service.reader.secret, service.clock())
+            level = logging.WARNING if told["rejected"] else logging.INFO
+            if told["entered"] or told["rejected"] > rejected: tell("labels that waited", level, **told)
+            rejected = told["rejected"]
+        except (StoreDown, StoreSlow, StoreLost): pass  # /readyz and the metrics show it; the labels go on waiting
+        except (ValueError, OSError) as error:
+            tell("labels that wait were not taken", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
+        await asyncio.sleep(seconds)
+
 async def watch_parent(seconds: float = 1.0) -> None:
     "Until it is cancelled: stop this process in good order when the one that started it, if it is one of ours, has died."
     parent = multiprocessing.parent_process()
@@ -1006,7 +1024,7 @@ def create_app(
         async with AsyncExitStack() as stack:
             if opened: engine.store = await stack.enter_async_context(opened())
             note_signal(service)
-            ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), watch_parent())]
+            ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), keep_waiting(service), watch_parent())]
             gc.freeze()
             gc.set_threshold(50_000, 20, 100)  # an order leaves nothing that only the collector could free: let it look more rarely
             if clock_shift(): tell("the clock is shifted", logging.WARNING, seconds=clock_shift() / 1000)

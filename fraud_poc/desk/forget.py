@@ -7,15 +7,15 @@ __all__ = ['MARK', 'MOST_DRAWS', 'LOWER', 'WORKING', 'JOURNAL', 'CUT', 'NOTE', '
            'NOTHING', 'LATE', 'Alias', 'Trail', 'Orders', 'orders_of_part', 'orders_of_entries', 'Found', 'note_own',
            'note_others', 'drawn', 'own_rows', 'renamed_rows', 'renamed_body', 'renamed_entry', 'is_mine', 'forgotten',
            'renamed_state', 'tags_of', 'write_journal', 'new_journal', 'trail_of', 'without_notes', 'rename_file',
-           'marks_of', 'rename_log', 'bring_along', 'old_parts', 'rename_generation', 'rename_features', 'inputs_of',
-           'rename_dataset', 'cleared', 'clear_rejects', 'texts_in', 'look_in_log', 'read_entries', 'renamed_data',
-           'copy_log', 'patterns_of', 'last_entry', 'concerned', 'Places', 'places_of', 'changed_states',
-           'moved_ledgers', 'moved_records', 'verdict_keys', 'records_of', 'live_entries', 'switch_names',
-           'check_store', 'forget_live', 'new_ends', 'rename_base', 'facts', 'rewritten', 'compact_store',
-           'orders_of_archive', 'rename_archive', 'decisions_of', 'look_in_database', 'change_rows', 'rename_links',
-           'loose_statements', 'rename_database', 'clear_notes', 'compact_database', 'fence_writer', 'await_writer',
-           'Opened', 'opened', 'Searched', 'everybody', 'others_than_log', 'search', 'begin', 'unfinished', 'finish',
-           'late_statements', 'raw_places', 'forget']
+           'marks_of', 'rename_log', 'rename_waiting', 'bring_along', 'old_parts', 'rename_generation',
+           'rename_features', 'inputs_of', 'rename_dataset', 'cleared', 'clear_rejects', 'texts_in', 'look_in_log',
+           'read_entries', 'renamed_data', 'copy_log', 'patterns_of', 'last_entry', 'concerned', 'Places', 'places_of',
+           'changed_states', 'moved_ledgers', 'moved_records', 'verdict_keys', 'records_of', 'live_entries',
+           'switch_names', 'check_store', 'rename_handed', 'forget_live', 'new_ends', 'rename_base', 'facts',
+           'rewritten', 'compact_store', 'orders_of_archive', 'rename_archive', 'decisions_of', 'look_in_database',
+           'change_rows', 'rename_links', 'loose_statements', 'rename_database', 'clear_notes', 'compact_database',
+           'fence_writer', 'await_writer', 'Opened', 'opened', 'Searched', 'everybody', 'others_than_log', 'search',
+           'begin', 'unfinished', 'finish', 'late_statements', 'raw_places', 'forget']
 
 # %% ../../nbs/28_forget.ipynb #c003
 import hashlib
@@ -52,7 +52,8 @@ from ..features.table import EntityPlan, FeatureTable, build_table
 from ..live.decide import Event, digest_of, identity_text
 from ..live.labels import SOURCES, said_key
 from ..live.load import ROUNDS, ledger_key, look, remove_stale
-from ..live.store import Client, Entry, Names, decode_entry, encode_entry, event_key, label_key, server_for, state_key
+from ..live.store import Client, Entry, Names, WaitingLabel, decode_entry, decode_waiting, encode_entry, encode_waiting, event_key
+from ..live.store import label_key, server_for, state_key
 from ..model.dataset import DATASET, WORK as DATASET_WORK
 
 # %% ../../nbs/28_forget.ipynb #c007
@@ -333,8 +334,15 @@ def rename_log(settings: Settings, trail: Trail, journal: dict) -> dict:
             file = part_path(folder, kind, part["name"])
             told[kind] += rename_file(file, trail, journal["last"])
             part[f"{kind}_sha256"] = sha256_of(file)
+    if manifest.get("waiting"): rename_waiting(part_path(folder, "waiting", manifest["waiting"]["name"]), trail)
     write_json(path, manifest)
     return told
+
+def rename_waiting(path: Path, trail: Trail) -> None:
+    "Give labels that wait beside the log new names."
+    table = pq.read_table(path)
+    renamed, changed = renamed_rows(table.append_column("seq", pa.array(np.zeros(len(table), np.int64))), trail, 0)
+    if changed: write_parquet(path, renamed.select(table.column_names))
 
 # %% ../../nbs/28_forget.ipynb #c042
 def bring_along(parts: list[dict], now: list[dict], marks: dict[str, list[str]]) -> int:
@@ -383,9 +391,10 @@ def rename_features(settings: Settings, table: FeatureTable, trail: Trail, journ
     return told
 
 # %% ../../nbs/28_forget.ipynb #c046
-def inputs_of(manifest: dict, parts: list[dict]) -> str:
+def inputs_of(manifest: dict, parts: list[dict], waiting: dict | None) -> str:
     "What `model.dataset.inputs_hash` gives for a training set's own settings."
-    text = json.dumps([manifest["format"], manifest["table_hash"], manifest["training"], marks_of(parts)], sort_keys=True)
+    files = [*marks_of(parts), *([waiting["digest"]] if waiting else [])]
+    text = json.dumps([manifest["format"], manifest["table_hash"], manifest["training"], files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 def rename_dataset(settings: Settings, trail: Trail, journal: dict) -> dict:
@@ -394,14 +403,17 @@ def rename_dataset(settings: Settings, trail: Trail, journal: dict) -> dict:
     for name in ("spill", "old", DATASET): shutil.rmtree(folder / DATASET_WORK / name, ignore_errors=True)
     path, about = folder / DATASET / "manifest.json", folder / "trained" / "about.json"
     if not path.exists(): return told
-    manifest, now = read_json(path), read_manifest(folder)["parts"]
+    manifest, log = read_json(path), read_manifest(folder)
+    now = log["parts"]
     for split, entries in manifest["files"].items():
         for entry in entries:
             file = folder / DATASET / split / entry["name"]
             changed = rename_file(file, trail, journal["last"])
             told["files"], told["rows"], entry["sha256"] = told["files"] + bool(changed), told["rows"] + changed, sha256_of(file)
     before, inputs = old_parts(now, journal["marks"]), manifest["inputs"]
-    manifest["inputs"] = next((inputs_of(manifest, now[:n]) for n in range(len(now) + 1) if inputs_of(manifest, before[:n]) == inputs), inputs)
+    waiting = lambda n: log.get("waiting") if n == len(now) else None
+    manifest["inputs"] = next((inputs_of(manifest, now[:n], waiting(n)) for n in range(len(now) + 1)
+                               if inputs_of(manifest, before[:n], waiting(n)) == inputs), inputs)
     if about.exists() and (note := read_json(about)).get("dataset") == inputs: write_json(about, note | {"dataset": manifest["inputs"]})
     write_json(path, manifest)
     return told
@@ -624,6 +636,15 @@ def check_store(found: Any, table: FeatureTable) -> None:
                          "use the settings that filled the store, or run `fraud-poc prepare-db` first")
 
 # %% ../../nbs/28_forget.ipynb #c068
+def rename_handed(client: Client, key: bytes, trail: Trail) -> None:
+    "Give labels that wait in the store new names; one whose time comes before its order has its new name goes on waiting."
+    for data in client.call("ZRANGE", key, 0, -1):
+        label = decode_waiting(data)
+        ident = key_of(label.order, trail.alias.secret)
+        if ident not in trail.events: continue
+        client.call("ZADD", key, label.known, encode_waiting(WaitingLabel(trail.alias.text("id", ident), label.label, label.known)))
+        client.call("ZREM", key, data)
+
 def forget_live(here: "Opened", searched: "Searched", journal: dict) -> dict | None:
     "Change the store in one step: what changed, with `last`, the sequence number up to which; None when it moved on and must be looked at again."
     client, names, trail = here.client, here.names, searched.trail
@@ -636,6 +657,7 @@ def forget_live(here: "Opened", searched: "Searched", journal: dict) -> dict | N
     if concerned(client, names, searched.seen, trail): return None
     epoch, prefix = (found.meta.epoch, names.states(found.meta.generation)) if found.meta else ("", b"")
     records = records_of(here, epoch, trail) if found.meta else []
+    if found.meta: rename_handed(client, names.waiting(epoch), trail)
     for _ in range(ROUNDS):
         states = changed_states(client, prefix, here.table, trail) if found.meta else []
         orders = moved_records(client, names.records(epoch), trail) if found.meta else []

@@ -283,6 +283,7 @@ class Answer(msgspec.Struct):
     position: int | None             # in the log; None when degraded
     degraded: str | None = None      # why there is no score
     known_before: bool = False       # this order was answered before, and this is that answer
+    stored: str = "yes"              # whether this request's decision is in the log: "yes", "no" or "unknown"
 
 @cache
 def place_of(
@@ -451,7 +452,7 @@ async def decide_all(
         if await attempts(engine, attempt): return
         reason = "contended"
     except TROUBLES as error: reason = reason_of(error)
-    for place in left: answered(place, degraded(engine, events[place], reason))
+    for place in left: answered(place, degraded(engine, events[place], reason))  # what was tried before was refused, so nothing is stored
 
 # %% ../../nbs/18_decide.ipynb #c052
 async def decide_once(engine: Engine, events: Sequence[Event], places: list[int], answered: Callable[[int, Answer | Exception], None]) -> list[int]:
@@ -468,16 +469,17 @@ async def decide_once(engine: Engine, events: Sequence[Event], places: list[int]
             if found is None: left.append(place)
             elif found.record is not None: answered(place, repeated(engine, events[place], found.record, found.seq))
             else: sent.append((place, *put(engine, lot, events[place], ask, there, found, start)))
-        except Exception as error: answered(place, told(engine, events[place], error))
+        except Exception as error: answered(place, told(engine, events[place], error, "no"))
     if not sent: return left
     put_places, answers, *spans = zip(*sent)
     for part, seconds in zip(("step", "model"), spans): engine.watch.spent(part, sum(seconds) / len(sent), len(sent))
     begun = time.perf_counter()
-    outcomes = await lot.outcomes()
+    try: outcomes = await lot.outcomes()
+    except TROUBLES as error: outcomes = [error] * len(sent)
     engine.watch.spent("commit", time.perf_counter() - begun, len(sent))
     for place, answer, outcome in zip(put_places, answers, outcomes):
         try: result = settled(engine, events[place], answer, outcome)
-        except Exception as error: result = told(engine, events[place], error)
+        except Exception as error: result = told(engine, events[place], error, "unknown")
         if result is None: left.append(place)
         else: answered(place, result)
     return sorted(left)
@@ -497,9 +499,9 @@ def put(engine: Engine, lot: Lot, event: Event, ask: Ask, there: list[int], foun
     lot.put(Change(ask.record_key, record, ask.keys, found.tokens, states, entry))
     return answer, done - begun, time.perf_counter() - done
 
-def told(engine: Engine, event: Event, error: Exception) -> Answer | Exception:
-    "What an order is told of an error that concerns it alone: troubles of the store give an answer by its amount."
-    return degraded(engine, event, reason_of(error)) if isinstance(error, TROUBLES) else error
+def told(engine: Engine, event: Event, error: Exception, stored: str) -> Answer | Exception:
+    "What an order is told of an error that concerns it alone: troubles of the store give an answer by its amount, and `stored`."
+    return degraded(engine, event, reason_of(error), stored) if isinstance(error, TROUBLES) else error
 
 def settled(engine: Engine, event: Event, answer: Answer, outcome: Outcome | Exception) -> Answer | Conflict | None:
     "What an order is told after its commit; None when it must be tried again."
@@ -508,7 +510,7 @@ def settled(engine: Engine, event: Event, answer: Answer, outcome: Outcome | Exc
     if outcome.kind != "accepted": return missed(engine, outcome.kind)
     for word in answer.entities.values():
         if word != "known": engine.watch.count("entity", word)
-    answer.position = outcome.seq
+    answer.position, answer.stored = outcome.seq, "no" if outcome.seq is None else "yes"  # None: a store that writes nothing
     return answer
 
 # %% ../../nbs/18_decide.ipynb #c056
@@ -569,12 +571,13 @@ async def check_table(engine: Engine) -> None:
                         "run `fraud-poc prepare-db`, or serve with the settings that filled the store")
     engine.checked = True
 
-def degraded(engine: Engine, event: Event, reason: str) -> Answer:
-    "An answer by amount alone; nothing is stored."
+def degraded(engine: Engine, event: Event, reason: str, stored: str = "no") -> Answer:
+    "An answer by amount alone. `stored` is \"unknown\" when the decision was sent to the store and its outcome was not heard."
     engine.watch.count("degraded", reason)
+    if stored == "unknown": engine.watch.count("uncertain", reason)
     risk, bundle = degraded_band(event.amount, engine.settings), engine.bundle
     return Answer(event.id, None, None, risk, ACTIONS[BANDS.index(risk)], None, {}, {}, bundle.hash, bundle.policy.hash, engine.table.hash,
-                  None, reason)
+                  None, reason, stored=stored)
 
 # %% ../../nbs/18_decide.ipynb #c062
 async def attempts(engine: Engine, attempt: Callable[[], Any]) -> Any:

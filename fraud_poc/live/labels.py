@@ -8,8 +8,8 @@ __all__ = ['SOURCES', 'MOST', 'MAX_NOTE', 'FIELDS', 'AT_ONCE', 'LOT', 'STATEMENT
            'Learner', 'find_live', 'find_order', 'check_statement', 'was_said', 'said_key', 'entry_of', 'learned',
            'say_once', 'unknown', 'say', 'known_field', 'read_field', 'read_statement', 'file_rows', 'json_row',
            'RowReader', 'moment_of', 'as_fields', 'file_statements', 'say_lot', 'say_or_tell', 'say_file', 'count_of',
-           'texts_of', 'event_rows', 'typed', 'label_rows', 'own_parts', 'check_fit', 'read_lots', 'live_parts',
-           'settle', 'collect']
+           'enter_due', 'texts_of', 'event_rows', 'typed', 'label_rows', 'own_parts', 'check_fit', 'read_lots',
+           'live_parts', 'settle', 'still_waiting', 'collect']
 
 # %% ../../nbs/19_labels.ipynb #c003
 import asyncio
@@ -35,13 +35,14 @@ import pyarrow.parquet as pq
 # %% ../../nbs/19_labels.ipynb #c004
 from ..config import Settings, duration_ms
 from ..data.files import Progress, write_json, write_parquet
-from ..data.ingest import LOG, hash_secret, part_path, read_manifest, read_part, working_folder, write_part
+from ..data.ingest import LOG, hash_secret, part_path, read_manifest, read_part, read_waiting, working_folder, write_part, write_waiting
 from ..events import FRAUD, UNRESOLVED, Clock, LabelReader, event_schema, is_missing, key_of, label_schema, missing_words, system_clock, text_of, yes_or_no
 from ..features.table import FeatureTable, Stepper, build_table, step_label
 from .decide import MAX_TEXT, Field, OrderError, OrderReader, Problem, Refusal, Watch, attempts, check_table, encodes, identity_text
 from .decide import keys_in, missed, number_text, order_fields, spread
-from .load import Found, gap, ledger_key, look, mark_of
-from .store import Change, Client, Entry, Names, StoreDown, StoreLost, StoreSlow, decode_entry, encode_entry, event_key, open_store
+from .load import WAITED, Found, gap, ledger_key, look, mark_of
+from .store import Change, Client, Entry, Names, StoreDown, StoreLost, StoreSlow, decode_entry, decode_waiting, encode_entry, event_key
+from .store import open_store
 
 # %% ../../nbs/19_labels.ipynb #c006
 SOURCES = ("chargeback", "analyst", "customer", "rule")
@@ -447,6 +448,19 @@ def count_of(result: Said | list[Problem]) -> dict[str, int]:
     "What a result adds to the summary."
     return {"refused": 1} if isinstance(result, list) else {"statements": 1, "changed": result.changed, "known_before": result.known_before}
 
+# %% ../../nbs/19_labels.ipynb #n002
+async def enter_due(engine: Any, settings: Settings, secret: bytes, now: int) -> dict:  # now: UTC ms
+    "Take the waiting labels in whose time has come: how many `entered`, how many are `rejected` and go on waiting. Store troubles are raised."
+    entered, rejected = 0, set()
+    while due := [data for data in await engine.store.due(now, LOT + len(rejected)) if data not in rejected]:
+        labels = [decode_waiting(data) for data in due]
+        statements = [Statement(one.order, bool(one.label), settings.labels.source, one.known, "", WAITED) for one in labels]
+        results = await say_lot(engine, settings, secret, list(enumerate(statements)), now)
+        done = {due[number] for number, result in results if isinstance(result, Said)}
+        await engine.store.remove_waiting(sorted(done))
+        entered, rejected = entered + len(done), rejected | set(due) - done
+    return {"entered": entered, "rejected": len(rejected)}
+
 # %% ../../nbs/19_labels.ipynb #c046
 STATEMENTS = pa.schema([("seq", pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), ("said", pa.int8()), ("source", pa.string()),
                         ("known", pa.int64()), ("note", pa.string()), ("by", pa.string())])
@@ -550,6 +564,21 @@ def settle(client: Client, names: Names, last: int) -> None:
     client.call("SET", names.root + b"collected", last)
     with suppress(StoreDown): client.call("WAITAOF", 1, 0, 10_000)  # an older server, or one without a file, refuses
 
+# %% ../../nbs/19_labels.ipynb #n004
+def still_waiting(settings: Settings, manifest: dict, parts: list[dict], dropped: bool) -> pa.Table:
+    "The labels that wait beside the batch log once some parts were collected."
+    folder, waiting = settings.batch.folder, read_waiting(settings.batch.folder, manifest)
+    if dropped and len(waiting):
+        ids = [read_part(folder, "events", part["name"], ["id_key"])["id_key"].combine_chunks() for part in manifest["parts"]]
+        waiting = waiting.filter(pc.is_in(waiting["id_key"], pa.concat_arrays([pa.array([], pa.uint64()), *ids])))
+    entered = set()
+    for part in parts if len(waiting) else []:
+        if not part["statements"]: continue
+        table = read_part(folder, "statements", part["name"], ["id_key", "known", "said", "by"])
+        entered |= {(row["id_key"], row["known"], row["said"]) for row in table.to_pylist() if row["by"] == WAITED}
+    rows = zip(*(waiting[name].to_pylist() for name in ("id_key", "known", "label")))
+    return waiting.filter(pa.array([row not in entered for row in rows], pa.bool_()))
+
 # %% ../../nbs/19_labels.ipynb #c055
 def collect(
     settings: Settings,
@@ -575,7 +604,9 @@ def collect(
         told |= {"next_seq": parts[-1]["next_seq"] if parts else first, "dropped": len(before) - len(own)}
         if not parts: return told | {"dropped": 0}
         settle(client, names, last)
-        manifest |= {"next_seq": told["next_seq"], "parts": manifest["parts"] + parts,
+        name = f"{len(manifest['ingests']):06d}_{len(manifest.get('collects', [])):06d}_waiting"
+        waiting = write_waiting(settings.batch.folder / LOG, name, still_waiting(settings, manifest, parts, told["dropped"] > 0))
+        manifest |= {"next_seq": told["next_seq"], "parts": manifest["parts"] + parts, "waiting": waiting,
                      "collects": [*manifest.get("collects", []), told | {"epoch": found.meta.epoch}]}
         write_json(settings.batch.folder / LOG / "manifest.json", manifest)
         return told

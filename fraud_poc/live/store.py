@@ -6,12 +6,12 @@
 __all__ = ['NOTHING', 'CONFIG', 'LOOK_S', 'LONGEST_LOOK_S', 'AT_ONCE', 'COMMIT', 'OVERDUE', 'CONNECT_S', 'LONGEST_PAUSE_S',
            'PATIENT_S', 'MOVED', 'StoreDown', 'StoreSlow', 'StoreLost', 'Meta', 'Ask', 'Fetched', 'Change', 'Outcome',
            'Lot', 'Store', 'OneByOne', 'state_key', 'event_key', 'label_key', 'Entry', 'encode_entry', 'decode_entry',
-           'Shelf', 'Logged', 'MemoryStore', 'MemoryLot', 'Address', 'parse_url', 'open_socket', 'Wire', 'Client',
-           'refused', 'find_server', 'write_config', 'free_port', 'port_is_free', 'locked', 'server_runs',
-           'RedisServer', 'StoppableServer', 'start_redis', 'go_last', 'children_of', 'kept_running', 'server_for',
-           'Names', 'Replies', 'Pipe', 'Asking', 'Watched', 'Link', 'dial', 'Connecting', 'Connected', 'Marked',
-           'Fetching', 'seen_states', 'seen_records', 'SendingLot', 'RedisLot', 'outcome_of', 'outcomes_of',
-           'RedisStore', 'state_ms', 'open_store']
+           'WaitingLabel', 'encode_waiting', 'decode_waiting', 'Shelf', 'Logged', 'MemoryStore', 'MemoryLot', 'Address',
+           'parse_url', 'open_socket', 'Wire', 'Client', 'refused', 'find_server', 'write_config', 'free_port',
+           'port_is_free', 'locked', 'server_runs', 'RedisServer', 'StoppableServer', 'start_redis', 'go_last',
+           'children_of', 'kept_running', 'server_for', 'Names', 'Replies', 'Pipe', 'Asking', 'Watched', 'Link', 'dial',
+           'Connecting', 'Connected', 'Marked', 'Fetching', 'seen_states', 'seen_records', 'SendingLot', 'RedisLot',
+           'outcome_of', 'outcomes_of', 'RedisStore', 'state_ms', 'open_store']
 
 # %% ../../nbs/16_store.ipynb #c003
 import asyncio
@@ -139,6 +139,10 @@ class Store(Protocol):
         "Entries in the log."
     async def newest(self) -> int:
         "Sequence number of the newest entry; before the first, one less than that will get."
+    async def due(self, now: int, count: int) -> list[bytes]:
+        "Waiting labels whose time, UTC ms, has come: at most `count`, the earliest first."
+    async def remove_waiting(self, labels: list[bytes]) -> None:
+        "Let labels wait no more: they are in the log."
     async def close(self) -> None:
         "Let go of it."
 
@@ -202,6 +206,21 @@ def decode_entry(data: bytes) -> Entry:
     "An entry from bytes; `ValueError` when they are none."
     return msgspec.msgpack.decode(data, type=Entry)
 
+# %% ../../nbs/16_store.ipynb #n002
+class WaitingLabel(msgspec.Struct, array_like=True, frozen=True):
+    "A label that is to enter the log when its time has come."
+    order: str  # id of the event
+    label: int  # 0 legitimate, 1 fraud
+    known: int  # when it is known, UTC ms
+
+def encode_waiting(label: WaitingLabel) -> bytes:
+    "A waiting label as bytes (MessagePack)."
+    return msgspec.msgpack.encode(label)
+
+def decode_waiting(data: bytes) -> WaitingLabel:
+    "A waiting label from bytes; `ValueError` when they are none."
+    return msgspec.msgpack.decode(data, type=WaitingLabel)
+
 # %% ../../nbs/16_store.ipynb #c022
 class Shelf:
     "States and records that expire, in memory."
@@ -240,7 +259,7 @@ class Logged(Shelf):
                  state_ms: int = 820 * 86_400_000, clock=time.monotonic):
         super().__init__(record_ms, state_ms, clock)
         self.fill(meta or Meta(secrets.token_hex(4), 1, "", {"next_seq": 0}), states or {})
-        self.log, self.seq = [], self.now.base["next_seq"] - 1
+        self.log, self.seq, self.waiting = [], self.now.base["next_seq"] - 1, set()
 
     def apply(self, change: Change, token: bytes) -> Outcome:
         "Write a change whole or not at all."
@@ -268,7 +287,13 @@ class MemoryStore(Logged, OneByOne):
     async def entries(self, after_seq: int, count: int) -> list[tuple[int, bytes]]: return [e for e in self.log if e[0] > after_seq][:count]
     async def log_length(self) -> int: return len(self.log)
     async def newest(self) -> int: return self.seq
+    async def remove_waiting(self, labels: list[bytes]) -> None: self.waiting -= set(labels)
     async def close(self) -> None: pass
+
+    async def due(self, now: int, count: int) -> list[bytes]:
+        "Waiting labels whose time has come."
+        found = sorted((decode_waiting(data).known, data) for data in self.waiting)
+        return [data for known, data in found if known <= now][:count]
 
 class MemoryLot(Lot):
     "A lot of a store in memory."
@@ -592,6 +617,10 @@ class Names:
         "What keys of states begin with."
         return self.root + b"s%d:" % generation
 
+    def waiting(self, epoch: str) -> bytes:
+        "Key of the set of waiting labels."
+        return self.root + b"w%s" % epoch.encode()
+
     def records(self, epoch: str) -> bytes:
         "What keys of records begin with."
         return self.root + b"r%s:" % epoch.encode()
@@ -846,6 +875,15 @@ class Marked(Connected):
     async def log_length(self) -> int:
         "Entries in the log."
         return await self.call("XLEN", self.names.log)
+
+    async def due(self, now: int, count: int) -> list[bytes]:
+        "Waiting labels whose time has come."
+        epoch = (self.known or await self.refresh()).epoch
+        return await self.call("ZRANGE", self.names.waiting(epoch), "-inf", now, "BYSCORE", "LIMIT", 0, count)
+
+    async def remove_waiting(self, labels: list[bytes]) -> None:
+        "Let labels wait no more."
+        if labels: await self.call("ZREM", self.names.waiting(self.known.epoch), *labels)
 
     async def newest(self) -> int:
         "Sequence number of the newest entry."

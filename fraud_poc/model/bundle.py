@@ -6,7 +6,8 @@
 __all__ = ['FORMAT', 'WALKED', 'VALUES', 'CATEGORIES', 'NEEDED', 'TOLERANCE', 'KEPT_SETTINGS', 'PROOF_VECTORS', 'Manifest',
            'sealed', 'Bundle', 'tree_problem', 'frame_problem', 'model_problem', 'read_manifest_of', 'read_files',
            'check_meaning', 'read_array', 'load_bundle', 'models_folder', 'save_bundle', 'list_bundles',
-           'latest_bundle', 'columns_of', 'settled', 'measured', 'in_short', 'judge_model']
+           'latest_bundle', 'columns_of', 'settled', 'measured', 'in_short', 'measured_twice', 'frozen_in_short',
+           'judge_model']
 
 # %% ../../nbs/13_bundle.ipynb #c003
 import hashlib
@@ -30,8 +31,8 @@ from ..data.files import PARTIAL, Progress, sole_use
 from ..events import system_clock
 from ..features.aggregates import DAY_MS
 from ..features.table import FeatureTable, build_table
-from .dataset import AMOUNT, Fold, read_split
-from .evaluate import calibrate, draw_evaluation, evaluate, judge, probabilities, probability
+from .dataset import AMOUNT, Fold, read_dataset, read_split
+from .evaluate import calibrate, draw_evaluation, evaluate, frozen_means, judge, probabilities, probability
 from .policy import Policy, bands_of, draw_money, fit_policy, money, policy_bytes, read_policy
 from .train import load_trained
 
@@ -50,6 +51,7 @@ class Manifest(BaseModel):
     calibration: tuple[float, float]                    # a, b of sigmoid(a * logit(score) + b)
     training: dict[str, Any]                            # window and row counts
     metrics: dict[str, Any]                             # name -> value, low, high
+    frozen: dict[str, Any] | None = None                # the same with label features frozen at the cut-off; earlier bundles have none
     verdict: Literal["accepted", "rejected"]
     reasons: list[str]
     settings: dict[str, Any]                            # those that made the model
@@ -305,6 +307,7 @@ def save_bundle(
     fields = {"format": FORMAT, "created": created.isoformat(timespec="milliseconds"), "domain": settings.domain.name, "table_hash": table.hash,
               "names": table.names, "calibration": list(map(float, calibration)), "training": training,
               "metrics": evaluation["metrics"], **{key: judgement[key] for key in ("verdict", "reasons")},
+              **({"frozen": evaluation["frozen"]["metrics"]} if evaluation.get("frozen") else {}),
               "settings": settings.model_dump(mode="json", include=KEPT_SETTINGS),
               "versions": {"xgboost": xgboost.__version__, "numpy": np.__version__},
               "id": f"{created:%Y%m%dT%H%M%S}{created.microsecond // 1000:03d}-{hashlib.sha256(raw).hexdigest()[:8]}"}
@@ -384,16 +387,45 @@ def in_short(found: dict | None) -> dict:
     return {"cost_a_day": plain(found["costs"], "value"), "saved_a_day": plain(found["savings"], "value"),
             "actions": plain(found["actions"], "events")}
 
+# %% ../../nbs/13_bundle.ipynb #n002
+def measured_twice(
+    settings: Settings,
+    booster: xgboost.Booster,
+    test: Fold,                        # features as served
+    frozen: Fold | None,               # the same rows with label features frozen at the cut-off; None = the table has none
+    calibration: tuple[float, float],
+    policy: Policy,
+    progress: Progress | None = None,  # called with resamples done and in all
+) -> dict:                             # as `measured`, and "frozen": events_changed, metrics, money and meaning; or None
+    "What `measured` finds as served, and with labels frozen."
+    changed = 0 if frozen is None else int((test.features.view(np.uint32) != frozen.features.view(np.uint32)).any(axis=1).sum())
+    goes = 2 if changed else 1
+    told = lambda before: progress and (lambda done, most: progress(before * most + done, goes * most))
+    find = lambda fold, before: measured(settings, fold, booster.inplace_predict(fold.features), calibration, policy, told(before))
+    served = find(test, 0)
+    if frozen is None: return served | {"frozen": None}
+    cold = find(frozen, 1) if changed else served
+    costs = cold["money"] and {key: cold["money"][key] for key in ("costs", "savings", "actions")}
+    return served | {"frozen": {"events_changed": changed, "metrics": cold["metrics"], "money": costs,
+                                "meaning": frozen_means(served["metrics"], cold["metrics"], changed, len(test.label))}}
+
+def frozen_in_short(found: dict | None) -> dict:
+    "The figures with labels frozen that a summary shows, and what they mean; empty when the table has no label features."
+    if found is None: return {}
+    shown = {name: found["metrics"][name] for name in ("auc", "average_precision", "card_precision")}
+    cost = in_short(found["money"]).get("cost_a_day", {}).get("policy")
+    return {"labels_frozen": shown | {"cost_a_day": cost, "events_changed": found["events_changed"], "meaning": found["meaning"]}}
+
 # %% ../../nbs/13_bundle.ipynb #c039
 def judge_model(
     settings: Settings,
     progress: Progress | None = None,  # called with resamples done and in all
-) -> dict:                             # folder, id, verdict, reasons, metrics, events, frauds, fraud rate, bands, policy, cost and savings a day
+) -> dict:                             # folder, id, verdict, reasons, metrics, labels frozen, events, frauds, fraud rate, bands, policy, money a day
     "Judge the model that was trained last and save it as a bundle; `ValueError` when there is no model or no dataset."
     table, trained, newest, test = build_table(settings), load_trained(settings), read_split(settings, "validation"), read_split(settings, "test")
-    older, scores = (trained.booster.inplace_predict(fold.features) for fold in (newest, test))
-    calibration, policy = settled(settings, newest, older)
-    evaluation = measured(settings, test, scores, calibration, policy, progress)
+    frozen = read_split(settings, "test", frozen=True) if read_dataset(settings)["label_features"] else None
+    calibration, policy = settled(settings, newest, trained.booster.inplace_predict(newest.features))
+    evaluation = measured_twice(settings, trained.booster, test, frozen, calibration, policy, progress)
     judgement, about = judge(settings, evaluation["metrics"]), trained.about
     training = {key: about[key] for key in ("windows", "rows", "frauds", "trees", "dataset", "workers")}
     with TemporaryDirectory() as plots:
@@ -403,4 +435,5 @@ def judge_model(
         folder = save_bundle(settings, table, trained.booster, test.features[places], calibration, policy, evaluation, judgement, training,
                              plots=Path(plots))
     kept = {key: evaluation[key] for key in ("metrics", "events", "frauds", "fraud_rate", "bands")}
-    return {"folder": str(folder), "id": folder.name, "policy": policy.hash, **judgement, **kept, **in_short(evaluation["money"])}
+    return {"folder": str(folder), "id": folder.name, "policy": policy.hash, **judgement, **kept, **in_short(evaluation["money"]),
+            **frozen_in_short(evaluation["frozen"])}

@@ -7,8 +7,8 @@ __all__ = ['LOWEST', 'HIGHEST', 'LEAST_SLOPE', 'FALSE_POSITIVES', 'GRID', 'BANDS
            'calibrate', 'Ranked', 'rank', 'totals', 'curve_metrics', 'Queue', 'queue', 'reviewed', 'CardDays',
            'card_days', 'card_precision', 'equal_groups', 'calibration_of', 'Slice', 'number_cards', 'sort_slice',
            'measure', 'curves', 'bootstrap', 'point_metrics', 'by_day', 'by_band', 'by_score', 'check_arrays',
-           'evaluate', 'judge', 'draw_precision_recall', 'draw_roc', 'draw_calibration', 'draw_budget', 'draw_scores',
-           'draw_evaluation']
+           'evaluate', 'judge', 'frozen_means', 'draw_precision_recall', 'draw_roc', 'draw_calibration', 'draw_budget',
+           'draw_scores', 'draw_evaluation']
 
 # %% ../../nbs/11_evaluate.ipynb #c003
 import math
@@ -402,6 +402,21 @@ def judge(
         if value < least: failed.append(f"{said} is below verdict.{setting} {least:g}")
         else: passed.append(f"{said} reaches verdict.{setting} {least:g}" + ("; the interval reaches below it" if short else ""))
     return {"verdict": "rejected" if failed else "accepted", "reasons": failed or passed}
+
+# %% ../../nbs/11_evaluate.ipynb #n002
+def frozen_means(
+    served: dict,  # metrics of `evaluate` with features as served
+    frozen: dict,  # and with label features frozen at the cut-off
+    changed: int,  # test events whose features differ by it
+    events: int,   # test events
+) -> str:
+    "What the difference of the two means for a service."
+    if not changed: return "No label that became known during the test days is in a feature of a test event: both figures are the same."
+    number = lambda found, name: "not defined" if found[name]["value"] is None else f"{found[name]['value']:.3f}"
+    both = ", ".join(f"{words} {number(served, name)} and {number(frozen, name)}" for name, (words, _) in MINIMA.items())
+    return (f"Labels that became known during the test days are in the features of {changed:,} of {events:,} test events. As served, and with these "
+            f"labels left out: {both}. The first holds if labels reach the live service as fast as the log says; the later they come, the nearer to "
+            "the second.")
 
 # %% ../../nbs/11_evaluate.ipynb #c047
 def _line(ax, curve: dict, label: str) -> None:

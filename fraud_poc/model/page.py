@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROCESS', 'ABOUT', 'METRICS', 'VALIDATION', 'COSTS', 'RULES', 'ACTIONS', 'LIMITS', 'STEPS', 'table', 'number',
            'share', 'between', 'purpose', 'windows', 'evaluation_of', 'reach', 'feature_groups', 'features', 'metrics',
-           'tuning', 'calibration', 'policy', 'money', 'bands', 'next_steps', 'hashes', 'model_page',
+           'frozen_cost', 'tuning', 'calibration', 'policy', 'money', 'bands', 'next_steps', 'hashes', 'model_page',
            'write_model_page']
 
 # %% ../../nbs/29_model_page.ipynb #c003
@@ -134,11 +134,20 @@ METRICS = {"auc": "AUC ROC", "average_precision": "average precision", "precisio
 def metrics(bundle: Bundle) -> str:
     "Metrics on the test days."
     evaluation, chosen = evaluation_of(bundle), bundle.manifest["settings"]["verdict"]
-    rows = [[words, *between(evaluation["metrics"][name], lambda value: number(value, 4 if name == "brier" else 3))]
-            for name, words in METRICS.items() if name in evaluation["metrics"]]
-    return table(["on the test days", "value", "95 % interval"], rows) + (
+    frozen, shown = evaluation.get("frozen"), lambda found, name: between(found[name], lambda value: number(value, 4 if name == "brier" else 3))
+    both = [evaluation["metrics"], *([frozen["metrics"]] if frozen else [])]
+    rows = [[words, *(cell for found in both for cell in shown(found, name))] for name, words in METRICS.items() if name in evaluation["metrics"]]
+    heads = ["as served", "95 % interval", "labels frozen", "95 % interval"] if frozen else ["value", "95 % interval"]
+    return table(["on the test days", *heads], rows) + (f"\n\n{frozen_cost(evaluation)}{frozen['meaning']}" if frozen else "") + (
         f"\n\nReviewed are the {evaluation['reviews_a_day']} events a day with the highest scores. A model is accepted with an AUC ROC of at least "
         f"{chosen['min_auc']:g} and an average precision of at least {chosen['min_average_precision']:g}.")
+
+def frozen_cost(evaluation: dict) -> str:
+    "What the policy costs a day with features as served and with labels frozen; empty where nothing is known of money."
+    both = [found.get("money") for found in (evaluation, evaluation["frozen"])]
+    if not all(both): return ""
+    served, frozen = (number(found["costs"]["policy"]["value"], 0) for found in both)
+    return f"The policy costs {served} a day as served, and {frozen} with label features frozen when the test begins. "
 
 VALIDATION = """The split is by time, as in use: the model is tested on days after those it learned from, with a gap in which verdicts come in.
 A verdict counts in training only if it was known when the test began; in the test, if it was known at the end of the log. No event is in two
