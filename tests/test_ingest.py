@@ -158,7 +158,7 @@ def test_parquet_times_beyond_all_bounds(make, tmp_path):
 def test_amounts(make, tmp_path, text, minor): assert one_row(make(), tmp_path, f"1,2025-03-03,w,t,{text}")["amount"] == minor
 
 
-@pytest.mark.parametrize("text, reason", [("", "amount is empty"), ("N/A", "amount is empty"), ("nan", "amount is empty"), ("inf", "amount is not a finite number"),
+@pytest.mark.parametrize("text, reason", [("", "amount is empty"), ("N/A", "amount stands for a missing value (columns.missing_values)"), ("nan", "amount stands for a missing value (columns.missing_values)"), ("inf", "amount is not a finite number"),
                                           ("-inf", "amount is not a finite number"), ('"1,200"', "amount is not a finite number"), ("-0.01", "amount is below limits.min_amount"),
                                           ("1e11", "amount is above limits.max_amount"), (str((2**36 + 1) / 100), "amount is above 2**36 minor units")])
 def test_amounts_refused(make, tmp_path, text, reason): assert one_row(make(), tmp_path, f"1,2025-03-03,w,t,{text}") == ("amount", text.strip('"'), reason)

@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['LOG', 'REJECTS', 'WORK', 'FORMAT', 'ENDINGS', 'BROKEN', 'END', 'BLOCK', 'ORDER', 'OPEN_QUOTE', 'ROW', 'ROWS',
-           'NUMBER', 'EMPTY', 'UNREADABLE', 'NONEXISTENT', 'AMBIGUOUS', 'ISO', 'ZONE', 'FAR', 'Fault', 'REFUSED', 'DAY',
-           'NONE', 'KNOWN', 'LABEL', 'UNLISTED', 'TWICE', 'UNLISTED_SHOWN', 'COARSE', 'KEPT', 'REPEAT', 'CONFLICT',
-           'WAITED', 'WAITING', 'part_path', 'read_manifest', 'read_part', 'time_span', 'horizon_of',
+           'NUMBER', 'EMPTY', 'UNREADABLE', 'NONEXISTENT', 'AMBIGUOUS', 'ISO', 'ZONE', 'FAR', 'Fault', 'REFUSED',
+           'STANDS', 'DAY', 'NONE', 'KNOWN', 'LABEL', 'UNLISTED', 'TWICE', 'UNLISTED_SHOWN', 'COARSE', 'KEPT', 'REPEAT',
+           'CONFLICT', 'WAITED', 'WAITING', 'part_path', 'read_manifest', 'read_part', 'time_span', 'horizon_of',
            'check_early_labels', 'hash_secret', 'Source', 'open_source', 'find_sources', 'is_parquet', 'MarkedUtf8',
            'reading', 'open_csv', 'read_csv', 'due_lines', 'numbered', 'read_parquet', 'needed_columns', 'is_text',
            'misfit', 'schema_of', 'check_columns', 'utf8', 'as_text', 'one_chunk', 'broken', 'as_numbers', 'stand_ins',
-           'parse_iso', 'to_ms', 'localise', 'as_times', 'refuse', 'time_faults', 'beyond_clock', 'date_ms',
-           'amount_faults', 'id_faults', 'read_verdicts', 'check_events', 'check_labels', 'count_labels', 'days_of',
-           'spill', 'picked', 'events_schema', 'verdicts_schema', 'logged_schema', 'piece_of', 'numpy_of', 'Scan',
-           'plan_scans', 'large_tables', 'refused_lines', 'scan', 'hashed_rows', 'match_log', 'bulk_of', 'bulks',
-           'outlying', 'set_aside', 'leave_bulk', 'compare_ids', 'settle_verdicts', 'join_verdicts', 'settle',
-           'count_days', 'admit', 'read_waiting', 'spill_waiting', 'write_waiting', 'sequence', 'with_seq', 'Month',
-           'plan_months', 'read_span', 'write_part', 'write_month', 'run_tasks', 'working_folder', 'clear',
-           'opened_log', 'check_live', 'pieces_for', 'write_rejects', 'gather_sources', 'read_rows', 'unlisted',
-           'no_fraud', 'summarise', 'commit', 'ingest']
+           'parse_iso', 'to_ms', 'localise', 'as_times', 'refuse', 'time_faults', 'empty_faults', 'beyond_clock',
+           'date_ms', 'amount_faults', 'id_faults', 'read_verdicts', 'check_events', 'check_labels', 'count_labels',
+           'rows_by_text', 'count_stand_ins', 'days_of', 'spill', 'picked', 'events_schema', 'verdicts_schema',
+           'logged_schema', 'piece_of', 'numpy_of', 'Scan', 'plan_scans', 'large_tables', 'refused_lines', 'scan',
+           'hashed_rows', 'match_log', 'bulk_of', 'bulks', 'outlying', 'set_aside', 'leave_bulk', 'compare_ids',
+           'settle_verdicts', 'join_verdicts', 'settle', 'count_days', 'admit', 'read_waiting', 'spill_waiting',
+           'write_waiting', 'sequence', 'with_seq', 'Month', 'plan_months', 'read_span', 'write_part', 'write_month',
+           'run_tasks', 'working_folder', 'clear', 'opened_log', 'check_live', 'pieces_for', 'write_rejects',
+           'gather_sources', 'read_rows', 'unlisted', 'stand_ins_of', 'note_of', 'summarise', 'commit', 'ingest']
 
 # %% ../../nbs/04_ingest.ipynb #c005
 import codecs
@@ -500,6 +500,8 @@ def refuse(
     return ok, pa.concat_tables(found).sort_by(ORDER)
 
 # %% ../../nbs/04_ingest.ipynb #c056
+STANDS = "stands for a missing value (columns.missing_values)"
+
 def time_faults(
     name: str,           # column
     raw: pa.Array,       # n raw values
@@ -512,10 +514,16 @@ def time_faults(
     "Times that are empty, unreadable, do not exist, lie outside of the limits or beyond the clock."
     form = {"iso": "an ISO date or time", "epoch_s": "a number of seconds", "epoch_ms": "a number of milliseconds"}[settings.columns.time_format]
     earliest, latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
-    return [(name, raw, f"{what} is empty", state == EMPTY), (name, raw, f"{what} is not {form}", state == UNREADABLE),
+    return [*empty_faults(name, raw, state == EMPTY, what), (name, raw, f"{what} is not {form}", state == UNREADABLE),
             (name, raw, f"{what} does not exist in {settings.columns.timezone}: the clocks were put forward", state == NONEXISTENT),
             (name, raw, f"{what} is before limits.earliest", ms < earliest), (name, raw, f"{what} is not before limits.latest", ms >= latest),
             (name, raw, beyond_clock(settings, what), ms > (FAR if now is None else now + duration_ms(settings.live.future_skew)))]
+
+def empty_faults(name: str, raw: pa.Array, empty: np.ndarray, what: str) -> list[Fault]:
+    "Values that are missing and must not be: empty ones, and words that stand for a missing value."
+    words, at = np.zeros(len(empty), bool), np.flatnonzero(empty)
+    if len(at): words[at] = as_text(one_chunk(raw).take(pa.array(at))).is_valid().to_numpy(zero_copy_only=False)
+    return [(name, raw, f"{what} is empty", empty & ~words), (name, raw, f"{what} {STANDS}", words)]
 
 def beyond_clock(settings: Settings, what: str = "time") -> str:
     "Why a time later than the clock is rejected."
@@ -538,16 +546,17 @@ def amount_faults(
     "Amounts that are empty, no finite number, outside of the limits, or too large for exact sums."
     limits, finite = settings.limits, np.isfinite(amount)
     known = np.where(finite, amount, 0.0)
-    return [(name, raw, "amount is empty", empty), (name, raw, "amount is not a finite number", ~finite),
+    return [*empty_faults(name, raw, empty, "amount"), (name, raw, "amount is not a finite number", ~finite),
             (name, raw, "amount is below limits.min_amount", known < limits.min_amount),
             (name, raw, "amount is above limits.max_amount", known > limits.max_amount),
             (name, raw, "amount is above 2**36 minor units", np.abs(np.rint(known * 10**settings.columns.decimals)) > MAX_MINOR_UNITS)]
 
-def id_faults(name: str, parts: list[pa.Array]) -> tuple[pa.Array, list[Fault]]:
-    "Several id columns joined by ':', and ids with an empty or broken part."
+def id_faults(name: str, parts: list[pa.Array], missing: frozenset[str] = EMPTY_TEXT) -> tuple[pa.Array, list[Fault]]:
+    "Several id columns joined by ':', and ids with a part that is empty, stands for a missing value, or is broken."
     raw = pc.binary_join_element_wise(*parts, ":", null_handling="replace", null_replacement="") if len(parts) > 1 else parts[0]
-    empty = np.logical_or.reduce([part.is_null().to_numpy(zero_copy_only=False) for part in parts])
-    return raw, [(name, raw, "id is empty", empty), (name, raw, "id is not valid UTF-8", broken(raw))]
+    empty, words = (np.logical_or.reduce([part.is_null().to_numpy(zero_copy_only=False) for part in found])
+                    for found in (parts, [without_missing(part, missing) for part in parts]))
+    return raw, [(name, raw, "id is empty", empty), (name, raw, f"id {STANDS}", words), (name, raw, "id is not valid UTF-8", broken(raw))]
 
 # %% ../../nbs/04_ingest.ipynb #c060
 DAY = 86_400_000                         # ms
@@ -582,7 +591,7 @@ def check_events(
 ) -> tuple[pa.Table, pa.Table]:  # clean rows; refused rows, schema REFUSED
     "Validate raw events."
     columns, order, missing = settings.columns, batch[ORDER].to_numpy(), missing_words(settings.columns)
-    ident, faults = id_faults(":".join(columns.id), [as_text(batch[name], missing) for name in columns.id])
+    ident, faults = id_faults(":".join(columns.id), [as_text(batch[name]) for name in columns.id], missing)
     hashed = {name: as_text(batch[name], missing) for name in columns.hashed}
     faults += [(name, text, f"{name} is not valid UTF-8", broken(text)) for name, text in hashed.items()]
     ms, state = as_times(batch[columns.time], columns)
@@ -607,7 +616,7 @@ def check_labels(
 ) -> tuple[pa.Table, pa.Table]:  # clean rows: `@order`, id, `@label`, `@known`; refused rows, schema REFUSED
     "Validate raw verdicts from an input of their own."
     missing = missing_words(settings.columns)
-    ident, faults = id_faults(":".join(settings.columns.id), [as_text(batch[name], missing) for name in settings.columns.id])
+    ident, faults = id_faults(":".join(settings.columns.id), [as_text(batch[name]) for name in settings.columns.id], missing)
     label, known, more = read_verdicts(batch, settings, now)
     ok, refused = refuse(batch[ORDER].to_numpy(), faults + more)
     return pa.table({ORDER: batch[ORDER], "id": ident, LABEL: pa.array(label, pa.int8()), KNOWN: known}).filter(pa.array(ok)), refused
@@ -622,9 +631,24 @@ def count_labels(batch: pa.Table, clean: pa.Table, settings: Settings, carried: 
     for name, value in (("fraud", FRAUD), ("legitimate", HONEST)): told[f"label {name}"] = int((label == value).sum())
     text = as_text(batch[settings.labels.column])
     _, other = LabelReader(settings.labels, missing_words(settings.columns)).column(text)
-    if other.any():
-        found = pc.value_counts(pc.replace_substring(pc.utf8_slice_codeunits(text.filter(pa.array(other)), 0, 100), BROKEN, "\ufffd")).to_pylist()
-        told.update({f"unlisted {item['values']}": item["counts"] for item in sorted(found, key=lambda item: -item["counts"])[:1_000]})
+    if other.any(): told.update({("unlisted", value): rows for value, rows in rows_by_text(text.filter(pa.array(other)))[:1_000]})
+    return told
+
+def rows_by_text(text: pa.Array) -> list[tuple[str, int]]:
+    "Distinct texts, cut to 100 characters, and their rows; the most frequent first."
+    found = pc.value_counts(pc.replace_substring(pc.utf8_slice_codeunits(text, 0, 100), BROKEN, "\ufffd")).to_pylist()
+    return sorted(((item["values"], item["counts"]) for item in found), key=lambda item: (-item[1], item[0]))
+
+def count_stand_ins(batch: pa.Table, clean: pa.Table, settings: Settings, carried: bool) -> Counter:
+    "Words that were taken for missing, of rows that were kept, by column and word; carried: the rows carry labels."
+    told, kept = Counter(), np.searchsorted(batch[ORDER].to_numpy(), numpy_of(clean, ORDER))
+    absent = {name: clean[name].is_null().to_numpy() for name in settings.columns.hashed if name in clean.column_names}
+    if carried: absent[settings.labels.column] = numpy_of(clean, LABEL) == UNRESOLVED
+    for name, mask in absent.items():
+        if not mask.any(): continue
+        text = as_text(one_chunk(batch[name]).take(pa.array(kept[mask]))).drop_null()
+        words = text.filter(without_missing(text, missing_words(settings.columns)).is_null())
+        told.update({("stands", name, word): rows for word, rows in rows_by_text(words)})
     return told
 
 def days_of(clean: pa.Table) -> Counter:
@@ -756,7 +780,7 @@ def scan(
     with spill(work / f"{kind}-{index:06d}.arrow", pieces) as write, spill(work / f"refused-{index:06d}.arrow") as write_refused:
         for table, lines in large_tables(rows):
             clean, refused = check_labels(table, settings, now) if source.labels else check_events(table, settings, own, now)
-            told.update(count_labels(table, clean, settings, source.labels or own))
+            told.update(count_labels(table, clean, settings, source.labels or own) + count_stand_ins(table, clean, settings, source.labels or own))
             days.update(days_of(clean))
             clean = hashed_rows(clean, settings.columns, secret, source.labels)
             refused = pa.concat_tables([refused, refused_lines(source, lines)]).sort_by(ORDER)
@@ -1103,7 +1127,8 @@ def write_part(log: Path, number: int, events: pa.Table, labels: pa.Table) -> di
     name = f"{number:06d}_{np.datetime64(int(known.min()), 'ms').astype('datetime64[D]')}"
     digests = {f"{kind}_sha256": write_parquet(log / kind / f"{name}.parquet", table.combine_chunks())
                for kind, table in [("events", events), ("labels", labels)]}
-    return {"name": name, "first_seq": int(seq.min()), "next_seq": int(seq.max()) + 1, "events": len(events), "labels": len(labels),
+    frauds = int((numpy_of(labels, "label") == FRAUD).sum())
+    return {"name": name, "first_seq": int(seq.min()), "next_seq": int(seq.max()) + 1, "events": len(events), "labels": len(labels), "frauds": frauds,
             "first_known_ms": int(known.min()), "last_known_ms": int(known.max()), **digests}
 
 def write_month(month: Month, settings: Settings, log: Path) -> list[dict]:
@@ -1263,13 +1288,28 @@ def read_rows(
 # %% ../../nbs/04_ingest.ipynb #c113
 def unlisted(told: Counter) -> dict[str, int]:
     "Label values that are in none of the lists, with their rows; the most frequent."
-    found = {name.removeprefix("unlisted "): rows for name, rows in told.items() if isinstance(name, str) and name.startswith("unlisted ")}
+    found = {name[1]: rows for name, rows in told.items() if name[0] == "unlisted"}
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:UNLISTED_SHOWN])
 
-def no_fraud(frauds: int, others: int, settings: Settings) -> str:
-    "What a summary says where labels were read and none of them means fraud; else nothing."
-    if frauds or not others: return ""
-    return f"no fraud: none of {others:,} labels means fraud; check labels.column and labels.fraud_values ({settings.labels.fraud_values})"
+def stand_ins_of(told: Counter) -> dict[str, dict[str, int]]:
+    "Words that were taken for missing: column -> word -> rows."
+    found = {}
+    for name, rows in sorted((item for item in told.items() if item[0][0] == "stands"), key=lambda item: (item[0][1], -item[1], item[0][2])):
+        found.setdefault(name[1], {})[name[2]] = rows
+    return found
+
+def note_of(told: Counter, settings: Settings) -> str:
+    "What a summary says of labels: none means fraud, or there are values in none of the lists; else nothing."
+    notes, labels = [], settings.labels
+    strange = sum(rows for name, rows in told.items() if name[0] == "unlisted")
+    if not told["label fraud"] and (others := told["label legitimate"] + strange):
+        notes.append(f"no fraud: none of {others:,} labels means fraud; check labels.column and labels.fraud_values ({labels.fraud_values})")
+    if strange:
+        values = ", ".join(f"{value!r}" for value in list(unlisted(told))[:3])
+        done = {"refuse": "rejected", "legitimate": "taken for legitimate", "unresolved": "left unresolved"}[labels.other_values]
+        notes.append(f"{strange:,} labels, such as {values}, are in none of labels.fraud_values, legitimate_values and unresolved_values, "
+                     f'and were {done} (labels.other_values = "{labels.other_values}"): list what they mean')
+    return "; ".join(notes)
 
 def summarise(told: Counter, settings: Settings, parts: list[dict], next_seq: int) -> dict:
     "Counts of an ingest. rows_read = events + repeats + events_rejected; labels_read + labels_waited = the six kinds of labels below them."
@@ -1286,7 +1326,8 @@ def summarise(told: Counter, settings: Settings, parts: list[dict], next_seq: in
         "labels_clamped": told["clamped"],                                                        # moved to 1 ms after their event
         "missing": {name: told[f"missing {name}"] for name in settings.columns.hashed},           # empty, kept with key 0
         "ambiguous_times": told[TWICE],                                                           # the earlier reading was taken
-        "note": no_fraud(told["label fraud"], told["label legitimate"], settings),
+        "stand_ins": stand_ins_of(told),                                                          # columns.missing_values found, by column
+        "note": note_of(told, settings),
         "parts": len(parts), "first_seq": next_seq, "next_seq": next_seq + told["events"] + told["labels"]}
 
 # %% ../../nbs/04_ingest.ipynb #c115

@@ -36,7 +36,8 @@ import pyarrow.parquet as pq
 from ..config import Settings, duration_ms
 from ..data.files import Progress, write_json, write_parquet
 from ..data.ingest import LOG, hash_secret, part_path, read_manifest, read_part, read_waiting, working_folder, write_part, write_waiting
-from ..events import FRAUD, UNRESOLVED, Clock, LabelReader, event_schema, is_missing, key_of, label_schema, missing_words, system_clock, text_of, yes_or_no
+from ..events import FRAUD, UNRESOLVED, Clock, LabelReader, event_schema, is_missing, key_of, label_schema, missing_words, system_clock
+from ..events import text_of, yes_or_no
 from ..features.table import FeatureTable, Stepper, build_table, step_label
 from .decide import MAX_TEXT, Field, OrderError, OrderReader, Problem, Refusal, Watch, attempts, check_table, encodes, identity_text
 from .decide import keys_in, missed, number_text, order_fields, spread
@@ -273,8 +274,8 @@ def read_field(reader: OrderReader, name: str, value: Any) -> Any:
     if name == "order": return identity_text(value, False, reader.missing)
     if name == "known": return None if value is None else reader.time_ms(known_field(reader.settings), value)
     if name == "fraud":
-        if type(value) is not bool: raise Refusal("input should be true or false", "bool_type")
-        return value
+        if type(value) is bool: return value
+        raise Refusal(f"input should be true or false, not {str(value)[:40]!r}: other words for yes and no are read in files only", "bool_type")
     if type(value) is not str: raise Refusal("input should be text", "string_type")
     if not encodes(value) and value: raise Refusal("text is not valid Unicode", "string_unicode")
     if name == "note" and len(value) > MAX_NOTE: raise Refusal(f"text is longer than {MAX_NOTE:,} characters", "string_too_long")
@@ -337,10 +338,12 @@ class RowReader:
     def label(self, row: dict) -> bool | None:
         "Fraud or not; None when the row does not say; `Refusal` names a value that is in none of the lists."
         name = "fraud" if "fraud" in row else self.settings.labels.column
-        found, _ = (self.plain if name == "fraud" and name != self.settings.labels.column else self.labels).of(row.get(name))
+        plain = name != self.settings.labels.column
+        found, _ = (self.plain if plain else self.labels).of(row.get(name))
         if found is not None: return None if found == UNRESOLVED else found == FRAUD
-        lists = "write true or false, yes or no, 1 or 0" if name == "fraud" else "it is in none of labels.fraud_values, legitimate_values and unresolved_values"
-        raise Refusal(f"{name} is {str(row[name])[:40]!r}: {lists}", "label")
+        lists = "neither yes nor no: write true or false, yes or no, 1 or 0"
+        if not plain: lists = "in none of labels.fraud_values, labels.legitimate_values and labels.unresolved_values: write one of these, or list it"
+        raise Refusal(f"{str(row[name])[:40]!r} is {lists}", "label")
 
 def moment_of(rows: RowReader, row: dict) -> Any:
     "When it was known, as orders write it; None when the row does not say."
@@ -363,7 +366,8 @@ def as_fields(rows: RowReader, row: dict) -> dict[str, Any]:
     try: label = rows.label(row)
     except Refusal as error: raise OrderError([Problem("fraud" if "fraud" in row else settings.labels.column, *error.args)]) from None
     if label is not None: fields["fraud"] = label
-    fields |= {"source": rows.given(row, "source") or settings.labels.source, "known": moment_of(rows, row), "note": rows.given(row, "note") or ""}
+    fields |= {"source": rows.given(row, "source") or settings.labels.source, "known": moment_of(rows, row)}
+    fields["note"] = "" if text_of(row.get("note")) is None else row["note"]  # what people type is kept as it is
     return fields
 
 def file_statements(
@@ -437,7 +441,8 @@ async def say_file(
                 for problem in result if isinstance(result, list) else []:
                     reasons[problem.type] += 1
                     complain(number, problem)
-            told.update(frauds=sum(item.fraud for _, item in lot if isinstance(item, Statement)))
+            taken = {number for number, result in done if isinstance(result, Said)}
+            told.update(frauds=sum(item.fraud for number, item in lot if number in taken))
             told.update(rows=len(lot), unresolved=sum(item is None for _, item in lot))
             if progress: progress(told["rows"], 0)
     names = ("rows", "statements", "frauds", "changed", "known_before", "unresolved", "refused")
@@ -486,7 +491,8 @@ def event_rows(settings: Settings, secret: bytes, numbered: list[tuple[int, Entr
             raise ValueError(f"entry {seq} of the live log was hashed with another secret than {settings.batch.folder / 'hash_secret'}: "
                              "bring that one back")
         rows.append({"seq": seq, "id": ident, "id_key": entry.id_key, "time": entry.time, columns.amount: entry.amount}
-                    | {name: texts[name] if key else None for name, key in zip(columns.hashed, entry.keys)} | {f"{name}_key": key for name, key in zip(columns.hashed, entry.keys)})
+                    | {name: texts[name] if key else None for name, key in zip(columns.hashed, entry.keys)}
+                    | {f"{name}_key": key for name, key in zip(columns.hashed, entry.keys)})
     return typed(rows, event_schema(columns))
 
 def typed(rows: list[dict], schema: pa.Schema) -> pa.Table:
@@ -585,7 +591,7 @@ def collect(
     url: str,                          # of the store, as for live.store.parse_url
     progress: Progress | None = None,  # called with entries done and in all
     drop: bool = False,                # drop parts of the batch log that came from files after the store was filled
-) -> dict:                             # events, labels, statements, parts, first_seq, next_seq, dropped (parts)
+) -> dict:                             # events, labels, frauds among them, statements, parts, first_seq, next_seq, dropped (parts)
     "Bring the live log into the batch log, whole or not at all; `ValueError` or `StoreDown` say why not."
     names, done = Names(settings.domain.name), Counter()
     with working_folder(settings.batch.folder), Client(url) as client:
@@ -600,7 +606,8 @@ def collect(
         lots = read_lots(client, names, first, last, min(1_000, settings.batch.part_rows))
         number = max([int(part["name"].partition("_")[0]) for part in before], default=-1) + 1
         parts = list(live_parts(settings, lots, number, found.meta.epoch, tick))
-        told = {kind: sum(part[kind] for part in parts) for kind in ("events", "labels", "statements")} | {"parts": len(parts), "first_seq": first}
+        told = {kind: sum(part[kind] for part in parts) for kind in ("events", "labels", "frauds", "statements")}
+        told |= {"parts": len(parts), "first_seq": first}
         told |= {"next_seq": parts[-1]["next_seq"] if parts else first, "dropped": len(before) - len(own)}
         if not parts: return told | {"dropped": 0}
         settle(client, names, last)
