@@ -14,7 +14,7 @@ from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import UNLISTED, bulk_of, hash_secret, ingest, read_manifest, read_part, read_waiting, write_waiting
 from fraud_poc.events import LabelReader, is_missing, label_words, missing_words, without_missing
 from fraud_poc.live.decide import OrderError, OrderReader, read_dict
-from fraud_poc.live.labels import Statement, file_statements, read_statement
+from fraud_poc.live.labels import Ledger, Order, Statement, check_statement, file_statements, read_statement
 from fraud_poc.model.dataset import last_known, log_until
 
 FRAUD, LEGITIMATE, UNRESOLVED, REFUSED = 1, 0, -1, None
@@ -328,6 +328,19 @@ def test_one_label_out_of_time_moves_nothing(make, tmp_path, apart, known, reaso
     assert summary["labels"] + summary["labels_waiting"] == 400 - (reason is not None)
     manifest = read_manifest(settings.batch.folder)
     assert last_known(settings, log_until(manifest, ""), NOW)[0] < NOW
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json"])
+def test_a_label_of_the_future_in_a_labels_file(make, tmp_path, kind):
+    settings, path = make(), tmp_path / f"said.{kind}"
+    frame = pd.DataFrame({"id": ["e0", "e1", "e2"], "outcome": ["yes"] * 3, "known": ["2025-10-09T09:00:00", "2025-10-09T10:00:01", "2062-01-01"]})
+    if kind == "json": path.write_text("\n".join(map(json.dumps, frame.to_dict("records"))))
+    else: written(path, frame)
+    problems = []
+    for _, item in file_statements(settings, OrderReader(settings, bytes(32), clock=lambda: NOW), str(path), "file"):
+        try: problems.append(item if isinstance(item, list) else check_statement(settings, item, Order(NOW - 10**9, {}, Ledger()), NOW) or [])
+        except OrderError as error: problems.append(error.problems)
+    assert [[(one.name, "live.future_skew (1h)" in one.msg) for one in found] for found in problems] == [[], [("known", True)], [("known", True)]]
 
 
 def test_a_label_far_behind_all_others_is_set_aside(make, tmp_path):
