@@ -113,7 +113,7 @@ def test_verdicts_and_live_orders_come_home(sample, tmp_path):
     assert "row 22, fraud: 'maybe' is neither yes nor no: write true or false, yes or no, 1 or 0" in done.stderr and told["frauds"] == 20
     assert json.loads(call("labels", tmp_path / "said.csv", *options, "--json").stdout)["known_before"] == 20
     collected = as_json("collect", *options)
-    assert collected["statements"] == 20 and collected["events"] == 0 and collected["labels"] == told["changed"] > 0
+    assert collected["statements"] == 20 and collected["events"] == 0 and collected["frauds"] == collected["labels"] == told["changed"] > 0 and "note" not in collected
     assert as_json("collect", *options)["parts"] == 0 and "nothing new" in call("collect", *options).stdout
     as_json("features", *options)
     assert as_json("prepare-db", *options)["replayed"] == 0

@@ -147,7 +147,8 @@ def test_features_of_another_log_are_not_used(log, tmp_path):
     assert read_json(features_folder(settings, table) / "manifest.json")["parts"]
 
 
-@pytest.mark.parametrize("rows, labelled", [(["1,2025-01-01,a,5,"], False), (["1,2025-01-01,a,5,1", "2,2025-01-04,a,0,0"], True), (["1,2025-01-01,a,-5,1"], False)])
+@pytest.mark.parametrize("rows, labelled", [(["1,2025-01-01,a,5,"], False), (["1,2025-01-01,a,5,1", "2,2025-01-04,a,0,0"], True), (["1,2025-01-01,a,-5,1"], False),
+                                            (["1,2025-01-01,a,5,0", "2,2025-01-04,a,1,0"], True)])
 def test_tiny_logs(root, tmp_path, rows, labelled):
     (tmp_path / "c.toml").write_text("""
 domain = {name = "tiny"}
@@ -164,6 +165,8 @@ batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows 
     report = describe(settings)
     assert report["events"] == len(rows) and (report["resolved"] > 0) == labelled and report["story"] == []
     assert report["labels_waiting"] == sum(not row.endswith(",") for row in rows) - labelled
+    frauds = int(labelled and rows[0].endswith(",1"))
+    assert report["frauds"] == frauds and report["note"] == ("no fraud: none of 1 resolved events is one; check labels.fraud_values" if labelled and not frauds else "")
 
 
 def test_an_empty_log_is_refused(tmp_path, log):
