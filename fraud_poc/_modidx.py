@@ -110,6 +110,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                        'fraud_poc.api.scoring.logger': ('scoring.html#logger', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.long_body': ('scoring.html#long_body', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.lots': ('scoring.html#lots', 'fraud_poc/api/scoring.py'),
+                                       'fraud_poc.api.scoring.missing_pattern': ( 'scoring.html#missing_pattern',
+                                                                                  'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.model_age': ('scoring.html#model_age', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.note_signal': ('scoring.html#note_signal', 'fraud_poc/api/scoring.py'),
                                        'fraud_poc.api.scoring.note_wait': ('scoring.html#note_wait', 'fraud_poc/api/scoring.py'),

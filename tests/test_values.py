@@ -1,5 +1,6 @@
 """What a value means, at every door: yes, no, unresolved and missing by one rule; times beyond the clock and beyond all others are set aside and counted."""
 import json
+import re
 from collections import Counter
 
 import pandas as pd
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import house
+from fraud_poc.api.scoring import missing_pattern
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import UNLISTED, bulk_of, hash_secret, ingest, read_manifest, read_part, read_waiting, write_waiting
-from fraud_poc.events import LabelReader, is_missing, label_words, missing_words, without_missing
+from fraud_poc.events import LabelReader, folded, is_missing, label_words, missing_words, without_missing
 from fraud_poc.live.decide import OrderError, OrderReader, read_dict
 from fraud_poc.live.labels import Ledger, Order, Statement, check_statement, file_statements, read_statement
 from fraud_poc.model.dataset import last_known, log_until
@@ -374,3 +376,11 @@ def test_a_log_that_reaches_into_the_future_is_no_training_set(make, tmp_path):
     log = log_until(read_manifest(settings.batch.folder), "")
     with pytest.raises(ValueError, match=r"reaches to 2024-09-08, which is later than the clock by more than live.future_skew \(1h\): ingest the files anew"):
         last_known(settings, log, int(pd.Timestamp("2024-09-01", tz="UTC").timestamp() * 1000))
+
+
+@given(st.text(max_size=6) | st.sampled_from([*YES, *STRANGE, *NOTHING, " nUlL\n", "-1", "a.b", "axb"]))
+def test_the_document_promises_what_is_read(root, text):
+    "The regular expression in the OpenAPI document is the rule for missing values, word for word."
+    for words in (load_settings(root / "config" / "orders.toml").columns.missing_values, [], ["-1", "a.b", "(?)", "ÄÖ"]):
+        missing = frozenset(map(folded, ["", *words]))
+        assert bool(re.search(missing_pattern(missing), text)) == is_missing(text, missing)
