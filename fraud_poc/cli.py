@@ -79,7 +79,8 @@ def dataset_step(replace: bool, until: str = "") -> Step:
         made = make_dataset(settings, replace, progress, until)
         kept = {split: {"events": found["rows"], "frauds": found["frauds"], "unresolved": found["unresolved"]}
                 for split, found in made["splits"].items()}
-        return kept | {"events": sum(found["events"] for found in kept.values()), "windows": made["windows"],
+        total = {name: sum(found[name] for found in kept.values()) for name in ("events", "frauds")}
+        return kept | total | {"labels_not_yet_known": made.get("labels_not_yet_known", 0), "windows": made["windows"],
                        "folder": str(settings.batch.folder / "dataset")}
     return step
 

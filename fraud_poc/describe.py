@@ -600,6 +600,7 @@ def summarise(tally: Tally, sample: Sampled, decimals: int) -> dict:
             "resolved_share": resolved / max(events, 1), "frauds": frauds, "fraud_rate": frauds / max(resolved, 1), "corrected": tally.corrected,
             "delay_days": {"median": number(delay_days(tally, 0.5)), "p95": number(delay_days(tally, 0.95))},
             "amount_median": {name: number(np.median(values)) if len(values) else None for name, values in amount.items()},
+            "note": "" if frauds or not resolved else f"no fraud: none of {resolved:,} resolved events is one; check labels.fraud_values",
             "sampled": len(sample.label), "entities": busy}
 
 # %% ../nbs/08_describe.ipynb #c070

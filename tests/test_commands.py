@@ -110,10 +110,10 @@ def test_verdicts_and_live_orders_come_home(sample, tmp_path):
     done = call("labels", tmp_path / "said.csv", *options, "--json")
     told = json.loads(done.stdout)
     assert done.exit_code == 1 and not told["ok"] and told["statements"] == 20 and [(row["row"], row["column"]) for row in told["refused_rows"]] == [(21, "order"), (22, "fraud")]
-    assert "row 22, fraud: input should be true or false" in done.stderr
+    assert "row 22, fraud: 'maybe' is neither yes nor no: write true or false, yes or no, 1 or 0" in done.stderr and told["frauds"] == 20
     assert json.loads(call("labels", tmp_path / "said.csv", *options, "--json").stdout)["known_before"] == 20
     collected = as_json("collect", *options)
-    assert collected["statements"] == 20 and collected["events"] == 0 and collected["labels"] == told["changed"] > 0
+    assert collected["statements"] == 20 and collected["events"] == 0 and collected["frauds"] == collected["labels"] == told["changed"] > 0 and "note" not in collected
     assert as_json("collect", *options)["parts"] == 0 and "nothing new" in call("collect", *options).stdout
     as_json("features", *options)
     assert as_json("prepare-db", *options)["replayed"] == 0

@@ -147,14 +147,15 @@ def test_features_of_another_log_are_not_used(log, tmp_path):
     assert read_json(features_folder(settings, table) / "manifest.json")["parts"]
 
 
-@pytest.mark.parametrize("rows, labelled", [(["1,2025-01-01,a,5,"], False), (["1,2025-01-01,a,5,1", "2,2025-01-04,a,0,0"], True), (["1,2025-01-01,a,-5,1"], False)])
+@pytest.mark.parametrize("rows, labelled", [(["1,2025-01-01,a,5,"], False), (["1,2025-01-01,a,5,1", "2,2025-01-04,a,0,0"], True), (["1,2025-01-01,a,-5,1"], False),
+                                            (["1,2025-01-01,a,5,0", "2,2025-01-04,a,1,0"], True)])
 def test_tiny_logs(root, tmp_path, rows, labelled):
     (tmp_path / "c.toml").write_text("""
 domain = {name = "tiny"}
 input = {events = "", labels = ""}
-columns = {id = ["id"], time = "at", time_format = "iso", timezone = "UTC", amount = "amount", decimals = 2, entities = ["who"], categories = []}
-labels = {column = "fraud", fraud_values = [1], time_column = "", delay = "2d", source = "customer", priority = ["chargeback", "analyst", "customer", "rule"]}
-limits = {min_amount = -9.0, max_amount = 1000.0, earliest = "2000-01-01", latest = "2100-01-01"}
+columns = {id = ["id"], time = "at", time_format = "iso", timezone = "UTC", amount = "amount", decimals = 2, entities = ["who"], categories = [], missing_values = ["NULL"]}
+labels = {column = "fraud", fraud_values = [1], legitimate_values = [0], unresolved_values = [], other_values = "refuse", time_column = "", delay = "2d", source = "customer", priority = ["chargeback", "analyst", "customer", "rule"]}
+limits = {min_amount = -9.0, max_amount = 1000.0, earliest = "2000-01-01", latest = "2100-01-01", gap = "400d"}
 features = {retention = "30d", forget_after = "90d", exact_events = 16, set_size = 4, rows = ['Count(by="who", over="1d")']}
 batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows = 1000, step_rows = 1000}
 """ + house.rest_of_settings(root, "who"))
@@ -164,6 +165,8 @@ batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows 
     report = describe(settings)
     assert report["events"] == len(rows) and (report["resolved"] > 0) == labelled and report["story"] == []
     assert report["labels_waiting"] == sum(not row.endswith(",") for row in rows) - labelled
+    frauds = int(labelled and rows[0].endswith(",1"))
+    assert report["frauds"] == frauds and report["note"] == ("no fraud: none of 1 resolved events is one; check labels.fraud_values" if labelled and not frauds else "")
 
 
 def test_an_empty_log_is_refused(tmp_path, log):

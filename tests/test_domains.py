@@ -24,9 +24,13 @@ amount = "yen"
 decimals = 0
 entities = ["payer", "payee"]
 categories = ["channel"]
+missing_values = ["NULL"]
 [labels]
 column = "outcome"
 fraud_values = ["scam", "stolen"]
+legitimate_values = ["settled"]
+unresolved_values = []
+other_values = "refuse"
 time_column = "closed_at"
 delay = ""
 source = "chargeback"
@@ -36,6 +40,7 @@ min_amount = 1.0
 max_amount = 1_000_000_000.0
 earliest = "2020-01-01"
 latest = "2030-01-01"
+gap = "400d"
 [features]
 retention = "30d"
 forget_after = "365d"

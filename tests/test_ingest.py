@@ -28,7 +28,7 @@ SHARED = Path(os.environ.get("FRAUD_POC_SHARED", ROOT / ".." / "shared"))
 BASE = house.small_settings(ROOT, "who", {
     "domain": {"name": "test"}, "input": {"events": "", "labels": ""},
     "columns": {"id": ["id"], "time": "at", "time_format": "iso", "timezone": "UTC", "amount": "amount", "decimals": 2, "entities": ["who"], "categories": ["town"]},
-    "labels": {"column": "fraud", "fraud_values": [1], "time_column": "known", "delay": ""},
+    "labels": {"column": "fraud", "fraud_values": [1], "legitimate_values": [0], "time_column": "known", "delay": ""},
     "limits": {"min_amount": 0.0, "max_amount": 1e10, "earliest": "2000-01-01", "latest": "2100-01-01"},
     "features": {"retention": "90d", "forget_after": "730d", "exact_events": 128, "set_size": 32, "rows": ["Hour()"]},
     "batch": {"folder": "", "scheduler": "", "threads": 2, "partitions": 0, "part_rows": 1_000_000, "step_rows": 1_000_000},
@@ -158,7 +158,7 @@ def test_parquet_times_beyond_all_bounds(make, tmp_path):
 def test_amounts(make, tmp_path, text, minor): assert one_row(make(), tmp_path, f"1,2025-03-03,w,t,{text}")["amount"] == minor
 
 
-@pytest.mark.parametrize("text, reason", [("", "amount is empty"), ("N/A", "amount is not a finite number"), ("nan", "amount is not a finite number"), ("inf", "amount is not a finite number"),
+@pytest.mark.parametrize("text, reason", [("", "amount is empty"), ("N/A", "amount stands for a missing value (columns.missing_values)"), ("nan", "amount stands for a missing value (columns.missing_values)"), ("inf", "amount is not a finite number"),
                                           ("-inf", "amount is not a finite number"), ('"1,200"', "amount is not a finite number"), ("-0.01", "amount is below limits.min_amount"),
                                           ("1e11", "amount is above limits.max_amount"), (str((2**36 + 1) / 100), "amount is above 2**36 minor units")])
 def test_amounts_refused(make, tmp_path, text, reason): assert one_row(make(), tmp_path, f"1,2025-03-03,w,t,{text}") == ("amount", text.strip('"'), reason)
@@ -340,7 +340,7 @@ def test_repeats_and_conflicts(make, tmp_path):
     assert [row["seq"] for row in log(settings)] == list(range(5))
 
 
-LATER = "99,2025-12-31,w,t,1"  # an event after which all labels here were known
+LATER = "99,2025-10-31,w,t,1"  # an event after which all labels here were known
 
 
 def labelled(tmp_path, settings, events, labels, **named):
@@ -385,7 +385,7 @@ def test_verdicts_at_one_moment(make, tmp_path):
 
 @pytest.mark.parametrize("values, column, frauds", [([1], ["1", "0", "1.0", ""], [1, 0, 1]), (["Fraud"], ["fraud", "ok", " FRAUD ", ""], [1, 0, 1]), ([True], ["True", "false", "TRUE", ""], [1, 0, 1])])
 def test_own_labels_with_a_delay(make, tmp_path, values, column, frauds):
-    settings = make(own=True, labels={"fraud_values": values, "time_column": "", "delay": "7d"})
+    settings = make(own=True, labels={"fraud_values": values, "legitimate_values": ["ok"] if values == ["Fraud"] else [0], "time_column": "", "delay": "7d"})
     summary = adds_up(ingest(settings, csv(tmp_path / "a.csv", *(f"{i},2025-03-03,w,t,1,{value}" for i, value in enumerate(column)), f"{LATER},", header="id,at,who,town,amount,fraud")))
     assert [row["label"] for row in log(settings, "labels")] == frauds and summary["labels_unresolved"] == 2
     assert all(row["known"] - row["time"] == pd.Timedelta(days=7) for row in log(settings, "labels"))

@@ -22,8 +22,8 @@ from fraud_poc.events import COMMAND_LINE, KEY, PERSON, Actor, key_of
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.decide import OrderReader, keys_in, read_dict, spread
-from fraud_poc.live.labels import (as_fields, MOST, SOURCES, Learner, Ledger, Retraction, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key, newest_of, open_ledger,
-                                   say, say_file, without)
+from fraud_poc.live.labels import (as_fields, MOST, RowReader, SOURCES, Learner, Ledger, Retraction, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key,
+                                   newest_of, open_ledger, say, say_file, without)
 from fraud_poc.live.load import look, prepare_db, step_entry
 from fraud_poc.live.replay import differing_states, fold_log
 from fraud_poc.live.store import Change, Client, Entry, MemoryStore, Meta, Names, StoreDown, decode_entry, encode_entry, event_key, open_store, start_redis
@@ -456,5 +456,5 @@ def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path):
 
 def test_the_id_of_an_order_keeps_its_type_where_it_is_one_column(root):
     settings = load_settings(root / "config" / "cards.toml")
-    fields = as_fields(settings, {settings.columns.id[0]: 17.0, settings.labels.column: 1})
+    fields = as_fields(RowReader(settings), {settings.columns.id[0]: 17.0, settings.labels.column: 1})
     assert fields["order"] == 17.0 and type(fields["order"]) is float, "17.0 of a Parquet file is the order 17"

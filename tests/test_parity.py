@@ -26,11 +26,12 @@ from fraud_poc.features.table import KINDS, Stepper, build_table, step_event, st
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+FUTURE = lambda: 7_258_118_400_000  # noqa: E731, a clock later than all times that are drawn
 BASE = house.small_settings(CONFIG.parent, "a", {
     "domain": {"name": "drawn"}, "input": {"events": "", "labels": ""},
     "columns": {"id": ["id"], "time": "at", "time_format": "epoch_ms", "timezone": "UTC", "amount": "amount", "decimals": 2, "entities": ["a", "b"], "categories": ["c"]},
-    "labels": {"column": "fraud", "fraud_values": [1], "time_column": "known", "delay": ""},
-    "limits": {"min_amount": -1e9, "max_amount": 1e9, "earliest": "1900-01-01", "latest": "2200-01-01"},
+    "labels": {"column": "fraud", "fraud_values": [1], "legitimate_values": [0], "time_column": "known", "delay": ""},
+    "limits": {"min_amount": -1e9, "max_amount": 1e9, "earliest": "1900-01-01", "latest": "2200-01-01", "gap": ""},
     "features": {"retention": "90d", "forget_after": "730d", "exact_events": 16, "set_size": 3, "rows": ["Hour()"]},
     "batch": {"folder": "", "scheduler": "", "threads": 2, "partitions": 0, "part_rows": 1_000_000, "step_rows": 1_000_000},
 })
@@ -260,10 +261,10 @@ def test_raw_portions_with_repeats(case, goes, repeats, part_rows, seed):
             again = [sent[place % len(sent)] for place in repeats] if sent else []
             files = raw_files(settings, items[start:stop], again, order, go.batch.folder)
             if not any(files): continue
-            told.append(ingest(go, *files) | {"again": len(again)})
+            told.append(ingest(go, *files, clock=FUTURE) | {"again": len(again)})
             compute_features(go)
             if len(told) == 1: shutil.copy(go.batch.folder / "hash_secret", once.batch.folder)  # else all keys differ
-            ingest(once, *files)
+            ingest(once, *files, clock=FUTURE)
         if not told: return
         compute_features(once)
         assert [t["repeats"] for t in told] == [t["again"] for t in told] and not any(t["events_rejected"] for t in told)

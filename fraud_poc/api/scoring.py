@@ -11,13 +11,13 @@ __all__ = ['KEY_HEADER', 'NEEDS', 'BOUNDS', 'TOTALS', 'NAMES', 'IN_TIME_S', 'STA
            'refused_reply', 'note_wait', 'is_full', 'busy', 'busy_reply', 'check_head', 'take_place', 'read_body',
            'long_body', 'slow_body', 'Order', 'reply_of', 'id_place', 'failed', 'score_lot', 'lots', 'Intake',
            'score_order', 'score_batch', 'score_items', 'statement_of', 'say_items', 'said_reply', 'take_labels',
-           'written_time', 'written_order', 'sample_orders', 'date_pattern', 'field_schema', 'example_order', 'ref',
-           'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content', 'operation', 'openapi',
-           'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready', 'get_ready', 'model_age',
-           'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody', 'Exchange', 'written',
-           'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'keep_waiting', 'watch_parent', 'note_signal',
-           'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'log_config', 'environment', 'in_order',
-           'serve', 'open_port']
+           'written_time', 'written_order', 'sample_orders', 'date_pattern', 'field_schema', 'missing_pattern',
+           'example_order', 'ref', 'listed', 'closed', 'answer_schema', 'label_schemas', 'schemas', 'json_content',
+           'operation', 'openapi', 'as_response', 'guarded', 'get_decision', 'get_samples', 'get_model', 'unready',
+           'get_ready', 'model_age', 'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody',
+           'Exchange', 'written', 'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'keep_waiting',
+           'watch_parent', 'note_signal', 'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'log_config',
+           'environment', 'in_order', 'serve', 'open_port']
 
 # %% ../../nbs/23_scoring.ipynb #c003
 import asyncio
@@ -27,6 +27,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import secrets
 import signal
 import socket
@@ -55,7 +56,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
-from ..config import MAX_MINOR_UNITS, Settings
+from ..config import BLANKS, MAX_MINOR_UNITS, Settings
 from ..data.ingest import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.database import open_database
@@ -598,7 +599,18 @@ def field_schema(service: Service, field: Field) -> dict:
                 "description": f"ISO date or time, {columns.timezone} where it names no offset"}
     kinds = [{"type": "string", "minLength": 0 if field.optional else 1, "maxLength": MAX_TEXT},
              {"type": "integer", "minimum": INTEGERS[0], "maximum": INTEGERS[1]}]
+    if not field.optional:
+        kinds[0]["not"] = {"pattern": missing_pattern(service.reader.missing)}
+        if numbers := [int(word) for word in service.reader.missing if word.lstrip("-").isdecimal()]: kinds[1]["not"] = {"enum": sorted(numbers)}
     return {"anyOf": kinds + [{"type": "null"}] * field.optional, "description": "identity; 17 and \"17\" are the same"}
+
+def missing_pattern(
+    missing: frozenset[str],  # as `missing_words` gives them
+) -> str:
+    "Regular expression of all texts that stand for a missing value, in any case and with blanks around them."
+    blanks = f"[{BLANKS}]*"
+    letter = lambda c: f"[{c}{c.upper()}]" if "a" <= c <= "z" else re.sub(r"[][\\^$.|?*+(){}/]", r"\\\g<0>", c)
+    return f"^{blanks}({'|'.join(''.join(map(letter, word)) for word in sorted(missing))}){blanks}$"
 
 def example_order(service: Service) -> dict[str, Any]:
     "An order that fits the configuration."

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['LOG', 'REJECTS', 'WORK', 'FORMAT', 'ENDINGS', 'BROKEN', 'END', 'BLOCK', 'ORDER', 'OPEN_QUOTE', 'ROW', 'ROWS',
            'NUMBER', 'EMPTY', 'UNREADABLE', 'NONEXISTENT', 'AMBIGUOUS', 'ISO', 'ZONE', 'FAR', 'Fault', 'REFUSED',
-           'NONE', 'KNOWN', 'LABEL', 'TWICE', 'COARSE', 'KEPT', 'REPEAT', 'CONFLICT', 'WAITED', 'DAY', 'WAITING',
-           'part_path', 'read_manifest', 'read_part', 'time_span', 'horizon_of', 'check_early_labels', 'hash_secret',
-           'Source', 'open_source', 'find_sources', 'is_parquet', 'MarkedUtf8', 'reading', 'open_csv', 'read_csv',
-           'due_lines', 'numbered', 'read_parquet', 'needed_columns', 'is_text', 'misfit', 'schema_of', 'check_columns',
-           'utf8', 'as_text', 'one_chunk', 'broken', 'as_numbers', 'parse_iso', 'to_ms', 'localise', 'as_times',
-           'refuse', 'time_faults', 'date_ms', 'amount_faults', 'id_faults', 'plain', 'read_verdicts', 'check_events',
-           'check_labels', 'spill', 'picked', 'events_schema', 'verdicts_schema', 'logged_schema', 'piece_of',
-           'numpy_of', 'Scan', 'plan_scans', 'large_tables', 'refused_lines', 'scan', 'hashed_rows', 'match_log',
-           'compare_ids', 'settle_verdicts', 'join_verdicts', 'settle', 'count_days', 'admit', 'read_waiting',
-           'spill_waiting', 'write_waiting', 'sequence', 'with_seq', 'Month', 'plan_months', 'read_span', 'write_part',
-           'write_month', 'run_tasks', 'working_folder', 'clear', 'opened_log', 'check_live', 'pieces_for',
-           'write_rejects', 'gather_sources', 'read_rows', 'summarise', 'commit', 'ingest']
+           'STANDS', 'DAY', 'NONE', 'KNOWN', 'LABEL', 'UNLISTED', 'TWICE', 'UNLISTED_SHOWN', 'COARSE', 'KEPT', 'REPEAT',
+           'CONFLICT', 'WAITED', 'WAITING', 'part_path', 'read_manifest', 'read_part', 'time_span', 'horizon_of',
+           'check_early_labels', 'hash_secret', 'Source', 'open_source', 'find_sources', 'is_parquet', 'MarkedUtf8',
+           'reading', 'open_csv', 'read_csv', 'due_lines', 'numbered', 'read_parquet', 'needed_columns', 'is_text',
+           'misfit', 'schema_of', 'check_columns', 'utf8', 'as_text', 'one_chunk', 'broken', 'as_numbers', 'stand_ins',
+           'parse_iso', 'to_ms', 'localise', 'as_times', 'refuse', 'time_faults', 'empty_faults', 'beyond_clock',
+           'date_ms', 'amount_faults', 'id_faults', 'read_verdicts', 'check_events', 'check_labels', 'count_labels',
+           'rows_by_text', 'count_stand_ins', 'days_of', 'spill', 'picked', 'events_schema', 'verdicts_schema',
+           'logged_schema', 'piece_of', 'numpy_of', 'Scan', 'plan_scans', 'large_tables', 'refused_lines', 'scan',
+           'hashed_rows', 'match_log', 'bulk_of', 'bulks', 'outlying', 'set_aside', 'leave_bulk', 'compare_ids',
+           'settle_verdicts', 'join_verdicts', 'settle', 'count_days', 'admit', 'read_waiting', 'spill_waiting',
+           'write_waiting', 'sequence', 'with_seq', 'Month', 'plan_months', 'read_span', 'write_part', 'write_month',
+           'run_tasks', 'working_folder', 'clear', 'opened_log', 'check_live', 'pieces_for', 'write_rejects',
+           'gather_sources', 'read_rows', 'unlisted', 'stand_ins_of', 'note_of', 'summarise', 'commit', 'ingest']
 
 # %% ../../nbs/04_ingest.ipynb #c005
 import codecs
@@ -48,7 +50,8 @@ import pyarrow.parquet as pq
 
 from ..config import MAX_MINOR_UNITS, Columns, Limits, Settings, duration_ms
 from .files import Progress, read_json, remove_partials, sole_use, write_aside, write_json, write_parquet
-from ..events import FRAUD, HONEST, UNRESOLVED, event_schema, keys_of, label_schema, minor_units
+from ..events import EMPTY_TEXT, FRAUD, HONEST, UNRESOLVED, Clock, LabelReader, event_schema, keys_of, label_schema, minor_units
+from ..events import missing_words, system_clock, without_missing
 
 # %% ../../nbs/04_ingest.ipynb #c009
 LOG, REJECTS, WORK = "log", "rejects", ".ingest"  # folders under settings.batch.folder
@@ -359,17 +362,17 @@ def utf8(values: pa.Array) -> pa.Array:
         return pa.array(whole, pa.string()).take(coded.indices)
 
 def as_text(
-    values: pa.Array | pa.ChunkedArray,  # n values of any simple type
-) -> pa.Array:                           # n texts; null where empty or NaN
+    values: pa.Array | pa.ChunkedArray,       # n values of any simple type
+    missing: frozenset[str] = EMPTY_TEXT,     # texts that stand for a missing value, from `events.missing_words`
+) -> pa.Array:                                # n texts; null where missing or NaN
     "Identities as text."
     values = one_chunk(values)
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_nan(values), None, values)
         whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
         digits = pc.cast(pc.if_else(whole, values, None), pa.int64()).cast(pa.string())
-        return pc.coalesce(digits, values.cast(pa.string()))
-    text = utf8(values) if is_text(values.type) else values.cast(pa.string())
-    return pc.if_else(pc.equal(text, ""), None, text)
+        return without_missing(pc.coalesce(digits, values.cast(pa.string())), missing)
+    return without_missing(utf8(values) if is_text(values.type) else values.cast(pa.string()), missing)
 
 # %% ../../nbs/04_ingest.ipynb #c040
 def one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -388,6 +391,7 @@ NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 def as_numbers(
     values: pa.Array | pa.ChunkedArray,   # n numbers, or texts of numbers
+    missing: frozenset[str] = EMPTY_TEXT,  # texts that stand for a missing value, from `events.missing_words`
 ) -> tuple[np.ndarray, np.ndarray]:       # (n,) float64, NaN where it is no number; (n,) bool, True where empty
     "Numbers and where they are missing."
     values = one_chunk(values)
@@ -397,7 +401,14 @@ def as_numbers(
     empty = values.is_null().to_numpy(zero_copy_only=False)
     try: numbers = pc.cast(values, pa.float64(), safe=False)
     except pa.ArrowInvalid: numbers = pc.if_else(pc.match_substring_regex(values, NUMBER), values, None).cast(pa.float64())
-    return numbers.to_numpy(zero_copy_only=False), empty
+    numbers = numbers.to_numpy(zero_copy_only=False)
+    return numbers, empty | stand_ins(values, ~np.isfinite(numbers), missing)
+
+def stand_ins(values: pa.Array, unread: np.ndarray, missing: frozenset[str]) -> np.ndarray:
+    "(n,) bool: which of the texts that could not be read stand for a missing value."
+    found, at = np.zeros(len(values), bool), np.flatnonzero(unread)
+    if len(at) and is_text(values.type): found[at] = without_missing(values.take(pa.array(at)), missing).is_null().to_numpy(zero_copy_only=False)
+    return found
 
 # %% ../../nbs/04_ingest.ipynb #c046
 EMPTY, UNREADABLE, NONEXISTENT, AMBIGUOUS = 1, 2, 3, 4  # what is wrong with a time; an ambiguous one is kept
@@ -449,7 +460,7 @@ def as_times(
 ) -> tuple[np.ndarray, np.ndarray]:      # (n,) int64 UTC ms; (n,) int8: 0 or what is wrong
     "Read a column of times as `time_format` says."
     if columns.time_format != "iso":
-        numbers, empty = as_numbers(values)
+        numbers, empty = as_numbers(values, missing_words(columns))
         ms = numbers * (1000 if columns.time_format == "epoch_s" else 1)
         bad = ~np.isfinite(ms)
         state = np.where(empty, EMPTY, np.where(bad, UNREADABLE, 0)).astype(np.int8)
@@ -461,6 +472,7 @@ def as_times(
         stamps, zoned = parse_iso(values)
     else: stamps, zoned = values, np.full(len(values), pa.types.is_timestamp(values.type) and values.type.tz is not None)
     empty, unread = (column.is_null().to_numpy(zero_copy_only=False) for column in (values, stamps))
+    empty |= stand_ins(values, unread & ~empty, missing_words(columns))
     ms, state = to_ms(stamps), np.where(empty, EMPTY, np.where(unread, UNREADABLE, 0)).astype(np.int8)
     at = np.flatnonzero(~zoned & (state == 0))
     if len(at) and columns.timezone != "UTC": ms[at], state[at] = localise(ms[at], columns.timezone)
@@ -488,6 +500,8 @@ def refuse(
     return ok, pa.concat_tables(found).sort_by(ORDER)
 
 # %% ../../nbs/04_ingest.ipynb #c056
+STANDS = "stands for a missing value (columns.missing_values)"
+
 def time_faults(
     name: str,           # column
     raw: pa.Array,       # n raw values
@@ -495,13 +509,25 @@ def time_faults(
     state: np.ndarray,   # (n,) int8, from `as_times`
     settings: Settings,
     what: str = "time",  # how the reasons call it
+    now: int | None = None,  # UTC ms; None = times later than the clock are not looked for
 ) -> list[Fault]:
-    "Times that are empty, unreadable, do not exist or lie outside of the limits."
+    "Times that are empty, unreadable, do not exist, lie outside of the limits or beyond the clock."
     form = {"iso": "an ISO date or time", "epoch_s": "a number of seconds", "epoch_ms": "a number of milliseconds"}[settings.columns.time_format]
     earliest, latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
-    return [(name, raw, f"{what} is empty", state == EMPTY), (name, raw, f"{what} is not {form}", state == UNREADABLE),
+    return [*empty_faults(name, raw, state == EMPTY, what), (name, raw, f"{what} is not {form}", state == UNREADABLE),
             (name, raw, f"{what} does not exist in {settings.columns.timezone}: the clocks were put forward", state == NONEXISTENT),
-            (name, raw, f"{what} is before limits.earliest", ms < earliest), (name, raw, f"{what} is not before limits.latest", ms >= latest)]
+            (name, raw, f"{what} is before limits.earliest", ms < earliest), (name, raw, f"{what} is not before limits.latest", ms >= latest),
+            (name, raw, beyond_clock(settings, what), ms > (FAR if now is None else now + duration_ms(settings.live.future_skew)))]
+
+def empty_faults(name: str, raw: pa.Array, empty: np.ndarray, what: str) -> list[Fault]:
+    "Values that are missing and must not be: empty ones, and words that stand for a missing value."
+    words, at = np.zeros(len(empty), bool), np.flatnonzero(empty)
+    if len(at): words[at] = as_text(one_chunk(raw).take(pa.array(at))).is_valid().to_numpy(zero_copy_only=False)
+    return [(name, raw, f"{what} is empty", empty & ~words), (name, raw, f"{what} {STANDS}", words)]
+
+def beyond_clock(settings: Settings, what: str = "time") -> str:
+    "Why a time later than the clock is rejected."
+    return f"{what} is later than the clock by more than live.future_skew ({settings.live.future_skew})"
 
 def date_ms(limits: Limits, side: str) -> int:
     "An ISO date of the limits as UTC ms; `ValueError` names the setting."
@@ -520,40 +546,38 @@ def amount_faults(
     "Amounts that are empty, no finite number, outside of the limits, or too large for exact sums."
     limits, finite = settings.limits, np.isfinite(amount)
     known = np.where(finite, amount, 0.0)
-    return [(name, raw, "amount is empty", empty), (name, raw, "amount is not a finite number", ~finite),
+    return [*empty_faults(name, raw, empty, "amount"), (name, raw, "amount is not a finite number", ~finite),
             (name, raw, "amount is below limits.min_amount", known < limits.min_amount),
             (name, raw, "amount is above limits.max_amount", known > limits.max_amount),
             (name, raw, "amount is above 2**36 minor units", np.abs(np.rint(known * 10**settings.columns.decimals)) > MAX_MINOR_UNITS)]
 
-def id_faults(name: str, parts: list[pa.Array]) -> tuple[pa.Array, list[Fault]]:
-    "Several id columns joined by ':', and ids with an empty or broken part."
+def id_faults(name: str, parts: list[pa.Array], missing: frozenset[str] = EMPTY_TEXT) -> tuple[pa.Array, list[Fault]]:
+    "Several id columns joined by ':', and ids with a part that is empty, stands for a missing value, or is broken."
     raw = pc.binary_join_element_wise(*parts, ":", null_handling="replace", null_replacement="") if len(parts) > 1 else parts[0]
-    empty = np.logical_or.reduce([part.is_null().to_numpy(zero_copy_only=False) for part in parts])
-    return raw, [(name, raw, "id is empty", empty), (name, raw, "id is not valid UTF-8", broken(raw))]
+    empty, words = (np.logical_or.reduce([part.is_null().to_numpy(zero_copy_only=False) for part in found])
+                    for found in (parts, [without_missing(part, missing) for part in parts]))
+    return raw, [(name, raw, "id is empty", empty), (name, raw, f"id {STANDS}", words), (name, raw, "id is not valid UTF-8", broken(raw))]
 
 # %% ../../nbs/04_ingest.ipynb #c060
+DAY = 86_400_000                         # ms
 NONE = -2                                # no verdict is to be read from this row
 KNOWN, LABEL = "@known", "@label"        # UTC ms, null = event time plus delay; verdict
-
-def plain(text: pa.Array) -> pa.Array:
-    "Text without case, outer spaces and a fraction of zeros."
-    return pc.replace_substring_regex(pc.utf8_lower(pc.utf8_trim_whitespace(text)), r"\.0+$", "")
+UNLISTED = "label is in none of labels.fraud_values, labels.legitimate_values and labels.unresolved_values"
 
 def read_verdicts(
     batch: pa.Table,     # n raw rows
     settings: Settings,
+    now: int | None = None,  # UTC ms; None = times later than the clock are not looked for
 ) -> tuple[np.ndarray, pa.Array, list[Fault]]:  # (n,) int8 verdicts; n int64 UTC ms known, null = after the delay; faults
     "Read verdicts and when they were known."
     labels, text = settings.labels, as_text(batch[settings.labels.column])
-    text = pc.if_else(pc.equal(plain(text), ""), None, text)
-    fraud = pc.is_in(plain(text), value_set=plain(pa.array([str(value) for value in labels.fraud_values])))
-    open_, fraud = (mask.to_numpy(zero_copy_only=False) for mask in (text.is_null(), fraud))
-    label = np.where(open_, UNRESOLVED, np.where(fraud, FRAUD, HONEST)).astype(np.int8)
+    label, other = LabelReader(labels, missing_words(settings.columns)).column(text)
     faults = [(labels.column, text, "label is not valid UTF-8", broken(text))]
+    if labels.other_values == "refuse": faults.append((labels.column, text, UNLISTED, other))
     if not labels.time_column: return label, pa.nulls(len(batch), pa.int64()), faults
     raw = one_chunk(batch[labels.time_column])
     ms, state = as_times(raw, settings.columns)
-    late = time_faults(labels.time_column, raw, ms, state, settings, "label time")
+    late = time_faults(labels.time_column, raw, ms, state, settings, "label time", now)
     return label, pa.array(ms), faults + [(name, values, reason, mask & (label != UNRESOLVED)) for name, values, reason, mask in late]
 
 # %% ../../nbs/04_ingest.ipynb #c062
@@ -563,20 +587,21 @@ def check_events(
     batch: pa.Table,     # n raw rows with `@order`
     settings: Settings,
     own: bool = False,   # the rows carry their verdicts
+    now: int | None = None,  # UTC ms; None = times later than the clock are not looked for
 ) -> tuple[pa.Table, pa.Table]:  # clean rows; refused rows, schema REFUSED
     "Validate raw events."
-    columns, order = settings.columns, batch[ORDER].to_numpy()
-    ident, faults = id_faults(":".join(columns.id), [as_text(batch[name]) for name in columns.id])
-    hashed = {name: as_text(batch[name]) for name in columns.hashed}
+    columns, order, missing = settings.columns, batch[ORDER].to_numpy(), missing_words(settings.columns)
+    ident, faults = id_faults(":".join(columns.id), [as_text(batch[name]) for name in columns.id], missing)
+    hashed = {name: as_text(batch[name], missing) for name in columns.hashed}
     faults += [(name, text, f"{name} is not valid UTF-8", broken(text)) for name, text in hashed.items()]
     ms, state = as_times(batch[columns.time], columns)
-    amount, empty = as_numbers(batch[columns.amount])
-    faults += time_faults(columns.time, batch[columns.time], ms, state, settings)
+    amount, empty = as_numbers(batch[columns.amount], missing)
+    faults += time_faults(columns.time, batch[columns.time], ms, state, settings, now=now)
     faults += amount_faults(columns.amount, batch[columns.amount], amount, empty, settings)
     ok, refused = refuse(order, faults)
     label, known = np.full(len(order), NONE, np.int8), pa.nulls(len(order), pa.int64())
     if own:
-        label, known, faults = read_verdicts(batch, settings)
+        label, known, faults = read_verdicts(batch, settings, now)
         sound, more = refuse(order, [(name, values, reason, mask & ok) for name, values, reason, mask in faults])
         label, refused = np.where(sound, label, NONE), pa.concat_tables([refused, more]).sort_by(ORDER)
     clean = {ORDER: order, "id": ident, "time": ms, columns.amount: minor_units(np.where(ok, amount, 0.0), columns.decimals), **hashed,
@@ -587,12 +612,55 @@ def check_events(
 def check_labels(
     batch: pa.Table,     # n raw rows with `@order`
     settings: Settings,
+    now: int | None = None,  # UTC ms; None = times later than the clock are not looked for
 ) -> tuple[pa.Table, pa.Table]:  # clean rows: `@order`, id, `@label`, `@known`; refused rows, schema REFUSED
     "Validate raw verdicts from an input of their own."
-    ident, faults = id_faults(":".join(settings.columns.id), [as_text(batch[name]) for name in settings.columns.id])
-    label, known, more = read_verdicts(batch, settings)
+    missing = missing_words(settings.columns)
+    ident, faults = id_faults(":".join(settings.columns.id), [as_text(batch[name]) for name in settings.columns.id], missing)
+    label, known, more = read_verdicts(batch, settings, now)
     ok, refused = refuse(batch[ORDER].to_numpy(), faults + more)
     return pa.table({ORDER: batch[ORDER], "id": ident, LABEL: pa.array(label, pa.int8()), KNOWN: known}).filter(pa.array(ok)), refused
+
+# %% ../../nbs/04_ingest.ipynb #n011
+UNLISTED_SHOWN = 20  # values in none of the lists that a summary names
+
+def count_labels(batch: pa.Table, clean: pa.Table, settings: Settings, carried: bool) -> Counter:
+    "Clean labels by what they say, and raw values that are in none of the lists; nothing when the rows carry no labels."
+    if not carried: return Counter()
+    label, told = numpy_of(clean, LABEL), Counter()
+    for name, value in (("fraud", FRAUD), ("legitimate", HONEST)): told[f"label {name}"] = int((label == value).sum())
+    text = as_text(batch[settings.labels.column])
+    _, other = LabelReader(settings.labels, missing_words(settings.columns)).column(text)
+    if other.any(): told.update({("unlisted", value): rows for value, rows in rows_by_text(text.filter(pa.array(other)))[:1_000]})
+    return told
+
+def rows_by_text(text: pa.Array) -> list[tuple[str, int]]:
+    "Distinct texts, cut to 100 characters, and their rows; the most frequent first."
+    found = pc.value_counts(pc.replace_substring(pc.utf8_slice_codeunits(text, 0, 100), BROKEN, "\ufffd")).to_pylist()
+    return sorted(((item["values"], item["counts"]) for item in found), key=lambda item: (-item[1], item[0]))
+
+def count_stand_ins(batch: pa.Table, clean: pa.Table, settings: Settings, carried: bool) -> Counter:
+    "Words that were taken for missing, of rows that were kept, by column and word; carried: the rows carry labels."
+    told, kept = Counter(), np.searchsorted(batch[ORDER].to_numpy(), numpy_of(clean, ORDER))
+    absent = {name: clean[name].is_null().to_numpy() for name in settings.columns.hashed if name in clean.column_names}
+    if carried: absent[settings.labels.column] = numpy_of(clean, LABEL) == UNRESOLVED
+    for name, mask in absent.items():
+        if not mask.any(): continue
+        text = as_text(one_chunk(batch[name]).take(pa.array(kept[mask]))).drop_null()
+        words = text.filter(without_missing(text, missing_words(settings.columns)).is_null())
+        told.update({("stands", name, word): rows for word, rows in rows_by_text(words)})
+    return told
+
+def days_of(clean: pa.Table) -> Counter:
+    "Rows by kind of time and UTC day: (\"time\" or \"known\", day number)."
+    told, resolved = Counter(), numpy_of(clean, LABEL) >= HONEST if LABEL in clean.column_names else np.zeros(len(clean), bool)
+    known = clean[KNOWN].filter(pa.array(resolved)).drop_null().to_numpy()
+    for kind, ms in (("known", known), *([("time", numpy_of(clean, "time"))] if "time" in clean.column_names else [])):
+        if not len(ms): continue
+        first = int(ms.min()) // DAY
+        counts = np.bincount(ms // DAY - first)
+        told.update({(kind, first + int(day)): int(counts[day]) for day in np.flatnonzero(counts)})
+    return told
 
 # %% ../../nbs/04_ingest.ipynb #c067
 @contextmanager
@@ -702,15 +770,18 @@ def scan(
     own: bool,           # the events carry their verdicts
     pieces: int,         # of the ids
     coarse: bool,        # tell which ids were seen
-) -> dict:               # told: counts; seen: bits of the coarse keys
+    now: int | None = None,  # UTC ms, by the clock
+) -> dict:               # told: counts; seen: bits of the coarse keys; days: rows by day
     "Read, check and hash rows, and spread them over working files."
     work, secret, source = settings.batch.folder / WORK, hash_secret(settings.batch.folder), task.source
     wanted = list(dict.fromkeys(name for name, _ in needed_columns(settings, source.labels, own)))
     rows = read_parquet(source, wanted, list(task.groups), task.first) if source.parquet else read_csv(source, wanted)
-    told, seen, kind = Counter(), np.zeros(1 << COARSE if coarse else 0, bool), "labels" if source.labels else "events"
+    told, days, seen, kind = Counter(), Counter(), np.zeros(1 << COARSE if coarse else 0, bool), "labels" if source.labels else "events"
     with spill(work / f"{kind}-{index:06d}.arrow", pieces) as write, spill(work / f"refused-{index:06d}.arrow") as write_refused:
         for table, lines in large_tables(rows):
-            clean, refused = check_labels(table, settings) if source.labels else check_events(table, settings, own)
+            clean, refused = check_labels(table, settings, now) if source.labels else check_events(table, settings, own, now)
+            told.update(count_labels(table, clean, settings, source.labels or own) + count_stand_ins(table, clean, settings, source.labels or own))
+            days.update(days_of(clean))
             clean = hashed_rows(clean, settings.columns, secret, source.labels)
             refused = pa.concat_tables([refused, refused_lines(source, lines)]).sort_by(ORDER)
             key = numpy_of(clean[0], "id_key")
@@ -720,7 +791,7 @@ def scan(
             read, kept = len(table) + len(lines), len(key)
             told.update(clean[1] + Counter({"label_rows": read, "label_rows_refused": read - kept} if source.labels else
                                            {"rows": read, "label_rows_refused": len(refused) - (read - kept)}))
-    return {"told": told, "seen": np.packbits(seen)}
+    return {"told": told, "seen": np.packbits(seen), "days": days}
 
 # %% ../../nbs/04_ingest.ipynb #c079
 def hashed_rows(clean: pa.Table, columns: Columns, secret: bytes, labels: bool) -> tuple[pa.Table, Counter]:
@@ -748,6 +819,78 @@ def match_log(
         chosen = seen[key >> np.uint64(64 - COARSE)]
         with spill(folder / WORK / f"log_{kind}-{index:06d}.arrow", pieces) as write:
             write(rows.filter(pa.array(chosen)), piece_of(key[chosen], pieces))
+
+# %% ../../nbs/04_ingest.ipynb #n013
+def bulk_of(
+    days: dict[int, int],  # UTC day number -> rows
+    gap: str,              # limits.gap; "" = everything is bulk
+) -> tuple[int, int]:      # first and last day of the bulk
+    "Where the rows lie, but for those few, one in a thousand at most, that an empty stretch longer than the gap cuts off at either end."
+    ordered, total = sorted(days), sum(days.values())
+    if not (gap and ordered): return -FAR, FAR
+    most, stretch, ends = max(total // 1000, int(total >= 100)), duration_ms(gap) // DAY, []
+    for side in (ordered, ordered[::-1]):
+        end, apart = side[0], 0
+        for day, following in zip(side, side[1:]):
+            apart += days[day]
+            if apart > most: break
+            if abs(following - day) > stretch: end = following
+        ends.append(end)
+    return ends[0], ends[1]
+
+def bulks(days: dict[tuple[str, int], int], parts: list[dict], gap: str) -> dict[str, tuple[int, int]]:
+    "First and last day of the bulk of event times, and of times at which labels were known: those may follow the events by long."
+    times, known = Counter(), Counter()
+    for part in parts:
+        for end, rows in (("first_known_ms", 1), ("last_known_ms", part["events"] + part["labels"] - 1)): times[part[end] // DAY] += rows
+    for (kind, day), rows in days.items(): (times if kind == "time" else known)[day] += rows
+    first, last = bulk_of(times, gap)
+    known.update({day: rows for day, rows in times.items() if first <= day <= last})
+    return {"time": (first, last), "known": (-FAR, bulk_of(known, gap)[1])}
+
+# %% ../../nbs/04_ingest.ipynb #n016
+def outlying(batch: pa.RecordBatch, spans: dict[str, tuple[int, int]], settings: Settings) -> tuple[pa.RecordBatch, pa.Table, int]:
+    "Rows of a working file without those that lie apart; the latter as refused rows; how many labels are among these."
+    outside = lambda ms, kind: (ms // DAY < spans[kind][0]) | (ms // DAY > spans[kind][1])
+    label, order, gone, found = batch[LABEL].to_numpy(), batch[ORDER].to_numpy(), np.zeros(len(batch), bool), [REFUSED.empty_table()]
+    stated = ~batch[KNOWN].is_null().to_numpy(zero_copy_only=False) & (label >= HONEST)
+    late = stated & outside(batch[KNOWN].fill_null(0).to_numpy(), "known")
+    events = "time" in batch.schema.names
+    if events: gone = outside(batch["time"].to_numpy(), "time")
+    for name, column, what, mask in ((settings.columns.time, "time", "time", gone), (settings.labels.time_column, KNOWN, "label time", late & ~gone)):
+        if not mask.any(): continue
+        rows = batch[column].filter(pa.array(mask)).cast(pa.timestamp("ms")).cast(pa.string())
+        reason = f"{what} lies apart from all but one in a thousand rows by more than limits.gap ({settings.limits.gap})"
+        found.append(pa.table([order[mask], [name] * len(rows), rows, [reason] * len(rows)], schema=REFUSED))
+    kept = batch.set_column(batch.schema.get_field_index(LABEL), LABEL, pa.array(np.where(late & events, NONE, label).astype(np.int8)))
+    return kept.filter(pa.array(~(gone if events else late))), pa.concat_tables(found), int((late & ~gone).sum())
+
+def set_aside(path: Path, spans: dict[str, tuple[int, int]], settings: Settings) -> Counter:
+    "Write a working file again without the rows that lie apart; counts."
+    aside, told = path.with_suffix(".kept"), Counter()
+    with pa.ipc.open_file(pa.memory_map(str(path))) as reader, pa.ipc.new_file(aside, reader.schema) as writer:
+        refused = []
+        for number in range(reader.num_record_batches):
+            kept, gone, labels = outlying(reader.get_batch(number), spans, settings)
+            writer.write_batch(kept)
+            refused.append(gone)
+            told.update({"label_rows_refused": labels})
+    os.replace(aside, path)
+    with spill(path.with_name(f"refused_pairs-apart-{path.name}")) as write: write(pa.concat_tables(refused))
+    return told
+
+# %% ../../nbs/04_ingest.ipynb #n009
+def leave_bulk(
+    settings: Settings,
+    days: dict[tuple[str, int], int],  # of all tasks, as `days_of` counts them
+    parts: list[dict],                 # of the log that is appended to
+) -> Counter:                          # counts
+    "Set aside what lies apart from the bulk of the rows."
+    spans, told = bulks(days, parts, settings.limits.gap), Counter()
+    if all(spans[kind][0] <= day <= spans[kind][1] for kind, day in days): return told
+    files = [path for kind in ("events", "labels") for path in sorted((settings.batch.folder / WORK).glob(f"{kind}-*.arrow"))]
+    for counts in run_tasks(set_aside, [(path, spans, settings) for path in files], settings): told.update(counts)
+    return told
 
 # %% ../../nbs/04_ingest.ipynb #c083
 KEPT, REPEAT, CONFLICT = 0, 1, 2
@@ -828,8 +971,6 @@ def join_verdicts(
     return pa.table(table).take(np.argsort(known[rows], kind="stable")), refused, told + more
 
 # %% ../../nbs/04_ingest.ipynb #c091
-DAY = 86_400_000  # ms
-
 def settle(
     piece: int,
     pieces: int,
@@ -986,7 +1127,8 @@ def write_part(log: Path, number: int, events: pa.Table, labels: pa.Table) -> di
     name = f"{number:06d}_{np.datetime64(int(known.min()), 'ms').astype('datetime64[D]')}"
     digests = {f"{kind}_sha256": write_parquet(log / kind / f"{name}.parquet", table.combine_chunks())
                for kind, table in [("events", events), ("labels", labels)]}
-    return {"name": name, "first_seq": int(seq.min()), "next_seq": int(seq.max()) + 1, "events": len(events), "labels": len(labels),
+    frauds = int((numpy_of(labels, "label") == FRAUD).sum())
+    return {"name": name, "first_seq": int(seq.min()), "next_seq": int(seq.max()) + 1, "events": len(events), "labels": len(labels), "frauds": frauds,
             "first_known_ms": int(known.min()), "last_known_ms": int(known.max()), **digests}
 
 def write_month(month: Month, settings: Settings, log: Path) -> list[dict]:
@@ -1119,6 +1261,7 @@ def read_rows(
     own: bool,                    # the events carry their verdicts
     manifest: dict,               # of the log that is appended to
     progress: Progress | None,
+    now: int,                     # UTC ms, by the clock
 ) -> tuple[Counter, dict[int, int]]:  # counts; UTC day number -> rows accepted
     "Scan, look up, settle and admit: what is accepted lies in working files, sorted by time within each piece."
     parts = manifest["parts"]
@@ -1127,7 +1270,8 @@ def read_rows(
     def done(task: tuple, result: dict) -> None:
         told.update(result["told"])
         if progress: progress((told["rows"] + told["label_rows"]) // 2, rows)
-    found = run_tasks(scan, [(task, index, settings, own, pieces, bool(parts)) for index, task in enumerate(tasks)], settings, done)
+    found = run_tasks(scan, [(task, index, settings, own, pieces, bool(parts), now) for index, task in enumerate(tasks)], settings, done)
+    told.update(leave_bulk(settings, sum((result["days"] for result in found), Counter()), parts))
     if parts:
         seen = np.unpackbits(np.bitwise_or.reduce([result.pop("seen") for result in found]))
         seen[spill_waiting(settings, manifest, pieces) >> np.uint64(64 - COARSE)] = 1
@@ -1142,6 +1286,31 @@ def read_rows(
     return told, days
 
 # %% ../../nbs/04_ingest.ipynb #c113
+def unlisted(told: Counter) -> dict[str, int]:
+    "Label values that are in none of the lists, with their rows; the most frequent."
+    found = {name[1]: rows for name, rows in told.items() if name[0] == "unlisted"}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:UNLISTED_SHOWN])
+
+def stand_ins_of(told: Counter) -> dict[str, dict[str, int]]:
+    "Words that were taken for missing: column -> word -> rows."
+    found = {}
+    for name, rows in sorted((item for item in told.items() if item[0][0] == "stands"), key=lambda item: (item[0][1], -item[1], item[0][2])):
+        found.setdefault(name[1], {})[name[2]] = rows
+    return found
+
+def note_of(told: Counter, settings: Settings) -> str:
+    "What a summary says of labels: none means fraud, or there are values in none of the lists; else nothing."
+    notes, labels = [], settings.labels
+    strange = sum(rows for name, rows in told.items() if name[0] == "unlisted")
+    if not told["label fraud"] and (others := told["label legitimate"] + strange):
+        notes.append(f"no fraud: none of {others:,} labels means fraud; check labels.column and labels.fraud_values ({labels.fraud_values})")
+    if strange:
+        values = ", ".join(f"{value!r}" for value in list(unlisted(told))[:3])
+        done = {"refuse": "rejected", "legitimate": "taken for legitimate", "unresolved": "left unresolved"}[labels.other_values]
+        notes.append(f"{strange:,} labels, such as {values}, are in none of labels.fraud_values, legitimate_values and unresolved_values, "
+                     f'and were {done} (labels.other_values = "{labels.other_values}"): list what they mean')
+    return "; ".join(notes)
+
 def summarise(told: Counter, settings: Settings, parts: list[dict], next_seq: int) -> dict:
     "Counts of an ingest. rows_read = events + repeats + events_rejected; labels_read + labels_waited = the six kinds of labels below them."
     refused = told["label_rows_refused"]
@@ -1152,9 +1321,13 @@ def summarise(told: Counter, settings: Settings, parts: list[dict], next_seq: in
         "labels": told["labels"], "labels_waiting": told["labels_waiting"],                       # rows of the label log; known later
         "labels_unresolved": told["unresolved"], "labels_unchanged": told["unchanged"],           # empty; the verdict that was known
         "labels_superseded": told["superseded"], "labels_rejected": refused + told["unknown"],    # superseded: a newer one is known
+        "labels_fraud": told["label fraud"], "labels_legitimate": told["label legitimate"],       # of the labels read, before the above
+        "labels_unlisted": unlisted(told),                                                        # values in none of the lists: rows
         "labels_clamped": told["clamped"],                                                        # moved to 1 ms after their event
         "missing": {name: told[f"missing {name}"] for name in settings.columns.hashed},           # empty, kept with key 0
         "ambiguous_times": told[TWICE],                                                           # the earlier reading was taken
+        "stand_ins": stand_ins_of(told),                                                          # columns.missing_values found, by column
+        "note": note_of(told, settings),
         "parts": len(parts), "first_seq": next_seq, "next_seq": next_seq + told["events"] + told["labels"]}
 
 # %% ../../nbs/04_ingest.ipynb #c115
@@ -1190,13 +1363,14 @@ def ingest(
     labels: str | None = None,           # place of raw verdicts; None = settings.input.labels, "" = none this time
     replace: bool = False,               # rebuild the log from nothing; else append
     progress: Progress | None = None,    # called as progress(rows done, rows in all; 0 = not known yet)
+    clock: Clock = system_clock,
 ) -> dict:                               # counts, see `summarise`; files, input_bytes, bytes written, rejects by reason
     "Read raw files into the event log; `ValueError` on a file or setting that cannot be right, and the log stays as it was."
     with working_folder(settings.batch.folder) as work:
         sources, own = gather_sources(settings, events, labels)
         manifest, log = opened_log(settings, replace), work / LOG if replace else settings.batch.folder / LOG
         hash_secret(settings.batch.folder)
-        told, days = read_rows(settings, sources, own, manifest, progress)
+        told, days = read_rows(settings, sources, own, manifest, progress, clock())
         months = plan_months(days, manifest["next_seq"], len(manifest["parts"]), settings.batch.part_rows)
         read, new = told["rows"] + told["label_rows"], max(sum(days.values()), 1)
         def done(task: tuple, result: list) -> None:

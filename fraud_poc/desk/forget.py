@@ -45,7 +45,7 @@ from ..data.files import Progress, read_json, remove_partials, sha256_of, sole_u
 from ..data.ingest import LOG, REJECTS, hash_secret, part_path, read_manifest, read_part, working_folder
 from .access import record
 from .database import cases, database_url, decisions, labels, links, open_database, signed, unsigned, writers, writing
-from ..events import key_of, keys_of
+from ..events import key_of, keys_of, missing_words
 from ..features import aggregates as agg
 from ..features.batch import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable, build_table
@@ -218,12 +218,12 @@ def renamed_rows(
 def renamed_body(body: bytes, trail: Trail, ident: str) -> bytes:
     "The fields of an order or of a statement with new names; `ident` is the order's new id."
     if not body: return body
-    columns, fields = trail.columns, msgspec.json.decode(body)
+    columns, fields, missing = trail.columns, msgspec.json.decode(body), missing_words(trail.columns)
     kept = {columns.time, columns.amount} | ({"time", "amount"} if "id" in fields else set())
     several = set(columns.id) - kept if len(columns.id) > 1 else ()
     for name, value in fields.items():
         if name in several: fields[name] = None
-        elif name in columns.hashed: fields[name] = trail.text(name, key_of(identity_text(value, True), trail.alias.secret))
+        elif name in columns.hashed: fields[name] = trail.text(name, key_of(identity_text(value, True, missing), trail.alias.secret))
         elif name in (*columns.id, "id", "order") and name not in kept: fields[name] = ident
         elif name == "note": fields[name] = ""
     return msgspec.json.encode(fields)
@@ -757,7 +757,7 @@ def look_in_database(connection: sa.Connection, columns: Columns, found: Found, 
     rows = decisions_of(connection, columns, found.customer)
     for row in rows:
         fields = msgspec.json.decode(row.body)
-        known = {name: identity_text(fields.get(name), True) for name in columns.hashed}
+        known = {name: identity_text(fields.get(name), True, missing_words(columns)) for name in columns.hashed}
         keys = {name: key_of(text, secret) for name, text in known.items()}
         found.events.setdefault(unsigned(row.id_key), row.time)
         for name, key in keys.items():

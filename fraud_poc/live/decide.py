@@ -31,7 +31,7 @@ import pyarrow as pa
 
 from ..config import MAX_MINOR_UNITS, Settings, duration_ms
 from ..data.ingest import BROKEN, FAR, date_ms
-from ..events import Clock, hasher, system_clock
+from ..events import EMPTY_TEXT, Clock, hasher, is_missing, missing_words, system_clock
 from ..features import aggregates as agg
 from ..features.table import FeatureTable, Stepper, step_event, step_label
 from .store import (Ask, Change, Entry, Fetched, Lot, Outcome, StoreDown, StoreLost, StoreSlow, encode_entry, event_key, label_key,
@@ -109,20 +109,23 @@ def local_ms(ms: int, zone: ZoneInfo) -> int:
 # %% ../../nbs/18_decide.ipynb #c013
 def identity_text(
     value: Any,      # text or a whole number
-    optional: bool,  # null and "" are allowed
+    optional: bool,  # a missing value is allowed
+    missing: frozenset[str] = EMPTY_TEXT,  # texts that stand for one, from `events.missing_words`
 ) -> str | None:     # None = missing
     "An identity as text, as ingest makes it; `Refusal` says what is wrong."
     if type(value) is str:
-        if value:
+        if not is_missing(value, missing):
             if len(value) > MAX_TEXT: raise Refusal(f"text is longer than {MAX_TEXT} characters", "string_too_long")
             if BROKEN in value or not (value.isascii() or encodes(value)): raise Refusal("text is not valid Unicode", "string_unicode")
             return value
     elif type(value) is int or type(value) is float and value.is_integer():
         if not INTEGERS[0] <= value <= INTEGERS[1]: raise Refusal("number does not fit in 64 bits", "int_parsing_size")
-        return str(int(value))
+        if not is_missing(text := str(int(value)), missing): return text
     elif value is not None: raise Refusal("input should be text or a whole number", "string_type")
     if optional: return None
-    raise Refusal("must not be null" if value is None else "must not be empty", "string_type" if value is None else "string_too_short")
+    if value is None: raise Refusal("must not be null", "string_type")
+    stands = "" if value == "" else f": {str(value)[:40]!r} stands for a missing value (columns.missing_values)"
+    raise Refusal(f"must not be empty{stands}", "string_too_short")
 
 def encodes(text: str) -> bool:
     "Whether a text can be written as UTF-8: half of a surrogate pair cannot."
@@ -198,7 +201,7 @@ class OrderReader:
         clock: Clock = system_clock,
     ):
         self.settings, self.secret, self.clock, self.key_of = settings, secret, clock, hasher(secret)
-        self.fields = order_fields(settings)
+        self.fields, self.missing = order_fields(settings), missing_words(settings.columns)
         self.names = [field.name for field in self.fields]
         self.earliest, self.latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
         self.skew, zone = duration_ms(settings.live.future_skew), settings.columns.timezone
@@ -227,7 +230,7 @@ def read_values(
     for field, value in zip(reader.fields, values):
         name, part, in_id, optional = field
         try:
-            if part == "identity": texts[name] = identity_text(value, optional)
+            if part == "identity": texts[name] = identity_text(value, optional, reader.missing)
             elif part == "amount": amount = amount_units(value, reader.settings)
             else: when = reader.time_ms(field, value)
             if in_id and part != "identity": texts[name] = value if type(value) is str else number_text(value)
@@ -255,7 +258,7 @@ def value_problems(reader: OrderReader, fields: list[Field], values: list[Any]) 
     problems = []
     for field, value in zip(fields, values):
         try:
-            if field.part == "identity": identity_text(value, field.optional)
+            if field.part == "identity": identity_text(value, field.optional, reader.missing)
             elif field.part == "amount": amount_units(value, reader.settings)
             else: reader.time_ms(field, value)
         except Refusal as error: problems.append(Problem(field.name, *error.args))

@@ -8,10 +8,10 @@ __all__ = ['SOURCES', 'MOST', 'MAX_NOTE', 'FIELDS', 'BACK', 'AT_ONCE', 'LOT', 'S
            'extended', 'without', 'Order', 'rows_of', 'collected_rows', 'find_in_log', 'Learner', 'find_live',
            'find_order', 'check_statement', 'was_said', 'known_now', 'said_key', 'retraction_key', 'entry_of',
            'assertion_at', 'position_of', 'learned', 'is_news', 'planned', 'say_once', 'unknown', 'say', 'known_field',
-           'read_field', 'read_statement', 'file_rows', 'json_row', 'plain_text', 'verdict_of', 'moment_of',
-           'as_fields', 'as_retraction', 'file_statements', 'say_lot', 'say_or_tell', 'say_file', 'count_of',
-           'enter_due', 'texts_of', 'event_rows', 'typed', 'label_rows', 'own_parts', 'check_fit', 'read_lots',
-           'live_parts', 'settle', 'still_waiting', 'collect']
+           'read_field', 'read_statement', 'file_rows', 'json_row', 'RowReader', 'moment_of', 'as_fields',
+           'as_retraction', 'file_statements', 'say_lot', 'say_or_tell', 'say_file', 'count_of', 'enter_due',
+           'texts_of', 'event_rows', 'typed', 'label_rows', 'own_parts', 'check_fit', 'read_lots', 'live_parts',
+           'settle', 'still_waiting', 'collect']
 
 # %% ../../nbs/19_labels.ipynb #c003
 import asyncio
@@ -38,8 +38,10 @@ import pyarrow.parquet as pq
 # %% ../../nbs/19_labels.ipynb #c004
 from ..config import Settings, duration_ms
 from ..data.files import Progress, write_json, write_parquet
-from ..data.ingest import LOG, hash_secret, part_path, read_manifest, read_part, read_waiting, working_folder, write_part, write_waiting
-from ..events import COMMAND_LINE, UNRESOLVED, WAITED, Actor, Clock, checked_text, event_schema, key_of, label_schema, system_clock
+from ..data.ingest import LOG, beyond_clock, hash_secret, part_path, read_manifest, read_part, read_waiting, working_folder
+from ..data.ingest import write_part, write_waiting
+from ..events import COMMAND_LINE, FRAUD, UNRESOLVED, WAITED, Actor, Clock, LabelReader, checked_text, event_schema, is_missing, key_of
+from ..events import label_schema, missing_words, system_clock, text_of, yes_or_no
 from ..features.table import FeatureTable, Stepper, build_table, step_label
 from .decide import MAX_TEXT, Field, OrderError, OrderReader, Problem, Refusal, Watch, attempts, check_table, encodes, identity_text
 from .decide import keys_in, missed, number_text, order_fields, spread
@@ -228,8 +230,7 @@ def check_statement(settings: Settings, statement: Statement | Retraction, order
     if known is not None and known < order.time:
         problems.append(Problem("known", "time is before the order's own: nothing could be known of it yet", "datetime_past"))
     if known is not None and known > now + duration_ms(settings.live.future_skew):
-        what = f"time is later than the clock by more than live.future_skew ({settings.live.future_skew})"
-        problems.append(Problem("known", what, "datetime_future"))
+        problems.append(Problem("known", beyond_clock(settings), "datetime_future"))
     if problems: raise OrderError(problems)
 
 # %% ../../nbs/19_labels.ipynb #c021
@@ -365,11 +366,11 @@ def known_field(settings: Settings) -> Field:
 
 def read_field(reader: OrderReader, name: str, value: Any) -> Any:
     "One field of a statement; `Refusal` says what is wrong."
-    if name == "order": return identity_text(value, False)
+    if name == "order": return identity_text(value, False, reader.missing)
     if name == "known": return None if value is None else reader.time_ms(known_field(reader.settings), value)
     if name == "fraud":
-        if type(value) is not bool: raise Refusal("input should be true or false", "bool_type")
-        return value
+        if type(value) is bool: return value
+        raise Refusal(f"input should be true or false, not {str(value)[:40]!r}: other words for yes and no are read in files only", "bool_type")
     if name == "retracts":
         if type(value) is float and value.is_integer(): value = int(value)
         if type(value) is not int or not 0 <= value < 2**63: raise Refusal("input should be the sequence number of an assertion", "int_type")
@@ -425,36 +426,52 @@ def json_row(line: str) -> dict | str:
     return found if isinstance(found, dict) else "input should be an object with the fields of a statement"
 
 # %% ../../nbs/19_labels.ipynb #c040
-def plain_text(value: Any) -> str:
-    "A value as text without case, outer spaces and a fraction of zeros."
-    text = str(value).strip().lower()
-    return text.rstrip("0").rstrip(".") if "." in text and text.replace(".", "", 1).isdigit() else text
+class RowReader:
+    "Reads the values of rows of a file as `ingest` does."
+    def __init__(self, settings: Settings):
+        self.settings, self.missing = settings, missing_words(settings.columns)
+        self.labels, self.plain = LabelReader(settings.labels, self.missing), yes_or_no(self.missing)
 
-def verdict_of(settings: Settings, row: dict) -> Any:
-    "Fraud or not; None when the row does not say, and the value itself when it is neither."
-    words = {"true": True, "1": True, "false": False, "0": False}
-    if "fraud" in row: return None if row["fraud"] in (None, "") else words.get(plain_text(row["fraud"]), row["fraud"])
-    value = row.get(settings.labels.column)
-    return None if value in (None, "") else plain_text(value) in [plain_text(fraud) for fraud in settings.labels.fraud_values]
+    def given(self, row: dict, *names: str) -> Any:
+        "The first of some fields that a row has; None where it stands for a missing value."
+        value = next((row[name] for name in names if name in row), None)
+        return None if (text := text_of(value)) is None or is_missing(text, self.missing) else value
 
-def moment_of(settings: Settings, row: dict) -> Any:
+    def label(self, row: dict) -> bool | None:
+        "Fraud or not; None when the row does not say; `Refusal` names a value that is in none of the lists."
+        name = "fraud" if "fraud" in row else self.settings.labels.column
+        plain = name != self.settings.labels.column
+        found, _ = (self.plain if plain else self.labels).of(row.get(name))
+        if found is not None: return None if found == UNRESOLVED else found == FRAUD
+        lists = "neither yes nor no: write true or false, yes or no, 1 or 0"
+        if not plain: lists = "in none of labels.fraud_values, labels.legitimate_values and labels.unresolved_values: write one of these, or list it"
+        raise Refusal(f"{str(row[name])[:40]!r} is {lists}", "label")
+
+def moment_of(rows: RowReader, row: dict) -> Any:
     "When it was known, as orders write it; None when the row does not say."
-    value = row.get("known", row.get(settings.labels.time_column))
+    settings, value = rows.settings, rows.given(row, "known", rows.settings.labels.time_column)
     if isinstance(value, datetime): return value.isoformat() if settings.columns.time_format == "iso" else value
-    if value in (None, ""): return None
+    if value is None: return None
     if settings.columns.time_format == "iso" or type(value) is not str: return value
     try: return float(value)
     except ValueError: return value
 
 # %% ../../nbs/19_labels.ipynb #c041
-def as_fields(settings: Settings, row: dict) -> dict[str, Any]:
-    "The fields of a statement in a row of a file; those that are not there are left out."
+def as_fields(rows: RowReader, row: dict) -> dict[str, Any]:
+    "The fields of a statement in a row of a file, those that are not there left out; `OrderError` when its label is in no list."
+    settings = rows.settings
     ids, fields = [row.get(name) for name in settings.columns.id], {}
     if "order" in row: fields["order"] = row["order"]
-    elif None not in ids: fields["order"] = ids[0] if len(ids) == 1 else ":".join(map(str, ids))
-    if (verdict := verdict_of(settings, row)) is not None: fields["fraud"] = verdict
-    fields |= {"source": row.get("source") or settings.labels.source, "known": moment_of(settings, row), "note": row.get("note") or ""}
-    return as_retraction(row, fields) if row.get("retracts") not in (None, "") else fields
+    elif len(ids) == 1 and ids[0] is not None: fields["order"] = ids[0]
+    elif all(rows.given(row, name) is not None for name in settings.columns.id):
+        fields["order"] = ":".join(number_text(value) if type(value) in (int, float) else str(value) for value in ids)
+    try: label = rows.label(row)
+    except Refusal as error: raise OrderError([Problem("fraud" if "fraud" in row else settings.labels.column, *error.args)]) from None
+    if label is not None: fields["fraud"] = label
+    fields |= {"source": rows.given(row, "source") or settings.labels.source, "known": moment_of(rows, row)}
+    fields["note"] = "" if text_of(row.get("note")) is None else row["note"]  # what people type is kept as it is
+    if rows.given(row, "retracts") is None: return fields
+    return as_retraction(row, fields)
 
 def as_retraction(row: dict, fields: dict[str, Any]) -> dict[str, Any]:
     "The fields of a retraction in a row of a file, with what does not belong to one, where the row has it."
@@ -469,10 +486,11 @@ def file_statements(
     by: Actor,
 ) -> Iterator[tuple[int, Statement | Retraction | list[Problem] | None]]:  # number of the row; None = it says nothing
     "Statements of a file, or what is wrong with them."
+    rows = RowReader(settings)
     for number, row in file_rows(place):
         try:
             if isinstance(row, str): raise OrderError([Problem("", row, "row")])
-            fields = as_fields(settings, row)
+            fields = as_fields(rows, row)
             says = not {"fraud", "retracts"}.isdisjoint(fields) or not {"fraud", settings.labels.column} & row.keys()
             yield number, read_statement(reader, fields, by) if says else None
         except OrderError as error: yield number, error.problems
@@ -517,7 +535,7 @@ async def say_file(
     complain: Callable[[int, Problem], Any],  # is told of each row that is refused, from 1
     by: Actor = Actor(COMMAND_LINE),
     progress: Progress | None = None,
-) -> dict:                   # rows, statements, changed, known_before, unresolved, refused, and reasons of refusal
+) -> dict:                   # rows, statements, frauds among them, changed, known_before, unresolved, refused, note, reasons of refusal
     "Take the statements of a file in; store troubles are raised, and the same file can be given again."
     patient = settings.model_copy(update={"live": settings.live.model_copy(update={"store_timeout": "30s"})})
     secret, told, reasons = hash_secret(settings.batch.folder), Counter(), Counter()
@@ -532,10 +550,13 @@ async def say_file(
                 for problem in result if isinstance(result, list) else []:
                     reasons[problem.type] += 1
                     complain(number, problem)
+            taken = {number for number, result in done if isinstance(result, Said)}
+            told.update(frauds=sum(item.fraud for number, item in lot if number in taken))
             told.update(rows=len(lot), unresolved=sum(item is None for _, item in lot))
             if progress: progress(told["rows"], 0)
-    names = ("rows", "statements", "changed", "known_before", "unresolved", "refused")
-    return {name: told[name] for name in names} | {"reasons": dict(sorted(reasons.items()))}
+    names = ("rows", "statements", "frauds", "changed", "known_before", "unresolved", "refused")
+    note = f"no fraud: none of {told['statements']:,} statements says fraud" if told["statements"] and not told["frauds"] else ""
+    return {name: told[name] for name in names} | {"note": note, "reasons": dict(sorted(reasons.items()))}
 
 def count_of(result: Said | list[Problem]) -> dict[str, int]:
     "What a result adds to the summary."
@@ -580,7 +601,8 @@ def event_rows(settings: Settings, secret: bytes, numbered: list[tuple[int, Entr
             raise ValueError(f"entry {seq} of the live log was hashed with another secret than {settings.batch.folder / 'hash_secret'}: "
                              "bring that one back")
         rows.append({"seq": seq, "id": ident, "id_key": entry.id_key, "time": entry.time, columns.amount: entry.amount}
-                    | {name: texts[name] for name in columns.hashed} | {f"{name}_key": key for name, key in zip(columns.hashed, entry.keys)})
+                    | {name: texts[name] if key else None for name, key in zip(columns.hashed, entry.keys)}
+                    | {f"{name}_key": key for name, key in zip(columns.hashed, entry.keys)})
     return typed(rows, event_schema(columns))
 
 def typed(rows: list[dict], schema: pa.Schema) -> pa.Table:
@@ -679,7 +701,7 @@ def collect(
     url: str,                          # of the store, as for live.store.parse_url
     progress: Progress | None = None,  # called with entries done and in all
     drop: bool = False,                # drop parts of the batch log that came from files after the store was filled
-) -> dict:                             # events, labels, statements, parts, first_seq, next_seq, dropped (parts)
+) -> dict:                             # events, labels, frauds among them, statements, parts, first_seq, next_seq, dropped (parts)
     "Bring the live log into the batch log, whole or not at all; `ValueError` or `StoreDown` say why not."
     names, done = Names(settings.domain.name), Counter()
     with working_folder(settings.batch.folder), Client(url) as client:
@@ -694,7 +716,8 @@ def collect(
         lots = read_lots(client, names, first, last, min(1_000, settings.batch.part_rows))
         number = max([int(part["name"].partition("_")[0]) for part in before], default=-1) + 1
         parts = list(live_parts(settings, lots, number, found.meta.epoch, tick))
-        told = {kind: sum(part[kind] for part in parts) for kind in ("events", "labels", "statements")} | {"parts": len(parts), "first_seq": first}
+        told = {kind: sum(part[kind] for part in parts) for kind in ("events", "labels", "frauds", "statements")}
+        told |= {"parts": len(parts), "first_seq": first}
         told |= {"next_seq": parts[-1]["next_seq"] if parts else first, "dropped": len(before) - len(own)}
         if not parts: return told | {"dropped": 0}
         settle(client, names, last)

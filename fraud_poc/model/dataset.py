@@ -7,13 +7,14 @@ __all__ = ['DAY', 'HOUR', 'DATASET', 'WORK', 'AMOUNT', 'WEIGHT', 'FROZEN', 'VERS
            'as_date', 'find_windows', 'Verdicts', 'verdicts_before', 'count_waits', 'share_known', 'waiting_weights',
            'draws', 'kept', 'split_of', 'read_labels', 'label_events', 'side_columns', 'label_part', 'label_features',
            'with_frozen', 'spill_path', 'choose_rows', 'weigh', 'write_fold', 'log_until', 'event_span', 'check_inputs',
-           'inputs_hash', 'make_dataset', 'Fold', 'read_dataset', 'read_fold', 'read_split']
+           'inputs_hash', 'last_known', 'make_dataset', 'Fold', 'read_dataset', 'read_fold', 'read_split']
 
 # %% ../../nbs/09_dataset.ipynb #c003
 import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,9 +29,9 @@ import pyarrow.parquet as pq
 
 from ..config import UNITS_MS, Settings, duration_ms
 from ..data.files import Progress, read_json, sha256_of, sole_use, write_json, write_parquet
-from ..data.ingest import part_path, read_manifest, read_part, read_waiting, time_span
+from ..data.ingest import bulks, part_path, read_manifest, read_part, read_waiting, time_span
 from ..data.sample import scramble
-from ..events import FRAUD, HONEST, UNRESOLVED, keys_of
+from ..events import FRAUD, HONEST, UNRESOLVED, Clock, keys_of, system_clock
 from ..features.batch import features_folder, frozen_features, label_plans, on_dask, parts_until
 from ..features.table import FeatureTable, build_table
 
@@ -295,6 +296,23 @@ def inputs_hash(settings: Settings, table: FeatureTable, log: dict) -> str:
     text = json.dumps([VERSION, table.hash, settings.training.model_dump(), files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
+# %% ../../nbs/09_dataset.ipynb #n005
+def last_known(
+    settings: Settings,
+    log: dict,            # as `log_until` gives it
+    now: int,             # UTC ms, by the clock
+) -> tuple[int, int]:     # UTC ms; labels that are not known yet
+    "When the last item of a log, event or label, was known; `ValueError` when an event lies in the future."
+    latest, known = now + duration_ms(settings.live.future_skew), read_waiting(settings.batch.folder, log)["known"].to_numpy()
+    end = max(part["last_known_ms"] for part in log["parts"])
+    if end > latest:
+        raise ValueError(f"the log in {settings.batch.folder} reaches to {as_date(end)}, which is later than the clock by more than live.future_skew "
+                         f"({settings.live.future_skew}): ingest the files anew with replace, or stop before with --until")
+    days = Counter(("known", day) for day in (known // DAY).tolist())
+    bulk_end = bulks(days, log["parts"], settings.limits.gap)["known"][1]
+    by_now = known[(known <= latest) & (known // DAY <= bulk_end)]
+    return max([end, *by_now[-1:].tolist()]), len(known) - len(by_now)
+
 # %% ../../nbs/09_dataset.ipynb #c028
 def _summarise(counts: list[dict], files: dict[str, list[dict]]) -> dict:
     "What each split holds: rows, frauds, sums of weights, and what was left out."
@@ -322,15 +340,18 @@ def make_dataset(
     replace: bool = False,             # make it anew even if nothing has changed
     progress: Progress | None = None,  # called with rows done and in all
     until: str = "",                   # ISO date, UTC: the log ends before the first part that reaches it; "" = all of it
-) -> dict:                             # manifest: windows, splits, files, features, label_features, table_hash, inputs
+    clock: Clock = system_clock,
+) -> dict:                             # manifest: windows, splits, files, features, label_features, table_hash, inputs, labels_not_yet_known
     "Write the training set of a log with features under batch.folder/dataset; `ValueError` says what is missing and what to do."
     folder, table = settings.batch.folder, build_table(settings)
     log = log_until(read_manifest(folder), until)
     check_inputs(settings, table, log["parts"])
-    inputs, manifest_path = inputs_hash(settings, table, log), folder / DATASET / "manifest.json"
-    if not replace and manifest_path.exists() and (manifest := read_json(manifest_path)).get("inputs") == inputs: return manifest
-    known = max(item["last_known_ms"] for item in [*log["parts"], *([log["waiting"]] if log["waiting"] else [])])
-    windows = find_windows(settings, *event_span(folder, log["parts"]), known)
+    inputs, manifest_path, span = inputs_hash(settings, table, log), folder / DATASET / "manifest.json", event_span(folder, log["parts"])
+    known, later = last_known(settings, log, clock())
+    if not replace and manifest_path.exists():
+        manifest = read_json(manifest_path)
+        if (manifest.get("inputs"), manifest.get("labels_not_yet_known", 0)) == (inputs, later): return manifest
+    windows = find_windows(settings, *span, known)
     with sole_use(folder / WORK), on_dask(settings) as on:
         _clear(folder)
         counts, files = _run_rounds(settings, table, log, windows, on, progress)
@@ -339,7 +360,7 @@ def make_dataset(
         dates = {name: as_date(ms) for name, ms in asdict(windows).items()}
         manifest = {"format": VERSION, "inputs": inputs, "table_hash": table.hash, "features": table.names, "windows_ms": asdict(windows),
                     "label_features": label_features(settings, table), "windows": dates, "splits": splits, "files": files,
-                    "training": settings.training.model_dump()}
+                    "training": settings.training.model_dump(), "labels_not_yet_known": later}
         write_json(folder / WORK / DATASET / "manifest.json", manifest)
         if (folder / DATASET).exists(): os.replace(folder / DATASET, folder / WORK / "old")
         os.replace(folder / WORK / DATASET, folder / DATASET)
