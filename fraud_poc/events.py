@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'EMPTY_TEXT', 'Clock', 'CLOCK_SHIFT', 'PERSON', 'KEY', 'COMMAND_LINE', 'WAITED', 'UNPRINTED', 'UNRESOLVED',
-           'HONEST', 'FRAUD', 'YES', 'NO', 'TIME', 'hasher', 'key_of', 'keys_of', 'folded', 'missing_words',
-           'is_missing', 'without_missing', 'minor_units', 'clock_shift', 'system_clock', 'Actor', 'checked_text',
-           'label_words', 'text_of', 'LabelReader', 'yes_or_no', 'event_schema', 'label_schema']
+           'HONEST', 'FRAUD', 'YES', 'NO', 'TIME', 'hasher', 'key_of', 'keys_of', 'occurrence_of', 'folded',
+           'missing_words', 'is_missing', 'without_missing', 'minor_units', 'clock_shift', 'system_clock', 'Actor',
+           'checked_text', 'label_words', 'text_of', 'LabelReader', 'yes_or_no', 'event_schema', 'label_schema']
 
 # %% ../nbs/01_events.ipynb #c003
 import hashlib
@@ -64,6 +64,15 @@ def keys_of(
     keys[:-1] = np.maximum(keys[:-1], 1)
     if b"" in distinct: keys[distinct.index(b"")] = MISSING
     return keys[pc.fill_null(coded.indices, len(distinct)).to_numpy(zero_copy_only=False)]
+
+# %% ../nbs/01_events.ipynb #n018
+def occurrence_of(
+    id_key: np.ndarray,  # (n,) uint64
+    time: np.ndarray,    # (n,) int64, UTC ms
+) -> np.ndarray:         # (n,) uint64
+    "Keys of events by id and time."
+    bits = np.asarray(time).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd: different times stay different
+    return np.asarray(id_key, np.uint64) ^ bits ^ (bits >> np.uint64(32))
 
 # %% ../nbs/01_events.ipynb #n006
 EMPTY_TEXT = frozenset([""])  # what is missing in any domain

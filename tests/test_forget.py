@@ -22,7 +22,7 @@ from fraud_poc.desk import forget as module
 from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
 from fraud_poc.desk.forget import JOURNAL, MARK, WORKING, Found, Orders, drawn, forget, note_others, note_own
-from fraud_poc.events import PERSON, Actor, key_of, keys_of
+from fraud_poc.events import PERSON, Actor, key_of, keys_of, occurrence_of
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Label, OrderReader, read_dict
@@ -227,7 +227,7 @@ def assert_same_but_for_names(old, new, mapping: dict[tuple[str, int], int], ent
             assert one == msgspec.structs.replace(other, body=one.body) and (one.body == other.body or json.loads(other.body) == json.loads(one.body) | {"note": ""})
         else: assert all(getattr(one, name) == getattr(other, name) for name in ("kind", "time", "amount", "label", "previous", "known", "at", "took"))
         assert (one.decision == other.decision) if one.kind == "label" else (one.decision[16:] == other.decision[16:])
-    moved = {state_key(e, mapping["id" if e == 255 else entities[e], int.from_bytes(key[1:], "little")]): state for key, state in old[0].items() for e in [key[0]]}
+    moved = {state_key(e, mapping["ledger" if e == 255 else entities[e], int.from_bytes(key[1:], "little")]): state for key, state in old[0].items() for e in [key[0]]}
     assert moved.keys() == new[0].keys() and sum(key[0] == 255 for key in moved) >= 3
     assert all(new[0][key] == state for key, state in moved.items() if key[0] == 255)
     changed = {key for key, state in new[0].items() if moved[key] != state}
@@ -257,6 +257,9 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
         mapping = {(name, key): now for (_, one), (_, two) in zip(old[1], new[1]) for name, key, now in zip(["id", *HASHED], [one.id_key, *one.keys], [two.id_key, *two.keys])}
         after = log_of(settings)
         mapping |= new_keys(before, after, HASHED) | {("id", key): now for key, now in zip(before["id_key"].to_pylist(), after["id_key"].to_pylist())}
+        ids, times = ([entry.id_key for _, entry in old[1]] + before["id_key"].to_pylist()), [entry.time for _, entry in old[1]] + before["time"].cast(pa.int64()).to_pylist()
+        was, now = (occurrence_of(np.array(some, np.uint64), np.array(times)).tolist() for some in (ids, [mapping["id", key] for key in ids]))
+        mapping |= {("ledger", one): other for one, other in zip(was, now)}
         assert_same_but_for_names(old, new, mapping, [entity.by for entity in table.entities])
         assert all(state_key([e.by for e in table.entities].index(name), value) in new[0] for name in ("email", "ip_addr", "device") for value in shared[name])
         # the store, filled anew from the log, is the store
@@ -280,7 +283,7 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
         for s, u in ((settings, url), (other, untouched)): assert bring_in(s, u)["statements"] > 4
         assert [column[:len(old)] for column, old in zip(features_in(settings), features)] == features and features_in(settings) == features_in(other) != features
         ledgers = [find_in_log(s, [key_of(ident, secret) for ident in ids], 10**9) for s, ids in ((settings, [*others, *names]), (other, [*others, *mine]))]
-        assert {mapping["id", key]: order.ledger for key, order in ledgers[1].items()} == {key: order.ledger for key, order in ledgers[0].items()} and len(ledgers[0]) == 4
+        assert {mapping["id", key]: order.ledger for key, (order,) in ledgers[1].items()} == {key: order.ledger for key, (order,) in ledgers[0].items()} and len(ledgers[0]) == 4
         assert_nothing_left(settings, gone, url)
         assert [asyncio.run(play(s, u, own_rest[:1], {}))[0].entities["customer_id"] == "new" for s, u in ((settings, url), (other, untouched))] == [True, False]
     # and anew it makes the same features and states

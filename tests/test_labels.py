@@ -18,10 +18,10 @@ from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.access import new_key
 from fraud_poc.desk.database import open_database
-from fraud_poc.events import COMMAND_LINE, KEY, PERSON, Actor, key_of
+from fraud_poc.events import COMMAND_LINE, KEY, PERSON, Actor, key_of, occurrence_of
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
-from fraud_poc.live.decide import OrderReader, keys_in, read_dict, spread
+from fraud_poc.live.decide import OrderError, OrderReader, keys_in, read_dict, spread
 from fraud_poc.live.labels import (as_fields, MOST, RowReader, SOURCES, Learner, Ledger, Retraction, Statement, UnknownOrder, collect, extended, file_statements, find_in_log, ledger_key,
                                    newest_of, open_ledger, say, say_file, without)
 from fraud_poc.live.load import look, prepare_db, step_entry
@@ -287,6 +287,7 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     parts = read_manifest(settings.batch.folder)["parts"]
     known = read_labels(settings.batch.folder, read_manifest(settings.batch.folder), START, day(60))
     key = next(decode_entry_id(settings, part, "live2") for part in parts[len(before["parts"]):])
+    key = int(occurrence_of(np.array([key], np.uint64), np.array([START + 2 * 3_600_000]))[0])
     label_at = lambda moment: dict(zip(*verdicts_before(*known, moment)[:2])).get(key, -1)
     assert [label_at(day(number)) for number in (1, 2, 3, 30, 31)] == [-1, -1, 0, 0, 1]
     compute_features(settings)
@@ -298,7 +299,91 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     with Client(url) as client: last = decode_entry(client.call("XREVRANGE", Names("orders").log, "+", "-", "COUNT", 1)[0][1][1])
     assert [SOURCES[source] for source, _, _ in open_ledger(last.decision).said] == ["analyst", "chargeback", "analyst"]
     found = find_in_log(settings, [read_key(settings, old)], before["next_seq"])
-    assert {source for source, *_ in found[read_key(settings, old)].ledger.said} <= {SOURCES.index(settings.labels.source)}
+    assert {source for source, *_ in found[read_key(settings, old)][-1].ledger.said} <= {SOURCES.index(settings.labels.source)}
+
+
+def forget_records(settings: Settings, url: str) -> None:
+    "As after `live.same_id_for`: the store no longer remembers which ids it has seen."
+    names = Names(settings.domain.name)
+    with Client(url) as client:
+        records = names.records(look(client, names).meta.epoch)
+        client.call("DEL", *[key for key in client.call("KEYS", names.root + b"*") if key.startswith(records)])
+
+
+def said_to(settings: Settings, url: str, *told: Statement | Retraction) -> list:
+    "What comes of statements and retractions, or the error."
+    async def run() -> list:
+        found = []
+        async with open_store(settings, url) as store:
+            learner = Learner(settings, store)
+            for one in told:
+                try: found.append(await say(learner, settings, hash_secret(settings.batch.folder), one))
+                except (UnknownOrder, OrderError) as error: found.append(error)
+        return found
+    return asyncio.run(run())
+
+
+def scored(settings: Settings, url: str, *orders: dict) -> list[np.ndarray]:
+    async def run() -> list:
+        async with open_store(settings, url) as store:
+            learner, reader = Learner(settings, store), OrderReader(settings, hash_secret(settings.batch.folder))
+            return [await decide(learner, read_dict(reader, one)) for one in orders]
+    return asyncio.run(run())
+
+
+def test_a_label_that_comes_late_finds_its_order_after_collect(shop, tmp_path):
+    settings, url = copy_of(shop, tmp_path)
+    scored(settings, url, order(0), order(1))
+    early, = said_to(settings, url, Statement("live1", False, "customer"))
+    forget_records(settings, url)
+    lost, = said_to(settings, url, Statement("live0", True, "chargeback"))
+    assert isinstance(lost, UnknownOrder) and "collect" in str(lost)
+    collect(settings, url)
+    late, again, before, back = said_to(settings, url, Statement("live0", True, "chargeback"), Statement("live1", True, "chargeback"), Statement("live1", False, "customer"),
+                                        Retraction("live1", early.position))
+    assert (late.label, late.previous) == (1, -1) and (again.label, again.previous) == (1, 0) and before.known_before and not back.known_before and back.label == 1
+    held = contents(settings, url)
+    prepare_db(settings, url)
+    assert contents(settings, url) == held, "rebuilt from the log: the same states and ledgers"
+    collect(settings, url)
+    compute_features(settings)
+    prepare_db(settings, url, trim=10**9)
+    last, = said_to(settings, url, Retraction("live0", late.position))  # also when its assertion is home
+    assert (last.label, last.previous) == (-1, 1)
+
+
+def test_an_id_that_comes_again_has_labels_of_its_own(shop, tmp_path):
+    "Live, collected, rebuilt, in batch and in the training set: what is known of an order is not known of its namesake."
+    settings, url = copy_of(shop, tmp_path)
+    first, second = order(0), order(0) | {"order_date": str(np.datetime64(START + 60 * DAY, "ms")), "customer_id": "c9", "ip_addr": "192.0.2.9"}
+    key, before = read_key(settings, "live0"), len(read_manifest(settings.batch.folder)["parts"])
+    served = scored(settings, url, first)
+    fraud, = said_to(settings, url, Statement("live0", True, "chargeback", START + 5 * DAY))
+    collect(settings, url)
+    forget_records(settings, url)
+    served += scored(settings, url, second)
+    own, older, none = said_to(settings, url, Statement("live0", False, "analyst"), Statement("live0", True, "analyst", START + 6 * DAY), Statement("live0", True, "analyst", START - DAY))
+    assert (own.label, own.previous) == (0, -1) and (older.label, older.previous) == (1, 1) and isinstance(none, OrderError)
+    timed, = said_to(settings, url, Statement("live0", True, "customer", START + 70 * DAY, time=START))  # as a label that waited: known later than the namesake
+    assert (timed.label, timed.previous) == (1, 1)
+    back, = said_to(settings, url, Retraction("live0", fraud.position))
+    assert (back.label, back.previous) == (1, 1)
+    with Client(url) as client: entries = [decode_entry(fields[1]) for _, fields in client.call("XRANGE", Names("orders").log, "-", "+")]
+    assert [((entry.time - START) // DAY, entry.previous, entry.label) for entry in entries if entry.kind == "label"] == [(0, -1, 1), (60, -1, 0), (0, 1, 1), (0, 1, 1), (0, 1, 1)]
+    held = contents(settings, url)
+    assert len([one for one in held if one[0] == 255]) == 2
+    prepare_db(settings, url)
+    assert contents(settings, url) == held
+    collect(settings, url)
+    compute_features(settings)
+    batch = pa.concat_tables([pq.read_table(features_folder(settings, build_table(settings)) / "parts" / f"{part['name']}.parquet")
+                              for part in read_manifest(settings.batch.folder)["parts"][before:]])
+    assert [row.tobytes() for row in np.stack([batch[name].to_numpy() for name in build_table(settings).names], 1)] == [vector.tobytes() for vector in served]
+    label = lambda: dict(zip(*verdicts_before(*read_labels(settings.batch.folder, read_manifest(settings.batch.folder), START, START + 90 * DAY), NOW + 900 * DAY)[:2]))
+    keys = occurrence_of(np.array([key, key], np.uint64), np.array([START, START + 60 * DAY])).tolist()
+    assert [label()[one] for one in keys] == [1, 0]
+    orders = find_in_log(settings, [key], 10**9)[key]
+    assert [(one.time, one.ledger.label, len(one.ledger.said)) for one in orders] == [(START, 1, 2), (START + 60 * DAY, 0, 1)]
 
 
 def read_key(settings: Settings, ident: str) -> int:

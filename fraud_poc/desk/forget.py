@@ -52,7 +52,7 @@ from ..features.table import EntityPlan, FeatureTable, build_table
 from ..live.decide import Event, digest_of, identity_text
 from ..live.labels import SOURCES, retraction_key, said_key
 from ..live.load import ROUNDS, ledger_key, look, remove_stale
-from ..live.store import Client, Entry, Names, WaitingLabel, decode_assertion, decode_entry, decode_waiting, encode_entry
+from ..live.store import Client, Entry, Names, decode_assertion, decode_entry, decode_waiting, encode_entry
 from ..live.store import encode_waiting, event_key, label_key, server_for, state_key
 from ..model.dataset import DATASET, WORK as DATASET_WORK
 
@@ -83,7 +83,7 @@ class Trail(NamedTuple):
     "What leads to a customer, and what takes its place."
     columns: Columns
     customer: int              # key of the customer, in columns.entities[0]
-    events: dict[int, int]     # id key -> time of the order, UTC ms
+    events: dict[int, list[int]]  # id key -> times of the orders that had it, UTC ms
     used: dict[str, set[int]]  # entity or category -> keys that the customer's orders had, without 0
     own: dict[str, set[int]]   # those of them that nobody else used
     alias: Alias
@@ -133,18 +133,23 @@ def orders_of_entries(columns: Columns, entries: list[Entry]) -> Orders:
 class Found:
     "What is known of a customer while it is being looked for."
     customer: int
-    events: dict[int, int] = field(default_factory=dict)           # id key -> time
+    events: dict[int, list[int]] = field(default_factory=dict)     # id key -> times
     used: dict[str, set[int]] = field(default_factory=dict)        # column -> keys
     shared: dict[str, set[int]] = field(default_factory=dict)      # those that others used too
     met: dict[tuple, list[dict]] = field(default_factory=dict)     # entity, key, time -> keys of the customer's orders then
     ties: set[tuple[str, int, int]] = field(default_factory=set)   # column, key of the customer, key that it met
+
+    def note_order(self, id_key: int, when: int) -> None:
+        "Take in an order of the customer's: its id, which may have come before, and its time."
+        times = self.events.setdefault(id_key, [])
+        if when not in times: times.append(when)
 
 def note_own(found: Found, orders: Orders, columns: Columns) -> int:
     "Take in the customer's orders among some; returns how many."
     rows = np.flatnonzero(orders.keys[columns.entities[0]] == np.uint64(found.customer))
     for row in rows.tolist():
         keys, when = {name: int(values[row]) for name, values in orders.keys.items()}, int(orders.time[row])
-        found.events[int(orders.id_key[row])] = when
+        found.note_order(int(orders.id_key[row]), when)
         for name, key in keys.items():
             if key: found.used.setdefault(name, set()).add(key)
             if key and name in columns.entities: found.met.setdefault((name, key, when), []).append(keys)
@@ -276,7 +281,7 @@ def renamed_state(
 
 def tags_of(trail: Trail) -> dict[tuple[int, int], int]:
     "New tags of the customer's orders."
-    return {(when, key & LOWER): trail.alias.key("id", key) & LOWER for key, when in trail.events.items()}
+    return {(when, key & LOWER): trail.alias.key("id", key) & LOWER for key, times in trail.events.items() for when in times}
 
 # %% ../../nbs/28_forget.ipynb #c035
 WORKING, JOURNAL = ".forget", "journal.json"  # folder under settings.batch.folder, and a file in it
@@ -571,10 +576,13 @@ def changed_states(client: Client, prefix: bytes, table: FeatureTable, trail: Tr
 # %% ../../nbs/28_forget.ipynb #c062
 def moved_ledgers(client: Client, prefix: bytes, trail: Trail) -> list[tuple[bytes, bytes, bytes, bytes]]:
     "Of each ledger of the customer's orders: the same."
-    events = list(trail.events)
-    values = client.call("MGET", *[prefix + ledger_key(key) for key in events]) if events else []
-    new = lambda key: prefix + ledger_key(trail.alias.key("id", key))
-    return [(prefix + ledger_key(key), new(key), value[:8], secrets.token_bytes(8) + value[8:]) for key, value in zip(events, values) if value]
+    events, found = [(key, when) for key, times in trail.events.items() for when in times], []
+    values = client.call("MGET", *[prefix + ledger_key(*event) for event in events]) if events else []
+    for (key, when), value in zip(events, values):
+        if not value: continue
+        new = prefix + ledger_key(trail.alias.key("id", key), when)
+        found.append((prefix + ledger_key(key, when), new, value[:8], secrets.token_bytes(8) + value[8:]))
+    return found
 
 def moved_records(client: Client, prefix: bytes, trail: Trail) -> list[tuple[bytes, bytes, bytes, bytes]]:
     "Of each record of the customer's orders: old key, new key, how it begins, and what it becomes."
@@ -645,7 +653,7 @@ def rename_handed(client: Client, key: bytes, trail: Trail) -> None:
         label = decode_waiting(data)
         ident = key_of(label.order, trail.alias.secret)
         if ident not in trail.events: continue
-        client.call("ZADD", key, label.known, encode_waiting(WaitingLabel(trail.alias.text("id", ident), label.label, label.known)))
+        client.call("ZADD", key, label.known, encode_waiting(msgspec.structs.replace(label, order=trail.alias.text("id", ident))))
         client.call("ZREM", key, data)
 
 def forget_live(here: "Opened", searched: "Searched", journal: dict) -> dict | None:
@@ -759,7 +767,7 @@ def look_in_database(connection: sa.Connection, columns: Columns, found: Found, 
         fields = msgspec.json.decode(row.body)
         known = {name: identity_text(fields.get(name), True, missing_words(columns)) for name in columns.hashed}
         keys = {name: key_of(text, secret) for name, text in known.items()}
-        found.events.setdefault(unsigned(row.id_key), row.time)
+        found.note_order(unsigned(row.id_key), row.time)
         for name, key in keys.items():
             if key: found.used.setdefault(name, set()).add(key); texts.setdefault(name, set()).add(known[name])
     mine = sa.select(links.c.decision_id).where(links.c.entity == columns.entities[0], links.c.key == signed(found.customer))

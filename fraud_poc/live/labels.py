@@ -6,12 +6,12 @@
 __all__ = ['SOURCES', 'MOST', 'MAX_NOTE', 'FIELDS', 'BACK', 'AT_ONCE', 'LOT', 'STATEMENTS', 'Statement', 'Retraction', 'Said',
            'UnknownOrder', 'Ledger', 'pack_ledger', 'open_ledger', 'newest_of', 'determining', 'effective', 'source_of',
            'extended', 'without', 'Order', 'rows_of', 'collected_rows', 'find_in_log', 'Learner', 'find_live',
-           'find_order', 'check_statement', 'was_said', 'known_now', 'said_key', 'retraction_key', 'entry_of',
-           'assertion_at', 'position_of', 'learned', 'is_news', 'planned', 'say_once', 'unknown', 'say', 'known_field',
-           'read_field', 'read_statement', 'file_rows', 'json_row', 'RowReader', 'moment_of', 'as_fields',
-           'as_retraction', 'file_statements', 'say_lot', 'say_or_tell', 'say_file', 'count_of', 'enter_due',
-           'texts_of', 'event_rows', 'typed', 'label_rows', 'own_parts', 'check_fit', 'read_lots', 'live_parts',
-           'settle', 'still_waiting', 'collect']
+           'time_meant', 'may_mean', 'find_order', 'check_statement', 'was_said', 'known_now', 'said_key',
+           'retraction_key', 'entry_of', 'assertion_at', 'position_of', 'learned', 'is_news', 'planned', 'say_once',
+           'unknown', 'say', 'known_field', 'read_field', 'read_statement', 'file_rows', 'json_row', 'RowReader',
+           'moment_of', 'as_fields', 'as_retraction', 'file_statements', 'say_lot', 'say_or_tell', 'say_file',
+           'count_of', 'enter_due', 'texts_of', 'event_rows', 'typed', 'label_rows', 'own_parts', 'check_fit',
+           'read_lots', 'live_parts', 'settle', 'still_waiting', 'collect']
 
 # %% ../../nbs/19_labels.ipynb #c003
 import asyncio
@@ -60,6 +60,7 @@ class Statement(msgspec.Struct, frozen=True):
     known: int | None = None  # when that was known, UTC ms; None = now
     note: str = ""
     by: Actor = Actor()       # who asserts it
+    time: int | None = None   # of the order, UTC ms; None = of those with this id the newest that `known` can be about
 
 class Retraction(msgspec.Struct, frozen=True):
     "Takes an assertion back, as if it had not been made."
@@ -160,38 +161,44 @@ def rows_of(folder: Path, kind: str, name: str, wanted: pa.Array, columns: list[
     return found.to_pylist()
 
 # %% ../../nbs/19_labels.ipynb #c015
-def collected_rows(settings: Settings, id_keys: Iterable[int], before: int) -> tuple[dict, dict, dict]:
-    "By id key: the event's row; by sequence number, what is asserted or the number that is retracted; the last label. `ValueError`: damage."
+def collected_rows(settings: Settings, id_keys: Iterable[int], before: int, epoch: str) -> tuple[dict, dict, dict]:
+    "By id key and time: the event's row; by sequence number, what is asserted or the number that is retracted; the last label."
     wanted, names = pa.array(sorted(set(id_keys)), pa.uint64()), [f"{name}_key" for name in settings.columns.entities]
-    own, events, said, last = SOURCES.index(settings.labels.source), {}, {}, {}
+    own, events, said, last, newest = SOURCES.index(settings.labels.source), {}, {}, {}, {}
     for part in read_manifest(settings.batch.folder)["parts"]:
-        if part["first_seq"] >= before: break
+        if part["first_seq"] >= before and part.get("live") != epoch: continue  # came from a file after the store was filled
         read = lambda kind, columns: rows_of(settings.batch.folder, kind, part["name"], wanted, columns)
-        for row in read("events", ["time", *names]): events[row["id_key"]] = row
-        for row in read("statements", ["seq", "said", "source", "known", "kind", "retracts"]) if part.get("statements") else []:
+        for row in read("events", ["time", *names]):
+            events[row["id_key"], row["time"]] = row
+            newest[row["id_key"]] = row["time"]
+        for row in read("statements", ["seq", "time", "said", "source", "known", "kind", "retracts"]) if part.get("statements") else []:
             item = SOURCES.index(row["source"]), row["said"], row["known"]
-            said.setdefault(row["id_key"], {})[row["seq"]] = row["retracts"] if row.get("kind") == RETRACT else item
-        for row in read("labels", ["seq", "label", "known"]):
-            said.setdefault(row["id_key"], {}).setdefault(row["seq"], (own, row["label"], row["known"]))
-            last[row["id_key"]] = row["label"]
+            about = row["id_key"], row.get("time", newest.get(row["id_key"]))  # statements of older logs have no time
+            said.setdefault(about, {})[row["seq"]] = row["retracts"] if row.get("kind") == RETRACT else item
+        for row in read("labels", ["seq", "time", "label", "known"]):
+            about = row["id_key"], row["time"]
+            said.setdefault(about, {}).setdefault(row["seq"], (own, row["label"], row["known"]))
+            last[about] = row["label"]
     return events, said, last
 
 def find_in_log(
     settings: Settings,
     id_keys: Iterable[int],  # of orders
     before: int,             # sequence number at which the live log began
-) -> dict[int, Order]:       # by id key
-    "Orders of the batch log, with what was said of them; `ValueError` when a part is damaged."
+    epoch: str = "",         # of the live log, of which parts may be collected
+) -> dict[int, list[Order]]: # by id key, the newest last
+    "Orders of the batch log, with what was asserted of them; `ValueError` when a part is damaged."
     if not (settings.batch.folder / LOG / "manifest.json").exists(): return {}
-    (events, said, last), found = collected_rows(settings, id_keys, before), {}
-    for key, row in events.items():
-        ledger, told = Ledger(), dict(sorted(said.get(key, {}).items()))
+    (events, said, last), found = collected_rows(settings, id_keys, before, epoch), {}
+    for about, row in events.items():
+        ledger, told = Ledger(), dict(sorted(said.get(about, {}).items()))
         assertions = {seq: item for seq, item in told.items() if isinstance(item, tuple)}
         for item in told.values():
             change = extended if isinstance(item, tuple) else without
             ledger = change(ledger, item if isinstance(item, tuple) else assertions[item], settings.labels.priority)
-        ledger = msgspec.structs.replace(ledger, label=last.get(key, UNRESOLVED))  # what the states were told
-        found[key] = Order(row["time"], {name: row[f"{name}_key"] for name in settings.columns.entities}, ledger, assertions)
+        ledger = msgspec.structs.replace(ledger, label=last.get(about, UNRESOLVED))  # what the states were told
+        order = Order(row["time"], {name: row[f"{name}_key"] for name in settings.columns.entities}, ledger, assertions)
+        found.setdefault(about[0], []).append(order)
     return found
 
 # %% ../../nbs/19_labels.ipynb #c017
@@ -202,6 +209,7 @@ class Learner:
         self.clock = clock
         self.stepper, self.timeout, self.checked = Stepper(self.table), duration_ms(settings.live.store_timeout) / 1000, False
 
+# %% ../../nbs/19_labels.ipynb #n007
 async def find_live(store: Any, entities: list[str], id_key: int, first: int) -> Order | None:
     "An order in the live log, from a sequence number on; None when it is not there, or not remembered."
     found = await store.fetch(event_key(id_key), [])
@@ -211,11 +219,35 @@ async def find_live(store: Any, entities: list[str], id_key: int, first: int) ->
         if seq == found.seq and entry.kind == "event": return Order(entry.time, dict(zip(entities, entry.keys)), Ledger())
     return None
 
-async def find_order(engine: Any, settings: Settings, id_key: int) -> Order | None:
-    "The order with an id key; None when there is none. Store troubles are raised."
-    first = (await engine.store.meta()).base["next_seq"]
-    if live := await find_live(engine.store, settings.columns.entities, id_key, first): return live
-    return (await asyncio.to_thread(find_in_log, settings, [id_key], first)).get(id_key)
+async def time_meant(store: Any, told: Statement | Retraction, id_key: int) -> int | None:
+    "The time of the order that is meant, where that is known: from the entry that is taken back, or as it was given."
+    if isinstance(told, Statement): return told.time
+    for seq, data in await store.entries(told.retracts - 1, 1):
+        entry = decode_entry(data)
+        if seq == told.retracts and entry.kind == "label" and entry.id_key == id_key: return entry.time
+    return None
+
+def may_mean(told: Statement | Retraction, order: Order, time: int | None) -> bool:
+    "Whether an order with the id can be meant."
+    if time is not None: return order.time == time
+    return told.retracts in order.assertions if isinstance(told, Retraction) else told.known is None or order.time <= told.known
+
+async def find_order(
+    engine: Any,
+    settings: Settings,
+    told: Statement | Retraction,
+    id_key: int,
+    collected: list[Order] | None = None,  # of the batch log, with the id; None = to be looked up
+) -> Order | None:
+    "The order that is meant; None when there is none. Store troubles are raised."
+    meta = await engine.store.meta()
+    first, time = meta.base["next_seq"], await time_meant(engine.store, told, id_key)
+    live = await find_live(engine.store, settings.columns.entities, id_key, first)
+    if live and may_mean(told, live, time): return live
+    if collected is None: collected = (await asyncio.to_thread(find_in_log, settings, [id_key], first, meta.epoch)).get(id_key, [])
+    orders = [*collected, *([live] if live else [])]
+    meant = [order for order in orders if may_mean(told, order, time)]
+    return meant[-1] if meant else orders[-1] if orders and time is None else None
 
 # %% ../../nbs/19_labels.ipynb #c019
 MAX_NOTE = 2_000  # characters
@@ -269,7 +301,7 @@ async def assertion_at(engine: Any, settings: Settings, told: Retraction, id_key
     if told.retracts in order.assertions: return order.assertions[told.retracts]
     for seq, data in await engine.store.entries(told.retracts - 1, 1):
         entry = decode_entry(data)
-        if seq != told.retracts or entry.kind != "label" or entry.id_key != id_key or not entry.body: break
+        if seq != told.retracts or entry.kind != "label" or (entry.id_key, entry.time) != (id_key, order.time) or not entry.body: break
         body = decode_assertion(entry.body)
         if body.kind == ASSERT: return SOURCES.index(body.source), body.said, entry.known
     raise OrderError([Problem("retracts", f"no assertion on this order has number {told.retracts} in the log", "not_found")])
@@ -305,7 +337,7 @@ async def planned(engine: Any, settings: Settings, told: Statement | Retraction,
 async def say_once(engine: Any, settings: Settings, told: Statement | Retraction, id_key: int, order: Order, now: int, fresh: bool) -> Said | str:
     "Fetch, decide, commit; says why when the commit was not taken."
     (record_key, item), (there, keys) = await planned(engine, settings, told, id_key, order, now), keys_in(engine.table, order.keys, labels=True)
-    found = await engine.store.fetch(record_key, [ledger_key(id_key), *keys])
+    found = await engine.store.fetch(record_key, [ledger_key(id_key, order.time), *keys])
     before, asserts = open_ledger(found.states[0]) if found.states[0] else order.ledger, isinstance(told, Statement)
     priority, open_time = settings.labels.priority, asserts and told.known is None
     again = Said(told.order, before.label, source_of(before, priority), before.label, found.seq, False, True)
@@ -321,7 +353,7 @@ async def say_once(engine: Any, settings: Settings, told: Statement | Retraction
     states = learned(engine, id_key, order, after.label, before.label, there, found.states[1:]) if changed else []
     entry = encode_entry(entry_of(told, item, id_key, order, before.label, after, now))
     kept = slice(1 + len(states))
-    change = Change(record_key, b"", [ledger_key(id_key), *keys][kept], found.tokens[kept], [pack_ledger(after), *states], entry)
+    change = Change(record_key, b"", [ledger_key(id_key, order.time), *keys][kept], found.tokens[kept], [pack_ledger(after), *states], entry)
     outcome = await engine.store.commit(change)
     if outcome.kind == "known": return msgspec.structs.replace(again, position=outcome.seq)
     if outcome.kind != "accepted": return outcome.kind
@@ -331,7 +363,7 @@ async def say_once(engine: Any, settings: Settings, told: Statement | Retraction
 def unknown(settings: Settings, statement: Statement | Retraction) -> UnknownOrder:
     "The error that names an order nobody knows."
     return UnknownOrder(f"no order {statement.order[:80]!r} in the batch log, and none is remembered that came in live in the last "
-                        f"{settings.live.same_id_for} (`fraud-poc collect` brings older ones to the batch log)")
+                        f"{settings.live.same_id_for} (`fraud-poc collect` brings those to the batch log, which is searched too)")
 
 async def say(
     engine: Any,                 # live.decide.Engine, or a Learner
@@ -339,19 +371,19 @@ async def say(
     secret: bytes,               # of the keyed hashes
     statement: Statement | Retraction,
     now: int | None = None,      # UTC ms; None = by the engine's clock
-    orders: dict[int, Order] | None = None,  # by id key: orders that were looked up already
+    collected: list[Order] | None = None,  # orders of the batch log with the id; None = to be looked up
     fresh: bool = False,         # a statement without a time is taken, also when its source says the same already
 ) -> Said:
     "Take a statement in, or one back; `UnknownOrder` and `OrderError` reject it. After store troubles say it again: it is never taken twice."
-    id_key, now, known_orders = key_of(statement.order, secret), engine.clock() if now is None else now, dict(orders or {})
+    id_key, now, order = key_of(statement.order, secret), engine.clock() if now is None else now, None
     async def once() -> Said | None:
+        nonlocal collected, order
         if not engine.checked: await check_table(engine)
-        order = known_orders.get(id_key) or await find_order(engine, settings, id_key)
+        order = order or await find_order(engine, settings, statement, id_key, collected)
         if order is None: raise unknown(settings, statement)
-        known_orders[id_key] = order
         result = await say_once(engine, settings, statement, id_key, order, now, fresh)
         if not isinstance(result, str): return result
-        if result == "moved": known_orders.clear()
+        if result == "moved": collected = order = None
         return missed(engine, result)
     if (result := await attempts(engine, once)) is None: raise StoreSlow("other writers were faster each time: say it again")
     return result
@@ -506,24 +538,21 @@ async def say_lot(
     now: int | None = None,            # UTC ms; None = by the engine's clock
 ) -> list[tuple[int, Said | list[Problem]]]:  # by number
     "What came of some statements; store troubles are raised when all that could be said is said."
-    groups, gate, first = {}, asyncio.Semaphore(AT_ONCE), (await engine.store.meta()).base["next_seq"]
+    groups, gate, meta = {}, asyncio.Semaphore(AT_ONCE), await engine.store.meta()
     for number, statement in lot: groups.setdefault(key_of(statement.order, secret), []).append((number, statement))
-    orders = await asyncio.to_thread(find_in_log, settings, groups, first)
+    collected = await asyncio.to_thread(find_in_log, settings, groups, meta.base["next_seq"], meta.epoch)
     async def one(id_key: int, statements: list) -> list:
-        async with gate:
-            order = await find_live(engine.store, settings.columns.entities, id_key, first) or orders.get(id_key)
-            return [(number, await say_or_tell(engine, settings, secret, s, now, id_key, order)) for number, s in statements]
+        async with gate: return [(number, await say_or_tell(engine, settings, secret, s, now, collected.get(id_key, []))) for number, s in statements]
     found = await asyncio.gather(*[one(*group) for group in groups.items()], return_exceptions=True)
     for error in found:
         if isinstance(error, BaseException): raise error
     return sorted(sum(found, []), key=lambda pair: pair[0])
 
-async def say_or_tell(engine: Any, settings: Settings, secret: bytes, statement: Statement | Retraction, now: int | None, id_key: int,
-                      order: Order | None) -> Said | list[Problem]:
+async def say_or_tell(
+    engine: Any, settings: Settings, secret: bytes, statement: Statement | Retraction, now: int | None, collected: list[Order],
+) -> Said | list[Problem]:
     "What came of a statement, or what is wrong with it."
-    try:
-        if order is None: raise unknown(settings, statement)
-        return await say(engine, settings, secret, statement, now, {id_key: order})
+    try: return await say(engine, settings, secret, statement, now, collected)
     except UnknownOrder as error: return [Problem("order", str(error), "not_found")]
     except OrderError as error: return error.problems
 
@@ -568,7 +597,7 @@ async def enter_due(engine: Any, settings: Settings, secret: bytes, now: int) ->
     entered, rejected = 0, set()
     while due := [data for data in await engine.store.due(now, LOT + len(rejected)) if data not in rejected]:
         labels = [decode_waiting(data) for data in due]
-        statements = [Statement(one.order, bool(one.label), settings.labels.source, one.known, "", Actor(WAITED)) for one in labels]
+        statements = [Statement(one.order, bool(one.label), settings.labels.source, one.known, "", Actor(WAITED), one.time) for one in labels]
         results = await say_lot(engine, settings, secret, list(enumerate(statements)), now)
         done = {due[number] for number, result in results if isinstance(result, Said)}
         await engine.store.remove_waiting(sorted(done))
@@ -576,9 +605,9 @@ async def enter_due(engine: Any, settings: Settings, secret: bytes, now: int) ->
     return {"entered": entered, "rejected": len(rejected)}
 
 # %% ../../nbs/19_labels.ipynb #c046
-STATEMENTS = pa.schema([("seq", pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), ("said", pa.int8()), ("source", pa.string()),
-                        ("known", pa.int64()), ("note", pa.string()), ("by", pa.string()), ("kind", pa.string()), ("actor", pa.string()),
-                        ("retracts", pa.int64()), ("noted", pa.int64())])  # noted: by our clock, UTC ms
+STATEMENTS = pa.schema([("seq", pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), ("time", pa.int64()), ("said", pa.int8()),
+                        ("source", pa.string()), ("known", pa.int64()), ("note", pa.string()), ("by", pa.string()), ("kind", pa.string()),
+                        ("actor", pa.string()), ("retracts", pa.int64()), ("noted", pa.int64())])  # noted: by our clock, UTC ms
 
 def texts_of(settings: Settings, body: bytes) -> tuple[str, dict[str, str | None]]:
     "Id and raw texts of an order, from its fields as they were sent; empty when they were removed."
@@ -617,10 +646,10 @@ def label_rows(settings: Settings, numbered: list[tuple[int, Entry]]) -> tuple[p
     for seq, entry in numbered:
         if entry.kind != "label": continue
         body = decode_assertion(entry.body)
-        shared = {"seq": seq, "id": body.order, "id_key": entry.id_key, "known": entry.known}
+        shared = {"seq": seq, "id": body.order, "id_key": entry.id_key, "time": entry.time, "known": entry.known}
         if entry.body: statements.append(msgspec.structs.asdict(body) | shared | {"noted": entry.at})
         if entry.label != entry.previous:
-            labels.append(shared | {"time": entry.time, "label": entry.label, "previous": entry.previous}
+            labels.append(shared | {"label": entry.label, "previous": entry.previous}
                           | {f"{name}_key": key for name, key in zip(settings.columns.entities, entry.keys)})
     return typed(labels, label_schema(settings.columns)), pa.Table.from_pylist(statements, STATEMENTS)
 

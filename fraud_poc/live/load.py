@@ -26,7 +26,7 @@ from ..data.files import Progress, read_json, sole_use, write_parquet
 from ..data.ingest import read_manifest, read_waiting
 from ..features.batch import features_folder, read_states
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
-from ..events import WAITED
+from ..events import WAITED, occurrence_of
 from .store import Client, Entry, Meta, Names, StoreDown, WaitingLabel, decode_assertion, decode_entry, encode_waiting, state_key
 from .store import state_ms
 
@@ -105,13 +105,13 @@ def load_entity(
 # %% ../../nbs/17_load.ipynb #c011
 LEDGER = 255  # in place of an entity's number
 
-def ledger_key(id_key: int) -> bytes:
+def ledger_key(id_key: int, time: int) -> bytes:  # UTC ms
     "Key of an order's ledger among the states."
-    return state_key(LEDGER, id_key)
+    return state_key(LEDGER, int(occurrence_of(np.array([id_key], np.uint64), np.array([time]))[0]))
 
 def step_entry(stepper: Stepper, columns: list[str], entry: Entry, states: dict[bytes, bytes]) -> None:
     "Apply one entry of the log to the states that it touches."
-    if entry.kind == "label" and entry.decision: states[ledger_key(entry.id_key)] = entry.decision
+    if entry.kind == "label" and entry.decision: states[ledger_key(entry.id_key, entry.time)] = entry.decision
     if entry.kind == "label" and entry.label == entry.previous: return
     keys = dict(zip(columns, entry.keys))
     places = [state_key(e, keys[entity.by]) for e, entity in enumerate(stepper.table.entities)]
@@ -234,9 +234,9 @@ def hand_over(client: Client, names: Names, meta: Meta, settings: Settings) -> i
     "Put the labels that wait beside the log into the store; how many. None when the states stand for a part of the log only."
     manifest = read_manifest(settings.batch.folder)
     if meta.base["parts"] != len(manifest["parts"]): return 0
-    rows = read_waiting(settings.batch.folder, manifest).select(["id", "label", "known"]).to_pylist()
+    rows = read_waiting(settings.batch.folder, manifest).select(["id", "label", "known", "time"]).to_pylist()
     for start in range(0, len(rows), PIECE):
-        labels = [WaitingLabel(row["id"], row["label"], row["known"]) for row in rows[start:start + PIECE]]
+        labels = [WaitingLabel(row["id"], row["label"], row["known"], row["time"]) for row in rows[start:start + PIECE]]
         client.call("ZADD", names.waiting(meta.epoch), *[item for label in labels for item in (label.known, encode_waiting(label))])
     return len(rows)
 

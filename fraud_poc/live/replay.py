@@ -62,7 +62,7 @@ class Replayed(NamedTuple):
     vectors: np.ndarray          # (n, F) float32: features; rows of labels stay NaN
     flags: np.ndarray            # (n, entities) uint8
     states: dict[str, pa.Table]  # by entity: key and state of all that the log touched
-    ledgers: dict[int, bytes]    # by id key: what was said of an order
+    ledgers: dict[bytes, bytes]  # by its key in the store: the ledger of an order
 
 def fold_log(
     table: FeatureTable,
@@ -81,7 +81,7 @@ def fold_log(
         events = np.array([entries[place].kind == "event" for place in places[order]], bool)
         rows = places[order][events]
         vectors[rows[:, None], entity.places], flags[rows, e] = out[events], marks[events]
-    ledgers = {entry.id_key: entry.decision for entry in entries if entry.kind == "label" and entry.decision}
+    ledgers = {ledger_key(entry.id_key, entry.time): entry.decision for entry in entries if entry.kind == "label" and entry.decision}
     return Replayed(vectors, flags, states, ledgers)
 
 # %% ../../nbs/24_replay.ipynb #c008
@@ -116,7 +116,7 @@ async def differing_states(store: Store, table: FeatureTable, replayed: Replayed
             found = (await store.fetch(b"", keys)).states
             touched += len(keys)
             different += sum(have != expected for have, expected in zip(found, batch["state"].to_pylist()))
-    for id_key, ledger in replayed.ledgers.items(): different += (await store.fetch(b"", [ledger_key(id_key)])).states[0] != ledger
+    for key, ledger in replayed.ledgers.items(): different += (await store.fetch(b"", [key])).states[0] != ledger
     return touched + len(replayed.ledgers), different
 
 # %% ../../nbs/24_replay.ipynb #c012

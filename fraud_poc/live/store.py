@@ -231,6 +231,7 @@ class WaitingLabel(msgspec.Struct, array_like=True, frozen=True):
     order: str  # id of the event
     label: int  # 0 legitimate, 1 fraud
     known: int  # when it is known, UTC ms
+    time: int | None = None  # of the event, UTC ms; None = in a store that an older version filled
 
 def encode_waiting(label: WaitingLabel) -> bytes:
     "A waiting label as bytes (MessagePack)."

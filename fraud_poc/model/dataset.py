@@ -31,7 +31,7 @@ from ..config import UNITS_MS, Settings, duration_ms
 from ..data.files import Progress, read_json, sha256_of, sole_use, write_json, write_parquet
 from ..data.ingest import bulks, part_path, read_manifest, read_part, read_waiting, time_span
 from ..data.sample import scramble
-from ..events import FRAUD, HONEST, UNRESOLVED, Clock, keys_of, system_clock
+from ..events import FRAUD, HONEST, UNRESOLVED, Clock, keys_of, occurrence_of, system_clock
 from ..features.batch import features_folder, frozen_features, label_plans, on_dask, parts_until
 from ..features.table import FeatureTable, build_table
 
@@ -86,13 +86,13 @@ def find_windows(
 # %% ../../nbs/09_dataset.ipynb #c011
 class Verdicts(NamedTuple):
     "What was known of some events."
-    key: np.ndarray    # (m,) uint64, sorted: id keys of events
+    key: np.ndarray    # (m,) uint64, sorted: keys of events
     label: np.ndarray  # (m,) int8: the last label; UNRESOLVED where it was retracted
     first: np.ndarray  # (m,) int64: since when there is one, UTC ms
 
 def verdicts_before(
     seq: np.ndarray,    # (k,) int64: order of knowledge
-    key: np.ndarray,    # (k,) uint64: id keys of events
+    key: np.ndarray,    # (k,) uint64: keys of events
     known: np.ndarray,  # (k,) int64: UTC ms
     label: np.ndarray,  # (k,) int8
     moment: int,        # UTC ms, exclusive
@@ -159,8 +159,9 @@ def split_of(time: np.ndarray, windows: Windows) -> np.ndarray:
 
 # %% ../../nbs/09_dataset.ipynb #c019
 def read_labels(folder: Path, log: dict, first: int, last: int) -> list[np.ndarray]:
-    "seq, id key, time known and label of all verdicts on events of `first` to `last` (UTC ms), those that wait included."
-    schema, parts = pa.schema([("seq", pa.int64()), ("id_key", pa.uint64()), ("known", pa.int64()), ("label", pa.int8())]), log["parts"]
+    "seq, occurrence key, time known and label of all labels of events of `first` to `last` (UTC ms), those that wait included."
+    fields = [("seq", pa.int64()), ("id_key", pa.uint64()), ("known", pa.int64()), ("label", pa.int8()), ("time", pa.int64())]
+    schema, parts = pa.schema(fields), log["parts"]
     within = lambda table, time: table.filter(pc.and_(pc.greater_equal(time, first), pc.less_equal(time, last))).select(schema.names).cast(schema)
     waiting = read_waiting(folder, log)
     waiting = waiting.append_column("seq", pa.array(log["next_seq"] + np.arange(len(waiting))))  # each of them is to come behind the log
@@ -171,10 +172,11 @@ def read_labels(folder: Path, log: dict, first: int, last: int) -> list[np.ndarr
         if lo > last or hi < first: continue
         table = read_part(folder, "labels", part["name"], ["seq", "id_key", "known", "label", "time"])
         tables.append(within(table, table["time"].cast(pa.int64())))
-    return [column.to_numpy() for column in pa.concat_tables(tables).columns]
+    seq, id_key, known, label, time = (column.to_numpy() for column in pa.concat_tables(tables).columns)
+    return [seq, occurrence_of(id_key, time), known, label]
 
 def label_events(key: np.ndarray, verdicts: Verdicts) -> tuple[np.ndarray, np.ndarray]:
-    "For events by id key: label (int8, UNRESOLVED where there is no verdict), and when the first verdict was known (ms)."
+    "For events by occurrence key: label (int8, UNRESOLVED where there is no verdict), and when the first verdict was known (ms)."
     if not len(verdicts.key): return np.full(len(key), UNRESOLVED, np.int8), np.zeros(len(key), np.int64)
     at = np.minimum(np.searchsorted(verdicts.key, key), len(verdicts.key) - 1)
     hit = verdicts.key[at] == key
@@ -188,7 +190,8 @@ def side_columns(settings: Settings) -> list[str]:
 def label_part(settings: Settings, log: dict, part: dict, windows: Windows) -> tuple[pa.Table, np.ndarray]:
     "Events of one part with split and label; and what `count_waits` gives as of the cut-off and as of the log's end."
     events = read_part(settings.batch.folder, "events", part["name"], [*side_columns(settings), "id_key"])
-    time, key = events["time"].cast(pa.int64()).to_numpy(), events["id_key"].to_numpy()
+    time = events["time"].cast(pa.int64()).to_numpy()
+    key = occurrence_of(events["id_key"].to_numpy(), time)
     labels = read_labels(settings.batch.folder, log, int(time.min()), int(time.max()))
     within, size, found = (time >= windows.train) & (time < windows.test_end), (windows.known_end - windows.train) // HOUR + 1, []
     for moment, end in [(windows.cutoff, windows.train_end), (windows.known_end, windows.test_end)]:
