@@ -28,7 +28,7 @@ from fraud_poc.model.dataset import make_dataset  # noqa: E402
 from fraud_poc.model.train import train_model  # noqa: E402
 
 CONFIG = ROOT / "config" / "orders.toml"
-ANY_MODEL = {"model.trees": 100, "verdict.min_auc": 0.5, "verdict.min_average_precision": 0.0, "verdict.bootstrap": 0,
+ANY_MODEL = {"model.trees": 100, "acceptance.min_auc": 0.5, "acceptance.min_average_precision": 0.0, "acceptance.bootstrap": 0,
              "training.train_days": 50, "training.validation_days": 20, "training.test_days": 20, "sample.fraud_rate": 0.1}  # here nobody asks how good it is
 
 # Limits are there against hanging, not against slowness: they count from the last progress. FRAUD_POC_TEST_PATIENCE is a factor on all of them

@@ -56,7 +56,7 @@ def of_orders(folder: Path, orders: int, bootstrap: int) -> dict:
     "Money on generated orders."
     settings = load_settings(ROOT / "config" / "orders.toml", {
         "batch.folder": str(folder / "orders"), "input.events": str(folder / "raw" / "orders"), "input.labels": str(folder / "raw" / "labels"),
-        "sample.orders": orders, "verdict.bootstrap": bootstrap})
+        "sample.orders": orders, "acceptance.bootstrap": bootstrap})
     for step in (make_data, ingest, compute_features): step(settings)
     return judged(settings)[0]
 
@@ -65,7 +65,7 @@ def of_handbook(folder: Path, shared: Path, bootstrap: int) -> dict:
     "Money on the handbook's test week, without the customers that are known to be compromised."
     source = shared / "data" / "handbook" / "transactions.parquet"
     handbook.prepare(source, folder, TEST_WEEK + 7 * handbook.DAY, 0)
-    settings = load_settings(ROOT / "config" / "cards.toml", {"batch.folder": str(folder / "cards"), "verdict.bootstrap": bootstrap})
+    settings = load_settings(ROOT / "config" / "cards.toml", {"batch.folder": str(folder / "cards"), "acceptance.bootstrap": bootstrap})
     _, place = judged(settings)
     bundle, test = load_bundle(place, build_table(settings)), read_split(settings, "test")
     (times, cards, amounts), ids = columns_of(settings, test), test.rows["id"].cast("int64").to_numpy()

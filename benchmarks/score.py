@@ -207,8 +207,8 @@ def train_everything(folder: Path, orders: int):
     from fraud_poc.model.train import train_model
     settings = load_settings(ROOT / "config" / "orders.toml", {
         "batch.folder": str(folder / "orders"), "input.events": str(folder / "raw" / "orders"), "input.labels": str(folder / "raw" / "labels"), "sample.orders": orders,
-        "sample.customers": max(1, orders * 2 // 15), "model.trees": TREES, "model.early_stopping": 0, "verdict.min_auc": 0.5, "verdict.min_average_precision": 0.0,
-        "verdict.bootstrap": 10, "service.port": free_port(), "features.rows": load_settings(ROOT / "config" / "orders.toml").features.rows})
+        "sample.customers": max(1, orders * 2 // 15), "model.trees": TREES, "model.early_stopping": 0, "acceptance.min_auc": 0.5, "acceptance.min_average_precision": 0.0,
+        "acceptance.bootstrap": 10, "service.port": free_port(), "features.rows": load_settings(ROOT / "config" / "orders.toml").features.rows})
     for name, step in {"generate": make_data, "ingest": ingest, "features": compute_features, "dataset": make_dataset, "train": train_model, "judge": judge_model}.items():
         if name == "generate" and (folder / "orders").exists(): break
         say(f"{name} ...")

@@ -6,11 +6,12 @@
 __all__ = ['Input', 'Verdicts', 'Replace', 'Until', 'app', 'LIVE_SHARE', 'LIVE_ORDERS', 'SHOWN_FRAUDS', 'MODEL_STEPS',
            'ingest_step', 'make_data_step', 'features_step', 'describe_step', 'dataset_step', 'train_step',
            'evaluate_step', 'written_before', 'prepare_step', 'replay_step', 'show_version', 'top', 'make_data_command',
-           'ingest_command', 'features_command', 'describe_command', 'dataset_command', 'train_command',
-           'evaluate_command', 'policy_step', 'policy_command', 'model_page_command', 'prepare_command',
-           'replay_command', 'open_for_service', 'serve_command', 'answers_table', 'score_command', 'feed_command',
-           'demo_settings', 'live_from', 'demo_steps', 'serve_child', 'running_service', 'verdicts_of', 'score_live',
-           'show_demo', 'story_table', 'live_table', 'try_it', 'demo_service', 'run_demo', 'demo_command', 'main']
+           'config_command', 'ingest_command', 'features_command', 'describe_command', 'dataset_command',
+           'train_command', 'evaluate_command', 'policy_step', 'policy_command', 'model_page_command',
+           'prepare_command', 'replay_command', 'open_for_service', 'serve_command', 'answers_table', 'score_command',
+           'feed_command', 'demo_settings', 'live_from', 'demo_steps', 'serve_child', 'running_service', 'verdicts_of',
+           'score_live', 'show_demo', 'story_table', 'live_table', 'try_it', 'demo_service', 'run_demo', 'demo_command',
+           'main']
 
 # %% ../nbs/39_cli.ipynb #c003
 import asyncio
@@ -32,7 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
-from .config import Settings, load_settings
+from .config import Settings, effective_settings, load_settings
 from .data.files import Progress, read_json
 from .desk.commands import accounts_app, audit_app, database_of, desk_app, keys_app, operator
 from .terminal import (DEFAULT_CONFIG, FAILED, Config, Json, Set, Step, consoles, ending, flattened, parse_overrides, run_step,
@@ -158,6 +159,16 @@ def make_data_command(
     "Generate orders with frauds in them, and verdicts that come late."
     run_step("make-data", make_data_step(folder), config, [*(overrides or []), *([f"sample.orders={orders}"] if orders else [])], as_json)
 
+@app.command("config", epilog="Examples:\n\nfraud-poc config\n\nfraud-poc config --config config/cards.toml --set batch.threads=4 --json")
+def config_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
+    "Print every setting in force, and where it comes from: a default, a file, an environment variable or --set."
+    out, _ = consoles(as_json)
+    with ending("config", as_json, {}):
+        found = effective_settings(config, parse_overrides(overrides))
+        rows = [[row["setting"], json.dumps(row["value"]), row["from"]] for row in found]
+        out.print(table_of(f"config: {config}", ["setting", "value", "from"], rows))
+        if as_json: write_line({"command": "config", "ok": True, "settings": found})
+
 @app.command("ingest", epilog="Examples:\n\nfraud-poc ingest\n\nfraud-poc ingest --input new.csv --labels verdicts.csv"
                               "\n\nfraud-poc ingest --config config/cards.toml --input 'transactions/*.parquet' --replace")
 def ingest_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False, place: Input = None, labels: Verdicts = None,
@@ -191,7 +202,7 @@ def train_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_jso
     "Grow trees on the training set, on this machine or on a cluster of Dask."
     run_step("train", train_step, config, overrides, as_json)
 
-@app.command("evaluate", epilog="Examples:\n\nfraud-poc evaluate\n\nfraud-poc evaluate --set verdict.min_average_precision=0.5 || echo rejected")
+@app.command("evaluate", epilog="Examples:\n\nfraud-poc evaluate\n\nfraud-poc evaluate --set acceptance.min_average_precision=0.5 || echo rejected")
 def evaluate_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
     "Judge the trained model on the test days and save it as a bundle, accepted or rejected; code 1 when it is rejected."
     result = run_step("evaluate", evaluate_step, config, overrides, as_json)

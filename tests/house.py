@@ -10,12 +10,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from fraud_poc.config import read_settings
 
 from waiting import QUIET, watched
 
@@ -186,8 +187,8 @@ def rest_of_settings(root: Path, card: str) -> str:
 
 def small_settings(root: Path, card: str, own: dict[str, dict]) -> dict:
     "All sections of a configuration for a small domain of a test's own: what it does not name is as in config/ratings.toml."
-    ratings = tomllib.loads((root / "config" / "ratings.toml").read_text(encoding="utf-8"))
-    ratings["verdict"]["card"] = card
+    ratings, _ = read_settings(root / "config" / "ratings.toml")
+    ratings["acceptance"]["card"] = card
     return {name: section | own.get(name, {}) for name, section in ratings.items()}
 
 

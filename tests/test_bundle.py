@@ -28,7 +28,7 @@ ACCEPTED, REJECTED = {"verdict": "accepted", "reasons": ["good enough"]}, {"verd
 
 
 def settings_in(folder: Path, **changes):
-    return load_settings(ORDERS, {"batch.folder": str(folder), "features.rows": ROWS, "verdict.bootstrap": 5} | changes)
+    return load_settings(ORDERS, {"batch.folder": str(folder), "features.rows": ROWS, "acceptance.bootstrap": 5} | changes)
 
 
 def some_orders(seed: int, n: int = 2_000, width: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +194,7 @@ def test_what_is_no_bundle_is_named(made, tmp_path):
 # --- damage with right checksums --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("fields, words", [
-    ({"format": 1}, "is of format 1, and this version reads 2"), ({"format": "2"}, "is of format '2'"), ({"format": True}, "is of format True"),
+    ({"format": 1}, "is of format 1, and this version reads 3"), ({"format": "2"}, "is of format '2'"), ({"format": True}, "is of format True"),
     ({"names": "order_amount"}, "wrong at names"), ({"names": []}, "wrong at names"), ({"verdict": "maybe"}, "wrong at verdict"), ({"notes": "x"}, "wrong at notes"),
     ({"calibration": [1.0]}, "wrong at calibration"), ({"calibration": [1.0, "0"]}, "wrong at calibration.1"), ({"calibration": [True, 0.0]}, "wrong at calibration.0"),
     ({"calibration": [0.0, 0.0]}, "slope 0.0, by which a higher score would not be"), ({"calibration": [-1.0, 0.0]}, "slope -1.0"),
@@ -379,12 +379,12 @@ def test_the_newest_accepted_model_is_served(tmp_path):
 
 
 def test_a_judged_model_from_end_to_end(tmp_path):
-    settings = settings_in(tmp_path, **{"verdict.min_auc": 0.6})
-    strict = settings_in(tmp_path, **{"verdict.min_auc": 0.999})
+    settings = settings_in(tmp_path, **{"acceptance.min_auc": 0.6})
+    strict = settings_in(tmp_path, **{"acceptance.min_auc": 0.999})
     result = measured(settings)
     for minute, given in enumerate((settings, strict)): save(given, minute=minute, evaluation=result, judgement=judge(given, result["metrics"]))
     assert [row["verdict"] for row in list_bundles(settings)] == ["rejected", "accepted"]
-    assert "below verdict.min_auc 0.999" in list_bundles(settings)[0]["reasons"][0] and latest_bundle(settings, build_table(settings)).manifest["verdict"] == "accepted"
+    assert "below acceptance.min_auc 0.999" in list_bundles(settings)[0]["reasons"][0] and latest_bundle(settings, build_table(settings)).manifest["verdict"] == "accepted"
 
 
 def test_figures_with_labels_frozen_are_kept_and_earlier_bundles_have_none(made, tmp_path):

@@ -29,7 +29,7 @@ def settings_in(root, folder, **changes): return load_settings(root / "config" /
 def demo(root, tmp_path_factory):
     "What the demo said of a sample as long as the configuration wants it, but small; and options that name its folder."
     sets = {"batch.folder": tmp_path_factory.mktemp("demo"), "sample.orders": 15_000, "sample.customers": 2_500, "sample.fraud_rate": 0.03, "model.trees": 40,
-            "verdict.bootstrap": 20, "verdict.min_auc": 0.6, "verdict.min_average_precision": 0.01}
+            "acceptance.bootstrap": 20, "acceptance.min_auc": 0.6, "acceptance.min_average_precision": 0.01}
     told = as_json("demo", *options_of(root, sets))
     return told, options_of(root, sets | {"batch.folder": told["folder"], "database.url": "''"}), settings_in(root, told["folder"])
 

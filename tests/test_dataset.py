@@ -322,7 +322,7 @@ def streak(folder: Path, delay: str, days: int = 60, **changes) -> Settings:
     pq.write_table(table, folder / "cards.parquet")
     rows = ['Hour()', 'FraudRate(by="CUSTOMER_ID", over="47h")', 'FraudCount(by="CUSTOMER_ID", over="47h")', 'Count(by="TERMINAL_ID", over="7d")']
     base = {"batch.folder": str(folder / "log"), "features.rows": rows, "labels.delay": delay, "training.test_days": 14, "training.delay": "1d", "training.train_days": 40,
-            "training.validation_days": 10, "batch.part_rows": 400, "batch.threads": 2, "model.trees": 40, "verdict.bootstrap": 20, "verdict.reviews_a_day": 15}
+            "training.validation_days": 10, "batch.part_rows": 400, "batch.threads": 2, "model.trees": 40, "acceptance.bootstrap": 20, "acceptance.reviews_a_day": 15}
     settings = load_settings(CARDS, base | {name.replace("__", "."): value for name, value in changes.items()})
     ingest(settings, str(folder / "cards.parquet"))
     compute_features(settings)
@@ -351,7 +351,7 @@ def test_both_figures_are_one_where_no_label_comes_in_during_the_test(tmp_path):
     events, labels = raw(None)
     w = make_dataset(built(tmp_path / "all", events, labels))["windows_ms"]
     moments = [pd.Timestamp(w[name], unit="ms", tz="UTC") for name in ("cutoff", "test_end")]
-    settings = built(tmp_path / "some", events, labels[~labels.known_at.between(*moments)], model__trees=20, verdict__bootstrap=5)
+    settings = built(tmp_path / "some", events, labels[~labels.known_at.between(*moments)], model__trees=20, acceptance__bootstrap=5)
     assert make_dataset(settings)["windows_ms"] == w
     served, frozen = read_split(settings, "test"), read_split(settings, "test", frozen=True)
     assert (served.features.view(np.uint32) == frozen.features.view(np.uint32)).all() and served.rows.equals(frozen.rows)
@@ -389,7 +389,7 @@ def test_frozen_features_of_the_test_are_those_of_a_log_without_the_later_labels
 
 def test_tables_without_label_features_have_one_figure(log, copy):
     rows = ['Value("order_amount")', 'Count(by="customer_id", over="7d")']
-    settings = settings_in(copy.batch.folder, features__rows=rows, model__trees=10, verdict__bootstrap=5)
+    settings = settings_in(copy.batch.folder, features__rows=rows, model__trees=10, acceptance__bootstrap=5)
     compute_features(settings)
     assert make_dataset(settings)["label_features"] == []
     train_model(settings)

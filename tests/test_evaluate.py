@@ -23,7 +23,7 @@ DAY_MS = 86_400_000
 
 
 def settings_with(**verdict):
-    return load_settings(ORDERS, {f"verdict.{name}": value for name, value in ({"reviews_a_day": 10, "bootstrap": 30} | verdict).items()})
+    return load_settings(ORDERS, {f"acceptance.{name}": value for name, value in ({"reviews_a_day": 10, "bootstrap": 30} | verdict).items()})
 
 
 def some_slice(seed=1, n=6_000, cards=900, days=10, unresolved=0.03, digits=3) -> dict:
@@ -261,7 +261,7 @@ def test_weights_are_as_good_as_copies():
 def test_the_same_seed_gives_the_same_intervals():
     part = some_slice(8)
     first, again = (evaluate(settings_with(), **part)["metrics"] for _ in range(2))
-    other = evaluate(load_settings(ORDERS, {"verdict.reviews_a_day": 10, "verdict.bootstrap": 30, "training.seed": 8}), **part)["metrics"]
+    other = evaluate(load_settings(ORDERS, {"acceptance.reviews_a_day": 10, "acceptance.bootstrap": 30, "training.seed": 8}), **part)["metrics"]
     assert first == again and first["auc"]["low"] != other["auc"]["low"] and first["auc"]["value"] == other["auc"]["value"]
     calls = []
     evaluate(settings_with(), **part, progress=lambda done, total: calls.append((done, total)))
@@ -330,8 +330,8 @@ def test_the_verdict_follows_the_minimum():
     metric = lambda value, low=None, high=None: {"value": value, "low": low, "high": high}
     settings = settings_with(min_auc=0.8, min_average_precision=0.3)
     assert judge(settings, {"auc": metric(0.8, 0.7, 0.9), "average_precision": metric(0.3)}) == {
-        "verdict": "accepted", "reasons": ["AUC ROC 0.800 (0.700 to 0.900) reaches verdict.min_auc 0.8; the interval reaches below it",
-                                           "average precision 0.300 reaches verdict.min_average_precision 0.3"]}
+        "verdict": "accepted", "reasons": ["AUC ROC 0.800 (0.700 to 0.900) reaches acceptance.min_auc 0.8; the interval reaches below it",
+                                           "average precision 0.300 reaches acceptance.min_average_precision 0.3"]}
     one = judge(settings, {"auc": metric(0.79), "average_precision": metric(0.9)})
     both = judge(settings, {"auc": metric(0.79), "average_precision": metric(None)})
     assert one["verdict"] == both["verdict"] == "rejected" and len(one["reasons"]) == 1 and len(both["reasons"]) == 2

@@ -395,7 +395,7 @@ def test_training_set_rejects_and_archived_logs(shop):
 
 def test_a_tie_in_a_full_set_falls_as_before():
     settings = settings_in(Path("nowhere"), **{"features.set_size": 2, "features.rows": ['Distinct("customer_id", by="ip_addr", over=["1d", "lifetime"])', 'KnownBefore("customer_id", by="ip_addr")'],
-                                               "verdict.card": "customer_id"})
+                                               "acceptance.card": "customer_id"})
     table, rng, n, differ = build_table(settings), np.random.default_rng(7), 240, 0
     for customer in range(1, 9):
         people = rng.integers(1, 9, n)

@@ -49,7 +49,7 @@ def bundle(request, root, tmp_path):
     booster = xgb.train({"objective": "binary:logistic", "nthread": 1, "base_score": 0.5}, xgb.DMatrix(sample, sample[:, 0] > 2, feature_names=names), 5)
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
     windows = dict(train="2025-01-30", validation="2025-04-16", train_end="2025-04-30", cutoff="2025-05-21", test_end="2025-06-04", known_end="2025-06-25")
-    manifest = {"id": "20250101T000000000-abcdef01", "created": "2025-01-01T00:00:00.000+00:00", "domain": request.param, "verdict": "accepted", "reasons": ["AUC ROC 0.9 reaches verdict.min_auc 0.8"],
+    manifest = {"id": "20250101T000000000-abcdef01", "created": "2025-01-01T00:00:00.000+00:00", "domain": request.param, "verdict": "accepted", "reasons": ["AUC ROC 0.9 reaches acceptance.min_auc 0.8"],
                 "training": {"windows": windows, "rows": 100, "frauds": 3, "trees": 5, "dataset": "d" * 64, "workers": 0}, "files": {"booster.json": "b" * 64}, "versions": {"xgboost": "3.2.0", "numpy": "2.4.6"},
                 "settings": settings.model_dump(mode="json")}
     rule = SimpleNamespace(costs=settings.policy.model_dump(), capacity=100, review_over=0.1, block_over=2.5, hash="p" * 64)

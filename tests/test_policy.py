@@ -21,7 +21,7 @@ ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 
 
 def settings_with(**changes):
-    return load_settings(ORDERS, {"verdict.reviews_a_day": 10, "verdict.bootstrap": 20} | {name.replace("__", "."): value for name, value in changes.items()})
+    return load_settings(ORDERS, {"acceptance.reviews_a_day": 10, "acceptance.bootstrap": 20} | {name.replace("__", "."): value for name, value in changes.items()})
 
 
 def some_days(seed=1, n=6_000, days=10, noise=0.5) -> dict[str, np.ndarray]:
@@ -124,7 +124,7 @@ def test_a_decision_costs_less_than_three_microseconds():
 def test_the_queue_of_a_policy_fits_the_people():
     part = some_days()
     for reviews in (1, 5, 20, 10_000):
-        policy = fit(settings_with(verdict__reviews_a_day=reviews), part)
+        policy = fit(settings_with(acceptance__reviews_a_day=reviews), part)
         known = part["labels"] >= 0
         asked = (actions_of(policy, part["probabilities"][known], part["amounts"][known]) == 1).sum() / 10
         assert asked <= reviews and policy.capacity == reviews
@@ -158,7 +158,7 @@ def test_overconfident_probabilities_are_held_back():
     assert policy.block_over > 5 and policy.fitted["best"]["cost_a_day"] < policy.fitted["plain"]["cost_a_day"] - 2 * policy.fitted["standard_error"]
     assert honest.block_over <= policy.block_over / 2
     fresh = some_days(3, n=30_000, noise=0.2)
-    quick = settings_with(verdict__bootstrap=0)
+    quick = settings_with(acceptance__bootstrap=0)
     cost = lambda tried: money(quick, tried, **fresh | {"probabilities": fresh["probabilities"] ** 0.35}, cards=np.arange(1, 30_001))["costs"]["policy"]["value"]
     assert cost(policy) < cost(replace(policy, block_over=0.0)) * 0.9
 
@@ -215,7 +215,7 @@ def test_money_beside_brute_force(tmp_path):
 def test_few_orders_have_figures_and_plots_all_the_same(labels, tmp_path):
     part = {"probabilities": np.array([0.001, 0.2, 0.5, 0.9]), "amounts": np.array([0, 100, 10_000, 50_000]), "labels": np.array(labels), "days": np.arange(4)}
     for bootstrap in (0, 5):
-        settings = settings_with(verdict__bootstrap=bootstrap)
+        settings = settings_with(acceptance__bootstrap=bootstrap)
         policy = fit(settings, part)
         result = money(settings, policy, **part, cards=np.zeros(4, np.uint64))
         json.dumps(result, allow_nan=False)
@@ -224,7 +224,7 @@ def test_few_orders_have_figures_and_plots_all_the_same(labels, tmp_path):
 
 def test_counts_and_savings_that_are_shown_by_hand():
     "Three orders wait for two people on the first day; the second day has one, and an order that passes."
-    settings = settings_with(verdict__bootstrap=0)
+    settings = settings_with(acceptance__bootstrap=0)
     policy, rest = replace(plain_policy(settings), capacity=2), dict(amounts=np.array([10_000, 20_000, 10_000, 10_000, 500]), days=np.array([0, 0, 0, 1, 0]))
     shown = lambda weights=None: money(settings, policy, np.array([0.3, 0.4, 0.2, 0.3, 0.001]), labels=np.array([1, 0, 0, 1, 0]), cards=np.arange(1, 6), weights=weights, **rest)
     plain, weighted = shown(), shown(np.array([1, 1.5, 1, 1, 1]))

@@ -482,7 +482,7 @@ def trend_routes(app: FastAPI, site: Site) -> None:
 
     @app.get("/trends")
     def trends(request: Request, span: int = SPANS[0], session: Session = viewer):
-        step, capacity, an_hour = usual_step(site), site.settings.verdict.reviews_a_day, site.settings.policy.review_cost_per_hour
+        step, capacity, an_hour = usual_step(site), site.settings.acceptance.reviews_a_day, site.settings.policy.review_cost_per_hour
         steps, values = ["0.00", *[f"{step:,.2f}" for step in STEPS]], what_if_values(site, within(span), step, capacity, an_hour)
         return site.page(request, "trends.html", session, span=within(span), spans=SPANS, charts=CHARTS, steps=steps, step=step, capacity=capacity,
                          an_hour=f"{an_hour:g}", **values)

@@ -68,7 +68,7 @@ class Models:
     def __init__(self, settings: Settings):
         self.settings, self.table, self.loaded = settings, build_table(settings), {}
         costs = settings.policy.model_dump()
-        self.default = Policy(VERSION, costs, settings.columns.decimals, settings.verdict.reviews_a_day, 0.0, 0.0, {})
+        self.default = Policy(VERSION, costs, settings.columns.decimals, settings.acceptance.reviews_a_day, 0.0, 0.0, {})
 
     def bundle(self, model: str) -> Bundle | None:
         "A model by its hash; None when it cannot be had."

@@ -37,12 +37,12 @@ from .policy import Policy, bands_of, draw_money, fit_policy, money, policy_byte
 from .train import load_trained
 
 # %% ../../nbs/13_bundle.ipynb #c005
-FORMAT = 2  # of bundles; another number is another layout
+FORMAT = 3  # of bundles; another number is another layout
 
 class Manifest(BaseModel):
     "The fields of manifest.json."
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    format: Literal[2]
+    format: Literal[3]
     id: str = Field(min_length=1)
     created: str                                        # UTC, ISO
     domain: str
@@ -257,7 +257,7 @@ def load_bundle(
     return Bundle(folder, digest, booster, names, fields["table_hash"], calibration, policy, sample, scores, fields)
 
 # %% ../../nbs/13_bundle.ipynb #c025
-KEPT_SETTINGS = {"domain", "columns", "labels", "limits", "features", "training", "model", "verdict", "policy"}
+KEPT_SETTINGS = {"domain", "columns", "labels", "limits", "features", "training", "model", "acceptance", "policy"}
 
 def models_folder(settings: Settings) -> Path:
     "Where a domain's models are."
@@ -364,7 +364,7 @@ PROOF_VECTORS = 400  # vectors that a bundle keeps
 def columns_of(settings: Settings, fold: Fold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Times (int64, ms), keys of cards and amounts (minor units) of a fold, (n,) each."
     rows = fold.rows
-    return rows["time"].cast("int64").to_numpy(), rows[f"{settings.verdict.card}_key"].to_numpy(), rows[AMOUNT].to_numpy()
+    return rows["time"].cast("int64").to_numpy(), rows[f"{settings.acceptance.card}_key"].to_numpy(), rows[AMOUNT].to_numpy()
 
 def settled(settings: Settings, newest: Fold, scores: np.ndarray) -> tuple[tuple[float, float], Policy]:
     "Calibration and policy from the validation days."
@@ -374,7 +374,7 @@ def settled(settings: Settings, newest: Fold, scores: np.ndarray) -> tuple[tuple
 
 def measured(settings: Settings, test: Fold, scores: np.ndarray, calibration: tuple, policy: Policy, progress: Progress | None) -> dict:
     "What `evaluate` finds on the test days, and as \"money\" what the policy cost and saved there; None when nothing is resolved."
-    (times, cards, amounts), p, most = columns_of(settings, test), probabilities(calibration, scores), 2 * settings.verdict.bootstrap
+    (times, cards, amounts), p, most = columns_of(settings, test), probabilities(calibration, scores), 2 * settings.acceptance.bootstrap
     told = lambda before: progress and (lambda done, _: progress(before + done, most))
     found = evaluate(settings, test.label, scores, times, cards, amounts, calibration, bands_of(policy, p, amounts), told(0), test.weight)
     if not (test.label >= 0).any(): return found | {"money": None}

@@ -236,7 +236,7 @@ def measure(
     copies: np.ndarray,  # (cards,) float64: how often each card counts
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:  # metrics; curves: precision and true positives over GRID, observed frauds by group
     "All metrics at once; NaN where one is not defined."
-    budget, weights = settings.verdict.reviews_a_day, copies[part.cards] * part.weights
+    budget, weights = settings.acceptance.reviews_a_day, copies[part.cards] * part.weights
     frauds, honest = totals(part.ranked, part.fraud, weights)
     looked, bad = reviewed(part.line, weights, budget), part.fraud[part.line.order]
     amount, caught = part.amounts[part.line.order].astype(np.float64), looked * bad
@@ -263,9 +263,9 @@ def bootstrap(
     settings: Settings,
     part: Slice,
     progress: Progress | None = None,  # called as progress(resamples done, resamples in all)
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # metrics (verdict.bootstrap,) and curves (verdict.bootstrap, points)
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # metrics (acceptance.bootstrap,) and curves (acceptance.bootstrap, points)
     "Measure resamples of cards, seeded by training.seed."
-    rng, cards, most = np.random.default_rng(settings.training.seed), int(part.cards.max(initial=-1)) + 1, settings.verdict.bootstrap
+    rng, cards, most = np.random.default_rng(settings.training.seed), int(part.cards.max(initial=-1)) + 1, settings.acceptance.bootstrap
     runs = []
     for i in range(most if cards else 0):
         runs.append(measure(settings, part, np.bincount(rng.integers(0, cards, cards), minlength=cards).astype(np.float64)))
@@ -305,9 +305,9 @@ def _interval(spread: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | tupl
 def by_day(settings: Settings, part: Slice) -> list[dict]:
     "What each day's reviews found."
     weight, bad = part.weights[part.line.order], part.fraud[part.line.order]
-    looked, starts = reviewed(part.line, part.weights, settings.verdict.reviews_a_day), part.line.starts
+    looked, starts = reviewed(part.line, part.weights, settings.acceptance.reviews_a_day), part.line.starts
     if not len(starts): return []
-    daily = card_precision(part.table, settings.verdict.reviews_a_day, np.ones(int(part.cards.max()) + 1))
+    daily = card_precision(part.table, settings.acceptance.reviews_a_day, np.ones(int(part.cards.max()) + 1))
     columns = [map(_count, np.add.reduceat(values, starts)) for values in (weight, weight * bad, looked, looked * bad)]
     days = [str(np.datetime64(int(day), "D")) for day in part.days[part.line.order][starts]]
     return [dict(zip(["day", "events", "frauds", "reviewed", "found", "card_precision"], [*row, _plain(cards)]))
@@ -358,7 +358,7 @@ def evaluate(
     labels: np.ndarray,                  # (n,) 1 fraud, 0 honest, -1 unresolved
     scores: np.ndarray,                  # (n,) from 0 to 1
     times: np.ndarray,                   # (n,) int64, UTC ms
-    cards: np.ndarray,                   # (n,) keys of the entity settings.verdict.card; 0 = missing
+    cards: np.ndarray,                   # (n,) keys of the entity settings.acceptance.card; 0 = missing
     amounts: np.ndarray,                 # (n,) int64, minor units
     calibration: tuple[float, float] = (1.0, 0.0),      # as `calibrate` gives it; the default takes scores for probabilities
     bands: np.ndarray | None = None,     # (n,) places in BANDS, as the policy gives them; None = no table of bands
@@ -378,7 +378,7 @@ def evaluate(
     frauds = int(part.fraud.sum())
     return {"events": len(labels), "unresolved": int((~known).sum()), "frauds": frauds, "cards": int(part.cards.max(initial=-1)) + 1,
             "fraud_rate": _plain(np.average(part.fraud, weights=part.weights)) if known.any() else None,
-            "reviews_a_day": settings.verdict.reviews_a_day,
+            "reviews_a_day": settings.acceptance.reviews_a_day,
             "metrics": {name: {"value": _plain(value), **interval(name)} for name, value in metrics.items()},
             "days": by_day(settings, part), "bands": by_band(settings, np.asarray(bands), labels, amounts) if bands is not None else [],
             "scores": by_score(p, labels)} | _tables(part, shape, spread, ends)
@@ -393,14 +393,14 @@ def judge(
     "Compare metrics with the minimum of the configuration."
     failed, passed = [], []
     for name, (words, setting) in MINIMA.items():
-        (value, low, high), least = (metrics[name].get(key) for key in ("value", "low", "high")), getattr(settings.verdict, setting)
+        (value, low, high), least = (metrics[name].get(key) for key in ("value", "low", "high")), getattr(settings.acceptance, setting)
         if value is None:
             failed.append(f"{words} is not defined: the test days hold no fraud, or no honest event, that is resolved")
             continue
         said = f"{words} {value:.3f}" + ("" if low is None or high is None else f" ({low:.3f} to {high:.3f})")
         short = low is not None and low < least
-        if value < least: failed.append(f"{said} is below verdict.{setting} {least:g}")
-        else: passed.append(f"{said} reaches verdict.{setting} {least:g}" + ("; the interval reaches below it" if short else ""))
+        if value < least: failed.append(f"{said} is below acceptance.{setting} {least:g}")
+        else: passed.append(f"{said} reaches acceptance.{setting} {least:g}" + ("; the interval reaches below it" if short else ""))
     return {"verdict": "rejected" if failed else "accepted", "reasons": failed or passed}
 
 # %% ../../nbs/11_evaluate.ipynb #n002

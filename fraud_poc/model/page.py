@@ -133,7 +133,7 @@ METRICS = {"auc": "AUC ROC", "average_precision": "average precision", "precisio
 
 def metrics(bundle: Bundle) -> str:
     "Metrics on the test days."
-    evaluation, chosen = evaluation_of(bundle), bundle.manifest["settings"]["verdict"]
+    evaluation, chosen = evaluation_of(bundle), bundle.manifest["settings"]["acceptance"]
     frozen, shown = evaluation.get("frozen"), lambda found, name: between(found[name], lambda value: number(value, 4 if name == "brier" else 3))
     both = [evaluation["metrics"], *([frozen["metrics"]] if frozen else [])]
     rows = [[words, *(cell for found in both for cell in shown(found, name))] for name, words in METRICS.items() if name in evaluation["metrics"]]
@@ -223,7 +223,7 @@ STEPS = """* Look at the {missed} frauds in band low one by one, for features th
 
 def next_steps(bundle: Bundle) -> str:
     "What the numbers suggest."
-    evaluation, chosen, steps = evaluation_of(bundle), bundle.manifest["settings"]["verdict"], []
+    evaluation, chosen, steps = evaluation_of(bundle), bundle.manifest["settings"]["acceptance"], []
     precision, error = (evaluation["metrics"][name] for name in ("average_precision", "calibration_error"))
     if precision["low"] is not None and (width := precision["high"] - precision["low"]) > 0.1:
         steps.append(f"* The interval of the average precision is {number(width, 2)} wide: judge on more days (`training.test_days`).")
@@ -248,7 +248,7 @@ def model_page(
     bundle: Bundle,
 ) -> str:  # Markdown
     "Describe a model; the same bundle gives the same page."
-    checks = bundle.manifest["settings"]["verdict"]
+    checks = bundle.manifest["settings"]["acceptance"]
     validation = VALIDATION.format(bootstrap=checks["bootstrap"], card=checks["card"])
     parts = {"Purpose": purpose(bundle), "Process": PROCESS, "Data and windows": windows(bundle), "Preprocessing and features": features(bundle),
              "Metrics": metrics(bundle), "Validation": validation, "Tuning": tuning(bundle), "Calibration": calibration(bundle),

@@ -98,7 +98,7 @@ class Policy:
 # %% ../../nbs/12_policy.ipynb #c010
 def plain_policy(settings: Settings) -> Policy:
     "The policy of somebody who has seen no day yet: the cheapest action, by however little."
-    return Policy(VERSION, settings.policy.model_dump(), settings.columns.decimals, settings.verdict.reviews_a_day, 0.0, 0.0, {})
+    return Policy(VERSION, settings.policy.model_dump(), settings.columns.decimals, settings.acceptance.reviews_a_day, 0.0, 0.0, {})
 
 def policy_bytes(policy: Policy) -> bytes:
     "policy.json; `ValueError` for what JSON cannot hold."
@@ -416,9 +416,9 @@ def money(
     part = prepared(policy, probabilities, amounts, labels, days, cards, weights)
     size, rng, runs = int(part.cards.max()) + 1, np.random.default_rng(settings.training.seed), []
     point = spent(part, np.ones(size))
-    for i in range(settings.verdict.bootstrap):
+    for i in range(settings.acceptance.bootstrap):
         runs.append(spent(part, np.bincount(rng.integers(0, size, size), minlength=size).astype(np.float64)))
-        if progress: progress(i + 1, settings.verdict.bootstrap)
+        if progress: progress(i + 1, settings.acceptance.bootstrap)
     found = {name: with_ends(value, [run[name] for run in runs]) for name, value in point.items()}
     best, names = int(point["curve"].argmin()), list(RULES)
     return {"policy": policy.hash, "review_over": policy.review_over, "block_over": policy.block_over, "events": len(part.fraud), "days": part.span,
