@@ -8,6 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+# A thread of OpenMP that has nothing to do sleeps: by default it burns its core, which other processes of the tests need. The results are the same. Read once, at import
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
 from hypothesis import HealthCheck, Phase, settings
 
