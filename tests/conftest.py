@@ -78,8 +78,8 @@ def pytest_addoption(parser):
 
 
 # Files that take longest, so that no worker is left with one of them at the end
-LONGEST = ["test_notebooks", "test_drills", "test_house", "test_scoring", "test_writer", "test_commands", "test_app", "test_train", "test_browser", "test_parity", "test_handbook", "test_ingest",
-           "test_batch", "test_project"]
+LONGEST = ["test_notebooks", "test_drills", "test_house", "test_writer", "test_app", "test_scoring", "test_commands", "test_batch", "test_browser", "test_parity", "test_train",
+           "test_handbook", "test_ingest", "test_cli", "test_portions", "test_access", "test_dataset", "test_project", "test_feed", "test_forget"]
 
 
 def pytest_collection_modifyitems(items):

@@ -274,7 +274,7 @@ def _scatter(out, flags, place, rows, columns, places, flag_column):
     for k in range(len(rows)): flag_column[rows[k]] = flags[place[k]]
 
 def write_part(folder: Path, name: str, to: Path, table: FeatureTable, amount: str, part: int, *folded: list[Folded]) -> dict:
-    "Write the features of one part of the log; `part` is its place in the step, `folded` are the pieces of each entity. Returns its entry in the manifest."
+    "Write the features of one part, the step's number `part`, from the folded pieces of each entity. Returns its entry in the manifest."
     events = read_part(folder, "events", name, ["seq", "time", amount])
     columns = np.full((len(table.rows), len(events)), np.nan, np.float32)
     flags = {e.by: np.full(len(events), agg.NO_ENTITY, np.uint8) for e in table.entities}
@@ -337,10 +337,11 @@ def step_graph(
     folded, saved = {}, {}
     for entity in table.entities:
         dealt = [dask.delayed(deal)(dask.delayed(read_items)(folder, part["name"], entity, amount), pieces) for part in parts]
-        folded[entity.by] = [delayed_with_lists(partial(fold_piece, entity, generations=generations[entity.by]), [d[piece] for d in dealt]) for piece in range(pieces)]
+        fold = partial(fold_piece, entity, generations=generations[entity.by])
+        folded[entity.by] = [delayed_with_lists(fold, [d[piece] for d in dealt]) for piece in range(pieces)]
         saved[entity.by] = delayed_with_lists(partial(_save_step, out / "states" / entity.by / f"{number:06d}.arrow"), folded[entity.by])
-    written = [partial(write_part, folder, part["name"], out / "parts", table, amount, i) for i, part in enumerate(parts)]
-    return [delayed_with_lists(write, *folded.values()) for write in written], saved
+    writes = [partial(write_part, folder, part["name"], out / "parts", table, amount, i) for i, part in enumerate(parts)]
+    return [delayed_with_lists(write, *folded.values()) for write in writes], saved
 
 def check_part(folder: Path, part: dict) -> None:
     "`ValueError` when a part of the log is not the one that its manifest describes."
@@ -591,7 +592,8 @@ def frozen_features(
     for number, step in enumerate(steps):
         folded, saved = _fold_frozen(settings, plans, dask.delayed(frozen), step, number, pieces, to / "states")
         places = [(i, f"{part['name']}.parquet") for i, part in enumerate(step) if part["name"] in wanted]
-        writes = [partial(_write_frozen, features_folder(settings, table) / "parts" / name, to / "parts" / name, table, every, i) for i, name in places]
+        served = features_folder(settings, table) / "parts"
+        writes = [partial(_write_frozen, served / name, to / "parts" / name, table, every, i) for i, name in places]
         written = [delayed_with_lists(write, *(folded.get(plan.by, []) for plan in every)) for write in writes]
         run([*written, *saved] if number < len(steps) - 1 else written, tick=lambda share: tick((number + share) / len(steps)))
     return True
