@@ -78,7 +78,7 @@ def pytest_addoption(parser):
 
 
 # Files that take longest, so that no worker is left with one of them at the end. In a fresh clone the notebooks are the first to compile the fold: what needs
-# it compiled comes after what does not, and finds it there
+# it compiled comes after what does not, and finds part of it there
 LONGEST = ["test_notebooks", "test_project", "test_house", "test_ingest", "test_drills", "test_writer", "test_app", "test_scoring", "test_commands", "test_batch", "test_browser", "test_parity",
            "test_train", "test_handbook", "test_cli", "test_portions", "test_access", "test_dataset", "test_feed", "test_forget"]
 
