@@ -162,7 +162,7 @@ def rebuilt(settings: Settings, url: str) -> dict:
 def drill(options: argparse.Namespace, home: Path) -> dict:
     "The whole drill in a folder."
     start = time.perf_counter()
-    domain = Domain(home, options.orders, options.history, **{"live.durability": options.durability, "service.workers": 2})
+    domain = Domain(home, options.orders, options.history, options.made, **{"live.durability": options.durability, "service.workers": 2})
     orders, settings, ready = domain.orders(options.orders), domain.settings, time.perf_counter()
     with serving(domain, home / "service.log") as (address, process):
         begun = time.perf_counter()
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--durability", choices=["always", "everysec"], default="always")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--keep", type=Path, help="folder for all files, in place of a temporary one")
+    parser.add_argument("--made", type=Path, help="folder of a domain that was made before and is copied, with as many orders to send; its history is used")
     options = parser.parse_args()
     if options.keep: options.keep.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as home: result = drill(options, options.keep or Path(home))

@@ -3,6 +3,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fraud_poc.config import Settings, load_settings  # noqa: E402
+from fraud_poc.data.files import read_json  # noqa: E402
 from fraud_poc.data.ingest import ingest, read_manifest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.desk.access import fresh_key  # noqa: E402
-from fraud_poc.features.batch import compute_features  # noqa: E402
+from fraud_poc.features.batch import compute_features, features_folder  # noqa: E402
+from fraud_poc.features.table import build_table  # noqa: E402
 from fraud_poc.live.load import prepare_db  # noqa: E402
 from fraud_poc.live.replay import is_ready, raw_orders  # noqa: E402
 from fraud_poc.live.store import server_for  # noqa: E402
@@ -56,24 +59,32 @@ def say(text: str) -> None:
 
 
 class Domain:
-    "A domain on disk: history in the store, a model, a key, and orders that come after that history."
-    def __init__(self, folder: Path, orders: int, history: int, **changes):
-        total, raw = round(1.05 * (orders + history)), folder / "raw"
-        self.changes = ANY_MODEL | {"batch.folder": str(folder / "orders"), "batch.part_rows": max(total // 100, 100), "batch.threads": 2, "service.port": 0,
-                                    "sample.orders": total, "sample.customers": max(total * 2 // 15, 50)} | changes
+    "A domain on disk: history in the store, a model, a key, and orders that come after that history. Several drills can copy one that was `made` before."
+    def __init__(self, folder: Path, orders: int, history: int, made: Path | None = None, **changes):
+        folder.mkdir(parents=True, exist_ok=True)
+        if made: shutil.copytree(made, folder, dirs_exist_ok=True)
+        total, note = round(1.05 * (orders + history)), folder / "domain.json"
+        size = json.loads(note.read_text()) if made else {"batch.part_rows": max(total // 100, 100), "sample.orders": total, "sample.customers": max(total * 2 // 15, 50)}
+        self.changes = ANY_MODEL | {"batch.folder": str(folder / "orders"), "batch.threads": 2, "service.port": 0} | size | changes
         self.settings = load_settings(CONFIG, self.changes)
+        if not made: self.make(folder / "raw", orders)
+        note.write_text(json.dumps(size))
+        self.parts = len(read_json(features_folder(self.settings, build_table(self.settings)) / "manifest.json")["parts"])
+        self.key = fresh_key(self.settings, "drill")
+
+    def make(self, raw: Path, orders: int) -> None:
+        "Orders, features, a model and the store; the last `orders` are left out."
         make_data(self.settings, raw, workers=1)
         ingest(self.settings, str(raw / "orders"), str(raw / "labels"))
-        say(f"a log of {total:,} orders is made")
+        say(f"a log of {self.settings.sample.orders:,} orders is made")
         until = self.end_of_history(orders)
-        self.parts = compute_features(self.settings, until=until)["parts"]
+        compute_features(self.settings, until=until)
         make_dataset(self.settings, until=until)
         say("features are computed")
         train_model(self.settings)
         judge_model(self.settings)
         say("a model is trained and judged")
         with server_for(self.settings) as url: prepare_db(self.settings, url)
-        self.key = fresh_key(self.settings, "drill")
         say("the store is filled")
 
     def end_of_history(self, orders: int) -> str:

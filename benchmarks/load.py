@@ -169,7 +169,7 @@ def on_cores(cores: list[int]) -> Iterator[None]:
 
 def drill(options: argparse.Namespace, home: Path) -> dict:
     "The whole drill in a folder."
-    domain = Domain(home, options.patterns, options.history, **{"service.workers": options.workers}, **({"live.store_timeout": "60s"} if options.busy_machine else {}))
+    domain = Domain(home, options.patterns, options.history, options.made, **{"service.workers": options.workers}, **({"live.store_timeout": "60s"} if options.busy_machine else {}))
     cores = sorted(os.sched_getaffinity(0))
     with on_cores(cores[:-1] or cores), serving(domain, home / "service.log", not options.busy_machine) as (address, process), on_cores(cores[-1:]):
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner: found = runner.run(measure(address, domain.key, process.pid, Orders(domain, options.patterns), options))
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--patterns", type=int, default=5_000, help="recorded orders whose identities are sent")
     parser.add_argument("--history", type=int, default=20_000, help="orders that were there before")
     parser.add_argument("--busy-machine", action="store_true", help="other programs use its cores: the store's answers may take long, and the decision writer does not go last")
+    parser.add_argument("--made", type=Path, help="folder of a domain that was made before and is copied, with as many orders to send; its history is used")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home: result = drill(options, Path(home))
     print(json.dumps(result))

@@ -17,14 +17,11 @@ import html
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from .config import UNITS_MS, Settings
 from .data.files import Progress, read_json, write_aside
@@ -288,11 +285,12 @@ def binned(
 
 # %% ../nbs/08_describe.ipynb #c035
 HONEST_COLOUR, FRAUD_COLOUR, GREY, INK = "#2f6db3", "#cc3d3d", "#8b929c", "#22272e"
-PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
+PERCENT = lambda value, _=None: f"{100 * value:.3g} %"  # labels of an axis of shares
 LINES = ["#2f6db3", "#e08a1e", "#2a9d7f", "#8a5fbf", "#cc3d3d", "#5b6470"]  # of entities
 
-def new_figure(title: str, rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 3.2), **grid) -> tuple[Figure, np.ndarray]:
+def new_figure(title: str, rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 3.2), **grid) -> tuple[Any, np.ndarray]:
     "A titled figure with (rows, columns) plots; `size` in inches, at 100 dots each."
+    from matplotlib.figure import Figure  # here, since processes of the service import this module and draw nothing
     figure = Figure(figsize=size, dpi=100, layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False, **grid)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
@@ -304,7 +302,7 @@ def new_figure(title: str, rows: int = 1, columns: int = 1, size: tuple[float, f
         ax.tick_params(labelsize=9, colors=INK)
     return figure, axes
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
     "Write a figure whole; the same figure gives the same bytes."
     with write_aside(path) as aside: figure.savefig(aside, format="png", metadata={"Software": None})
     return path
@@ -325,8 +323,9 @@ def dates(tally: Tally, width: int) -> np.ndarray:
     "First day of each step."
     return (tally.first_day + np.arange(0, tally.days.shape[1], width)).astype("datetime64[D]")
 
-def time_axis(*axes: Axes) -> None:
+def time_axis(*axes: Any) -> None:
     "Dates that say no more than they must."
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     for ax in axes:
         locator = AutoDateLocator(minticks=4, maxticks=9)
         ax.xaxis.set_major_locator(locator)
@@ -334,9 +333,9 @@ def time_axis(*axes: Axes) -> None:
         ax.margins(x=0.01)
 
 # %% ../nbs/08_describe.ipynb #c038
-def thousands(ax: Axes) -> None:
+def thousands(ax: Any) -> None:
     "Whole numbers with separators on the y axis, from zero."
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}"))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}")
     ax.set_ylim(bottom=0)
 
 def draw_volume(tally: Tally, path: Path) -> Path:
@@ -397,7 +396,7 @@ def draw_amounts(sample: Sampled, decimals: int, column: str, path: Path) -> Pat
         share = np.histogram(mine, edges)[0] / len(mine)
         ax.stairs(share / width, edges, color=colour, linewidth=1.6 if label >= 0 else 1.1, label=f"{name}, {len(mine):,}")
     if wide: ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     ax.set(xlabel=f"{column}, major units" + (", logarithmic axis" if wide else ""), ylabel="density", yticks=[])
     ax.legend(frameon=False, fontsize=9)
     return save(figure, path)
@@ -476,7 +475,7 @@ def short(value: float, seconds: bool = False) -> str:
         if abs(value) >= size: return f"{value / size:.2g}{unit}" if abs(value) < 10 * size else f"{value / size:.0f}{unit}"
     return f"{value:.0f}" if value == round(value) or abs(value) >= 10 else f"{value:.2g}"
 
-def draw_feature(ax: Axes, row: dict, values: np.ndarray, fraud: np.ndarray, seconds: bool) -> None:
+def draw_feature(ax: Any, row: dict, values: np.ndarray, fraud: np.ndarray, seconds: bool) -> None:
     "Fraud rate by groups of one feature of resolved events; `row` as in rank_features, `seconds`: its values are times."
     middle, size, bad = binned(values, fraud)
     low, high = wilson(bad, size)

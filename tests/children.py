@@ -13,7 +13,7 @@ from typing import Any
 from waiting import LONG, QUIET, told
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["distributed.cli.dask_scheduler", "distributed.cli.dask_worker", "fraud_poc.features.batch", "fraud_poc.model.train"])
+FORKS.set_forkserver_preload(["distributed.cli.dask_scheduler", "distributed.cli.dask_worker", "fraud_poc.features.batch", "fraud_poc.model.train", "xgboost.dask"])
 
 
 class Child:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+# A thread of OpenMP that has nothing to do sleeps: by default it burns its core, which other processes of the tests need. The results are the same. Read once, at import
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
 from hypothesis import HealthCheck, Phase, settings
 
@@ -74,9 +77,10 @@ def pytest_addoption(parser):
     parser.addoption("--notebooks-serially", action="store_true", help="run the notebooks one after another, and not two side by side")
 
 
-# Files that take longest, so that no worker is left with one of them at the end
-LONGEST = ["test_notebooks", "test_drills", "test_house", "test_scoring", "test_writer", "test_commands", "test_app", "test_train", "test_browser", "test_parity", "test_handbook", "test_ingest",
-           "test_batch", "test_project"]
+# Files that take longest, so that no worker is left with one of them at the end. In a fresh clone the notebooks are the first to compile the fold: what needs
+# it compiled comes after what does not, and finds part of it there
+LONGEST = ["test_notebooks", "test_project", "test_house", "test_ingest", "test_drills", "test_writer", "test_app", "test_scoring", "test_commands", "test_batch", "test_browser", "test_parity",
+           "test_train", "test_handbook", "test_cli", "test_portions", "test_access", "test_dataset", "test_feed", "test_forget"]
 
 
 def pytest_collection_modifyitems(items):

@@ -14,25 +14,35 @@ from fraud_poc.live.store import Client, StoreDown, kept_running, server_for, se
 from waiting import LONG, until, watched
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from drill import Domain  # noqa: E402
 
 
-def run(name: str, *options) -> dict:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "A domain that both drills copy: history, a model, a filled store and 600 orders that come after it."
+    folder = tmp_path_factory.mktemp("domain")
+    Domain(folder, 600, 2500)
+    return folder
+
+
+def run(name: str, made: Path, *options) -> dict:
     "A drill as a command, which says how far it is; its summary, the last line."
-    done = watched([sys.executable, ROOT / "benchmarks" / name, *options], env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+    done = watched([sys.executable, ROOT / "benchmarks" / name, "--made", made, *options], env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
     last = (done.stdout.splitlines() or [""])[-1]
     assert last.startswith("{"), done.stdout[-5000:]
     return json.loads(last) | {"code": done.returncode, "said": done.stdout[-5000:]}
 
 
-def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed():
-    found = run("crash.py", "--orders", 600, "--history", 2500, "--redis-kills", 2, "--worker-kills", 2, "--connections", 4)
+def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed(made):
+    found = run("crash.py", made, "--orders", 600, "--redis-kills", 2, "--worker-kills", 2, "--connections", 4)
     assert found["code"] == 0 and found["acknowledged"] == found["orders"] == 600, found["said"]
     assert found["redis_kills"] == found["worker_kills"] == 2
     for name in ("lost", "twice", "never_acknowledged", "other_score", "differing_bits", "differing_states", "rebuilt_differing"): assert found[name] == 0, found["said"]
 
 
-def test_overload_is_refused_cleanly():
-    found = run("load.py", "--seconds", 2, "--search", 1, "--patterns", 300, "--history", 2500, "--busy-machine")
+def test_overload_is_refused_cleanly(made):
+    found = run("load.py", made, "--seconds", 2, "--search", 1, "--patterns", 300, "--busy-machine")
     assert found["errors"] == 0 and found["sustainable"] > 0 and found["memory_growth"]["scoring"] < 0.1 and found["memory_growth"]["writer"] < 0.5, found["said"]
     assert found["loads"]["twice the rate"]["accepted"] > 0 and not found["store_left_running"]
 

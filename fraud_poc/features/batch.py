@@ -6,18 +6,19 @@
 __all__ = ['STATE_SCHEMA', 'BATCH_ROWS', 'MOST_GENERATIONS', 'PIECE_ROWS', 'PATIENCE_S', 'Slice', 'Frozen', 'frozen_labels',
            'read_items', 'pick_items', 'deal', 'write_states', 'open_states', 'find_states', 'load_states',
            'merged_ranges', 'merge_generations', 'Folded', 'fold_arrays', 'fold_piece', 'write_part',
-           'features_of_arrays', 'step_graph', 'check_part', 'features_folder', 'on_cluster', 'on_threads', 'on_dask',
-           'rows_of', 'step_rows', 'parts_until', 'compute_features', 'states_of', 'read_states', 'freeze',
-           'label_plans', 'frozen_features']
+           'features_of_arrays', 'delayed_with_lists', 'step_graph', 'check_part', 'features_folder', 'on_cluster',
+           'on_threads', 'on_dask', 'rows_of', 'step_rows', 'parts_until', 'compute_features', 'states_of',
+           'read_states', 'freeze', 'label_plans', 'frozen_features']
 
 # %% ../../nbs/07_batch.ipynb #c003
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import takewhile
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from dask.callbacks import Callback
+from dask.delayed import Delayed
+from dask.utils import funcname
 from distributed import Client, wait
 
 from ..config import Settings
@@ -270,14 +273,14 @@ def _scatter(out, flags, place, rows, columns, places, flag_column):
             for k in range(start, min(start + 512, len(rows))): column[rows[k]] = out[place[k], f]
     for k in range(len(rows)): flag_column[rows[k]] = flags[place[k]]
 
-def write_part(folder: Path, name: str, to: Path, table: FeatureTable, amount: str, part: int, folded: dict[str, list[Folded]]) -> dict:
-    "Write the features of one part of the log; `part` is its place in the step. Returns what the manifest says of it."
+def write_part(folder: Path, name: str, to: Path, table: FeatureTable, amount: str, part: int, *folded: list[Folded]) -> dict:
+    "Write the features of one part, the step's number `part`, from the folded pieces of each entity. Returns its entry in the manifest."
     events = read_part(folder, "events", name, ["seq", "time", amount])
     columns = np.full((len(table.rows), len(events)), np.nan, np.float32)
     flags = {e.by: np.full(len(events), agg.NO_ENTITY, np.uint8) for e in table.entities}
     own_features(table.own, table.scale, _int64(events, "time"), _int64(events, amount), columns.T)
-    for e in table.entities:
-        for f in folded[e.by]: _scatter(f.out, f.flags, f.place[part], f.rows[part], columns, e.places, flags[e.by])
+    for e, found in zip(table.entities, folded, strict=True):
+        for f in found: _scatter(f.out, f.flags, f.place[part], f.rows[part], columns, e.places, flags[e.by])
     arrays = [events["seq"], *(pa.array(flags[e.by]) for e in table.entities), *(pa.array(column) for column in columns)]
     names = ["seq", *(f"flags_{e.by}" for e in table.entities), *table.names]
     return {"rows": len(events), "sha256": write_parquet(to / f"{name}.parquet", pa.table(arrays, names=names))}
@@ -311,6 +314,16 @@ def features_of_arrays(
     return result
 
 # %% ../../nbs/07_batch.ipynb #c027
+def delayed_with_lists(function: Callable, *lists: list) -> Delayed:
+    "A delayed call of a function with lists of delayed values."
+    name = f"{funcname(function)}-{uuid.uuid4()}"
+    return dask.delayed(partial(_with_lists, function, [len(values) for values in lists]))(*chain(*lists), dask_key_name=name)
+
+def _with_lists(function: Callable, lengths: list[int], *values):
+    "Call a function with values in lists of these lengths."
+    rest = iter(values)
+    return function(*(list(islice(rest, length)) for length in lengths))
+
 def step_graph(
     settings: Settings,
     table: FeatureTable,
@@ -324,9 +337,11 @@ def step_graph(
     folded, saved = {}, {}
     for entity in table.entities:
         dealt = [dask.delayed(deal)(dask.delayed(read_items)(folder, part["name"], entity, amount), pieces) for part in parts]
-        folded[entity.by] = [dask.delayed(fold_piece)(entity, [d[piece] for d in dealt], generations[entity.by]) for piece in range(pieces)]
-        saved[entity.by] = dask.delayed(_save_step)(out / "states" / entity.by / f"{number:06d}.arrow", folded[entity.by])
-    return [dask.delayed(write_part)(folder, part["name"], out / "parts", table, amount, i, folded) for i, part in enumerate(parts)], saved
+        fold = partial(fold_piece, entity, generations=generations[entity.by])
+        folded[entity.by] = [delayed_with_lists(fold, [d[piece] for d in dealt]) for piece in range(pieces)]
+        saved[entity.by] = delayed_with_lists(partial(_save_step, out / "states" / entity.by / f"{number:06d}.arrow"), folded[entity.by])
+    writes = [partial(write_part, folder, part["name"], out / "parts", table, amount, i) for i, part in enumerate(parts)]
+    return [delayed_with_lists(write, *folded.values()) for write in writes], saved
 
 def check_part(folder: Path, part: dict) -> None:
     "`ValueError` when a part of the log is not the one that its manifest describes."
@@ -547,13 +562,13 @@ def _deal_frozen(folder: Path, part: str, plan: EntityPlan, amount: str, frozen:
     places = np.flatnonzero(np.isin(whole.entity, frozen.keys[plan.by]))
     return deal(Slice(whole.entity[places], whole.row[places], pick_items(whole.items, places)), pieces)
 
-def _write_frozen(served: Path, to: Path, table: FeatureTable, plans: list[EntityPlan], part: int, folded: dict[str, list[Folded]]) -> None:
-    "Write the label features of one part; `part` is its place in the step."
+def _write_frozen(served: Path, to: Path, table: FeatureTable, plans: list[EntityPlan], part: int, *folded: list[Folded]) -> None:
+    "Write the label features of one part; `part` is its place in the step, `folded` are the pieces of each plan."
     names = [table.names[place] for plan in plans for place in plan.places]
     features = pq.read_table(served, columns=["seq", *names])
     columns = {name: features[name].to_numpy().copy() for name in names}
-    for plan in plans:
-        for f in folded.get(plan.by, []):
+    for plan, found in zip(plans, folded, strict=True):
+        for f in found:
             for at, place in enumerate(plan.places): columns[table.names[place]][f.rows[part]] = f.out[f.place[part], at]
     write_parquet(to, pa.table([features["seq"], *map(pa.array, columns.values())], names=["seq", *names]))
 
@@ -577,8 +592,9 @@ def frozen_features(
     for number, step in enumerate(steps):
         folded, saved = _fold_frozen(settings, plans, dask.delayed(frozen), step, number, pieces, to / "states")
         places = [(i, f"{part['name']}.parquet") for i, part in enumerate(step) if part["name"] in wanted]
-        written = [dask.delayed(_write_frozen)(features_folder(settings, table) / "parts" / name, to / "parts" / name, table, every, i, folded)
-                   for i, name in places]
+        served = features_folder(settings, table) / "parts"
+        writes = [partial(_write_frozen, served / name, to / "parts" / name, table, every, i) for i, name in places]
+        written = [delayed_with_lists(write, *(folded.get(plan.by, []) for plan in every)) for write in writes]
         run([*written, *saved] if number < len(steps) - 1 else written, tick=lambda share: tick((number + share) / len(steps)))
     return True
 
@@ -588,6 +604,6 @@ def _fold_frozen(settings: Settings, plans: list, frozen, parts: list[dict], num
     for plan in plans:
         dealt = [dask.delayed(_deal_frozen)(settings.batch.folder, part["name"], plan, settings.columns.amount, frozen, pieces) for part in parts]
         earlier = [states / plan.by / f"{step:06d}.arrow" for step in range(number)]
-        folded[plan.by] = [dask.delayed(fold_piece)(plan, [d[piece] for d in dealt], earlier) for piece in range(pieces)]
-        saved.append(dask.delayed(_save_step)(states / plan.by / f"{number:06d}.arrow", folded[plan.by]))
+        folded[plan.by] = [delayed_with_lists(partial(fold_piece, plan, generations=earlier), [d[piece] for d in dealt]) for piece in range(pieces)]
+        saved.append(delayed_with_lists(partial(_save_step, states / plan.by / f"{number:06d}.arrow"), folded[plan.by]))
     return folded, saved

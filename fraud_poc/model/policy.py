@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..config import Policy as Costs
@@ -436,7 +435,7 @@ def action_counts(part: Days) -> dict[str, dict[str, float]]:
     return counts | {"not_reached": {"events": round(left, 2)}}
 
 # %% ../../nbs/12_policy.ipynb #c049
-WHOLE = FuncFormatter(lambda value, _: f"{value:,.0f}")
+WHOLE = lambda value, _=None: f"{value:,.0f}"
 
 def shade(ax: Any, at: list, table: dict, colour: str, label: str) -> None:
     "A curve with its interval."
@@ -457,7 +456,7 @@ def draw_cost(result: dict, policy: Policy, path: Path) -> Path:
     ax.set_title("test days; 95 % intervals", fontsize=10)
     ax.set_xticks([0.001, 0.01, 0.1, 0.5, 0.9, 0.99], ["0.1 %", "1 %", "10 %", "50 %", "90 %", "99 %"])
     ax.yaxis.set_major_formatter(WHOLE)
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_formatter("")
     ax.set_ylim(top=4 * max(costs[name]["value"] for name in ("pass", "block")))
     ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
     draw_choice(policy, fit)

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import dask
-import dask.array as da
 import numpy as np
 import xgboost as xgb
 from distributed import Client, get_worker
-from xgboost import dask as on_workers
 
 from ..config import Model, Settings
 from ..data.files import Progress, read_json, sha256_of, sole_use, write_aside, write_json
@@ -127,6 +125,7 @@ def tell_client(trees: int) -> None:
 
 def _arrays(client: Client, lots: list, rows: list[int], workers: list[str], features: int, model: Model | None) -> list:
     "Dask arrays of features, labels and weights, lot by lot; each lot stays on the worker that it is given."
+    import dask.array as da
     weigh = lambda lot: (lot[0], lot[1], training_weight(model, lot[1], lot[2]) if model else lot[2])
     held = [client.persist(dask.delayed(weigh)(lot), workers=[workers[i % len(workers)]], allow_other_workers=False) for i, lot in enumerate(lots)]
     shapes = [lambda n: (n, features), lambda n: (n,), lambda n: (n,)]
@@ -142,6 +141,7 @@ def train_on_workers(
     progress: Progress | None = None,  # called with trees grown and most trees
 ) -> Grown:
     "Grow trees on the workers of a cluster, which read the dataset themselves."
+    from xgboost import dask as on_workers  # here, since it brings all of dask.dataframe, and processes of the service never train
     model, names, files = settings.model, manifest["features"], manifest["files"]
     workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
     lot = lambda split, entries: dask.delayed(load_lot)(settings, split, entries, names)
