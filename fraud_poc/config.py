@@ -329,9 +329,8 @@ def _parsed(text: str, name: str) -> dict[str, dict]:
 
 def _known_names(data: dict) -> list[str]:
     "Dotted names of all settings that a domain can have."
-    sections = {name: field.annotation for name, field in Settings.model_fields.items()} | {"sample": Sample}
-    if "sample" not in data: del sections["sample"]
-    return sorted(f"{section}.{key}" for section, model in sections.items() for key in model.model_fields)
+    models = {name: field.annotation for name, field in Settings.model_fields.items()} | {"sample": Sample}
+    return sorted(f"{name}.{key}" for name, model in models.items() for key in model.model_fields if name != "sample" or name in data)
 
 def _override(data: dict, dotted: str, value: Any) -> None:
     "Set `data[a][b]` for the dotted name `a.b`; `ValueError` where there is no such setting."
@@ -368,21 +367,25 @@ def read_settings(
     _resolve(data, Path.cwd())
     return data, origins
 
-def load_settings(
-    path: str | Path,                         # as for `read_settings`
-    overrides: dict[str, Any] | None = None,
-) -> Settings:                                # validated
-    "Read a domain's configuration; `ValueError` names the file, the setting, the value and the remedy."
-    data, _ = read_settings(path, overrides)
+def _validated(data: dict, path: str | Path) -> Settings:
+    "Settings from values by section and key; `ValueError` names each that is wrong."
     try: return Settings.model_validate(data)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {_shown(e['input'])})" for e in error.errors()]
         raise ValueError(f"{path} is not a valid configuration:\n" + "\n".join(lines)) from None
 
+def load_settings(
+    path: str | Path,                         # as for `read_settings`
+    overrides: dict[str, Any] | None = None,
+) -> Settings:                                # validated
+    "Read a domain's configuration; `ValueError` names the file, the setting, the value and the remedy."
+    return _validated(read_settings(path, overrides)[0], path)
+
 # %% ../nbs/00_config.ipynb #n005
 def effective_settings(path: str | Path, overrides: dict[str, Any] | None = None) -> list[dict[str, Any]]:  # setting, value, from
     "Every setting with its value and where it comes from: default, a file, an environment variable or an override; `ValueError` as `load_settings`."
-    values, (_, origins) = load_settings(path, overrides).model_dump(mode="json", exclude_none=True), read_settings(path, overrides)
+    data, origins = read_settings(path, overrides)
+    values = _validated(data, path).model_dump(mode="json", exclude_none=True)
     safe = lambda value: re.sub(r"(?<=://)[^@/]*(?=@)", "...", value) if isinstance(value, str) else value
     return [{"setting": f"{section}.{key}", "value": safe(value), "from": origins[f"{section}.{key}"]}
             for section, keys in values.items() for key, value in keys.items()]

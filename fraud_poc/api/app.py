@@ -22,7 +22,7 @@ from ..desk.access import fresh_key
 from ..desk.pages import create_desk
 from ..desk.writer import writer_beside
 from ..feed import keep_registered
-from ..live.labels import Retraction, Said, Statement, say
+from ..live.labels import Said, Told, say
 
 # %% ../../nbs/30_app.ipynb #c005
 def desk_of(
@@ -30,7 +30,7 @@ def desk_of(
     database: sa.Engine,  # of accounts, decisions and cases
 ) -> FastAPI:
     "The desk, whose verdicts go to the service's engine."
-    async def speak(told: Statement | Retraction) -> tuple[str, Said]:
+    async def speak(told: Told) -> tuple[str, Said]:
         said = await say(service.engine, service.settings, service.reader.secret, told, service.clock(), fresh=True)
         return (await service.engine.store.meta()).epoch, said
     policy = service.engine.bundle.policy

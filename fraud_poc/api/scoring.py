@@ -65,7 +65,7 @@ from ..events import KEY, UNPRINTED, Actor, clock_shift, key_of
 from ..features.table import build_table
 from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Answer, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem
 from ..live.decide import Watch, decide_all, read_dict, read_values, stepped
-from ..live.labels import MAX_NOTE, SOURCES, Retraction, Said, Statement, enter_due, known_field, read_statement, say_lot
+from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
 from ..model.inference import Scorer
@@ -481,7 +481,7 @@ async def score_items(service: Service, items: dict[int, Any], results: dict[int
     if errors: raise errors[0]
 
 # %% ../../nbs/23_scoring.ipynb #c046
-def statement_of(service: Service, value: Any, by: Actor) -> Statement | Retraction:
+def statement_of(service: Service, value: Any, by: Actor) -> Told:
     "A statement or a retraction from a JSON value; `OrderError` names each field that is wrong, or there twice."
     if not isinstance(value, Pairs): raise OrderError([Problem("", "input should be an object with the fields of a statement", "dict_type")])
     problems = duplicates(value)

@@ -97,13 +97,13 @@ def record_all(connection: Connection, done: Sequence[Done]) -> None:
         rows.append(row | {"previous": previous, "hash": row_hash(previous, row)})
         previous = rows[-1]["hash"]
     connection.execute(insert(audit), rows)
+    # the head counts up one by one: a trigger refuses a leap
     heads = [{"counted": row["number"], "sealed": row["hash"]} for row in rows]
     connection.execute(update(audit_head).where(one).values(length=bindparam("counted"), hash=bindparam("sealed")), heads)
 
 def record(connection: Connection, who: str, what: str, about: str, detail: dict[str, Any] | None = None, now: int | None = None) -> None:
     "Append a row to the audit, as `record_all` does; `now` is UTC ms, None = by system_clock."
     record_all(connection, [Done(who, what, about, detail or {}, system_clock() if now is None else now)])
-
 
 # %% ../../nbs/21_access.ipynb #c012
 def list_audit(engine: Engine, last: int = 50) -> list[dict[str, Any]]:

@@ -762,10 +762,10 @@ def decisions_of(connection: sa.Connection, columns: Columns, customer: int, liv
 
 def look_in_database(connection: sa.Connection, columns: Columns, found: Found, texts: dict[str, set[str]], secret: bytes) -> int:
     "Take in the customer's orders that the database knows, and who else used their values; how many orders."
-    rows = decisions_of(connection, columns, found.customer)
+    rows, missing = decisions_of(connection, columns, found.customer), missing_words(columns)
     for row in rows:
         fields = msgspec.json.decode(row.body)
-        known = {name: identity_text(fields.get(name), True, missing_words(columns)) for name in columns.hashed}
+        known = {name: identity_text(fields.get(name), True, missing) for name in columns.hashed}
         keys = {name: key_of(text, secret) for name, text in known.items()}
         found.note_order(unsigned(row.id_key), row.time)
         for name, key in keys.items():

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import MAX_MINOR_UNITS, Settings, duration_ms
-from ..data.ingest import BROKEN, FAR, date_ms
+from ..data.ingest import BROKEN, FAR, beyond_clock, date_ms
 from ..events import EMPTY_TEXT, Clock, hasher, is_missing, missing_words, system_clock
 from ..features import aggregates as agg
 from ..features.table import FeatureTable, Stepper, step_event, step_label
@@ -216,8 +216,7 @@ class OrderReader:
         else: raise Refusal("must not be null" if value is None else "input should be text with an ISO date or time", "datetime_type")
         if ms < self.earliest: raise Refusal("time is before limits.earliest", "datetime_past")
         if ms >= self.latest: raise Refusal("time is not before limits.latest", "datetime_future")
-        if ms > self.clock() + self.skew:
-            raise Refusal(f"time is later than the clock by more than live.future_skew ({self.settings.live.future_skew})", "datetime_future")
+        if ms > self.clock() + self.skew: raise Refusal(beyond_clock(self.settings), "datetime_future")
         return ms
 
 # %% ../../nbs/18_decide.ipynb #c022
