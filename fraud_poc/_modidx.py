@@ -234,6 +234,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                   'fraud_poc.config._resolve': ('config.html#_resolve', 'fraud_poc/config.py'),
                                   'fraud_poc.config._shown': ('config.html#_shown', 'fraud_poc/config.py'),
                                   'fraud_poc.config._validated': ('config.html#_validated', 'fraud_poc/config.py'),
+                                  'fraud_poc.config._without_password': ('config.html#_without_password', 'fraud_poc/config.py'),
                                   'fraud_poc.config.duration_ms': ('config.html#duration_ms', 'fraud_poc/config.py'),
                                   'fraud_poc.config.effective_settings': ('config.html#effective_settings', 'fraud_poc/config.py'),
                                   'fraud_poc.config.load_settings': ('config.html#load_settings', 'fraud_poc/config.py'),

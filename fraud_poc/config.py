@@ -346,9 +346,13 @@ def _resolve(data: dict, base: Path) -> None:
         if value and "://" not in value: data[section][key] = str((base / value).resolve())
 
 # %% ../nbs/00_config.ipynb #c033
+def _without_password(text: str) -> str:
+    "A text in which the login of an address, and a password in its query, is left out."
+    return re.sub(r"(?<=://)\S*(?=@)|(?<=password=)[^&\s']+", "...", text)
+
 def _shown(value: Any) -> str:
     "A value for a message: short, and without the password of an address."
-    return re.sub(r"(?<=://)\S*(?=@)|(?<=password=)[^&\s']+", "...", repr(value))[:80]
+    return _without_password(repr(value))[:80]
 
 def read_settings(
     path: str | Path,                         # a domain's TOML file; the variables of ENVIRONMENT win over its addresses
@@ -386,6 +390,6 @@ def effective_settings(path: str | Path, overrides: dict[str, Any] | None = None
     "Every setting with its value and where it comes from: default, a file, an environment variable or an override; `ValueError` as `load_settings`."
     data, origins = read_settings(path, overrides)
     values = _validated(data, path).model_dump(mode="json", exclude_none=True)
-    safe = lambda value: re.sub(r"(?<=://)[^@/]*(?=@)", "...", value) if isinstance(value, str) else value
+    safe = lambda value: _without_password(value) if isinstance(value, str) else value
     return [{"setting": f"{section}.{key}", "value": safe(value), "from": origins[f"{section}.{key}"]}
             for section, keys in values.items() for key, value in keys.items()]

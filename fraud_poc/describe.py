@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from .config import UNITS_MS, Settings
 from .data.files import Progress, read_json, write_aside
 from .data.ingest import part_path, read_manifest
+from .events import occurrence_of
 from .features.batch import features_folder
 from .features.table import FeatureTable, build_table
 
@@ -172,14 +173,15 @@ def take(settings: Settings, columns: dict, features: np.ndarray, wanted: np.nda
 # %% ../nbs/08_describe.ipynb #c020
 def resolve(settings: Settings, manifest: dict, samples: list[Sampled]) -> None:
     "Give sampled events their last verdict."
-    sorters = [np.argsort(sample.columns["id_key"]) for sample in samples]
+    events = [occurrence_of(sample.columns["id_key"], sample.columns["time"]) for sample in samples]
+    sorters = [np.argsort(keys) for keys in events]
     for part in manifest["parts"]:
-        for labels in batches(part_path(settings.batch.folder, "labels", part["name"]), ["id_key", "label"]):
-            for sample, order in zip(samples, sorters):
+        for labels in batches(part_path(settings.batch.folder, "labels", part["name"]), ["id_key", "time", "label"]):
+            about = occurrence_of(labels["id_key"], labels["time"])
+            for sample, keys, order in zip(samples, events, sorters):
                 if not len(order): continue
-                ids = sample.columns["id_key"][order]
-                place = np.minimum(np.searchsorted(ids, labels["id_key"]), len(ids) - 1)
-                hit = ids[place] == labels["id_key"]
+                place = np.minimum(np.searchsorted(keys, about, sorter=order), len(order) - 1)
+                hit = keys[order[place]] == about
                 sample.label[order[place[hit]]] = labels["label"][hit]
 
 def candidates(frauds: KeyCounts, least: int = 3, most: int = 8, entities: int = 2_000) -> np.ndarray:

@@ -18,7 +18,7 @@ from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ingest, part_path, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features import batch as module
-from fraud_poc.features.batch import compute_features, features_folder, read_states, parts_until
+from fraud_poc.features.batch import compute_features, features_folder, freeze, read_states, parts_until
 from fraud_poc.features.table import build_table
 from waiting import until
 
@@ -271,3 +271,13 @@ def test_a_portion_costs_what_it_holds(log, tmp_path, monkeypatch):
 
 def written_states(settings: Settings) -> dict[Path, int]:
     return {path: path.stat().st_size for path in features_folder(settings, build_table(settings)).glob("states/*/*.arrow")}
+
+
+def test_a_frozen_log_keeps_the_labels_of_an_id_that_came_again_apart(tmp_path):
+    "Two orders with one id: the first loses a label, and the second's follow each other as before."
+    labels = pa.table({"id_key": [7, 7, 7, 7], "time": [100, 900, 100, 900], "seq": [3, 4, 5, 6], "known": [150, 950, 1_500, 990], "label": [1, 0, 0, 1],
+                       "previous": [-1, -1, 1, 0], "who_key": [1, 2, 1, 2]})
+    (tmp_path / "log" / "labels").mkdir(parents=True)
+    pq.write_table(labels, tmp_path / "log" / "labels" / "a.parquet")
+    frozen = freeze(tmp_path, [{"name": "a", "labels": 4, "last_known_ms": 1_500}], ["who"], 1_000)
+    assert frozen.keys["who"].tolist() == [1] and frozen.seq.tolist() == [] and frozen.previous.tolist() == []

@@ -1,8 +1,10 @@
 """Counts against plain recomputation, bounded memory, and pages that stand alone."""
 import html.parser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -172,3 +174,12 @@ batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows 
 def test_an_empty_log_is_refused(tmp_path, log):
     settings = log[0].model_copy(update={"batch": log[0].batch.model_copy(update={"folder": tmp_path})})
     with pytest.raises(ValueError, match="no event log"): describe(settings)
+
+
+def test_sampled_events_that_share_an_id_get_labels_of_their_own(tmp_path):
+    (tmp_path / "log" / "labels").mkdir(parents=True)
+    pq.write_table(pa.table({"id_key": pa.array([7, 7, 9], pa.uint64()), "time": [900, 100, 5], "label": [0, 1, 1]}), tmp_path / "log" / "labels" / "a.parquet")
+    columns = {"id_key": np.array([7, 8, 7], np.uint64), "time": np.array([100, 100, 900])}
+    sample = SimpleNamespace(columns=columns, label=np.full(3, -1, np.int8))
+    module.resolve(SimpleNamespace(batch=SimpleNamespace(folder=tmp_path)), {"parts": [{"name": "a"}]}, [sample])
+    assert sample.label.tolist() == [1, -1, 0]

@@ -414,6 +414,15 @@ def test_a_store_that_lost_what_is_home_is_found_out(shop, tmp_path):
 
 # --- files ------------------------------------------------------------------------------------------------------------------------------
 
+def test_rows_of_retractions_read_missing_values_as_all_rows(tmp_path):
+    "Words that stand for a missing value are empty in the fields that a retraction has not; other values there are named."
+    settings = settings_of(tmp_path / "orders")
+    reader = OrderReader(settings, bytes(32), clock=lambda: NOW)
+    (tmp_path / "back.csv").write_text("order,retracts,source,known\no1,17,NULL,n/a\no2,18,,\no3,19,analyst,2025-06-01\n")
+    one, two, three = [item for _, item in file_statements(settings, reader, str(tmp_path / "back.csv"), BANK)]
+    assert one == Retraction("o1", 17, "", BANK) and two == Retraction("o2", 18, "", BANK) and [problem.name for problem in three] == ["source", "known"]
+
+
 def test_all_kinds_of_files_say_the_same(tmp_path, monkeypatch):
     settings = settings_of(tmp_path)
     reader = OrderReader(settings, hash_secret(tmp_path), clock=lambda: NOW)

@@ -35,6 +35,7 @@ from distributed import Client, wait
 from ..config import Settings
 from ..data.files import Progress, read_json, remove_partials, sha256_of, sole_use, write_aside, write_json, write_parquet
 from ..data.ingest import part_path, read_manifest, read_part
+from ..events import occurrence_of
 from . import aggregates as agg
 from .aggregates import Items, compiled, inner, own_features
 from .table import KINDS, EntityPlan, FeatureTable, build_table, plan_entity
@@ -527,11 +528,12 @@ def freeze(
     "What leaving out the late labels of some parts does to their log."
     late = [part for part in parts if part["labels"] and part["last_known_ms"] >= moment][:1]
     names = [part["name"] for part in parts[parts.index(late[0]) if late else len(parts):] if part["labels"]]
-    entities, columns = list(entities), ["id_key", "seq", "known", "label", "previous"]
+    entities, columns = list(entities), ["id_key", "time", "seq", "known", "label", "previous"]
     labels = pa.concat_tables([read_part(folder, "labels", name, [*columns, *(f"{by}_key" for by in entities)]) for name in names]) if names else None
     if labels is None: return Frozen(moment, {by: np.zeros(0, np.uint64) for by in entities}, np.zeros(0, np.int64), np.zeros(0, np.int8))
-    ids, seq, known, label, previous = (labels[name].cast(pa.int64()).to_numpy() if name == "known" else labels[name].to_numpy() for name in columns)
-    out = known >= moment
+    plain = lambda name: labels[name].cast(pa.int64()) if name in ("time", "known") else labels[name]
+    ids, time, seq, known, label, previous = (plain(name).to_numpy() for name in columns)
+    ids, out = occurrence_of(ids, time), known >= moment
     keys = {by: np.unique(labels[f"{by}_key"].to_numpy()[out]) for by in entities}
     rows = np.flatnonzero(np.isin(ids, ids[out]))  # labels of events that lose one
     rows = rows[np.lexsort((seq[rows], ids[rows]))]

@@ -509,12 +509,12 @@ def as_fields(rows: RowReader, row: dict) -> dict[str, Any]:
     fields |= {"source": rows.given(row, "source") or settings.labels.source, "known": moment_of(rows, row)}
     fields["note"] = "" if text_of(row.get("note")) is None else row["note"]  # what people type is kept as it is
     if rows.given(row, "retracts") is None: return fields
-    return as_retraction(row, fields)
+    return as_retraction(rows, row, fields)
 
-def as_retraction(row: dict, fields: dict[str, Any]) -> dict[str, Any]:
+def as_retraction(rows: RowReader, row: dict, fields: dict[str, Any]) -> dict[str, Any]:
     "The fields of a retraction in a row of a file, with what does not belong to one, where the row has it."
     text = str(row["retracts"]).strip()
-    own = {name: value for name, value in fields.items() if name in ("order", "fraud", "note") or row.get(name) not in (None, "")}
+    own = {name: value for name, value in fields.items() if name in ("order", "fraud", "note") or rows.given(row, name) is not None}
     return own | {"retracts": int(text) if text.isascii() and text.isdigit() else row["retracts"]}
 
 def file_statements(
