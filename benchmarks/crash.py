@@ -11,6 +11,7 @@ At the end the service is stopped and the store's server started once more. Then
 score that the client was told, and nothing else? Do features, scores and states equal a batch fold over that log, bit by bit? And does a store that is
 filled again from the log hold the same bytes? The last line is one JSON object; the exit code is 1 when anything is lost, twice or different.
 """
+
 import argparse
 import asyncio
 import hashlib
@@ -38,6 +39,7 @@ from fraud_poc.model.inference import Scorer
 
 class Run:
     "Orders on their way: what was acknowledged, and what happened besides."
+
     def __init__(self, domain: Domain, orders: list[tuple[int, dict]], address: str):
         self.domain, self.orders, self.address, self.next = domain, orders, address, iter(orders)
         self.acknowledged, self.met = {}, Counter()
@@ -46,26 +48,39 @@ class Run:
         "Send one order after another, each until it is acknowledged; with a rate, no more than so many a second."
         link = None
         for id_key, order in self.next:
-            if rate: await asyncio.sleep(random.expovariate(rate))
+            if rate:
+                await asyncio.sleep(random.expovariate(rate))
             request, tries = self.domain.request(order), 0
             while id_key not in self.acknowledged:
-                if tries: await asyncio.sleep(0.02)
+                if tries:
+                    await asyncio.sleep(0.02)
                 tries += 1
-                try: link = link or await connection(self.address)
+                try:
+                    link = link or await connection(self.address)
                 except OSError:
                     self.met["no connection"] += 1
                     continue
                 status, _, body = await ask(link, request, ANSWER_S)
-                if status == 0: link = None
+                if status == 0:
+                    link = None
                 answer = json.loads(body) if status == 200 else {}
-                if status == 200 and not answer["degraded"]: self.acknowledged[id_key] = answer["position"], answer["score"]
-                elif status not in (0, 200, 429, 503): raise RuntimeError(f"status {status}: {body[:500]!r}")
-                self.met["known before" if answer.get("known_before") else answer.get("degraded") or ("accepted" if status == 200 else f"status {status}" if status else "broken off")] += 1
-        if link: link.transport.abort()
+                if status == 200 and not answer["degraded"]:
+                    self.acknowledged[id_key] = answer["position"], answer["score"]
+                elif status not in (0, 200, 429, 503):
+                    raise RuntimeError(f"status {status}: {body[:500]!r}")
+                self.met[
+                    "known before"
+                    if answer.get("known_before")
+                    else answer.get("degraded")
+                    or ("accepted" if status == 200 else f"status {status}" if status else "broken off")
+                ] += 1
+        if link:
+            link.transport.abort()
 
     async def until(self, count: int) -> None:
         "Wait until so many orders are acknowledged."
-        while len(self.acknowledged) < count: await asyncio.sleep(0.01)
+        while len(self.acknowledged) < count:
+            await asyncio.sleep(0.01)
 
 
 def kill_redis(settings: Settings) -> bool:
@@ -77,7 +92,8 @@ def kill_redis(settings: Settings) -> bool:
                 pid = int(re.search(rb"process_id:(\d+)", client.call("INFO", "server"))[1])
             os.kill(pid, 9)
             return True
-        except (StoreDown, OSError): time.sleep(0.05)
+        except (StoreDown, OSError):
+            time.sleep(0.05)
     return False
 
 
@@ -99,16 +115,23 @@ async def kill(run: Run, service: int, kills: list[str], rng: random.Random) -> 
     for number, what in enumerate(kills):
         await run.until(int(size * (number + rng.uniform(0.1, 0.9))))
         await asyncio.sleep(rng.uniform(0, 0.01))
-        done[what] += await asyncio.to_thread(*([kill_redis, run.domain.settings] if what == "redis" else [kill_worker, service, rng]))
+        done[what] += await asyncio.to_thread(
+            *([kill_redis, run.domain.settings] if what == "redis" else [kill_worker, service, rng])
+        )
     return done
 
 
-async def drive(domain: Domain, orders: list[tuple[int, dict]], address: str, service: int, options: argparse.Namespace) -> tuple[Run, Counter]:
+async def drive(
+    domain: Domain, orders: list[tuple[int, dict]], address: str, service: int, options: argparse.Namespace
+) -> tuple[Run, Counter]:
     "Send all orders while things die."
     run, rng = Run(domain, orders, address), random.Random(options.seed)
     async with asyncio.TaskGroup() as group:
-        killing = group.create_task(kill(run, service, ["redis"] * options.redis_kills + ["worker"] * options.worker_kills, rng))
-        for _ in range(options.connections): group.create_task(run.client())
+        killing = group.create_task(
+            kill(run, service, ["redis"] * options.redis_kills + ["worker"] * options.worker_kills, rng)
+        )
+        for _ in range(options.connections):
+            group.create_task(run.client())
         group.create_task(tell(run))
     return run, killing.result()
 
@@ -128,13 +151,20 @@ async def compare_log(settings: Settings, url: str, acknowledged: dict[int, tupl
     bundle = latest_bundle(settings, table)
     async with open_store(patient, url) as store:
         base, log = (await store.meta()).base["next_seq"], {}
-        while batch := await store.entries(max(log, default=base - 1), 5_000): log |= {seq: decode_entry(data) for seq, data in batch}
+        while batch := await store.entries(max(log, default=base - 1), 5_000):
+            log |= {seq: decode_entry(data) for seq, data in batch}
         times = Counter(entry.id_key for entry in log.values())
         there = {(entry.id_key, seq): open_record(entry.decision).score for seq, entry in log.items()}
-        found = {"lost": sum((id_key, seq) not in there for id_key, (seq, _) in acknowledged.items()), "twice": sum(count > 1 for count in times.values()),
-                 "never_acknowledged": len(times.keys() - acknowledged.keys()), "gaps": max(log, default=base - 1) - base + 1 - len(log),
-                 "other_score": sum(there.get((id_key, seq)) != score for id_key, (seq, score) in acknowledged.items())}
-        return found | await verify(patient, table, Engine(patient, table, bundle, Scorer(bundle.booster, bundle.sample), store))
+        found = {
+            "lost": sum((id_key, seq) not in there for id_key, (seq, _) in acknowledged.items()),
+            "twice": sum(count > 1 for count in times.values()),
+            "never_acknowledged": len(times.keys() - acknowledged.keys()),
+            "gaps": max(log, default=base - 1) - base + 1 - len(log),
+            "other_score": sum(there.get((id_key, seq)) != score for id_key, (seq, score) in acknowledged.items()),
+        }
+        return found | await verify(
+            patient, table, Engine(patient, table, bundle, Scorer(bundle.booster, bundle.sample), store)
+        )
 
 
 def states_of(settings: Settings, url: str) -> Iterator[tuple[bytes, bytes]]:
@@ -146,8 +176,12 @@ def states_of(settings: Settings, url: str) -> Iterator[tuple[bytes, bytes]]:
             cursor, keys = client.call("SCAN", cursor, "COUNT", 1000)
             keys = [key for key in keys if key.startswith(prefix)]
             values = client.call("MGET", *keys) if keys else []
-            yield from ((key[len(prefix):], hashlib.blake2b(value[8:], digest_size=16).digest()) for key, value in zip(keys, values))
-            if cursor == b"0": return
+            yield from (
+                (key[len(prefix) :], hashlib.blake2b(value[8:], digest_size=16).digest())
+                for key, value in zip(keys, values)
+            )
+            if cursor == b"0":
+                return
 
 
 def rebuilt(settings: Settings, url: str) -> dict:
@@ -155,28 +189,63 @@ def rebuilt(settings: Settings, url: str) -> dict:
     before = dict(states_of(settings, url))
     loaded = prepare_db(settings, url)
     after = dict(states_of(settings, url))
-    return {"states_in_store": len(before), "replayed": loaded["replayed"],
-            "rebuilt_differing": sum(before.get(key) != after.get(key) for key in before.keys() | after.keys())}
+    return {
+        "states_in_store": len(before),
+        "replayed": loaded["replayed"],
+        "rebuilt_differing": sum(before.get(key) != after.get(key) for key in before.keys() | after.keys()),
+    }
 
 
 def drill(options: argparse.Namespace, home: Path) -> dict:
     "The whole drill in a folder."
     start = time.perf_counter()
-    domain = Domain(home, options.orders, options.history, options.made, **{"live.durability": options.durability, "service.workers": 2})
+    domain = Domain(
+        home,
+        options.orders,
+        options.history,
+        options.made,
+        **{"live.durability": options.durability, "service.workers": 2},
+    )
     orders, settings, ready = domain.orders(options.orders), domain.settings, time.perf_counter()
     with serving(domain, home / "service.log") as (address, process):
         begun = time.perf_counter()
         run, kills = asyncio.run(drive(domain, orders, address, process.pid, options))
         seconds = time.perf_counter() - begun
-    with server_for(settings) as url: found = asyncio.run(compare_log(settings, url, run.acknowledged)) | rebuilt(settings, url)
-    shown = [("seconds to prepare", ready - start), ("seconds under load", seconds), ("orders a second", options.orders / seconds)]
+    with server_for(settings) as url:
+        found = asyncio.run(compare_log(settings, url, run.acknowledged)) | rebuilt(settings, url)
+    shown = [
+        ("seconds to prepare", ready - start),
+        ("seconds under load", seconds),
+        ("orders a second", options.orders / seconds),
+    ]
     shown += [*sorted(run.met.items()), *found.items()]
-    for name, value in shown: print(f"{name.replace('_', ' '):<28}{value:>14,.1f}" if isinstance(value, float) else f"{name.replace('_', ' '):<28}{value:>14,}")
-    return {"orders": len(orders), "acknowledged": len(run.acknowledged), **{name: found[name] for name in TOLD}, "redis_kills": kills["redis"],
-            "worker_kills": kills["worker"], "durability": options.durability, "met": dict(run.met)}
+    for name, value in shown:
+        print(
+            f"{name.replace('_', ' '):<28}{value:>14,.1f}"
+            if isinstance(value, float)
+            else f"{name.replace('_', ' '):<28}{value:>14,}"
+        )
+    return {
+        "orders": len(orders),
+        "acknowledged": len(run.acknowledged),
+        **{name: found[name] for name in TOLD},
+        "redis_kills": kills["redis"],
+        "worker_kills": kills["worker"],
+        "durability": options.durability,
+        "met": dict(run.met),
+    }
 
 
-TOLD = ("lost", "twice", "never_acknowledged", "other_score", "differing_bits", "differing_flags", "differing_states", "rebuilt_differing")
+TOLD = (
+    "lost",
+    "twice",
+    "never_acknowledged",
+    "other_score",
+    "differing_bits",
+    "differing_flags",
+    "differing_states",
+    "rebuilt_differing",
+)
 
 
 def main() -> None:
@@ -189,13 +258,20 @@ def main() -> None:
     parser.add_argument("--durability", choices=["always", "everysec"], default="always")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--keep", type=Path, help="folder for all files, in place of a temporary one")
-    parser.add_argument("--made", type=Path, help="folder of a domain that was made before and is copied, with as many orders to send; its history is used")
+    parser.add_argument(
+        "--made",
+        type=Path,
+        help="folder of a domain that was made before and is copied, with as many orders to send; its history is used",
+    )
     options = parser.parse_args()
-    if options.keep: options.keep.mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as home: result = drill(options, options.keep or Path(home))
+    if options.keep:
+        options.keep.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as home:
+        result = drill(options, options.keep or Path(home))
     print(json.dumps(result))
     whole = result["acknowledged"] == result["orders"] and not any(result[name] for name in TOLD)
     raise SystemExit(not whole)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

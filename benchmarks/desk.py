@@ -7,6 +7,7 @@ HTTP with another filter, cursor or case each time, as somebody does who works t
 Times are from the request to the last byte. --browser measures the first paint of the queue in headless Chromium as well. The last line is one JSON object:
 `p95_ms`, the page whose 95th percentile is the worst.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import many_decisions  # noqa: E402
+
 from fraud_poc.config import load_settings  # noqa: E402
 from fraud_poc.desk import queries  # noqa: E402
 from fraud_poc.desk.access import list_accounts, new_account  # noqa: E402
@@ -34,7 +36,9 @@ NAME, PASSWORD = "analyst", "a sentence of hers"
 
 
 def settings_of(folder: Path):
-    return load_settings(ROOT / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": "", "desk.secure_cookies": False})
+    return load_settings(
+        ROOT / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": "", "desk.secure_cookies": False}
+    )
 
 
 def serve(folder: Path, listener: socket.socket) -> None:
@@ -43,9 +47,13 @@ def serve(folder: Path, listener: socket.socket) -> None:
     from fastapi import FastAPI
 
     from fraud_poc.desk.pages import create_desk
+
     queries.key_of = lambda text, secret: unsigned(many_decisions.key_of(text))  # as the generated rows have them
     said = iter(range(10**9))
-    async def say(order: str, fraud: bool, note: str, by: str) -> int: return next(said)
+
+    async def say(order: str, fraud: bool, note: str, by: str) -> int:
+        return next(said)
+
     settings, app = settings_of(folder), FastAPI()
     app.mount("/desk", create_desk(settings, open_database(settings), say, bytes(32)))
     uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run([listener])
@@ -55,30 +63,62 @@ def wanted(folder: Path, count: int) -> dict[str, list[str]]:
     "Addresses of each page, all different."
     rng, engine = np.random.default_rng(7), open_database(settings_of(folder))
     with engine.connect() as connection:
-        waiting = connection.execute(sa.select(cases.c.urgency, cases.c.decision_id).where(cases.c.status == "open").order_by(cases.c.urgency.desc(), cases.c.decision_id)).all()
+        waiting = connection.execute(
+            sa.select(cases.c.urgency, cases.c.decision_id)
+            .where(cases.c.status == "open")
+            .order_by(cases.c.urgency.desc(), cases.c.decision_id)
+        ).all()
         at = [waiting[place] for place in rng.choice(len(waiting), count)]
-        bodies = [json.loads(body) for body in connection.execute(sa.select(decisions.c.body).where(decisions.c.id.in_([number for _, number in at]))).scalars()]
-        busy = list(connection.execute(sa.select(decisions.c.customer).group_by(decisions.c.customer).order_by(sa.func.count().desc()).limit(count)).scalars())
-        hot = list(connection.execute(sa.select(sa.func.max(decisions.c.id)).where(decisions.c.customer.in_(busy)).group_by(decisions.c.customer)).scalars())
+        bodies = [
+            json.loads(body)
+            for body in connection.execute(
+                sa.select(decisions.c.body).where(decisions.c.id.in_([number for _, number in at]))
+            ).scalars()
+        ]
+        busy = list(
+            connection.execute(
+                sa.select(decisions.c.customer)
+                .group_by(decisions.c.customer)
+                .order_by(sa.func.count().desc())
+                .limit(count)
+            ).scalars()
+        )
+        hot = list(
+            connection.execute(
+                sa.select(sa.func.max(decisions.c.id))
+                .where(decisions.c.customer.in_(busy))
+                .group_by(decisions.c.customer)
+            ).scalars()
+        )
     engine.dispose()
     pick = lambda *values: str(rng.choice(values))
     entities = ("customer_id", "email", "ip_addr", "device", "order_id")
     return {
         "queue": [f"queue?least={number}" if number else "queue" for number in range(count)],
         "queue, deep": [f"queue?after={urgency!r}~{number}" for urgency, number in at],
-        "queue, filtered": [f"queue?band={pick('medium', 'high')}&action={pick('', 'review', 'block')}&least={rng.integers(1, 400)}&most={rng.integers(300, 2000)}&age={pick('', 'hour', 'day', 'older', 'week')}"
-                            for _ in range(count)],
+        "queue, filtered": [
+            f"queue?band={pick('medium', 'high')}&action={pick('', 'review', 'block')}&least={rng.integers(1, 400)}&most={rng.integers(300, 2000)}&age={pick('', 'hour', 'day', 'older', 'week')}"
+            for _ in range(count)
+        ],
         "queue, nothing found": [f"queue?least={10**6 + number}&age=week" for number in range(count)],
         "queue, one entity": [f"queue?find={body[entities[place % 5]]}" for place, body in enumerate(bodies)],
         "queue, by customer": [f"queue?group=customer&least={number}" for number in range(count)],
         "queue, by customer, deep": [f"queue?group=customer&after={urgency!r}~{number}" for urgency, number in at],
         "queue, closed": [f"queue?status={pick('cleared', 'flagged')}&least={number}" for number in range(count)],
-        "pulse": [f"pulse?newest={waiting[0][1] - place}&" + "&".join(f"shown={number}" for _, number in waiting[place:place + 50]) for place in range(count)],
+        "pulse": [
+            f"pulse?newest={waiting[0][1] - place}&"
+            + "&".join(f"shown={number}" for _, number in waiting[place : place + 50])
+            for place in range(count)
+        ],
         "case": [f"case/{number}?band={pick('', 'high')}" for _, number in at],
         "case of a busy customer": [f"case/{number}" for number in hot],
         "trends": [f"trends?span={pick(30, 90, 365)}" for _ in range(count)],
         "trends, numbers": [f"trends/data?span={pick(30, 90, 365)}" for _ in range(count)],
-        "what if": [f"trends/what-if?span=90&step={rng.integers(32)}&capacity={rng.integers(1, 2000)}&an_hour=40" for _ in range(count)]}
+        "what if": [
+            f"trends/what-if?span=90&step={rng.integers(32)}&capacity={rng.integers(1, 2000)}&an_hour=40"
+            for _ in range(count)
+        ],
+    }
 
 
 def timed(client: httpx.Client, method: str, path: str, expect: int, **more) -> float:
@@ -86,7 +126,8 @@ def timed(client: httpx.Client, method: str, path: str, expect: int, **more) -> 
     start = time.perf_counter()
     answer = client.request(method, path, **more)
     took = 1000 * (time.perf_counter() - start)
-    if answer.status_code != expect: raise RuntimeError(f"{method} {path[:100]} answered {answer.status_code}")
+    if answer.status_code != expect:
+        raise RuntimeError(f"{method} {path[:100]} answered {answer.status_code}")
     return took
 
 
@@ -96,9 +137,18 @@ def measure(client: httpx.Client, folder: Path, count: int) -> dict[str, list[fl
     csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("queue").text)[1]
     for place in range(count):
         for name, paths in pages.items():
-            if place < len(paths): times.setdefault(name, []).append(timed(client, "GET", paths[place], 200))
+            if place < len(paths):
+                times.setdefault(name, []).append(timed(client, "GET", paths[place], 200))
         number = re.search(r'<tr id="case-(\d+)"', client.get("queue").text)[1]
-        times.setdefault("verdict", []).append(timed(client, "POST", f"case/{number}/verdict", 303, data={"csrf": csrf, "verdict": "clear" if place % 2 else "flag", "note": "benchmark"}))
+        times.setdefault("verdict", []).append(
+            timed(
+                client,
+                "POST",
+                f"case/{number}/verdict",
+                303,
+                data={"csrf": csrf, "verdict": "clear" if place % 2 else "flag", "note": "benchmark"},
+            )
+        )
         times.setdefault("undo", []).append(timed(client, "POST", f"case/{number}/undo", 303, data={"csrf": csrf}))
     return times
 
@@ -106,6 +156,7 @@ def measure(client: httpx.Client, folder: Path, count: int) -> dict[str, list[fl
 def first_paint(url: str, count: int = 12) -> float:
     "Median milliseconds until the queue is painted in headless Chromium."
     from playwright.sync_api import sync_playwright
+
     found = []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
@@ -135,10 +186,20 @@ def main() -> None:
         folder = args.keep or Path(temporary)
         filled, settings = (folder / "desk.sqlite").exists(), settings_of(folder)
         engine = open_database(settings)
-        if not filled: many_decisions.fill(engine, settings, args.decisions, args.cases, 7, lambda done, total: print(f"{done:,} of {total:,}", file=sys.stderr))
-        if NAME not in [row["name"] for row in list_accounts(engine)]: new_account(engine, NAME, PASSWORD, "analyst", "benchmark")
+        if not filled:
+            many_decisions.fill(
+                engine,
+                settings,
+                args.decisions,
+                args.cases,
+                7,
+                lambda done, total: print(f"{done:,} of {total:,}", file=sys.stderr),
+            )
+        if NAME not in [row["name"] for row in list_accounts(engine)]:
+            new_account(engine, NAME, PASSWORD, "analyst", "benchmark")
         counted, start = 0, time.perf_counter()
-        while more := queries.catch_up(engine, 2): counted += more
+        while more := queries.catch_up(engine, 2):
+            counted += more
         print(f"{counted:,} rows counted for the trends in {time.perf_counter() - start:.1f} s")
         engine.dispose()
         listener.bind(("127.0.0.1", 0))
@@ -148,10 +209,14 @@ def main() -> None:
         try:
             with httpx.Client(base_url=url, timeout=60, headers={"accept": "text/html"}) as client:
                 for _ in range(200):
-                    try: client.get("login")
-                    except httpx.HTTPError: time.sleep(0.05)
-                    else: break
-                if client.post("login", data={"name": NAME, "password": PASSWORD}).status_code != 303: raise RuntimeError("could not log in")
+                    try:
+                        client.get("login")
+                    except httpx.HTTPError:
+                        time.sleep(0.05)
+                    else:
+                        break
+                if client.post("login", data={"name": NAME, "password": PASSWORD}).status_code != 303:
+                    raise RuntimeError("could not log in")
                 times = measure(client, folder, args.requests)
             paint = first_paint(url) if args.browser else None
         finally:
@@ -159,10 +224,17 @@ def main() -> None:
             server.join(10)
     worst = {name: float(np.percentile(values, 95)) for name, values in times.items()}
     print(f"{'page':28} {'requests':>8} {'p50 ms':>8} {'p95 ms':>8}")
-    for name, values in sorted(times.items(), key=lambda one: -worst[one[0]]): print(f"{name:28} {len(values):8} {np.median(values):8.1f} {worst[name]:8.1f}")
-    if paint: print(f"first paint of the queue in Chromium: {paint:.0f} ms (median)")
+    for name, values in sorted(times.items(), key=lambda one: -worst[one[0]]):
+        print(f"{name:28} {len(values):8} {np.median(values):8.1f} {worst[name]:8.1f}")
+    if paint:
+        print(f"first paint of the queue in Chromium: {paint:.0f} ms (median)")
     slowest = max(worst, key=worst.get)
-    print(json.dumps({"decisions": args.decisions, "open_cases": args.cases, "page": slowest, "p95_ms": round(worst[slowest], 1)} | ({"first_paint_ms": round(paint)} if paint else {})))
+    print(
+        json.dumps(
+            {"decisions": args.decisions, "open_cases": args.cases, "page": slowest, "p95_ms": round(worst[slowest], 1)}
+            | ({"first_paint_ms": round(paint)} if paint else {})
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """What the drills share: a small domain with an accepted model, the service as `fraud-poc serve` runs it, and a lean client."""
+
 import asyncio
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fraud_poc.config import Settings, load_settings  # noqa: E402
+from fraud_poc.config import load_settings  # noqa: E402
 from fraud_poc.data.files import read_json  # noqa: E402
 from fraud_poc.data.ingest import ingest, read_manifest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
@@ -31,8 +32,16 @@ from fraud_poc.model.dataset import make_dataset  # noqa: E402
 from fraud_poc.model.train import train_model  # noqa: E402
 
 CONFIG = ROOT / "config" / "orders.toml"
-ANY_MODEL = {"model.trees": 100, "acceptance.min_auc": 0.5, "acceptance.min_average_precision": 0.0, "acceptance.bootstrap": 0,
-             "training.train_days": 50, "training.validation_days": 20, "training.test_days": 20, "sample.fraud_rate": 0.1}  # here nobody asks how good it is
+ANY_MODEL = {
+    "model.trees": 100,
+    "acceptance.min_auc": 0.5,
+    "acceptance.min_average_precision": 0.0,
+    "acceptance.bootstrap": 0,
+    "training.train_days": 50,
+    "training.validation_days": 20,
+    "training.test_days": 20,
+    "sample.fraud_rate": 0.1,
+}  # here nobody asks how good it is
 
 # Limits are there against hanging, not against slowness: they count from the last progress. FRAUD_POC_TEST_PATIENCE is a factor on all of them
 PATIENCE = float(os.environ.get("FRAUD_POC_TEST_PATIENCE", 1))
@@ -42,14 +51,17 @@ ANSWER_S = 10 * PATIENCE  # without an answer to an order, until it is sent agai
 
 class Progress:
     "A figure that changes as long as something goes on; `look` raises `RuntimeError` when it has not for too long."
+
     def __init__(self, what: str, figure: Callable[[], object], seconds: float = STUCK_S):
         self.what, self.figure, self.seconds, self.last, self.since = what, figure, seconds, None, time.monotonic()
 
     def look(self) -> object:
         "The figure as it is now."
         now = self.figure()
-        if now != self.last: self.last, self.since = now, time.monotonic()
-        elif time.monotonic() - self.since > self.seconds: raise RuntimeError(f"{self.what} for {self.seconds:g} s: the figure stays at {now}")
+        if now != self.last:
+            self.last, self.since = now, time.monotonic()
+        elif time.monotonic() - self.since > self.seconds:
+            raise RuntimeError(f"{self.what} for {self.seconds:g} s: the figure stays at {now}")
         return now
 
 
@@ -60,16 +72,31 @@ def say(text: str) -> None:
 
 class Domain:
     "A domain on disk: history in the store, a model, a key, and orders that come after that history. Several drills can copy one that was `made` before."
+
     def __init__(self, folder: Path, orders: int, history: int, made: Path | None = None, **changes):
         folder.mkdir(parents=True, exist_ok=True)
-        if made: shutil.copytree(made, folder, dirs_exist_ok=True)
+        if made:
+            shutil.copytree(made, folder, dirs_exist_ok=True)
         total, note = round(1.05 * (orders + history)), folder / "domain.json"
-        size = json.loads(note.read_text()) if made else {"batch.part_rows": max(total // 100, 100), "sample.orders": total, "sample.customers": max(total * 2 // 15, 50)}
-        self.changes = ANY_MODEL | {"batch.folder": str(folder / "orders"), "batch.threads": 2, "service.port": 0} | size | changes
+        size = (
+            json.loads(note.read_text())
+            if made
+            else {
+                "batch.part_rows": max(total // 100, 100),
+                "sample.orders": total,
+                "sample.customers": max(total * 2 // 15, 50),
+            }
+        )
+        self.changes = (
+            ANY_MODEL | {"batch.folder": str(folder / "orders"), "batch.threads": 2, "service.port": 0} | size | changes
+        )
         self.settings = load_settings(CONFIG, self.changes)
-        if not made: self.make(folder / "raw", orders)
+        if not made:
+            self.make(folder / "raw", orders)
         note.write_text(json.dumps(size))
-        self.parts = len(read_json(features_folder(self.settings, build_table(self.settings)) / "manifest.json")["parts"])
+        self.parts = len(
+            read_json(features_folder(self.settings, build_table(self.settings)) / "manifest.json")["parts"]
+        )
         self.key = fresh_key(self.settings, "drill")
 
     def make(self, raw: Path, orders: int) -> None:
@@ -84,7 +111,8 @@ class Domain:
         train_model(self.settings)
         judge_model(self.settings)
         say("a model is trained and judged")
-        with server_for(self.settings) as url: prepare_db(self.settings, url)
+        with server_for(self.settings) as url:
+            prepare_db(self.settings, url)
         say("the store is filled")
 
     def end_of_history(self, orders: int) -> str:
@@ -92,20 +120,24 @@ class Domain:
         after = 0
         for part in reversed(read_manifest(self.settings.batch.folder)["parts"]):
             after += part["events"]
-            if after >= orders: return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(part["first_known_ms"] / 1000))
+            if after >= orders:
+                return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(part["first_known_ms"] / 1000))
         raise ValueError(f"the log holds {after:,} orders, {orders:,} shall be sent: make the history longer")
 
     def orders(self, count: int) -> list[tuple[int, dict]]:
         "Orders that come after the history: id key, order."
         found = list(islice(raw_orders(self.settings, self.parts), count))
-        if len(found) < count: raise ValueError(f"the log has {len(found):,} orders after the history, not {count:,}")
+        if len(found) < count:
+            raise ValueError(f"the log has {len(found):,} orders after the history, not {count:,}")
         return found
 
     def request(self, order: dict) -> bytes:
         "An order as bytes on the wire."
         body = json.dumps(order).encode()
-        return b"POST /score HTTP/1.1\r\nhost: drill\r\nx-api-key: %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
-            self.key.encode(), len(body), body)
+        return (
+            b"POST /score HTTP/1.1\r\nhost: drill\r\nx-api-key: %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+            % (self.key.encode(), len(body), body)
+        )
 
 
 @contextmanager
@@ -113,34 +145,60 @@ def serving(domain: Domain, log: Path, writer_last: bool = True) -> Iterator[tup
     "The command `serve` in a process of its own: address and process, when it is ready. A decision writer that goes last may never get a core of a busy machine."
     sets = [word for name, value in domain.changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     before = "" if writer_last else "from fraud_poc.desk import writer; writer.go_last = lambda pid: None; "
-    command = [sys.executable, "-c", before + "from fraud_poc.cli import main; main()", "serve", "--config", str(CONFIG), *sets, "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        before + "from fraud_poc.cli import main; main()",
+        "serve",
+        "--config",
+        str(CONFIG),
+        *sets,
+        "--json",
+    ]
     with open(log, "wb") as handle:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=handle, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=handle,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
     try:
         told, until = json.loads(process.stdout.readline() or b"{}"), time.monotonic() + STUCK_S
         while "address" not in told or not is_ready(told["address"]):
-            if process.poll() is not None or time.monotonic() > until: raise RuntimeError(f"the service is not ready:\n{log.read_text()[-2000:]}")
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the service is not ready:\n{log.read_text()[-2000:]}")
             time.sleep(0.1)
         say("the service is ready")
         yield told["address"], process
     finally:
         process.send_signal(signal.SIGTERM)
-        try: process.wait(STUCK_S)
-        except subprocess.TimeoutExpired: process.kill()
+        try:
+            process.wait(STUCK_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
         process.stdout.close()
         process.wait()
 
 
 def family(pid: int) -> list[int]:
     "A process and all that it started, the store's server aside."
-    try: children = [int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()]
-    except OSError: return []
+    try:
+        children = [
+            int(word)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for word in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
     return [pid, *(found for child in children if "-server" not in command_of(child) for found in family(child))]
 
 
 def command_of(pid: int) -> str:
-    try: return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError: return ""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def workers_of(pid: int) -> list[int]:
@@ -155,36 +213,47 @@ def writers_of(*parents: int) -> list[int]:
 
 def memory_of(pid: int) -> int:
     "Bytes in memory of a process."
-    try: return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
-    except (OSError, TypeError): return 0
+    try:
+        return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
+    except (OSError, TypeError):
+        return 0
 
 
 class Connection(asyncio.Protocol):
     "One connection, one request at a time; tells `answered` the status, the head and the body, or status 0 when the connection is lost."
-    def __init__(self): self.data, self.answered, self.transport = b"", None, None
 
-    def connection_made(self, transport): self.transport = transport
+    def __init__(self):
+        self.data, self.answered, self.transport = b"", None, None
+
+    def connection_made(self, transport):
+        self.transport = transport
 
     def send(self, request: bytes, answered) -> None:
         self.answered = answered
-        if self.transport.is_closing(): self.finish(0, b"", b"")
-        else: self.transport.write(request)
+        if self.transport.is_closing():
+            self.finish(0, b"", b"")
+        else:
+            self.transport.write(request)
 
     def finish(self, status: int, head: bytes, body: bytes) -> None:
         answered, self.answered = self.answered, None
-        if answered: answered(status, head, body)
+        if answered:
+            answered(status, head, body)
 
     def data_received(self, data: bytes) -> None:
         self.data += data
         end = self.data.find(b"\r\n\r\n")
-        if end < 0: return
+        if end < 0:
+            return
         head = self.data[:end].lower()
         length = int(re.search(rb"content-length: *(\d+)", head)[1])
-        if len(self.data) < end + 4 + length: return
-        body, self.data = self.data[end + 4:end + 4 + length], b""
+        if len(self.data) < end + 4 + length:
+            return
+        body, self.data = self.data[end + 4 : end + 4 + length], b""
         self.finish(int(head[9:12]), head, body)
 
-    def connection_lost(self, error) -> None: self.finish(0, b"", b"")
+    def connection_lost(self, error) -> None:
+        self.finish(0, b"", b"")
 
 
 async def connection(address: str) -> Connection:
@@ -197,7 +266,8 @@ async def ask(link: Connection, request: bytes, seconds: float) -> tuple[int, by
     "Status, head and body; status 0 when the connection is lost or nothing comes in time."
     found = asyncio.get_running_loop().create_future()
     link.send(request, lambda *answer: found.done() or found.set_result(answer))
-    try: return await asyncio.wait_for(found, seconds)
+    try:
+        return await asyncio.wait_for(found, seconds)
     except TimeoutError:
         link.transport.abort()
         return 0, b"", b""

@@ -7,6 +7,7 @@ The input is ingested to a temporary folder. Its features are computed in 1, 2 a
 naive oracle of notebook 06, which recomputes each feature from all that an entity ever did: that takes minutes. Compared are the bits of each
 float32 value, the flags, and the packed states. The last line is one JSON object; the exit code is 1 when anything differs.
 """
+
 import argparse
 import json
 import sys
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import oracle  # noqa: E402
+
 from fraud_poc.config import Columns, Settings, load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
@@ -33,10 +35,12 @@ SLICES = 8  # of an entity's keys, each worked out by the oracle on its own
 
 
 @cache
-def stream(folder: Path, columns: str) -> list[dict]: return oracle.log_items(folder, Columns.model_validate_json(columns))
+def stream(folder: Path, columns: str) -> list[dict]:
+    return oracle.log_items(folder, Columns.model_validate_json(columns))
 
 
-def items_of(settings: Settings) -> list[dict]: return stream(settings.batch.folder, settings.columns.model_dump_json())
+def items_of(settings: Settings) -> list[dict]:
+    return stream(settings.batch.folder, settings.columns.model_dump_json())
 
 
 def naive_slice(settings: Settings, by: str, number: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
@@ -51,7 +55,10 @@ def naive_slice(settings: Settings, by: str, number: int) -> tuple[str, np.ndarr
 def naive_whole(settings: Settings, events: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
     "The oracle on all of a log, slice by slice in several processes."
     table = build_table(settings)
-    vectors, flags = np.full((events, len(table.rows)), np.nan, np.float32), np.full((events, len(table.entities)), 16, np.uint8)
+    vectors, flags = (
+        np.full((events, len(table.rows)), np.nan, np.float32),
+        np.full((events, len(table.entities)), 16, np.uint8),
+    )
     places = {e.by: e.places for e in table.entities} | {"": [i for i, row in enumerate(table.rows) if not row.by]}
     order = [e.by for e in table.entities]
     tasks = [(by, number) for by in order for number in range(SLICES)] + [("", 0)] * bool(len(places[""]))
@@ -59,20 +66,32 @@ def naive_whole(settings: Settings, events: int, workers: int) -> tuple[np.ndarr
         for done, result in enumerate([pool.submit(naive_slice, settings, *task) for task in tasks], 1):
             by, rows, found, marks = result.result()
             vectors[np.ix_(rows, places[by])] = found
-            if by: flags[rows, order.index(by)] = marks[:, 0]
+            if by:
+                flags[rows, order.index(by)] = marks[:, 0]
             say(f"oracle: slice {done} of {len(tasks)}")
     return vectors, flags
 
 
-def say(text: str) -> None: print(f"\r{text:<60}", end="", file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    print(f"\r{text:<60}", end="", file=sys.stderr, flush=True)
 
 
 def compare(way: str, seconds: float, got: tuple, expected: tuple) -> dict:
     "One line of the table."
     bits = [np.ascontiguousarray(values[0], np.float32).view(np.uint32) for values in (got, expected)]
-    states = sum(got[2].get(place) != expected[2].get(place) for place in got[2].keys() | expected[2].keys()) if len(got) > 2 else None
-    return {"way": way, "seconds": seconds, "values": int((bits[0] != bits[1]).sum()), "bits": int(np.bitwise_count(bits[0] ^ bits[1]).sum()),
-            "flags": int((got[1] != expected[1]).sum()), "states": states}
+    states = (
+        sum(got[2].get(place) != expected[2].get(place) for place in got[2].keys() | expected[2].keys())
+        if len(got) > 2
+        else None
+    )
+    return {
+        "way": way,
+        "seconds": seconds,
+        "values": int((bits[0] != bits[1]).sum()),
+        "bits": int(np.bitwise_count(bits[0] ^ bits[1]).sum()),
+        "flags": int((got[1] != expected[1]).sum()),
+        "states": states,
+    }
 
 
 def run(settings: Settings, workers: int) -> tuple[list[dict], dict]:
@@ -83,43 +102,82 @@ def run(settings: Settings, workers: int) -> tuple[list[dict], dict]:
     lines = [{"way": "event by event through bytes", "seconds": time.perf_counter() - start}]
     for pieces in (1, 2, 7):
         start = time.perf_counter()
-        compute_features(settings.model_copy(update={"batch": settings.batch.model_copy(update={"partitions": pieces})}), replace=True)
+        compute_features(
+            settings.model_copy(update={"batch": settings.batch.model_copy(update={"partitions": pieces})}),
+            replace=True,
+        )
         seconds = time.perf_counter() - start
         lines.append(compare(f"batch in {pieces} piece{'s' * (pieces > 1)}", seconds, oracle.of_batch(settings), live))
     start = time.perf_counter()
     naive = naive_whole(settings, len(live[0]), workers)
     lines.append(compare("naive oracle", time.perf_counter() - start, naive, live))
     missing = float(np.isnan(live[0]).mean())
-    said = {word: int((live[1] & bit > 0).any(1).sum()) for word, bit in [("new", 1), ("capped", 2), ("late", 4), ("too_late", 8), ("no_entity", 16)]}
-    return lines, {"events": len(live[0]), "labels": len(items) - len(live[0]), "features": len(table.rows), "values": live[0].size, "states": len(live[2]),
-                   "missing": round(missing, 4), **said, "differing_bits": sum(line.get("bits", 0) for line in lines),
-                   "differing_flags": sum(line.get("flags", 0) for line in lines), "differing_states": sum(line.get("states") or 0 for line in lines)}
+    said = {
+        word: int((live[1] & bit > 0).any(1).sum())
+        for word, bit in [("new", 1), ("capped", 2), ("late", 4), ("too_late", 8), ("no_entity", 16)]
+    }
+    return lines, {
+        "events": len(live[0]),
+        "labels": len(items) - len(live[0]),
+        "features": len(table.rows),
+        "values": live[0].size,
+        "states": len(live[2]),
+        "missing": round(missing, 4),
+        **said,
+        "differing_bits": sum(line.get("bits", 0) for line in lines),
+        "differing_flags": sum(line.get("flags", 0) for line in lines),
+        "differing_states": sum(line.get("states") or 0 for line in lines),
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default=str(ROOT / "config" / "orders.toml"), help="domain (default: config/orders.toml)")
+    parser.add_argument(
+        "--config", default=str(ROOT / "config" / "orders.toml"), help="domain (default: config/orders.toml)"
+    )
     parser.add_argument("--input", help="raw events; without it, data is generated")
     parser.add_argument("--orders", type=int, default=20_000, help="orders to generate (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes for the oracle (default: %(default)s)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        changes = {"batch.folder": folder, "batch.step_rows": 10_000, "batch.part_rows": 7_000}  # so that states are saved and found again
-        if given.input: settings = load_settings(given.config, changes)
+        changes = {
+            "batch.folder": folder,
+            "batch.step_rows": 10_000,
+            "batch.part_rows": 7_000,
+        }  # so that states are saved and found again
+        if given.input:
+            settings = load_settings(given.config, changes)
         else:
-            settings = load_settings(given.config, changes | {"sample.orders": given.orders, "sample.customers": max(1, given.orders * 2 // 15),
-                                                              "input.events": f"{folder}/raw/orders", "input.labels": f"{folder}/raw/labels"})
+            settings = load_settings(
+                given.config,
+                changes
+                | {
+                    "sample.orders": given.orders,
+                    "sample.customers": max(1, given.orders * 2 // 15),
+                    "input.events": f"{folder}/raw/orders",
+                    "input.labels": f"{folder}/raw/labels",
+                },
+            )
             make_data(settings)
         ingest(settings, given.input)
         lines, totals = run(settings, given.workers)
     say("")
-    print(f"\r{settings.domain.name}: {totals['events']:,} events, {totals['labels']:,} labels, {totals['features']} features, {totals['states']:,} states\n")
-    print(f"{'compared with event by event':<30} {'seconds':>8} {'values that differ':>19} {'bits':>5} {'flags':>6} {'states':>7}")
+    print(
+        f"\r{settings.domain.name}: {totals['events']:,} events, {totals['labels']:,} labels, {totals['features']} features, {totals['states']:,} states\n"
+    )
+    print(
+        f"{'compared with event by event':<30} {'seconds':>8} {'values that differ':>19} {'bits':>5} {'flags':>6} {'states':>7}"
+    )
     for line in lines:
-        rest = f"{line['values']:>19} {line['bits']:>5} {line['flags']:>6} {'-' if line['states'] is None else line['states']:>7}" if "bits" in line else ""
+        rest = (
+            f"{line['values']:>19} {line['bits']:>5} {line['flags']:>6} {'-' if line['states'] is None else line['states']:>7}"
+            if "bits" in line
+            else ""
+        )
         print(f"{line['way']:<30} {line['seconds']:>8.1f} {rest}")
     print(json.dumps({"domain": settings.domain.name, **totals}))
     return int(any(totals[f"differing_{what}"] for what in ("bits", "flags", "states")))
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

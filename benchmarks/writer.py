@@ -11,12 +11,12 @@ Then: does the database hold each accepted order once, at the position and with 
 log a row? Do links, cases and rollups add up to the decisions? At the end the same log is written into an empty database, to see how fast that goes.
 The last line is one JSON object; the exit code is 1 when anything is missing, twice or different.
 """
+
 import argparse
 import asyncio
 import json
 import os
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,7 +24,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import sqlalchemy as sa
-
 from crash import Run, tell
 from drill import STUCK_S, Domain, Progress, serving, writers_of
 
@@ -41,22 +40,31 @@ async def kill(run: Run, service: int, engine: sa.Engine, kills: int, rng: rando
     for number in range(kills):
         await run.until(int(len(run.orders) * (number + rng.uniform(0.1, 0.9)) / kills))
         until = time.monotonic() + STUCK_S / 4
-        while (now := await asyncio.to_thread(mark_of, engine)) == last and time.monotonic() < until: await asyncio.sleep(0.02)
+        while (now := await asyncio.to_thread(mark_of, engine)) == last and time.monotonic() < until:
+            await asyncio.sleep(0.02)
         await asyncio.sleep(rng.uniform(0, 0.5))
         done["kills after something was written"] += now != last
         last = await asyncio.to_thread(mark_of, engine)
-        for pid in await asyncio.to_thread(writers_of, service, os.getpid()): os.kill(pid, 9)
+        for pid in await asyncio.to_thread(writers_of, service, os.getpid()):
+            os.kill(pid, 9)
         done["kills"] += 1
     return done
 
 
-async def drive(domain: Domain, orders: list[tuple[int, dict]], address: str, service: int, engine: sa.Engine,
-                options: argparse.Namespace) -> tuple[Run, Counter]:
+async def drive(
+    domain: Domain,
+    orders: list[tuple[int, dict]],
+    address: str,
+    service: int,
+    engine: sa.Engine,
+    options: argparse.Namespace,
+) -> tuple[Run, Counter]:
     "Send all orders while the writer dies."
     run, rng = Run(domain, orders, address), random.Random(options.seed)
     async with asyncio.TaskGroup() as group:
         killing = group.create_task(kill(run, service, engine, options.kills, rng))
-        for _ in range(options.connections): group.create_task(run.client(options.rate / options.connections))
+        for _ in range(options.connections):
+            group.create_task(run.client(options.rate / options.connections))
         group.create_task(tell(run))
     return run, killing.result()
 
@@ -65,46 +73,87 @@ async def read_all(settings: Settings, url: str) -> tuple[str, dict[int, bytes]]
     "Epoch and entries of the live log."
     async with open_store(settings, url) as store:
         log, meta = {}, await store.meta()
-        while batch := await store.entries(max(log, default=-1), 5_000): log |= dict(batch)
+        while batch := await store.entries(max(log, default=-1), 5_000):
+            log |= dict(batch)
     return meta.epoch, log
 
 
 def caught_up(engine: sa.Engine, at: Mark) -> float:
     "Wait until the log is written; returns how long that took."
-    start, progress = time.monotonic(), Progress(f"of a log that ends at {at}, nothing was written", lambda: mark_of(engine))
-    while progress.look() != at: time.sleep(0.05)
+    start, progress = (
+        time.monotonic(),
+        Progress(f"of a log that ends at {at}, nothing was written", lambda: mark_of(engine)),
+    )
+    while progress.look() != at:
+        time.sleep(0.05)
     return time.monotonic() - start
 
 
 def rows(engine: sa.Engine, table: sa.Table, *names: str) -> list[tuple]:
-    with engine.connect() as connection: return [tuple(row) for row in connection.execute(sa.select(*[table.c[name] for name in names]))]
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(sa.select(*[table.c[name] for name in names]))]
 
 
 def compare(engine: sa.Engine, log: dict[int, Entry], acknowledged: dict[int, tuple[int, float]]) -> dict:
     "What the database holds against what clients were told and what the log holds."
     there = rows(engine, decisions, "position", "score", "order_id", "id", "action", "amount")
     seen = rows(engine, decisions, "band", "reasons")
-    events, positions = {seq: entry for seq, entry in log.items() if entry.kind == "event"}, Counter(row[0] for row in there)
-    told, linked = {position: score for position, score in acknowledged.values()}, Counter(number for number, in rows(engine, links, "decision_id"))
-    keys = {number: sum(map(bool, events[position].keys[:4])) for position, _, _, number, _, _ in there if position in events}
-    found = {"stored": len(there), "twice": sum(count - 1 for count in positions.values()) + len(there) - len({row[2] for row in there}),
-             "missing": sum(seq not in positions for seq in events), "not_in_log": sum(position not in events for position in positions),
-             "other_score": sum(score != told.get(position) or score != open_record(events[position].decision).score for position, score, *_ in there)}
-    found["other_links"] = sum(linked[number] != count for number, count in keys.items()) + len(linked.keys() - keys.keys())
-    found["other_cases"] = len({number for number, in rows(engine, cases, "decision_id")} ^ {row[3] for row in there if row[4] != "pass"})
-    found["other_sums"] = abs(sum(n for n, in rows(engine, days, "events")) - len(there)) + abs(sum(n for n, in rows(engine, scores, "events")) - len(there)) + abs(
-        sum(n for n, in rows(engine, days, "amount")) - sum(row[5] for row in there))
+    events, positions = (
+        {seq: entry for seq, entry in log.items() if entry.kind == "event"},
+        Counter(row[0] for row in there),
+    )
+    told, linked = (
+        {position: score for position, score in acknowledged.values()},
+        Counter(number for (number,) in rows(engine, links, "decision_id")),
+    )
+    keys = {
+        number: sum(map(bool, events[position].keys[:4]))
+        for position, _, _, number, _, _ in there
+        if position in events
+    }
+    found = {
+        "stored": len(there),
+        "twice": sum(count - 1 for count in positions.values()) + len(there) - len({row[2] for row in there}),
+        "missing": sum(seq not in positions for seq in events),
+        "not_in_log": sum(position not in events for position in positions),
+        "other_score": sum(
+            score != told.get(position) or score != open_record(events[position].decision).score
+            for position, score, *_ in there
+        ),
+    }
+    found["other_links"] = sum(linked[number] != count for number, count in keys.items()) + len(
+        linked.keys() - keys.keys()
+    )
+    found["other_cases"] = len(
+        {number for (number,) in rows(engine, cases, "decision_id")} ^ {row[3] for row in there if row[4] != "pass"}
+    )
+    found["other_sums"] = (
+        abs(sum(n for (n,) in rows(engine, days, "events")) - len(there))
+        + abs(sum(n for (n,) in rows(engine, scores, "events")) - len(there))
+        + abs(sum(n for (n,) in rows(engine, days, "amount")) - sum(row[5] for row in there))
+    )
     found["without_reasons"] = sum(band != "low" and not reasons for band, reasons in seen)
-    return found | {"with_reasons": sum(band != "low" for band, _ in seen), "cases": sum(row[4] != "pass" for row in there), "labels": len(rows(engine, labels, "id"))}
+    return found | {
+        "with_reasons": sum(band != "low" for band, _ in seen),
+        "cases": sum(row[4] != "pass" for row in there),
+        "labels": len(rows(engine, labels, "id")),
+    }
 
 
 def rate(settings: Settings, epoch: str, log: dict[int, bytes], folder: Path) -> dict:
     "Entries a second of one writer on the same log and an empty database, with reasons and without."
     told, entries = {}, sorted(log.items())
-    for name, explain in (("with reasons", None), ("without reasons", lambda model, vectors, orders: [None] * len(orders))):
-        engine, reading = open_database(settings, f"sqlite:///{folder}/{name.split()[0]}.sqlite"), Reading(settings, explain)
+    for name, explain in (
+        ("with reasons", None),
+        ("without reasons", lambda model, vectors, orders: [None] * len(orders)),
+    ):
+        engine, reading = (
+            open_database(settings, f"sqlite:///{folder}/{name.split()[0]}.sqlite"),
+            Reading(settings, explain),
+        )
         mark, start, used = begin_log(engine, None, epoch), time.perf_counter(), time.process_time()
-        for at in range(0, len(entries), BATCH): mark = write_entries(engine, reading, mark, entries[at:at + BATCH])
+        for at in range(0, len(entries), BATCH):
+            mark = write_entries(engine, reading, mark, entries[at : at + BATCH])
         told[f"entries a second {name}"] = len(entries) / (time.perf_counter() - start)
         told[f"entries a CPU second {name}"] = len(entries) / (time.process_time() - used)
         engine.dispose()
@@ -113,7 +162,9 @@ def rate(settings: Settings, epoch: str, log: dict[int, bytes], folder: Path) ->
 
 def drill(options: argparse.Namespace, home: Path) -> dict:
     "The whole drill in a folder."
-    domain = Domain(home, options.orders, options.history, **({"database.url": options.database} if options.database else {}))
+    domain = Domain(
+        home, options.orders, options.history, **({"database.url": options.database} if options.database else {})
+    )
     orders, settings = domain.orders(options.orders), domain.settings
     engine = open_database(settings)
     with server_for(settings) as url, serving(domain, home / "service.log") as (address, process):
@@ -123,12 +174,31 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
             seconds = time.perf_counter() - begun
             epoch, log = asyncio.run(read_all(settings, url))
             behind = caught_up(engine, Mark(epoch, max(log)))
-    found = compare(engine, {seq: decode_entry(entry) for seq, entry in log.items()}, run.acknowledged) | {"seconds_behind": behind}
+    found = compare(engine, {seq: decode_entry(entry) for seq, entry in log.items()}, run.acknowledged) | {
+        "seconds_behind": behind
+    }
     engine.dispose()
-    shown = {"seconds under load": seconds, "orders a second": len(orders) / seconds, **run.met, **kills, **found, **rate(settings, epoch, log, home)}
-    for name, value in shown.items(): print(f"{name.replace('_', ' '):<40}{value:>14,.1f}" if isinstance(value, float) else f"{name.replace('_', ' '):<40}{value:>14,}")
-    return {"accepted": len(run.acknowledged), "stored": found["stored"], **{name: found[name] for name in TOLD}, "kills": kills["kills"],
-            "entries_a_second": round(shown["entries a second with reasons"])}
+    shown = {
+        "seconds under load": seconds,
+        "orders a second": len(orders) / seconds,
+        **run.met,
+        **kills,
+        **found,
+        **rate(settings, epoch, log, home),
+    }
+    for name, value in shown.items():
+        print(
+            f"{name.replace('_', ' '):<40}{value:>14,.1f}"
+            if isinstance(value, float)
+            else f"{name.replace('_', ' '):<40}{value:>14,}"
+        )
+    return {
+        "accepted": len(run.acknowledged),
+        "stored": found["stored"],
+        **{name: found[name] for name in TOLD},
+        "kills": kills["kills"],
+        "entries_a_second": round(shown["entries a second with reasons"]),
+    }
 
 
 TOLD = ("twice", "missing", "not_in_log", "other_score", "other_links", "other_cases", "other_sums", "without_reasons")
@@ -140,14 +210,20 @@ def main() -> None:
     parser.add_argument("--history", type=int, default=30_000, help="orders that were there before")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=400, help="most orders a second; 0 = as many as the service answers")
-    parser.add_argument("--database", default="", help="address of an empty PostgreSQL database; SQLite when there is none")
+    parser.add_argument(
+        "--rate", type=float, default=400, help="most orders a second; 0 = as many as the service answers"
+    )
+    parser.add_argument(
+        "--database", default="", help="address of an empty PostgreSQL database; SQLite when there is none"
+    )
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home: result = drill(options, Path(home))
+    with tempfile.TemporaryDirectory() as home:
+        result = drill(options, Path(home))
     print(json.dumps(result))
     whole = result["accepted"] == result["stored"] == options.orders and not any(result[name] for name in TOLD)
     raise SystemExit(not whole)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -20,9 +20,9 @@ import multiprocessing
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,67 +36,119 @@ from . import __version__
 from .config import Settings, effective_settings, load_settings
 from .data.files import Progress, read_json
 from .desk.commands import accounts_app, audit_app, database_of, desk_app, keys_app, operator
-from .terminal import (DEFAULT_CONFIG, FAILED, Config, Json, Set, Step, consoles, ending, flattened, parse_overrides, run_step,
-                                table_of, timed, write_line)
+from fraud_poc.terminal import (
+    DEFAULT_CONFIG,
+    FAILED,
+    Config,
+    Json,
+    Set,
+    Step,
+    consoles,
+    ending,
+    flattened,
+    parse_overrides,
+    run_step,
+    table_of,
+    timed,
+    write_line,
+)
 
 # %% ../nbs/39_cli.ipynb #c005
 def ingest_step(place: str | None, labels: str | None, replace: bool) -> Step:
     "Ingest; None = what the settings name, where both are None."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.data.ingest import ingest
+
         named = place is not None or labels is not None
-        result = ingest(settings, (place or "") if named else None, (labels or "") if named else None, replace, progress)
+        result = ingest(
+            settings, (place or "") if named else None, (labels or "") if named else None, replace, progress
+        )
         rejects = str(settings.batch.folder / result["rejects"]) if result["rejects"] else ""
         return result | {"rejects": rejects, "log": str(settings.batch.folder / "log")}
+
     return step
+
 
 def make_data_step(folder: Path | None = None) -> Step:
     "Generate the sample into a folder; None = where the settings read from."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.data.sample import make_data
+
         return make_data(settings, folder, progress=progress)
+
     return step
 
 # %% ../nbs/39_cli.ipynb #c007
 def features_step(replace: bool, until: str = "") -> Step:
     "Features of what is new in the log, or of all of it."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.features.batch import compute_features
+
         return compute_features(settings, replace, progress, until)
+
     return step
+
 
 def describe_step(folder: Path | None = None) -> Step:
     "Plots and a page; None = `describe` under settings.batch.folder."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.describe import describe
+
         return describe(settings, folder, progress)
+
     return step
 
 # %% ../nbs/39_cli.ipynb #c009
 def dataset_step(replace: bool, until: str = "") -> Step:
     "The training set of the log, or of what was known before a date."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.model.dataset import make_dataset
+
         made = make_dataset(settings, replace, progress, until)
-        kept = {split: {"events": found["rows"], "frauds": found["frauds"], "unresolved": found["unresolved"]}
-                for split, found in made["splits"].items()}
+        kept = {
+            split: {"events": found["rows"], "frauds": found["frauds"], "unresolved": found["unresolved"]}
+            for split, found in made["splits"].items()
+        }
         total = {name: sum(found[name] for found in kept.values()) for name in ("events", "frauds")}
-        return kept | total | {"labels_not_yet_known": made.get("labels_not_yet_known", 0), "windows": made["windows"],
-                       "folder": str(settings.batch.folder / "dataset")}
+        return (
+            kept
+            | total
+            | {
+                "labels_not_yet_known": made.get("labels_not_yet_known", 0),
+                "windows": made["windows"],
+                "folder": str(settings.batch.folder / "dataset"),
+            }
+        )
+
     return step
+
 
 def train_step(settings: Settings, progress: Progress) -> dict:
     "Trees."
     from fraud_poc.model.train import train_model
+
     trained = train_model(settings, progress)
     best = max(trained.about["history"], default=None)
     about = trained.about
-    return {"events": about["rows"], "frauds": about["frauds"], "trees": about["trees"], "trees_grown": about["grown"],
-            "average_precision_on_validation": best, "folder": str(trained.folder)}
+    return {
+        "events": about["rows"],
+        "frauds": about["frauds"],
+        "trees": about["trees"],
+        "trees_grown": about["grown"],
+        "average_precision_on_validation": best,
+        "folder": str(trained.folder),
+    }
+
 
 def evaluate_step(settings: Settings, progress: Progress) -> dict:
     "The verdict, and the bundle."
     from fraud_poc.model.bundle import judge_model
+
     return judge_model(settings, progress)
 
 # %% ../nbs/39_cli.ipynb #c011
@@ -105,36 +157,60 @@ def written_before(settings: Settings, url: str) -> int:
     from fraud_poc.desk.writer import mark_of
     from fraud_poc.live.load import look
     from fraud_poc.live.store import Client, Names
-    with database_of(settings) as database: mark = mark_of(database)
-    with Client(url) as client: meta = look(client, Names(settings.domain.name)).meta
+
+    with database_of(settings) as database:
+        mark = mark_of(database)
+    with Client(url) as client:
+        meta = look(client, Names(settings.domain.name)).meta
     return mark.position + 1 if mark and meta and mark.log == meta.epoch else 0
+
 
 def prepare_step(start_over: bool, trim: bool = False) -> Step:
     "The live store."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.live.load import prepare_db
         from fraud_poc.live.store import server_for
+
         with server_for(settings) as url:
             done = prepare_db(settings, url, start_over, progress, trim=written_before(settings, url) if trim else 0)
         size = {f"megabytes_for_a_million_{done['million_of']}": round(done["bytes_per_million"] / 1e6)}
         return done | {"loaded": sum(done["states"].values())} | size
+
     return step
+
 
 def replay_step(start: str, events: int, writers: int, again: float) -> Step:
     "Recorded events through the live path."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.live.replay import replay
+
         return replay(settings, start, events, writers, again, progress)
+
     return step
 
 # %% ../nbs/39_cli.ipynb #c013
-Input = Annotated[str | None, typer.Option("--input", "-i", metavar="PLACE", help="Raw events: file, folder, glob or fsspec address.")]
-Verdicts = Annotated[str | None, typer.Option("--labels", "-l", metavar="PLACE", help="Raw verdicts, where events do not carry them.")]
+Input = Annotated[
+    str | None, typer.Option("--input", "-i", metavar="PLACE", help="Raw events: file, folder, glob or fsspec address.")
+]
+Verdicts = Annotated[
+    str | None, typer.Option("--labels", "-l", metavar="PLACE", help="Raw verdicts, where events do not carry them.")
+]
 Replace = Annotated[bool, typer.Option("--replace", help="Start over in place of adding what is new.")]
-Until = Annotated[str, typer.Option("--until", metavar="DATE", help="Stop before the part of the log that reaches this date, UTC.")]
+Until = Annotated[
+    str, typer.Option("--until", metavar="DATE", help="Stop before the part of the log that reaches this date, UTC.")
+]
 
-app = typer.Typer(name="fraud-poc", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
-                  epilog="Exit codes: 0 done, 1 failed, 2 wrong use or input, 130 stopped by Ctrl-C.\n\nFirst steps: fraud-poc demo")
+app = typer.Typer(
+    name="fraud-poc",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or input, 130 stopped by Ctrl-C.\n\nFirst steps: fraud-poc demo",
+)
+
 
 def show_version(wanted: bool) -> None:
     "Print the version and end."
@@ -142,24 +218,50 @@ def show_version(wanted: bool) -> None:
         print(f"fraud-poc {__version__}")
         raise typer.Exit()
 
+
 app.add_typer(desk_app)
-for name, part in (("keys", keys_app), ("accounts", accounts_app), ("audit", audit_app)): app.add_typer(part, name=name)
+for name, part in (("keys", keys_app), ("accounts", accounts_app), ("audit", audit_app)):
+    app.add_typer(part, name=name)
+
 
 @app.callback()
-def top(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")] = False):
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+):
     "Fraud detection from raw files to live decisions: features equal in training and live, a judged model, a service that learns from every order."
 
 # %% ../nbs/39_cli.ipynb #c015
-@app.command("make-data", epilog="Examples:\n\nfraud-poc make-data\n\nfraud-poc make-data --orders 1000000 --set sample.seed=8")
+@app.command(
+    "make-data", epilog="Examples:\n\nfraud-poc make-data\n\nfraud-poc make-data --orders 1000000 --set sample.seed=8"
+)
 def make_data_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-    orders: Annotated[int | None, typer.Option(help="How many orders, about; short for --set sample.orders=N.", min=1)] = None,
-    folder: Annotated[Path | None, typer.Option(help="Write to its subfolders orders and labels; default: where the settings read from.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    orders: Annotated[
+        int | None, typer.Option(help="How many orders, about; short for --set sample.orders=N.", min=1)
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Write to its subfolders orders and labels; default: where the settings read from."),
+    ] = None,
 ):
     "Generate orders with frauds in them, and verdicts that come late."
-    run_step("make-data", make_data_step(folder), config, [*(overrides or []), *([f"sample.orders={orders}"] if orders else [])], as_json)
+    run_step(
+        "make-data",
+        make_data_step(folder),
+        config,
+        [*(overrides or []), *([f"sample.orders={orders}"] if orders else [])],
+        as_json,
+    )
 
-@app.command("config", epilog="Examples:\n\nfraud-poc config\n\nfraud-poc config --config config/cards.toml --set batch.threads=4 --json")
+
+@app.command(
+    "config",
+    epilog="Examples:\n\nfraud-poc config\n\nfraud-poc config --config config/cards.toml --set batch.threads=4 --json",
+)
 def config_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
     "Print every setting in force, and where it comes from: a default, a file, an environment variable or --set."
     out, _ = consoles(as_json)
@@ -167,57 +269,111 @@ def config_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_js
         found = effective_settings(config, parse_overrides(overrides))
         rows = [[row["setting"], json.dumps(row["value"]), row["from"]] for row in found]
         out.print(table_of(f"config: {config}", ["setting", "value", "from"], rows))
-        if as_json: write_line({"command": "config", "ok": True, "settings": found})
+        if as_json:
+            write_line({"command": "config", "ok": True, "settings": found})
 
-@app.command("ingest", epilog="Examples:\n\nfraud-poc ingest\n\nfraud-poc ingest --input new.csv --labels verdicts.csv"
-                              "\n\nfraud-poc ingest --config config/cards.toml --input 'transactions/*.parquet' --replace")
-def ingest_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False, place: Input = None, labels: Verdicts = None,
-                   replace: Replace = False):
+
+@app.command(
+    "ingest",
+    epilog="Examples:\n\nfraud-poc ingest\n\nfraud-poc ingest --input new.csv --labels verdicts.csv"
+    "\n\nfraud-poc ingest --config config/cards.toml --input 'transactions/*.parquet' --replace",
+)
+def ingest_command(
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    place: Input = None,
+    labels: Verdicts = None,
+    replace: Replace = False,
+):
     "Read raw files into the event log; rows that cannot be right go to a rejects file and are counted by reason."
     run_step("ingest", ingest_step(place, labels, replace), config, overrides, as_json)
 
 # %% ../nbs/39_cli.ipynb #c016
-@app.command("features", epilog="Examples:\n\nfraud-poc features\n\nfraud-poc features --set batch.threads=8"
-                                "\n\nfraud-poc features --until 2025-06-01\n\nfraud-poc features --json | jq .entities")
-def features_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False, replace: Replace = False, until: Until = ""):
+@app.command(
+    "features",
+    epilog="Examples:\n\nfraud-poc features\n\nfraud-poc features --set batch.threads=8"
+    "\n\nfraud-poc features --until 2025-06-01\n\nfraud-poc features --json | jq .entities",
+)
+def features_command(
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    replace: Replace = False,
+    until: Until = "",
+):
     "Compute the features of everything in the log that has none yet, and the states that a live service starts from."
     run_step("features", features_step(replace, until), config, overrides, as_json)
 
-@app.command("describe", epilog="Examples:\n\nfraud-poc describe\n\nfraud-poc describe --config config/cards.toml --folder report")
+
+@app.command(
+    "describe",
+    epilog="Examples:\n\nfraud-poc describe\n\nfraud-poc describe --config config/cards.toml --folder report",
+)
 def describe_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-    folder: Annotated[Path | None, typer.Option(help="Where plots and page go; default: describe under batch.folder.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where plots and page go; default: describe under batch.folder.")
+    ] = None,
 ):
     "Draw volumes, fraud rates, delays, busy entities and features against verdicts."
     run_step("describe", describe_step(folder), config, overrides, as_json)
 
 # %% ../nbs/39_cli.ipynb #c018
 @app.command("dataset", epilog="Examples:\n\nfraud-poc dataset\n\nfraud-poc dataset --set training.honest_share=0.1")
-def dataset_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False, replace: Replace = False, until: Until = ""):
+def dataset_command(
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    replace: Replace = False,
+    until: Until = "",
+):
     "Make the training set: labels as known when the test begins, split in time."
     run_step("dataset", dataset_step(replace, until), config, overrides, as_json)
 
-@app.command("train", epilog="Examples:\n\nfraud-poc train\n\nfraud-poc train --set model.max_depth=4 --set model.trees=500")
+
+@app.command(
+    "train", epilog="Examples:\n\nfraud-poc train\n\nfraud-poc train --set model.max_depth=4 --set model.trees=500"
+)
 def train_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
     "Grow trees on the training set, on this machine or on a cluster of Dask."
     run_step("train", train_step, config, overrides, as_json)
 
-@app.command("evaluate", epilog="Examples:\n\nfraud-poc evaluate\n\nfraud-poc evaluate --set acceptance.min_average_precision=0.5 || echo rejected")
+
+@app.command(
+    "evaluate",
+    epilog="Examples:\n\nfraud-poc evaluate\n\nfraud-poc evaluate --set acceptance.min_average_precision=0.5 || echo rejected",
+)
 def evaluate_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
     "Judge the trained model on the test days and save it as a bundle, accepted or rejected; code 1 when it is rejected."
     result = run_step("evaluate", evaluate_step, config, overrides, as_json)
-    if result["verdict"] != "accepted": raise typer.Exit(FAILED)
+    if result["verdict"] != "accepted":
+        raise typer.Exit(FAILED)
 
 # %% ../nbs/39_cli.ipynb #c020
 def policy_step(settings: Settings, progress: Progress) -> dict:
     "The policy that is served, and its money."
     from fraud_poc.features.table import build_table
     from fraud_poc.model.bundle import in_short, latest_bundle
+
     bundle = latest_bundle(settings, build_table(settings))
     policy, found = bundle.policy, read_json(bundle.folder / "evaluation.json")
-    about = {"model": bundle.manifest["id"], "policy": policy.hash, "version": policy.version, "costs": policy.costs,
-             "reviews_a_day": policy.capacity}
-    return about | {"review_over": policy.review_over, "block_over": policy.block_over, "events": found["events"], **in_short(found["money"])}
+    about = {
+        "model": bundle.manifest["id"],
+        "policy": policy.hash,
+        "version": policy.version,
+        "costs": policy.costs,
+        "reviews_a_day": policy.capacity,
+    }
+    return about | {
+        "review_over": policy.review_over,
+        "block_over": policy.block_over,
+        "events": found["events"],
+        **in_short(found["money"]),
+    }
+
 
 @app.command("policy", epilog="Examples:\n\nfraud-poc policy\n\nfraud-poc policy --json")
 def policy_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
@@ -225,34 +381,60 @@ def policy_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_js
     run_step("policy", policy_step, config, overrides, as_json)
 
 # %% ../nbs/39_cli.ipynb #c022
-@app.command("model-page", epilog="Examples:\n\nfraud-poc model-page\n\nfraud-poc model-page --page docs/cards.md --config config/cards.toml")
+@app.command(
+    "model-page",
+    epilog="Examples:\n\nfraud-poc model-page\n\nfraud-poc model-page --page docs/cards.md --config config/cards.toml",
+)
 def model_page_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
     page: Annotated[Path, typer.Option(help="The file to write, Markdown.")] = Path("docs/model.md"),
 ):
     "Write the page that describes the newest accepted model."
     about, (out, _) = {}, consoles(as_json)
     with ending("model-page", as_json, about):
         from fraud_poc.model.page import write_model_page
+
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
         result = write_model_page(settings, page)
         out.print(table_of("model-page", ["", ""], [list(item) for item in flattened(result).items()]))
-        if as_json: write_line({"command": "model-page", "ok": True, **result})
+        if as_json:
+            write_line({"command": "model-page", "ok": True, **result})
 
 # %% ../nbs/39_cli.ipynb #c024
-@app.command("prepare-db", epilog="Examples:\n\nfraud-poc prepare-db\n\nfraud-poc prepare-db --set live.redis_url=rediss://:password@host:6379/0")
+@app.command(
+    "prepare-db",
+    epilog="Examples:\n\nfraud-poc prepare-db\n\nfraud-poc prepare-db --set live.redis_url=rediss://:password@host:6379/0",
+)
 def prepare_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-    start_over: Annotated[bool, typer.Option("--start-over", help="Archive the live log to Parquet and begin a new one.")] = False,
-    trim: Annotated[bool, typer.Option("--trim", help="Remove live entries that are both in the batch log and written to the database.")] = False,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    start_over: Annotated[
+        bool, typer.Option("--start-over", help="Archive the live log to Parquet and begin a new one.")
+    ] = False,
+    trim: Annotated[
+        bool,
+        typer.Option("--trim", help="Remove live entries that are both in the batch log and written to the database."),
+    ] = False,
 ):
     "Load the states of the features step into the live store, beside those in use, and switch."
     run_step("prepare-db", prepare_step(start_over, trim), config, overrides, as_json)
 
-@app.command("replay", epilog="Examples:\n\nfraud-poc replay --events 10000\n\nfraud-poc replay --from 2025-06-01 --writers 8 --again 0.05 --verify")
+
+@app.command(
+    "replay",
+    epilog="Examples:\n\nfraud-poc replay --events 10000\n\nfraud-poc replay --from 2025-06-01 --writers 8 --again 0.05 --verify",
+)
 def replay_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-    start: Annotated[str, typer.Option("--from", metavar="DATE", help="What was known before this date, UTC, is history; default: none.")] = "",
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    start: Annotated[
+        str,
+        typer.Option("--from", metavar="DATE", help="What was known before this date, UTC, is history; default: none."),
+    ] = "",
     events: Annotated[int, typer.Option(help="Most events; 0 = all.", min=0)] = 0,
     writers: Annotated[int, typer.Option(help="Connections that write at once.", min=1)] = 1,
     again: Annotated[float, typer.Option(help="Share of events that are sent twice.", min=0, max=1)] = 0.0,
@@ -260,59 +442,94 @@ def replay_command(
 ):
     "Drive recorded events through the live path and a real server of its own, and compare with batch, bit by bit."
     result = run_step("replay", replay_step(start, events, writers, again), config, overrides, as_json)
-    if check and result["differing_bits"] + result["differing_flags"] + result["differing_states"]: raise typer.Exit(FAILED)
+    if check and result["differing_bits"] + result["differing_flags"] + result["differing_states"]:
+        raise typer.Exit(FAILED)
 
 # %% ../nbs/39_cli.ipynb #c027
 def open_for_service(settings: Settings, name: str | None) -> str:
-    "A new key of that name, "" without one; `ValueError` when there is no key at all, or no model to serve."
+    "A new key of that name,  without one; `ValueError` when there is no key at all, or no model to serve."
     from fraud_poc.desk.access import SCOPES, list_keys, new_key
     from fraud_poc.features.table import build_table
     from fraud_poc.model.bundle import latest_bundle
+
     latest_bundle(settings, build_table(settings))
     with database_of(settings) as database:
-        if name: return new_key(database, name, SCOPES, str(operator()))
-        if any(key["revoked"] is None for key in list_keys(database)): return ""
-    raise ValueError("there is no API key yet, so nobody could get in: make one with --new-key NAME, or with `fraud-poc keys new`")
+        if name:
+            return new_key(database, name, SCOPES, str(operator()))
+        if any(key["revoked"] is None for key in list_keys(database)):
+            return ""
+    raise ValueError(
+        "there is no API key yet, so nobody could get in: make one with --new-key NAME, or with `fraud-poc keys new`"
+    )
 
-@app.command("serve", epilog="Examples:\n\nfraud-poc serve --new-key shop\n\nfraud-poc serve --set service.port=9000 --set service.workers=4")
+
+@app.command(
+    "serve",
+    epilog="Examples:\n\nfraud-poc serve --new-key shop\n\nfraud-poc serve --set service.port=9000 --set service.workers=4",
+)
 def serve_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-    name: Annotated[str | None, typer.Option("--new-key", metavar="NAME", help="Make an API key for somebody; it is shown this once.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    name: Annotated[
+        str | None,
+        typer.Option("--new-key", metavar="NAME", help="Make an API key for somebody; it is shown this once."),
+    ] = None,
 ):
     "Answer orders and show the desk over HTTP, with the newest accepted model, until stopped; decisions are written beside it."
     about, (out, _) = {}, consoles(as_json)
     with ending("serve", as_json, about):
         from fraud_poc.api.app import run_service
         from fraud_poc.live.store import server_for
+
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
         told = {"key": key} if (key := open_for_service(settings, name)) else {}
+
         def announce(address: str) -> None:
             places = {"address": address, "documents": f"{address}/docs", "desk": f"{address}/desk"} | told
             out.print(table_of("serve", ["", ""], [list(item) for item in places.items()]))
-            if as_json: write_line({"command": "serve", "ok": True, **places})
-        with server_for(settings) as url: run_service(settings, url, announce)
+            if as_json:
+                write_line({"command": "serve", "ok": True, **places})
+
+        with server_for(settings) as url:
+            run_service(settings, url, announce)
 
 # %% ../nbs/39_cli.ipynb #c029
 def answers_table(answers: list[dict]) -> Table:
     "Decisions, and their reasons with their contributions in log-odds."
     table = Table(title="score", title_justify="left", title_style="bold", header_style="bold", show_lines=True)
-    for head, side in (("order", "left"), ("action", "left"), ("probability", "right"), ("expected loss", "right"), ("why", "left")):
+    for head, side in (
+        ("order", "left"),
+        ("action", "left"),
+        ("probability", "right"),
+        ("expected loss", "right"),
+        ("why", "left"),
+    ):
         table.add_column(head, justify=side, overflow="fold")
     for a in answers:
         why = [f"{reason['contribution']:+.2f} {reason['words']}" for reason in a["reasons"]]
-        if a["degraded"]: why = [f"by the amount alone: {a['degraded']}"]
-        if a["known_before"]: why.insert(0, "decided before: this is that decision")
+        if a["degraded"]:
+            why = [f"by the amount alone: {a['degraded']}"]
+        if a["known_before"]:
+            why.insert(0, "decided before: this is that decision")
         sure = ("", "") if a["degraded"] else (f"{a['probability']:.2%}", f"{a['expected_loss']:,.2f}")
         table.add_row(escape(a["id"]), f"{a['action']} ({a['band']})", *sure, escape("\n".join(why)))
     return table
 
 # %% ../nbs/39_cli.ipynb #c031
-@app.command("score", epilog="Examples:\n\nfraud-poc score examples/orders.json\n\nhead -n 20 orders.csv | fraud-poc score - --json"
-                             "\n\nfraud-poc score late.csv --store")
+@app.command(
+    "score",
+    epilog="Examples:\n\nfraud-poc score examples/orders.json\n\nhead -n 20 orders.csv | fraud-poc score - --json"
+    "\n\nfraud-poc score late.csv --store",
+)
 def score_command(
     place: Annotated[str, typer.Argument(metavar="FILE", help="JSON, JSON Lines or CSV; - = standard input.")],
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-    keep: Annotated[bool, typer.Option("--store", help="Take the orders as if they had come in live: states and log have them.")] = False,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    keep: Annotated[
+        bool, typer.Option("--store", help="Take the orders as if they had come in live: states and log have them.")
+    ] = False,
     top: Annotated[int, typer.Option("--reasons", help="Most reasons for each order.", min=0)] = 5,
 ):
     "Decide orders of a file, with reasons, without the service; nothing is changed unless --store is given."
@@ -320,47 +537,85 @@ def score_command(
     with ending("score", as_json, about):
         from fraud_poc.live.predict import predict, read_events
         from fraud_poc.live.store import server_for
+
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
         events = read_events(settings, place)
-        with server_for(settings) as url: answers = asyncio.run(predict(settings, url, events, keep, top))
+        with server_for(settings) as url:
+            answers = asyncio.run(predict(settings, url, events, keep, top))
         out.print(answers_table(answers))
-        if as_json: write_line({"command": "score", "ok": True, "stored": keep, "answers": answers})
+        if as_json:
+            write_line({"command": "score", "ok": True, "stored": keep, "answers": answers})
 
 # %% ../nbs/39_cli.ipynb #c033
-@app.command("feed", epilog="Examples:\n\nfraud-poc feed\n\nfraud-poc feed --set feed.orders_per_second=20.0 --set feed.label_delay=30s")
+@app.command(
+    "feed",
+    epilog="Examples:\n\nfraud-poc feed\n\nfraud-poc feed --set feed.orders_per_second=20.0 --set feed.label_delay=30s",
+)
 def feed_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-    start: Annotated[str, typer.Option("--from", metavar="DATE", help="Day of the first orders; default: the day after the sample's last.")] = "",
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="DATE", help="Day of the first orders; default: the day after the sample's last."
+        ),
+    ] = "",
 ):
     "Send generated live orders, and later their verdicts, to every service that registers, until stopped."
     about, (out, _) = {}, consoles(as_json)
     with ending("feed", as_json, about):
         from fraud_poc.feed import run_feed
+
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
+
         def announce(address: str) -> None:
-            rate = {"address": address, "orders a second": settings.feed.orders_per_second, "verdicts after": settings.feed.label_delay}
+            rate = {
+                "address": address,
+                "orders a second": settings.feed.orders_per_second,
+                "verdicts after": settings.feed.label_delay,
+            }
             out.print(table_of("feed", ["", ""], [[name, str(value)] for name, value in rate.items()]))
-            if as_json: write_line({"command": "feed", "ok": True, "address": address})
+            if as_json:
+                write_line({"command": "feed", "ok": True, "address": address})
+
         run_feed(settings, announce, start)
 
 # %% ../nbs/39_cli.ipynb #c035
-LIVE_SHARE, LIVE_ORDERS = 0.02, 10_000  # share of the events that the demo keeps for the service, and how many it sends at most
+LIVE_SHARE, LIVE_ORDERS = (
+    0.02,
+    10_000,
+)  # share of the events that the demo keeps for the service, and how many it sends at most
+
 
 def demo_settings(settings: Settings) -> Settings:
     "The same settings with a folder, a store and a database for the demo alone, small parts, and any free port."
-    batch = settings.batch.model_copy(update={"folder": settings.batch.folder / "demo", "part_rows": min(settings.batch.part_rows, 20_000)})
-    own = settings.live.model_copy(update={"redis_url": ""})  # else the demo would empty the store that the settings name
+    batch = settings.batch.model_copy(
+        update={"folder": settings.batch.folder / "demo", "part_rows": min(settings.batch.part_rows, 20_000)}
+    )
+    own = settings.live.model_copy(
+        update={"redis_url": ""}
+    )  # else the demo would empty the store that the settings name
     database, feed = settings.database.model_copy(update={"url": ""}), settings.feed.model_copy(update={"url": ""})
     service = settings.service.model_copy(update={"port": 0})
-    return settings.model_copy(update={"batch": batch, "live": own, "service": service, "database": database, "feed": feed})
+    return settings.model_copy(
+        update={"batch": batch, "live": own, "service": service, "database": database, "feed": feed}
+    )
+
 
 def live_from(settings: Settings) -> str:
     "The moment, ISO, from which on the log plays the live orders: so late that about LIVE_SHARE of the events come after it."
     parts, after = read_json(settings.batch.folder / "log" / "manifest.json")["parts"], 0
     for part in reversed(parts):
         after += part["events"]
-        if after >= LIVE_SHARE * sum(p["events"] for p in parts): break
-    return datetime.fromtimestamp(part["first_known_ms"] / 1000, timezone.utc).replace(tzinfo=None).isoformat(timespec="milliseconds")
+        if after >= LIVE_SHARE * sum(p["events"] for p in parts):
+            break
+    return (
+        datetime.fromtimestamp(part["first_known_ms"] / 1000, UTC)
+        .replace(tzinfo=None)
+        .isoformat(timespec="milliseconds")
+    )
+
 
 def demo_steps(settings: Settings, place: str | None, labels: str | None) -> dict[str, Step]:
     "What the demo runs, by name: sample data only where the settings have some and no input is named."
@@ -370,19 +625,29 @@ def demo_steps(settings: Settings, place: str | None, labels: str | None) -> dic
         place, labels = str(raw / "orders"), str(raw / "labels")
     features = lambda settings, progress: features_step(True, live_from(settings))(settings, progress)
     dataset = lambda settings, progress: dataset_step(True, live_from(settings))(settings, progress)
-    return steps | {"ingest": ingest_step(place, labels, True), "features": features, "describe": describe_step(), "dataset": dataset,
-                    "train": train_step, "evaluate": evaluate_step, "prepare-db": prepare_step(True)}
+    return steps | {
+        "ingest": ingest_step(place, labels, True),
+        "features": features,
+        "describe": describe_step(),
+        "dataset": dataset,
+        "train": train_step,
+        "evaluate": evaluate_step,
+        "prepare-db": prepare_step(True),
+    }
 
 # %% ../nbs/39_cli.ipynb #c037
 def serve_child(settings: Settings, url: str, told: Any) -> None:
     "Serve in a child process; its address goes into the queue `told`."
     from fraud_poc.api.app import run_service
+
     run_service(settings, url, told.put)
+
 
 @contextmanager
 def running_service(settings: Settings, url: str) -> Iterator[tuple[str, Any]]:
     "Address and process of a service that is ready; `OSError` when it does not get ready."
     from fraud_poc.live.replay import is_ready
+
     context = multiprocessing.get_context("spawn")
     told = context.Queue()
     process = context.Process(target=serve_child, args=(settings, url, told))
@@ -402,15 +667,18 @@ def running_service(settings: Settings, url: str) -> Iterator[tuple[str, Any]]:
 def verdicts_of(settings: Settings) -> dict[int, int]:
     "What the log says of events in the end, by id key."
     from fraud_poc.data.ingest import read_manifest, read_part
+
     known = {}
     for part in read_manifest(settings.batch.folder)["parts"]:
         labels = read_part(settings.batch.folder, "labels", part["name"], ["id_key", "label"])
         known |= dict(zip(labels["id_key"].to_pylist(), labels["label"].to_pylist()))
     return known
 
+
 def score_live(settings: Settings, address: str, key: str, after: int, progress: Progress) -> dict:
     "Send the orders behind some parts of the log to a service; the frauds among them, and how often the others were stopped."
     from fraud_poc.live.replay import ServiceClient, raw_orders
+
     client, verdicts, frauds, stopped, times = ServiceClient(address, key), verdicts_of(settings), [], 0, []
     for number, (id_key, order) in enumerate(islice(raw_orders(settings, after), LIVE_ORDERS)):
         start = time.perf_counter()
@@ -418,33 +686,63 @@ def score_live(settings: Settings, address: str, key: str, after: int, progress:
         times.append(time.perf_counter() - start)
         caught = answer["action"] != "pass"
         shown = {name: answer[name] for name in ("score", "probability", "expected_loss", "action")}
-        if verdicts.get(id_key) == 1: frauds.append({"order": order, "answer": shown, "caught": caught})
-        else: stopped += caught
+        if verdicts.get(id_key) == 1:
+            frauds.append({"order": order, "answer": shown, "caught": caught})
+        else:
+            stopped += caught
         progress(number + 1, 0)
-    return {"events": len(times), "frauds": frauds, "caught": sum(f["caught"] for f in frauds), "others_stopped": stopped, "last_order": order,
-            "median_ms": round(1000 * sorted(times)[len(times) // 2], 2)}
+    return {
+        "events": len(times),
+        "frauds": frauds,
+        "caught": sum(f["caught"] for f in frauds),
+        "others_stopped": stopped,
+        "last_order": order,
+        "median_ms": round(1000 * sorted(times)[len(times) // 2], 2),
+    }
 
 # %% ../nbs/39_cli.ipynb #c041
 def show_demo(results: dict[str, dict], out: Console) -> None:
     "Tables of the steps, of what they made, and of one story."
-    steps = [[name, f"{r['rows']:,}", f"{r['seconds']:.1f}", f"{r['rows_per_second']:,}"] for name, r in results.items()]
+    steps = [
+        [name, f"{r['rows']:,}", f"{r['seconds']:.1f}", f"{r['rows_per_second']:,}"] for name, r in results.items()
+    ]
     out.print(table_of("What was done", ["step", "rows", "seconds", "rows a second"], steps))
     log, features, look, model = (results.get(name, {}) for name in ("ingest", "features", "describe", "evaluate"))
-    made = {"events in the log": log["events"], "verdicts in the log": log["labels"], "rows rejected": sum(log["rejected"].values()),
-            "features of each event": features["features"], "frauds among resolved events": f"{look['frauds']:,} ({look['fraud_rate']:.2%})"}
+    made = {
+        "events in the log": log["events"],
+        "verdicts in the log": log["labels"],
+        "rows rejected": sum(log["rejected"].values()),
+        "features of each event": features["features"],
+        "frauds among resolved events": f"{look['frauds']:,} ({look['fraud_rate']:.2%})",
+    }
     made |= {f"states of {name}": count for name, count in features["entities"].items()}
-    made |= {"log": log["log"], "rejects": log["rejects"], "features and states": features["folder"], "plots, on one page": look["page"]}
+    made |= {
+        "log": log["log"],
+        "rejects": log["rejects"],
+        "features and states": features["folder"],
+        "plots, on one page": look["page"],
+    }
     if model:
         shown = lambda name: "{value:.3f} (95 %: {low:.3f} to {high:.3f})".format(**model["metrics"][name])
-        made |= {"model": f"{model['verdict']}: {'; '.join(model['reasons'])}", "AUC ROC on later days": shown("auc"),
-                 "average precision on later days": shown("average_precision"), "bundle": model["folder"]}
-        if "labels_frozen" in model: made["if no label came in on these days"] = model["labels_frozen"]["meaning"]
+        made |= {
+            "model": f"{model['verdict']}: {'; '.join(model['reasons'])}",
+            "AUC ROC on later days": shown("auc"),
+            "average precision on later days": shown("average_precision"),
+            "bundle": model["folder"],
+        }
+        if "labels_frozen" in model:
+            made["if no label came in on these days"] = model["labels_frozen"]["meaning"]
     out.print(table_of("What was made", ["", ""], [list(item) for item in flattened(made).items()]))
-    if look["story"]: out.print(story_table(look["story"], next(iter(look["entities"]))))
+    if look["story"]:
+        out.print(story_table(look["story"], next(iter(look["entities"]))))
+
 
 def story_table(story: list[dict], entity: str) -> Table:
     "Events as columns, features as rows; times in the heads."
-    named = lambda name: name.removesuffix(f"_by_{entity}").replace("_", " ") + (", seconds" if name.startswith(("time_since", "age")) else "")
+    named = lambda name: (
+        name.removesuffix(f"_by_{entity}").replace("_", " ")
+        + (", seconds" if name.startswith(("time_since", "age")) else "")
+    )
     heads = ["", *(f"{row['verdict']}\n{row['time'].replace(' ', chr(10))}" for row in story)]
     shown = lambda value: "none" if value is None else f"{value:,.5g}" if abs(value) < 1e5 else f"{value:,.0f}"
     rows = [[named(name), *(shown(row["features"][name]) for row in story)] for name in story[0]["features"]]
@@ -454,16 +752,29 @@ def story_table(story: list[dict], entity: str) -> Table:
 # %% ../nbs/39_cli.ipynb #c043
 SHOWN_FRAUDS = 12
 
+
 def live_table(settings: Settings, live: dict) -> Table:
     "The frauds among the live orders."
     columns, rows = settings.columns, []
     for order, answer, caught in [fraud.values() for fraud in live["frauds"][:SHOWN_FRAUDS]]:
-        rows.append([str(order[columns.time])[:19].replace("T", " "), f"{order[columns.amount]:,.2f}", f"{answer['score']:.4f}",
-                     f"{answer['probability']:.1%}", f"{answer['expected_loss']:,.2f}", answer["action"], "caught" if caught else "missed"])
-    title = (f"{live['caught']} of {len(live['frauds'])} frauds among {live['events']:,} live orders were caught (blocked or sent to review); "
-             f"{live['others_stopped']:,} others were stopped as well; median answer {live['median_ms']} ms"
-             + (f"; the first {SHOWN_FRAUDS}" if len(live["frauds"]) > SHOWN_FRAUDS else ""))
+        rows.append(
+            [
+                str(order[columns.time])[:19].replace("T", " "),
+                f"{order[columns.amount]:,.2f}",
+                f"{answer['score']:.4f}",
+                f"{answer['probability']:.1%}",
+                f"{answer['expected_loss']:,.2f}",
+                answer["action"],
+                "caught" if caught else "missed",
+            ]
+        )
+    title = (
+        f"{live['caught']} of {len(live['frauds'])} frauds among {live['events']:,} live orders were caught (blocked or sent to review); "
+        f"{live['others_stopped']:,} others were stopped as well; median answer {live['median_ms']} ms"
+        + (f"; the first {SHOWN_FRAUDS}" if len(live["frauds"]) > SHOWN_FRAUDS else "")
+    )
     return table_of(title, ["time", "amount", "score", "probability", "expected loss", "action", "outcome"], rows)
+
 
 def try_it(settings: Settings, address: str, key: str, order: dict) -> str:
     "A line for a shell that scores an order like the last one."
@@ -475,7 +786,11 @@ def demo_service(settings: Settings, results: dict, stay: bool, out: Console, er
     "Serve the demo's model, score the live orders, show them; with `stay`, go on until Ctrl-C."
     from fraud_poc.desk.access import fresh_account, fresh_key
     from fraud_poc.live.store import server_for
-    key, password = fresh_key(settings, "demo", who=str(operator())), fresh_account(settings, "demo", "admin", str(operator()))
+
+    key, password = (
+        fresh_key(settings, "demo", who=str(operator())),
+        fresh_account(settings, "demo", "admin", str(operator())),
+    )
     after = results["features"]["parts"]
     with server_for(settings) as url, running_service(settings, url) as (address, process):
         live = timed("live orders", lambda progress: score_live(settings, address, key, after, progress), err)
@@ -493,24 +808,43 @@ def demo_service(settings: Settings, results: dict, stay: bool, out: Console, er
 # %% ../nbs/39_cli.ipynb #c047
 MODEL_STEPS = ("dataset", "train", "evaluate")
 
+
 def run_demo(settings: Settings, steps: dict[str, Step], err: Console) -> dict[str, dict]:
     "Run steps in turn; those of the model end where the data gives none, with the reason."
     results = {}
     for name, step in steps.items():
-        try: results[name] = timed(name, lambda progress: step(settings, progress), err)
+        try:
+            results[name] = timed(name, lambda progress: step(settings, progress), err)
         except ValueError as error:
-            if name not in MODEL_STEPS: raise
-            err.print(f"there is no model of this data, and so no service: {error}", markup=False, highlight=False, soft_wrap=True)
+            if name not in MODEL_STEPS:
+                raise
+            err.print(
+                f"there is no model of this data, and so no service: {error}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
             break
-        if name == "evaluate" and results[name]["verdict"] != "accepted": break
+        if name == "evaluate" and results[name]["verdict"] != "accepted":
+            break
     return results
 
 # %% ../nbs/39_cli.ipynb #c049
-@app.command("demo", epilog="Examples:\n\nfraud-poc demo\n\nfraud-poc demo --set sample.orders=50000"
-                            "\n\nfraud-poc demo --config config/cards.toml --input transactions.parquet")
+@app.command(
+    "demo",
+    epilog="Examples:\n\nfraud-poc demo\n\nfraud-poc demo --set sample.orders=50000"
+    "\n\nfraud-poc demo --config config/cards.toml --input transactions.parquet",
+)
 def demo_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False, place: Input = None, labels: Verdicts = None,
-    stay: Annotated[bool | None, typer.Option("--stay/--no-stay", help="Keep serving until Ctrl-C; the default where a person watches.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    place: Input = None,
+    labels: Verdicts = None,
+    stay: Annotated[
+        bool | None,
+        typer.Option("--stay/--no-stay", help="Keep serving until Ctrl-C; the default where a person watches."),
+    ] = None,
 ):
     "From raw orders to live decisions: all steps on sample data, or on a file of yours, in a folder demo under batch.folder."
     about, (out, err) = {}, consoles(as_json)
@@ -521,8 +855,19 @@ def demo_command(
         show_demo(results, out)
         watched = sys.stdout.isatty() and not as_json if stay is None else stay
         live = demo_service(settings, results, watched, out, err) if "prepare-db" in results else {}
-        if as_json: write_line({"command": "demo", "ok": True, "seconds": round(time.monotonic() - start, 3), "folder": str(settings.batch.folder),
-                                "story": results["describe"]["story"], "steps": results, "live": live})
+        if as_json:
+            write_line(
+                {
+                    "command": "demo",
+                    "ok": True,
+                    "seconds": round(time.monotonic() - start, 3),
+                    "folder": str(settings.batch.folder),
+                    "story": results["describe"]["story"],
+                    "steps": results,
+                    "live": live,
+                }
+            )
+
 
 def main() -> None:
     "Entry point of `fraud-poc`."

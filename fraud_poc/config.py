@@ -21,54 +21,65 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 # %% ../nbs/00_config.ipynb #c005
 UNITS_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 
+
 def duration_ms(
     text: str,  # a whole number and a unit: ms, s, min, h or d
-) -> int:       # milliseconds
+) -> int:  # milliseconds
     "Read a duration such as `30d`; `ValueError` says what was expected."
     match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", text) if isinstance(text, str) else None
     if not match or match[2] not in UNITS_MS:
-        raise ValueError(f"{text!r} is not a duration: write a whole number and one of {', '.join(UNITS_MS)}, as in '30d'")
+        raise ValueError(
+            f"{text!r} is not a duration: write a whole number and one of {', '.join(UNITS_MS)}, as in '30d'"
+        )
     return int(match[1]) * UNITS_MS[match[2]]
 
 # %% ../nbs/00_config.ipynb #n002
 BLANKS = " \t\n\v\f\r\u00a0\u3000\ufeff"  # characters around a value that do not count
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII)
 
+
 def plain_value(
     value: bool | int | float | str,  # of a setting or a file
 ) -> str:
     "A value in the form in which values are compared: a number by its value, a word without case, neither with blanks around it."
     text = str(value).strip(BLANKS).lower()
-    if not NUMBER.fullmatch(text): return text
+    if not NUMBER.fullmatch(text):
+        return text
     number = float(text)
     return str(int(number)) if number.is_integer() and abs(number) < 2**53 else text
 
 # %% ../nbs/00_config.ipynb #c009
 class Section(BaseModel):
     "A part of the configuration: frozen, strict, with unknown keys forbidden."
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
 
 class Domain(Section):
     "What the events are."
+
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")  # folder and report name
+
 
 class Input(Section):
     "Where raw data is read from when no other place is given: files, folders, globs or fsspec addresses."
+
     events: str  # "" = must be given
     labels: str  # "" = the events carry their own labels
 
 # %% ../nbs/00_config.ipynb #c011
 class Columns(Section):
     "Names of the raw columns and how to read them."
+
     id: list[str] = Field(min_length=1)
     time: str
     time_format: Literal["iso", "epoch_s", "epoch_ms"]
-    timezone: str                             # of times that carry none
+    timezone: str  # of times that carry none
     amount: str
-    decimals: int = Field(ge=0, le=6)         # minor units: 2 = cents
+    decimals: int = Field(ge=0, le=6)  # minor units: 2 = cents
     entities: list[str] = Field(min_length=1)
     categories: list[str]
-    missing_values: list[str]                 # texts that stand for a missing value, beside an empty one
+    missing_values: list[str]  # texts that stand for a missing value, beside an empty one
 
     @property
     def hashed(self) -> list[str]:
@@ -79,23 +90,30 @@ class Columns(Section):
     def _distinct(self):
         names = [*self.hashed, self.amount]
         twice = sorted({name for name in names if names.count(name) > 1})
-        if twice: raise ValueError(f"column {twice[0]!r} is named twice among entities, categories and amount: name it once")
+        if twice:
+            raise ValueError(f"column {twice[0]!r} is named twice among entities, categories and amount: name it once")
         taken = sorted({"seq", "id", "id_key", "time", "known", "label", "previous"} & set(names))
-        if taken: raise ValueError(f"{taken[0]!r} is a column of the log itself: rename that entity, category or amount in your data")
+        if taken:
+            raise ValueError(
+                f"{taken[0]!r} is a column of the log itself: rename that entity, category or amount in your data"
+            )
         return self
 
 # %% ../nbs/00_config.ipynb #c013
 class Labels(Section):
     "How a verdict is read, and when it was known."
+
     column: str
     fraud_values: list[bool | int | float | str] = Field(min_length=1)
     legitimate_values: list[bool | int | float | str]
-    unresolved_values: list[bool | int | float | str]           # beside empty and columns.missing_values
+    unresolved_values: list[bool | int | float | str]  # beside empty and columns.missing_values
     other_values: Literal["refuse", "legitimate", "unresolved"]  # what a value in none of the three lists means
-    time_column: str                                            # "" = event time + delay
-    delay: str                                                  # used when time_column is ""
+    time_column: str  # "" = event time + delay
+    delay: str  # used when time_column is ""
     source: Literal["chargeback", "analyst", "customer", "rule"]  # who says so
-    priority: list[Literal["chargeback", "analyst", "customer", "rule"]] = Field(min_length=4, max_length=4)  # whose word counts most, first
+    priority: list[Literal["chargeback", "analyst", "customer", "rule"]] = Field(
+        min_length=4, max_length=4
+    )  # whose word counts most, first
 
     @model_validator(mode="after")
     def _one_time(self):
@@ -103,61 +121,80 @@ class Labels(Section):
             raise ValueError("set either labels.time_column or labels.delay: a label must say when it was known")
         if self.delay and duration_ms(self.delay) < 1:
             raise ValueError("labels.delay must be at least 1ms: a label is known after its event")
-        forms = [plain_value(value) for values in (self.fraud_values, self.legitimate_values, self.unresolved_values) for value in set(values)]
+        forms = [
+            plain_value(value)
+            for values in (self.fraud_values, self.legitimate_values, self.unresolved_values)
+            for value in set(values)
+        ]
         twice = sorted({form for form in forms if forms.count(form) > 1})
-        if twice: raise ValueError(f"{twice[0]!r} is listed twice among labels.fraud_values, legitimate_values and unresolved_values: list it once")
-        if len(set(self.priority)) < 4: raise ValueError("labels.priority must name each of the four sources once")
+        if twice:
+            raise ValueError(
+                f"{twice[0]!r} is listed twice among labels.fraud_values, legitimate_values and unresolved_values: list it once"
+            )
+        if len(set(self.priority)) < 4:
+            raise ValueError("labels.priority must name each of the four sources once")
         return self
 
 # %% ../nbs/00_config.ipynb #c015
 MAX_MINOR_UNITS = 2**36  # largest absolute amount that the fold's exact sums of squares allow, minor units
 
+
 class Limits(Section):
     "Bounds of a believable event; what lies outside is rejected with a reason."
+
     min_amount: float  # major units, inclusive
     max_amount: float  # major units, inclusive
-    earliest: str      # ISO date, inclusive
-    latest: str        # ISO date, exclusive
-    gap: str           # rows beyond an empty stretch longer than this are set aside when they are few; "" = none are
+    earliest: str  # ISO date, inclusive
+    latest: str  # ISO date, exclusive
+    gap: str  # rows beyond an empty stretch longer than this are set aside when they are few; "" = none are
 
     @model_validator(mode="after")
     def _ordered(self):
-        if self.min_amount > self.max_amount: raise ValueError("limits.min_amount is above limits.max_amount")
-        if self.gap and duration_ms(self.gap) < UNITS_MS["d"]: raise ValueError(f"limits.gap {self.gap!r} is shorter than a day")
-        if self.earliest >= self.latest: raise ValueError("limits.earliest is not before limits.latest")
+        if self.min_amount > self.max_amount:
+            raise ValueError("limits.min_amount is above limits.max_amount")
+        if self.gap and duration_ms(self.gap) < UNITS_MS["d"]:
+            raise ValueError(f"limits.gap {self.gap!r} is shorter than a day")
+        if self.earliest >= self.latest:
+            raise ValueError("limits.earliest is not before limits.latest")
         return self
 
 # %% ../nbs/00_config.ipynb #c017
 class Features(Section):
     "The feature table and the bounds of an entity's state."
-    retention: str                                # longest window plus delay
-    forget_after: str                             # an entity unseen for so long is new again
-    exact_events: int = Field(ge=16, le=1024)     # recent events kept exactly
-    set_size: int = Field(ge=1, le=256)           # values kept in a set
-    rows: list[str] = Field(min_length=1)         # feature rows as text
+
+    retention: str  # longest window plus delay
+    forget_after: str  # an entity unseen for so long is new again
+    exact_events: int = Field(ge=16, le=1024)  # recent events kept exactly
+    set_size: int = Field(ge=1, le=256)  # values kept in a set
+    rows: list[str] = Field(min_length=1)  # feature rows as text
 
     @model_validator(mode="after")
     def _durations(self):
         if duration_ms(self.forget_after) < duration_ms(self.retention):
-            raise ValueError(f"features.forget_after {self.forget_after!r} is shorter than features.retention {self.retention!r}: "
-                             "an entity would be forgotten while its windows still need it")
+            raise ValueError(
+                f"features.forget_after {self.forget_after!r} is shorter than features.retention {self.retention!r}: "
+                "an entity would be forgotten while its windows still need it"
+            )
         return self
 
 # %% ../nbs/00_config.ipynb #c019
 class Batch(Section):
     "Where the pipeline writes and how it shares out its work."
+
     folder: Path = Field(strict=False)  # log, features, states, models and reports lie under it
-    scheduler: str                   # Dask scheduler address; "" = this machine
-    threads: int = Field(ge=0)       # 0 = one for each core
-    partitions: int = Field(ge=0)    # pieces of an entity's keys; 0 = four for each thread
-    part_rows: int = Field(ge=1)     # most events in one part file of the log
-    step_rows: int = Field(ge=0)     # events and labels folded at once; 0 = what fits in about 2.5 GB
+    scheduler: str  # Dask scheduler address; "" = this machine
+    threads: int = Field(ge=0)  # 0 = one for each core
+    partitions: int = Field(ge=0)  # pieces of an entity's keys; 0 = four for each thread
+    part_rows: int = Field(ge=1)  # most events in one part file of the log
+    step_rows: int = Field(ge=0)  # events and labels folded at once; 0 = what fits in about 2.5 GB
+
 
 class Sample(Section):
     "Size and shape of generated data."
+
     seed: int
     orders: int = Field(ge=1)
-    start: str                                # ISO date
+    start: str  # ISO date
     days: int = Field(ge=1)
     customers: int = Field(ge=1)
     fraud_rate: float = Field(ge=0, le=0.5)
@@ -165,23 +202,30 @@ class Sample(Section):
 # %% ../nbs/00_config.ipynb #c021
 class Training(Section):
     "Which events a model learns from and is judged on."
-    test_days: int = Field(ge=1)             # the last days whose verdicts are due judge the model
-    delay: str                               # how long most verdicts take: gap between training and test, and after the test
-    train_days: int = Field(ge=1)            # days before the gap that the model learns from
-    validation_days: int = Field(ge=1)       # the last of these days stop the training early, calibrate and settle the policy
+
+    test_days: int = Field(ge=1)  # the last days whose verdicts are due judge the model
+    delay: str  # how long most verdicts take: gap between training and test, and after the test
+    train_days: int = Field(ge=1)  # days before the gap that the model learns from
+    validation_days: int = Field(
+        ge=1
+    )  # the last of these days stop the training early, calibrate and settle the policy
     honest_share: float = Field(gt=0, le=1)  # share of honest events that is kept; their weight is the inverse
-    folds: int = Field(ge=1)                 # files of the training set, shuffled; partitions on Dask
+    folds: int = Field(ge=1)  # files of the training set, shuffled; partitions on Dask
     seed: int
 
     @model_validator(mode="after")
     def _room(self):
         duration_ms(self.delay)
         if self.validation_days >= self.train_days:
-            raise ValueError(f"training.validation_days {self.validation_days} leaves nothing of training.train_days {self.train_days} to learn from")
+            raise ValueError(
+                f"training.validation_days {self.validation_days} leaves nothing of training.train_days {self.train_days} to learn from"
+            )
         return self
+
 
 class Model(Section):
     "How trees are grown; the names are XGBoost's."
+
     trees: int = Field(ge=1)
     early_stopping: int = Field(ge=0)  # trees without a better validation before it stops; 0 = never
     max_depth: int = Field(ge=1, le=12)
@@ -197,61 +241,73 @@ class Model(Section):
 # %% ../nbs/00_config.ipynb #c022
 class Acceptance(Section):
     "What a model has to reach, and how many events people can look at."
-    reviews_a_day: int = Field(ge=1)                  # events that people can look at
-    card: str                                         # entity that a review settles, for precision at k
+
+    reviews_a_day: int = Field(ge=1)  # events that people can look at
+    card: str  # entity that a review settles, for precision at k
     min_auc: float = Field(ge=0, le=1)
     min_average_precision: float = Field(ge=0, le=1)
-    bootstrap: int = Field(ge=0)                      # resamples behind the intervals
+    bootstrap: int = Field(ge=0)  # resamples behind the intervals
 
 # %% ../nbs/00_config.ipynb #c024
 class Live(Section):
     "The live store."
-    redis_url: str                             # redis:// or rediss://; "" = a server of its own under batch.folder
-    durability: Literal["always", "everysec"]  # of a server of its own: append-only file synced at every write, or every second
-    same_id_for: str                           # how long an id is remembered, to give the same answer again
-    future_skew: str                           # an event that is later than the clock by more is refused
-    store_timeout: str                         # the store's time for one order; then the answer is degraded
+
+    redis_url: str  # redis:// or rediss://; "" = a server of its own under batch.folder
+    durability: Literal[
+        "always", "everysec"
+    ]  # of a server of its own: append-only file synced at every write, or every second
+    same_id_for: str  # how long an id is remembered, to give the same answer again
+    future_skew: str  # an event that is later than the clock by more is refused
+    store_timeout: str  # the store's time for one order; then the answer is degraded
 
     @model_validator(mode="after")
     def _durations(self):
-        for name in ("same_id_for", "future_skew", "store_timeout"): duration_ms(getattr(self, name))
+        for name in ("same_id_for", "future_skew", "store_timeout"):
+            duration_ms(getattr(self, name))
         return self
+
 
 class Service(Section):
     "The scoring service."
+
     host: str
-    port: int = Field(ge=0, le=65535)      # 0 = any free one
-    workers: int = Field(ge=1)             # processes
+    port: int = Field(ge=0, le=65535)  # 0 = any free one
+    workers: int = Field(ge=1)  # processes
     max_body_bytes: int = Field(ge=256)
-    max_batch: int = Field(ge=1)           # orders in one POST /score/batch
-    max_in_flight: int = Field(ge=1)       # orders being scored at once in a process; more are refused with 429
-    optional: list[str]                    # entities and categories that an order may leave empty
-    degraded_medium: float = Field(ge=0)   # amount from which a degraded answer is "medium", major units
-    degraded_high: float = Field(ge=0)     # likewise "high"
+    max_batch: int = Field(ge=1)  # orders in one POST /score/batch
+    max_in_flight: int = Field(ge=1)  # orders being scored at once in a process; more are refused with 429
+    optional: list[str]  # entities and categories that an order may leave empty
+    degraded_medium: float = Field(ge=0)  # amount from which a degraded answer is "medium", major units
+    degraded_high: float = Field(ge=0)  # likewise "high"
 
 # %% ../nbs/00_config.ipynb #c026
 class Policy(Section):
     "What decisions cost, in major units of the amount's currency."
-    fraud_fee: float = Field(ge=0)                # of a chargeback, on top of the amount
-    recovery_share: float = Field(ge=0, le=1)     # of a defrauded amount that comes back
-    review_minutes: float = Field(gt=0)           # that a person needs for one order
+
+    fraud_fee: float = Field(ge=0)  # of a chargeback, on top of the amount
+    recovery_share: float = Field(ge=0, le=1)  # of a defrauded amount that comes back
+    review_minutes: float = Field(gt=0)  # that a person needs for one order
     review_cost_per_hour: float = Field(ge=0)
-    review_delay_cost: float = Field(ge=0)        # of making an honest customer wait
-    review_detection: float = Field(gt=0, le=1)   # share of the reviewed frauds that the person recognises
-    margin_share: float = Field(ge=0, le=1)       # of the amount, lost when an honest order is blocked
-    churn_cost: float = Field(ge=0)               # of an honest customer who is blocked and may not come back
+    review_delay_cost: float = Field(ge=0)  # of making an honest customer wait
+    review_detection: float = Field(gt=0, le=1)  # share of the reviewed frauds that the person recognises
+    margin_share: float = Field(ge=0, le=1)  # of the amount, lost when an honest order is blocked
+    churn_cost: float = Field(ge=0)  # of an honest customer who is blocked and may not come back
 
     @model_validator(mode="after")
     def _milder(self):
         if self.review_delay_cost > self.churn_cost:
-            raise ValueError(f"policy.review_delay_cost {self.review_delay_cost:g} is above policy.churn_cost {self.churn_cost:g}: "
-                             "a block would then cost an honest customer less than a review")
+            raise ValueError(
+                f"policy.review_delay_cost {self.review_delay_cost:g} is above policy.churn_cost {self.churn_cost:g}: "
+                "a block would then cost an honest customer less than a review"
+            )
         return self
+
 
 class Database(Section):
     "Where decisions, cases, accounts and the audit are kept."
-    url: str                          # SQLAlchemy's address of PostgreSQL; "" = SQLite in batch.folder
-    keep_decisions: str               # older decisions are removed
+
+    url: str  # SQLAlchemy's address of PostgreSQL; "" = SQLite in batch.folder
+    keep_decisions: str  # older decisions are removed
 
     @model_validator(mode="after")
     def _durations(self):
@@ -261,9 +317,10 @@ class Database(Section):
 # %% ../nbs/00_config.ipynb #c028
 class Desk(Section):
     "The pages where people review."
-    session: str                      # how long a person stays logged in
-    secure_cookies: bool              # cookies for HTTPS only; browsers count localhost as such
-    login_attempts: int = Field(ge=1) # failed logins of one account or address in a quarter of an hour
+
+    session: str  # how long a person stays logged in
+    secure_cookies: bool  # cookies for HTTPS only; browsers count localhost as such
+    login_attempts: int = Field(ge=1)  # failed logins of one account or address in a quarter of an hour
     page_size: int = Field(ge=5, le=500)  # cases on a page of the queue
 
     @model_validator(mode="after")
@@ -271,15 +328,17 @@ class Desk(Section):
         duration_ms(self.session)
         return self
 
+
 class Feed(Section):
     "Generated live orders to try a service with."
-    url: str                          # of a feed at which the service registers itself; "" = none
-    public_url: str                   # under which the feed reaches the service; "" = http://host:port of the service
-    host: str                         # where `fraud-poc feed` listens
-    port: int = Field(ge=0, le=65535) # 0 = any free one
-    hosts: list[str]                  # that may be registered
+
+    url: str  # of a feed at which the service registers itself; "" = none
+    public_url: str  # under which the feed reaches the service; "" = http://host:port of the service
+    host: str  # where `fraud-poc feed` listens
+    port: int = Field(ge=0, le=65535)  # 0 = any free one
+    hosts: list[str]  # that may be registered
     orders_per_second: float = Field(gt=0)
-    label_delay: str                  # after which the verdict on a sent order follows
+    label_delay: str  # after which the verdict on a sent order follows
 
     @model_validator(mode="after")
     def _durations(self):
@@ -289,6 +348,7 @@ class Feed(Section):
 # %% ../nbs/00_config.ipynb #c029
 class Settings(Section):
     "All settings of one domain."
+
     domain: Domain
     input: Input
     columns: Columns
@@ -310,7 +370,9 @@ class Settings(Section):
     @model_validator(mode="after")
     def _named(self):
         if self.acceptance.card not in self.columns.entities:
-            raise ValueError(f"acceptance.card {self.acceptance.card!r} is not an entity: use one of {', '.join(self.columns.entities)}")
+            raise ValueError(
+                f"acceptance.card {self.acceptance.card!r} is not an entity: use one of {', '.join(self.columns.entities)}"
+            )
         return self
 
 # %% ../nbs/00_config.ipynb #c031
@@ -319,77 +381,113 @@ ENVIRONMENT = {"live.redis_url": "FRAUD_POC_REDIS_URL", "database.url": "FRAUD_P
 RENAMED = {"verdict": "acceptance"}  # sections that had another name
 DEFAULTS = files("fraud_poc") / "defaults.toml"
 
+
 def _parsed(text: str, name: str) -> dict[str, dict]:
     "Sections of a TOML file; `ValueError` when it is none, or a section has its old name."
-    try: data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error: raise ValueError(f"{name} is not valid TOML: {error}") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{name} is not valid TOML: {error}") from None
     old = next((section for section in RENAMED if section in data), None)
-    if old: raise ValueError(f"{name} has a section [{old}], which is called [{RENAMED[old]}] now: rename it")
+    if old:
+        raise ValueError(f"{name} has a section [{old}], which is called [{RENAMED[old]}] now: rename it")
     return data
+
 
 def _known_names(data: dict) -> list[str]:
     "Dotted names of all settings that a domain can have."
     models = {name: field.annotation for name, field in Settings.model_fields.items()} | {"sample": Sample}
-    return sorted(f"{name}.{key}" for name, model in models.items() for key in model.model_fields if name != "sample" or name in data)
+    return sorted(
+        f"{name}.{key}"
+        for name, model in models.items()
+        for key in model.model_fields
+        if name != "sample" or name in data
+    )
+
 
 def _override(data: dict, dotted: str, value: Any) -> None:
     "Set `data[a][b]` for the dotted name `a.b`; `ValueError` where there is no such setting."
     section, _, key = dotted.partition(".")
-    if section in RENAMED: raise ValueError(f"cannot override {dotted!r}: it is called {RENAMED[section]}.{key} now")
-    if dotted not in (known := _known_names(data)): raise ValueError(f"cannot override {dotted!r}: no such setting. There are: {', '.join(known)}")
+    if section in RENAMED:
+        raise ValueError(f"cannot override {dotted!r}: it is called {RENAMED[section]}.{key} now")
+    if dotted not in (known := _known_names(data)):
+        raise ValueError(f"cannot override {dotted!r}: no such setting. There are: {', '.join(known)}")
     data.setdefault(section, {})[key] = value
+
 
 def _resolve(data: dict, base: Path) -> None:
     "Make relative paths absolute, from the folder of the file."
     for section, key in [("input", "events"), ("input", "labels"), ("batch", "folder")]:
         value = str(data.get(section, {}).get(key, ""))
-        if value and "://" not in value: data[section][key] = str((base / value).resolve())
+        if value and "://" not in value:
+            data[section][key] = str((base / value).resolve())
 
 # %% ../nbs/00_config.ipynb #c033
 def _without_password(text: str) -> str:
     "A text in which the login of an address, and a password in its query, is left out."
     return re.sub(r"(?<=://)\S*(?=@)|(?<=password=)[^&\s']+", "...", text)
 
+
 def _shown(value: Any) -> str:
     "A value for a message: short, and without the password of an address."
     return _without_password(repr(value))[:80]
 
+
 def read_settings(
-    path: str | Path,                         # a domain's TOML file; the variables of ENVIRONMENT win over its addresses
+    path: str | Path,  # a domain's TOML file; the variables of ENVIRONMENT win over its addresses
     overrides: dict[str, Any] | None = None,  # dotted name -> value, as in {"batch.threads": 4}
-) -> tuple[dict, dict[str, str]]:             # values by section and key, with absolute paths; by dotted name, where each comes from
+) -> tuple[
+    dict, dict[str, str]
+]:  # values by section and key, with absolute paths; by dotted name, where each comes from
     "Lay a domain's file, the environment and overrides over the defaults; `ValueError` names the file and what is wrong."
     path = Path(path)
-    if not path.exists(): raise ValueError(f"no configuration at {path}: give one with --config, as in config/orders.toml")
-    defaults, own = _parsed(DEFAULTS.read_text(encoding="utf-8"), DEFAULTS.name), _parsed(path.read_text(encoding="utf-8"), str(path))
+    if not path.exists():
+        raise ValueError(f"no configuration at {path}: give one with --config, as in config/orders.toml")
+    defaults, own = (
+        _parsed(DEFAULTS.read_text(encoding="utf-8"), DEFAULTS.name),
+        _parsed(path.read_text(encoding="utf-8"), str(path)),
+    )
     data = {section: defaults.get(section, {}) | own.get(section, {}) for section in [*defaults, *own]}
-    origins = {f"{section}.{key}": path.name if key in own.get(section, {}) else "default" for section, keys in data.items() for key in keys}
+    origins = {
+        f"{section}.{key}": path.name if key in own.get(section, {}) else "default"
+        for section, keys in data.items()
+        for key in keys
+    }
     _resolve(data, path.resolve().parent)
     given = {dotted: os.environ[name] for dotted, name in ENVIRONMENT.items() if os.environ.get(name)}
-    for dotted, value in (given | (overrides or {})).items(): _override(data, dotted, value)
+    for dotted, value in (given | (overrides or {})).items():
+        _override(data, dotted, value)
     origins |= {dotted: ENVIRONMENT[dotted] for dotted in given} | dict.fromkeys(overrides or {}, "override")
     _resolve(data, Path.cwd())
     return data, origins
 
+
 def _validated(data: dict, path: str | Path) -> Settings:
     "Settings from values by section and key; `ValueError` names each that is wrong."
-    try: return Settings.model_validate(data)
+    try:
+        return Settings.model_validate(data)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {_shown(e['input'])})" for e in error.errors()]
         raise ValueError(f"{path} is not a valid configuration:\n" + "\n".join(lines)) from None
 
+
 def load_settings(
-    path: str | Path,                         # as for `read_settings`
+    path: str | Path,  # as for `read_settings`
     overrides: dict[str, Any] | None = None,
-) -> Settings:                                # validated
+) -> Settings:  # validated
     "Read a domain's configuration; `ValueError` names the file, the setting, the value and the remedy."
     return _validated(read_settings(path, overrides)[0], path)
 
 # %% ../nbs/00_config.ipynb #n005
-def effective_settings(path: str | Path, overrides: dict[str, Any] | None = None) -> list[dict[str, Any]]:  # setting, value, from
+def effective_settings(
+    path: str | Path, overrides: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:  # setting, value, from
     "Every setting with its value and where it comes from: default, a file, an environment variable or an override; `ValueError` as `load_settings`."
     data, origins = read_settings(path, overrides)
     values = _validated(data, path).model_dump(mode="json", exclude_none=True)
     safe = lambda value: _without_password(value) if isinstance(value, str) else value
-    return [{"setting": f"{section}.{key}", "value": safe(value), "from": origins[f"{section}.{key}"]}
-            for section, keys in values.items() for key, value in keys.items()]
+    return [
+        {"setting": f"{section}.{key}", "value": safe(value), "from": origins[f"{section}.{key}"]}
+        for section, keys in values.items()
+        for key, value in keys.items()
+    ]

@@ -33,25 +33,30 @@ from .features.table import FeatureTable, build_table
 # %% ../nbs/08_describe.ipynb #c005
 ROWS = 1 << 18  # rows read at once
 
+
 def batches(
-    path: Path,           # a Parquet file of the log or of features
+    path: Path,  # a Parquet file of the log or of features
     columns: list[str],
 ) -> Iterator[dict[str, np.ndarray]]:  # column -> (n,) values, n <= ROWS; times as int64 ms
     "Read a part piece by piece."
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(ROWS, columns=columns):
-            plain = {name: batch[name].cast(pa.int64()) if pa.types.is_timestamp(batch[name].type) else batch[name] for name in columns}
+            plain = {
+                name: batch[name].cast(pa.int64()) if pa.types.is_timestamp(batch[name].type) else batch[name]
+                for name in columns
+            }
             yield {name: array.to_numpy(zero_copy_only=False) for name, array in plain.items()}
 
 # %% ../nbs/08_describe.ipynb #c007
 def featured_parts(
     settings: Settings,
     table: FeatureTable,
-    manifest: dict,       # of the log
-) -> dict[str, Path]:     # name of a part -> file of its features
+    manifest: dict,  # of the log
+) -> dict[str, Path]:  # name of a part -> file of its features
     "Parts of the log whose features are there and up to date."
     folder = features_folder(settings, table)
-    if not (folder / "manifest.json").exists(): return {}
+    if not (folder / "manifest.json").exists():
+        return {}
     known = {part["name"]: part["events_sha256"] for part in read_json(folder / "manifest.json")["parts"]}
     current = [part["name"] for part in manifest["parts"] if known.get(part["name"]) == part["events_sha256"]]
     return {name: folder / "parts" / f"{name}.parquet" for name in current}
@@ -60,8 +65,9 @@ def featured_parts(
 @dataclass
 class KeyCounts:
     "Counts by key, of all keys or, when they are too many, of those below a cut-off."
-    most: int = 1 << 19                # keys held
-    cutoff: int = 2**64 - 1            # keys above are not counted
+
+    most: int = 1 << 19  # keys held
+    cutoff: int = 2**64 - 1  # keys above are not counted
     keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -70,7 +76,9 @@ class KeyCounts:
         weights = np.ones(len(keys), np.int64) if weights is None else weights
         wanted = (keys != 0) & (keys <= np.uint64(self.cutoff))
         self.keys, place = np.unique(np.concatenate([self.keys, keys[wanted]]), return_inverse=True)
-        self.counts = np.bincount(place, np.concatenate([self.counts, weights[wanted]]), len(self.keys)).astype(np.int64)
+        self.counts = np.bincount(place, np.concatenate([self.counts, weights[wanted]]), len(self.keys)).astype(
+            np.int64
+        )
         while len(self.keys) > self.most:
             self.cutoff //= 2
             kept = self.keys <= np.uint64(self.cutoff)
@@ -79,20 +87,24 @@ class KeyCounts:
 # %% ../nbs/08_describe.ipynb #c012
 DAY_MS, HOUR_MS, LONGEST_DELAY = UNITS_MS["d"], UNITS_MS["h"], 400 * 24  # the last in hours
 
+
 @dataclass
 class Tally:
     "What is counted in one pass over a log."
-    first_day: int            # UTC day number of the first column of `days`
-    days: np.ndarray          # (4, days) int64: events, verdicts that became known, resolved events, frauds
-    week: np.ndarray          # (3, 168) int64: events, resolved, frauds by hour of the week, Monday 0 h UTC first
-    delays: np.ndarray        # (2, LONGEST_DELAY) int64: first verdicts, honest and fraud, by hours until known
-    corrected: int            # verdicts that replaced another one
-    busy: dict[str, KeyCounts]    # events by key of each entity
-    frauds: KeyCounts             # frauds by key of the first entity
+
+    first_day: int  # UTC day number of the first column of `days`
+    days: np.ndarray  # (4, days) int64: events, verdicts that became known, resolved events, frauds
+    week: np.ndarray  # (3, 168) int64: events, resolved, frauds by hour of the week, Monday 0 h UTC first
+    delays: np.ndarray  # (2, LONGEST_DELAY) int64: first verdicts, honest and fraud, by hours until known
+    corrected: int  # verdicts that replaced another one
+    busy: dict[str, KeyCounts]  # events by key of each entity
+    frauds: KeyCounts  # frauds by key of the first entity
+
 
 def empty_tally(settings: Settings, manifest: dict) -> Tally:
     "Room for all days of a log; `ValueError` when it has no rows."
-    if not manifest["parts"]: raise ValueError(f"the log in {settings.batch.folder} has no rows: ingest some, and look into its rejects")
+    if not manifest["parts"]:
+        raise ValueError(f"the log in {settings.batch.folder} has no rows: ingest some, and look into its rejects")
     first = min(part["first_known_ms"] for part in manifest["parts"]) // DAY_MS
     last = max(part["last_known_ms"] for part in manifest["parts"]) // DAY_MS
     zeros = lambda *shape: np.zeros(shape, np.int64)
@@ -104,22 +116,30 @@ def hour_of_week(time: np.ndarray) -> np.ndarray:
     "Hours since Monday 0 h UTC, 0 to 167; 1970-01-01 was a Thursday."
     return (time // HOUR_MS + 72) % 168
 
+
 def add_events(tally: Tally, events: dict[str, np.ndarray]) -> None:
     "Count events: columns time and the key of each entity."
     tally.days[0] += np.bincount(events["time"] // DAY_MS - tally.first_day, minlength=tally.days.shape[1])
     tally.week[0] += np.bincount(hour_of_week(events["time"]), minlength=168)
-    for name, counts in tally.busy.items(): counts.add(events[f"{name}_key"])
+    for name, counts in tally.busy.items():
+        counts.add(events[f"{name}_key"])
+
 
 def add_labels(tally: Tally, labels: dict[str, np.ndarray], entity: str) -> None:
     "Count verdicts: columns time (of the event), known, label, previous and the key of the first entity."
-    day, hour, (label, previous) = labels["time"] // DAY_MS - tally.first_day, hour_of_week(labels["time"]), (labels["label"], labels["previous"])
+    day, hour, (label, previous) = (
+        labels["time"] // DAY_MS - tally.first_day,
+        hour_of_week(labels["time"]),
+        (labels["label"], labels["previous"]),
+    )
     resolved, fraud = (label >= 0).astype(np.int64) - (previous >= 0), (label == 1).astype(np.int64) - (previous == 1)
     tally.days[1] += np.bincount(labels["known"] // DAY_MS - tally.first_day, minlength=tally.days.shape[1])
     for row, change in enumerate([resolved, fraud]):
         np.add.at(tally.days[2 + row], day, change)
         np.add.at(tally.week[1 + row], hour, change)
     first, wait = previous < 0, np.minimum((labels["known"] - labels["time"]) // HOUR_MS, LONGEST_DELAY - 1)
-    for verdict in (0, 1): tally.delays[verdict] += np.bincount(wait[first & (label == verdict)], minlength=LONGEST_DELAY)
+    for verdict in (0, 1):
+        tally.delays[verdict] += np.bincount(wait[first & (label == verdict)], minlength=LONGEST_DELAY)
     tally.corrected += int((~first).sum())
     changed = fraud != 0
     tally.frauds.add(labels[f"{entity}_key"][changed], fraud[changed])
@@ -127,47 +147,66 @@ def add_labels(tally: Tally, labels: dict[str, np.ndarray], entity: str) -> None
 # %% ../nbs/08_describe.ipynb #c016
 SAMPLE = 200_000  # about so many events at most
 
+
 def chosen(
     seq: np.ndarray,  # (n,) int64 sequence numbers
-    share: float,     # of the events, 0 to 1
-) -> np.ndarray:      # (n,) bool
+    share: float,  # of the events, 0 to 1
+) -> np.ndarray:  # (n,) bool
     "A sample that is the same in every run (the mix is the finalizer of splitmix64)."
-    if share >= 1: return np.ones(len(seq), bool)
+    if share >= 1:
+        return np.ones(len(seq), bool)
     bits = seq.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     return (bits ^ (bits >> np.uint64(27))) < np.uint64(int(share * (2**64 - 1)))
 
+
 @dataclass
 class Sampled:
     "Some events with what is known of them."
+
     columns: dict[str, np.ndarray]  # seq, id_key, time, amount, entity: (n,) each
-    features: np.ndarray            # (n, F) float32, NaN where there are none
-    label: np.ndarray               # (n,) int8: the last verdict, -1 while unresolved
+    features: np.ndarray  # (n, F) float32, NaN where there are none
+    label: np.ndarray  # (n,) int8: the last verdict, -1 while unresolved
+
 
 def joined(pieces: list[tuple[dict, np.ndarray]]) -> Sampled:
     "Put pieces together, unresolved as yet."
     columns = {name: np.concatenate([columns[name] for columns, _ in pieces]) for name in pieces[0][0]}
-    return Sampled(columns, np.concatenate([features for _, features in pieces]), np.full(len(columns["seq"]), -1, np.int8))
+    return Sampled(
+        columns, np.concatenate([features for _, features in pieces]), np.full(len(columns["seq"]), -1, np.int8)
+    )
 
 # %% ../nbs/08_describe.ipynb #c019
 def read_events(
-    settings: Settings, table: FeatureTable, part: str,
+    settings: Settings,
+    table: FeatureTable,
+    part: str,
     features: Path | None,  # file of its features, if any
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:  # columns of the log; (n, F) float32 features
     "Pieces of a part's events beside their features; `ValueError` when the two do not fit together."
     keys, amount = [f"{name}_key" for name in settings.columns.entities], settings.columns.amount
     events = batches(part_path(settings.batch.folder, "events", part), ["seq", "id_key", "time", amount, *keys])
     if features is None:
-        for columns in events: yield columns, np.full((len(columns["seq"]), len(table.rows)), np.nan, np.float32)
+        for columns in events:
+            yield columns, np.full((len(columns["seq"]), len(table.rows)), np.nan, np.float32)
         return
     for columns, vectors in zip(events, batches(features, ["seq", *table.names]), strict=True):
         if not np.array_equal(columns["seq"], vectors["seq"]):
-            raise ValueError(f"{features} does not belong to part {part} of the log: run `fraud-poc features --replace`")
+            raise ValueError(
+                f"{features} does not belong to part {part} of the log: run `fraud-poc features --replace`"
+            )
         yield columns, np.stack([vectors[name] for name in table.names], axis=1)
+
 
 def take(settings: Settings, columns: dict, features: np.ndarray, wanted: np.ndarray) -> tuple[dict, np.ndarray]:
     "The wanted events of a piece, with the amount and the first entity under fixed names."
-    names = {"seq": "seq", "id_key": "id_key", "time": "time", "amount": settings.columns.amount, "entity": f"{settings.columns.entities[0]}_key"}
+    names = {
+        "seq": "seq",
+        "id_key": "id_key",
+        "time": "time",
+        "amount": settings.columns.amount,
+        "entity": f"{settings.columns.entities[0]}_key",
+    }
     return {new: columns[old][wanted] for new, old in names.items()}, features[wanted]
 
 # %% ../nbs/08_describe.ipynb #c020
@@ -179,10 +218,12 @@ def resolve(settings: Settings, manifest: dict, samples: list[Sampled]) -> None:
         for labels in batches(part_path(settings.batch.folder, "labels", part["name"]), ["id_key", "time", "label"]):
             about = occurrence_of(labels["id_key"], labels["time"])
             for sample, keys, order in zip(samples, events, sorters):
-                if not len(order): continue
+                if not len(order):
+                    continue
                 place = np.minimum(np.searchsorted(keys, about, sorter=order), len(order) - 1)
                 hit = keys[order[place]] == about
                 sample.label[order[place[hit]]] = labels["label"][hit]
+
 
 def candidates(frauds: KeyCounts, least: int = 3, most: int = 8, entities: int = 2_000) -> np.ndarray:
     "Keys of entities with several frauds, but not so many that no story can be told."
@@ -190,24 +231,39 @@ def candidates(frauds: KeyCounts, least: int = 3, most: int = 8, entities: int =
 
 # %% ../nbs/08_describe.ipynb #c022
 def survey(
-    settings: Settings, table: FeatureTable, manifest: dict, progress: Progress | None = None,
+    settings: Settings,
+    table: FeatureTable,
+    manifest: dict,
+    progress: Progress | None = None,
 ) -> tuple[Tally, Sampled, Sampled]:  # counts, the sample, all events of some entities that suffered frauds
     "Read a log once and keep what the plots need, in memory that does not grow with it."
-    tally, files, entity = empty_tally(settings, manifest), featured_parts(settings, table, manifest), settings.columns.entities[0]
+    tally, files, entity = (
+        empty_tally(settings, manifest),
+        featured_parts(settings, table, manifest),
+        settings.columns.entities[0],
+    )
     total, done = sum(part["events"] + part["labels"] for part in manifest["parts"]), 0
     for part in manifest["parts"]:
         wanted = ["time", "known", "label", "previous", f"{entity}_key"]
-        for labels in batches(part_path(settings.batch.folder, "labels", part["name"]), wanted): add_labels(tally, labels, entity)
+        for labels in batches(part_path(settings.batch.folder, "labels", part["name"]), wanted):
+            add_labels(tally, labels, entity)
         done += part["labels"]
-        if progress: progress(done, total)
-    watched, share, sample, stories = candidates(tally.frauds), SAMPLE / max(sum(part["events"] for part in manifest["parts"]), 1), [], []
+        if progress:
+            progress(done, total)
+    watched, share, sample, stories = (
+        candidates(tally.frauds),
+        SAMPLE / max(sum(part["events"] for part in manifest["parts"]), 1),
+        [],
+        [],
+    )
     for part in manifest["parts"]:
         for columns, features in read_events(settings, table, part["name"], files.get(part["name"])):
             add_events(tally, columns)
             sample.append(take(settings, columns, features, chosen(columns["seq"], share)))
             stories.append(take(settings, columns, features, np.isin(columns[f"{entity}_key"], watched)))
             done += len(features)
-            if progress: progress(done, total)
+            if progress:
+                progress(done, total)
     found = joined(sample), joined(stories)
     resolve(settings, manifest, found)
     return tally, *found
@@ -218,15 +274,17 @@ def ranks(values: np.ndarray) -> np.ndarray:
     distinct, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
+
 def auc(
     values: np.ndarray,  # (n,) a feature, NaN where missing
-    fraud: np.ndarray,   # (n,) bool
-) -> float:              # 0.5 = tells nothing, 1 = frauds are always larger, 0 = always smaller
+    fraud: np.ndarray,  # (n,) bool
+) -> float:  # 0.5 = tells nothing, 1 = frauds are always larger, 0 = always smaller
     "Area under the ROC curve of one feature, missing values as ties."
     there = ~np.isnan(values)
     of_frauds, bad, good = fraud[there], int(fraud.sum()), int((~fraud).sum())
     here_bad, here_good = int(of_frauds.sum()), int((~of_frauds).sum())
-    if not (here_bad and here_good): return 0.5
+    if not (here_bad and here_good):
+        return 0.5
     larger = ranks(values[there])[of_frauds].sum() - here_bad * (here_bad + 1) / 2
     return 0.5 + (larger - here_bad * here_good / 2) / (bad * good)
 
@@ -234,27 +292,38 @@ def auc(
 def rank_features(names: list[str], features: np.ndarray, label: np.ndarray) -> list[dict]:
     "Name, area under the curve and share of missing values of each feature, the most telling first; of resolved events."
     known = label >= 0
-    found = [{"name": name, "auc": auc(features[known, i], label[known] == 1), "missing": float(np.isnan(features[known, i]).mean())}
-             for i, name in enumerate(names)]
+    found = [
+        {
+            "name": name,
+            "auc": auc(features[known, i], label[known] == 1),
+            "missing": float(np.isnan(features[known, i]).mean()),
+        }
+        for i, name in enumerate(names)
+    ]
     return sorted(found, key=lambda row: -abs(row["auc"] - 0.5))
+
 
 def unlike(
     names: list[str],
-    features: np.ndarray,    # (n, F), columns as in `names`
-    ranked: list[dict],      # most telling first
+    features: np.ndarray,  # (n, F), columns as in `names`
+    ranked: list[dict],  # most telling first
     most: int = 12,
-    likeness: float = 0.9,   # largest rank correlation of two that are kept
-    rows: int = 20_000,      # events that are looked at
+    likeness: float = 0.9,  # largest rank correlation of two that are kept
+    rows: int = 20_000,  # events that are looked at
 ) -> list[dict]:
     "The most telling features that differ from each other."
     kept, held = [], []
     for row in ranked:
         values = features[:rows, names.index(row["name"])]
-        rank = ranks(np.where(np.isnan(values), np.float32(np.nanmedian(values) if (~np.isnan(values)).any() else 0), values))
+        rank = ranks(
+            np.where(np.isnan(values), np.float32(np.nanmedian(values) if (~np.isnan(values)).any() else 0), values)
+        )
         rank = (rank - rank.mean()) / (rank.std() or 1)
         if rank.any() and all(abs(np.mean(rank * other)) < likeness for other in held):
-            kept.append(row); held.append(rank)
-        if len(kept) == most: break
+            kept.append(row)
+            held.append(rank)
+        if len(kept) == most:
+            break
     return kept
 
 # %% ../nbs/08_describe.ipynb #c032
@@ -265,19 +334,24 @@ def wilson(frauds: np.ndarray, resolved: np.ndarray, z: float = 1.96) -> tuple[n
     middle, half = rate + z**2 / (2 * n), z * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
 
+
 def binned(
     values: np.ndarray,  # (n,) a feature of resolved events, NaN where missing
-    fraud: np.ndarray,   # (n,) bool
+    fraud: np.ndarray,  # (n,) bool
     bins: int = 10,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # median value of each group, resolved events and frauds in it; missing last, as NaN
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # median value of each group, resolved events and frauds in it; missing last, as NaN
     "Groups of about equal size, by value."
     there = ~np.isnan(values)
     distinct, counts = np.unique(values[there], return_counts=True)
     edges = distinct
     if len(distinct) > bins:
         common = np.argmax(counts)
-        rest = values[there] if counts[common] < 2 / bins * there.sum() else values[there & (values != distinct[common])]
-        apart = distinct[common:common + 2] if len(rest) < there.sum() else distinct[:1]
+        rest = (
+            values[there] if counts[common] < 2 / bins * there.sum() else values[there & (values != distinct[common])]
+        )
+        apart = distinct[common : common + 2] if len(rest) < there.sum() else distinct[:1]
         edges = np.union1d(np.quantile(rest, np.linspace(0, 1, bins), method="lower")[:-1], [distinct[0], *apart])
     group = np.where(there, np.searchsorted(edges, values, side="right") - 1, len(edges))
     size, bad = np.bincount(group, minlength=len(edges) + 1), np.bincount(group, fraud, len(edges) + 1)
@@ -290,9 +364,13 @@ HONEST_COLOUR, FRAUD_COLOUR, GREY, INK = "#2f6db3", "#cc3d3d", "#8b929c", "#2227
 PERCENT = lambda value, _=None: f"{100 * value:.3g} %"  # labels of an axis of shares
 LINES = ["#2f6db3", "#e08a1e", "#2a9d7f", "#8a5fbf", "#cc3d3d", "#5b6470"]  # of entities
 
-def new_figure(title: str, rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 3.2), **grid) -> tuple[Any, np.ndarray]:
+
+def new_figure(
+    title: str, rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 3.2), **grid
+) -> tuple[Any, np.ndarray]:
     "A titled figure with (rows, columns) plots; `size` in inches, at 100 dots each."
     from matplotlib.figure import Figure  # here, since processes of the service import this module and draw nothing
+
     figure = Figure(figsize=size, dpi=100, layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False, **grid)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
@@ -304,9 +382,11 @@ def new_figure(title: str, rows: int = 1, columns: int = 1, size: tuple[float, f
         ax.tick_params(labelsize=9, colors=INK)
     return figure, axes
 
+
 def save(figure: Any, path: Path) -> Path:
     "Write a figure whole; the same figure gives the same bytes."
-    with write_aside(path) as aside: figure.savefig(aside, format="png", metadata={"Software": None})
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", metadata={"Software": None})
     return path
 
 # %% ../nbs/08_describe.ipynb #c037
@@ -314,20 +394,25 @@ def stretched(days: np.ndarray, width: int) -> np.ndarray:
     "Sums of (k, days) over steps of `width` days; the last step may hold fewer."
     return np.add.reduceat(days, np.arange(0, days.shape[1], width), axis=1)
 
+
 def step_days(tally: Tally, frauds: int = 0) -> int:
     "Days in a step: 1, 7, 30, 91 or 365, such that most steps with resolved events hold so many frauds."
     for width in (1, 7, 30, 91, 365):
         events, _, resolved, bad = stretched(tally.days, width)
-        if len(events) <= 200 and (not resolved.any() or np.median(bad[resolved > 0]) >= frauds): return width
+        if len(events) <= 200 and (not resolved.any() or np.median(bad[resolved > 0]) >= frauds):
+            return width
     return 365
+
 
 def dates(tally: Tally, width: int) -> np.ndarray:
     "First day of each step."
     return (tally.first_day + np.arange(0, tally.days.shape[1], width)).astype("datetime64[D]")
 
+
 def time_axis(*axes: Any) -> None:
     "Dates that say no more than they must."
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     for ax in axes:
         locator = AutoDateLocator(minticks=4, maxticks=9)
         ax.xaxis.set_major_locator(locator)
@@ -337,8 +422,11 @@ def time_axis(*axes: Any) -> None:
 # %% ../nbs/08_describe.ipynb #c038
 def thousands(ax: Any) -> None:
     "Whole numbers with separators on the y axis, from zero."
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}")
+    ax.yaxis.set_major_formatter(
+        lambda value, _: f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}"
+    )
     ax.set_ylim(bottom=0)
+
 
 def draw_volume(tally: Tally, path: Path) -> Path:
     "Events and verdicts a day."
@@ -350,7 +438,8 @@ def draw_volume(tally: Tally, path: Path) -> Path:
     ax.plot(when, events, color=HONEST_COLOUR, linewidth=1.6, label="events")
     ax.plot(when, known, color=INK, linewidth=1.2, linestyle="--", label="verdicts")
     ax.set_ylabel("number a day" + (f", mean of {width} days" if width > 1 else ""))
-    thousands(ax); time_axis(ax)
+    thousands(ax)
+    time_axis(ax)
     ax.set_ylim(0, 1.2 * max(events.max(), known.max(), 1))
     ax.legend(frameon=False, ncols=2, loc="upper left", fontsize=9)
     return save(figure, path)
@@ -364,7 +453,9 @@ def draw_fraud_rate(tally: Tally, path: Path) -> Path:
     n = np.where(drawn & (resolved > 0), resolved, np.nan)
     low, high = wilson(frauds, n)
     step = {1: "day", 7: "week", 30: "30 days", 91: "quarter", 365: "year"}[width]
-    figure, axes = new_figure(f"Fraud by {step} of the event, as known at the end", rows=2, size=(9, 4.4), sharex=True, height_ratios=[2, 1])
+    figure, axes = new_figure(
+        f"Fraud by {step} of the event, as known at the end", rows=2, size=(9, 4.4), sharex=True, height_ratios=[2, 1]
+    )
     rate, share = axes[:, 0]
     rate.fill_between(when, low, high, color=FRAUD_COLOUR, alpha=0.15, linewidth=0, label="95 % interval")
     rate.plot(when, frauds / n, color=FRAUD_COLOUR, linewidth=1.6, marker="o", markersize=3, label="fraud rate")
@@ -372,7 +463,8 @@ def draw_fraud_rate(tally: Tally, path: Path) -> Path:
     rate.set(ylabel="frauds / resolved", ylim=(0, min(1, 1.2 * np.nanmax(high, initial=0.001))))
     share.fill_between(when, resolved / np.maximum(events, 1), color=GREY, alpha=0.35, linewidth=0)
     share.set(ylabel="resolved / all", ylim=(0, 1.02))
-    for ax in (rate, share): ax.yaxis.set_major_formatter(PERCENT)
+    for ax in (rate, share):
+        ax.yaxis.set_major_formatter(PERCENT)
     rate.legend(frameon=False, ncols=3, loc="upper left", fontsize=9)
     time_axis(share)
     return save(figure, path)
@@ -381,10 +473,14 @@ def draw_fraud_rate(tally: Tally, path: Path) -> Path:
 def amount_edges(amount: np.ndarray, frauds: np.ndarray) -> tuple[np.ndarray, bool]:
     "Edges of groups for amounts in major units, and whether their axis is logarithmic; what few events have is cut off, unless frauds have it."
     low, high = np.quantile(amount, [0.001, 0.999])
-    if len(frauds): low, high = min(low, np.quantile(frauds, 0.01)), max(high, np.quantile(frauds, 0.99))
-    if low > 0 and high / low > 20: return np.geomspace(low, high * 1.0001, 50), True
-    if len(np.unique(amount)) <= 50: return np.arange(np.floor(low), np.ceil(high) + 2) - 0.5, False
+    if len(frauds):
+        low, high = min(low, np.quantile(frauds, 0.01)), max(high, np.quantile(frauds, 0.99))
+    if low > 0 and high / low > 20:
+        return np.geomspace(low, high * 1.0001, 50), True
+    if len(np.unique(amount)) <= 50:
+        return np.arange(np.floor(low), np.ceil(high) + 2) - 0.5, False
     return np.linspace(low, high + 1e-9, 50), False
+
 
 def draw_amounts(sample: Sampled, decimals: int, column: str, path: Path) -> Path:
     "Distribution of the amount by verdict."
@@ -394,10 +490,14 @@ def draw_amounts(sample: Sampled, decimals: int, column: str, path: Path) -> Pat
     figure, [[ax]] = new_figure("Amounts by verdict")
     for label, name, colour in [(-1, "unresolved", GREY), (0, "honest", HONEST_COLOUR), (1, "fraud", FRAUD_COLOUR)]:
         mine = amount[sample.label == label]
-        if not len(mine): continue
+        if not len(mine):
+            continue
         share = np.histogram(mine, edges)[0] / len(mine)
-        ax.stairs(share / width, edges, color=colour, linewidth=1.6 if label >= 0 else 1.1, label=f"{name}, {len(mine):,}")
-    if wide: ax.set_xscale("log")
+        ax.stairs(
+            share / width, edges, color=colour, linewidth=1.6 if label >= 0 else 1.1, label=f"{name}, {len(mine):,}"
+        )
+    if wide:
+        ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     ax.set(xlabel=f"{column}, major units" + (", logarithmic axis" if wide else ""), ylabel="density", yticks=[])
     ax.legend(frameon=False, fontsize=9)
@@ -409,6 +509,7 @@ def delay_days(tally: Tally, share: float, verdict: int | None = None) -> float:
     hours = tally.delays.sum(axis=0) if verdict is None else tally.delays[verdict]
     return float(np.searchsorted(np.cumsum(hours), share * hours.sum()) / 24) if hours.sum() else float("nan")
 
+
 def draw_delays(tally: Tally, path: Path) -> Path:
     "How long first verdicts take."
     note = f"{tally.corrected:,} were corrected later" if tally.corrected else "none was corrected"
@@ -416,25 +517,39 @@ def draw_delays(tally: Tally, path: Path) -> Path:
     last = max(1.0, 1.1 * delay_days(tally, 0.995)) if tally.delays.any() else 1.0
     for verdict, name, colour, line in [(0, "honest", HONEST_COLOUR, "-"), (1, "fraud", FRAUD_COLOUR, "--")]:
         hours = tally.delays[verdict]
-        if not hours.any(): continue
+        if not hours.any():
+            continue
         half = delay_days(tally, 0.5, verdict)
         share = np.concatenate([[0], np.cumsum(hours) / hours.sum()])
         said = f"{name}: half within {half:.3g} days" if half else f"{name}: half within the hour"
-        ax.step(np.arange(LONGEST_DELAY + 1) / 24, share, where="pre", color=colour, linestyle=line, linewidth=1.8, label=said)
+        ax.step(
+            np.arange(LONGEST_DELAY + 1) / 24,
+            share,
+            where="pre",
+            color=colour,
+            linestyle=line,
+            linewidth=1.8,
+            label=said,
+        )
     ax.set(xlabel="days since the event", ylabel="share of first verdicts", xlim=(0, last), ylim=(0, 1.03))
     ax.yaxis.set_major_formatter(PERCENT)
-    if tally.delays.any(): ax.legend(frameon=False, fontsize=9, loc="best")
+    if tally.delays.any():
+        ax.legend(frameon=False, fontsize=9, loc="best")
     return save(figure, path)
 
 # %% ../nbs/08_describe.ipynb #c050
 DAYS_OF_WEEK = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+
 
 def draw_rhythm(tally: Tally, path: Path, least: int = 50) -> Path:
     "Events and fraud rate by hour and weekday; hours with fewer than `least` resolved events are blank."
     events, resolved, frauds = tally.week.reshape(3, 7, 24)
     rate = np.where(resolved >= least, frauds / np.maximum(resolved, 1), np.nan)
     figure, axes = new_figure("Hours of the week (UTC)", columns=2, size=(9, 2.9))
-    panels = [(events / max(events.sum(), 1), "share of all events", "Blues"), (rate, "fraud among resolved events", "Reds")]
+    panels = [
+        (events / max(events.sum(), 1), "share of all events", "Blues"),
+        (rate, "fraud among resolved events", "Reds"),
+    ]
     for ax, (shown, name, colours) in zip(axes[0], panels):
         top = np.nanquantile(shown, 0.99) if np.isfinite(shown).any() else 1
         image = ax.imshow(shown, aspect="auto", cmap=colours, vmin=0, vmax=top or 1)
@@ -450,20 +565,34 @@ def draw_rhythm(tally: Tally, path: Path, least: int = 50) -> Path:
 def busiest(counts: KeyCounts, share: float) -> float:
     "Share of events that the busiest `share` of the entities bring, at least one entity."
     ordered = np.sort(counts.counts)[::-1]
-    return float(ordered[:max(1, round(share * len(ordered)))].sum() / max(ordered.sum(), 1))
+    return float(ordered[: max(1, round(share * len(ordered)))].sum() / max(ordered.sum(), 1))
+
 
 def draw_skew(tally: Tally, path: Path) -> Path:
     "Share of events by the busiest entities."
     figure, [[ax]] = new_figure("Share of events by the busiest entities", size=(9, 3.4))
     for (name, counts), colour in zip(tally.busy.items(), LINES * 20):
         total = np.concatenate([[0], np.cumsum(np.sort(counts.counts)[::-1])])
-        if len(total) < 2: continue
+        if len(total) < 2:
+            continue
         place = np.unique(np.geomspace(1, len(total) - 1, 200).astype(np.int64))
         some = f", {counts.cutoff / 2**64:.2g} of them looked at" if counts.cutoff < 2**64 - 1 else ""
-        ax.plot(place / (len(total) - 1), total[place] / total[-1], color=colour, linewidth=1.7, label=f"{name}, {len(total) - 1:,} values{some}")
+        ax.plot(
+            place / (len(total) - 1),
+            total[place] / total[-1],
+            color=colour,
+            linewidth=1.7,
+            label=f"{name}, {len(total) - 1:,} values{some}",
+        )
     even = np.geomspace(1e-4, 1, 100)
     ax.plot(even, even, color=GREY, linewidth=1, linestyle="--", label="even spread")
-    ax.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.03), xlabel="busiest entities, share of all, logarithmic axis", ylabel="share of events")
+    ax.set(
+        xscale="log",
+        xlim=(1e-4, 1),
+        ylim=(0, 1.03),
+        xlabel="busiest entities, share of all, logarithmic axis",
+        ylabel="share of events",
+    )
     ax.xaxis.set_major_formatter(PERCENT)
     ax.yaxis.set_major_formatter(PERCENT)
     ax.legend(frameon=False, fontsize=9, loc="upper left")
@@ -472,10 +601,14 @@ def draw_skew(tally: Tally, path: Path) -> Path:
 # %% ../nbs/08_describe.ipynb #c055
 def short(value: float, seconds: bool = False) -> str:
     "A number for a small place: 0.25, 12, 3.4k; or a time: 45 s, 12 min, 3 h, 8 d."
-    sizes = [(86_400, " d"), (3_600, " h"), (60, " min"), (1, " s")] if seconds else [(1e9, "G"), (1e6, "M"), (1e3, "k")]
+    sizes = (
+        [(86_400, " d"), (3_600, " h"), (60, " min"), (1, " s")] if seconds else [(1e9, "G"), (1e6, "M"), (1e3, "k")]
+    )
     for size, unit in sizes:
-        if abs(value) >= size: return f"{value / size:.2g}{unit}" if abs(value) < 10 * size else f"{value / size:.0f}{unit}"
+        if abs(value) >= size:
+            return f"{value / size:.2g}{unit}" if abs(value) < 10 * size else f"{value / size:.0f}{unit}"
     return f"{value:.0f}" if value == round(value) or abs(value) >= 10 else f"{value:.2g}"
+
 
 def draw_feature(ax: Any, row: dict, values: np.ndarray, fraud: np.ndarray, seconds: bool) -> None:
     "Fraud rate by groups of one feature of resolved events; `row` as in rank_features, `seconds`: its values are times."
@@ -483,11 +616,14 @@ def draw_feature(ax: Any, row: dict, values: np.ndarray, fraud: np.ndarray, seco
     low, high = wilson(bad, size)
     place = np.arange(len(size)) + 0.5 * np.isnan(middle)
     for group, colour in [(~np.isnan(middle), HONEST_COLOUR), (np.isnan(middle), GREY)]:
-        if not group.any(): continue
+        if not group.any():
+            continue
         ends = [(bad / size - low)[group].clip(0), (high - bad / size)[group].clip(0)]
         ax.errorbar(place[group], (bad / size)[group], ends, fmt="o", color=colour, markersize=4, linewidth=1.3)
     ax.axhline(fraud.mean(), color=INK, linewidth=0.9, linestyle=":")
-    ax.set_title(f"{row['name']}\nAUC {row['auc']:.2f}, {row['missing']:.0%} missing", fontsize=8.5, loc="left", color=INK)
+    ax.set_title(
+        f"{row['name']}\nAUC {row['auc']:.2f}, {row['missing']:.0%} missing", fontsize=8.5, loc="left", color=INK
+    )
     ax.set_xticks(place, ["none" if np.isnan(value) else short(value, seconds) for value in middle], fontsize=7.5)
     ax.tick_params(axis="y", labelsize=8)
     ax.yaxis.set_major_formatter(PERCENT)
@@ -496,12 +632,19 @@ def draw_feature(ax: Any, row: dict, values: np.ndarray, fraud: np.ndarray, seco
 # %% ../nbs/08_describe.ipynb #c056
 def draw_features(table: FeatureTable, sample: Sampled, kept: list[dict], path: Path) -> Path:
     "Fraud rate by groups of each of the kept features."
-    known, columns, times = sample.label >= 0, min(3, len(kept)), {row.name for row in table.rows if row.kind in ("TimeSince", "Age")}
+    known, columns, times = (
+        sample.label >= 0,
+        min(3, len(kept)),
+        {row.name for row in table.rows if row.kind in ("TimeSince", "Age")},
+    )
     rows, fraud = -(-len(kept) // columns), sample.label[known] == 1
-    figure, axes = new_figure("Fraud rate by value of the most telling features", rows, columns, size=(4 * columns, 0.6 + 2.1 * rows))
+    figure, axes = new_figure(
+        "Fraud rate by value of the most telling features", rows, columns, size=(4 * columns, 0.6 + 2.1 * rows)
+    )
     for ax, row in zip(axes.flat, kept):
         draw_feature(ax, row, sample.features[known, table.names.index(row["name"])], fraud, row["name"] in times)
-    for ax in axes.flat[len(kept):]: ax.set_visible(False)
+    for ax in axes.flat[len(kept) :]:
+        ax.set_visible(False)
     figure.supylabel("frauds / resolved, with 95 % interval", fontsize=9, color=INK)
     figure.supxlabel("value of the feature (median of each group; none = missing)", fontsize=9, color=INK)
     return save(figure, path)
@@ -515,19 +658,28 @@ def pick_story(stories: Sampled, honest: int = 2, frauds: int = 3) -> np.ndarray
     for mine in np.split(order, starts[1:]) if len(order) else []:
         label, amount = stories.label[mine], stories.columns["amount"][mine]
         first = int(np.argmax(label == 1))
-        if first < honest or (label[first - honest:first] != 0).any() or (label[first:first + frauds] == 1).sum() < frauds: continue
-        before, after = amount[:first], amount[first:first + frauds]
+        if (
+            first < honest
+            or (label[first - honest : first] != 0).any()
+            or (label[first : first + frauds] == 1).sum() < frauds
+        ):
+            continue
+        before, after = amount[:first], amount[first : first + frauds]
         moved = min(first, 8) * abs(after.mean() - before.mean()) / (before.std() + 0.1 * abs(before).mean() + 1)
-        if moved > most: best, most = mine[first - honest:first + frauds], moved
+        if moved > most:
+            best, most = mine[first - honest : first + frauds], moved
     return best
 
 # %% ../nbs/08_describe.ipynb #c061
 def movement(values: np.ndarray, story: np.ndarray, fraud: np.ndarray) -> float:
     "Mean place of the frauds of a story among all values less that of its honest events, -1 to 1; a missing value is in the middle."
     ordered = np.sort(values[~np.isnan(values)])
-    place = (np.searchsorted(ordered, story) + np.searchsorted(ordered, story, side="right")) / (2 * max(len(ordered), 1))
+    place = (np.searchsorted(ordered, story) + np.searchsorted(ordered, story, side="right")) / (
+        2 * max(len(ordered), 1)
+    )
     place[np.isnan(story)] = 0.5
     return float(place[fraud].mean() - place[~fraud].mean())
+
 
 def tell_story(settings: Settings, table: FeatureTable, sample: Sampled, stories: Sampled, most: int = 6) -> list[dict]:
     "Events of the story: time, amount, verdict, and the features of its entity that moved most. Empty when there is none."
@@ -539,8 +691,15 @@ def tell_story(settings: Settings, table: FeatureTable, sample: Sampled, stories
     plain = lambda value: None if np.isnan(value) else float(f"{value:.5g}")
     when = stories.columns["time"][picked].astype("datetime64[ms]").astype("datetime64[m]")
     amount = stories.columns["amount"][picked] / 10**decimals
-    return [{"time": str(when[k]).replace("T", " "), "amount": float(amount[k]), "verdict": "fraud" if fraud[k] else "honest",
-             "features": {row["name"]: plain(vectors[k, table.names.index(row["name"])]) for row in shown}} for k in range(len(picked))]
+    return [
+        {
+            "time": str(when[k]).replace("T", " "),
+            "amount": float(amount[k]),
+            "verdict": "fraud" if fraud[k] else "honest",
+            "features": {row["name"]: plain(vectors[k, table.names.index(row["name"])]) for row in shown},
+        }
+        for k in range(len(picked))
+    ]
 
 # %% ../nbs/08_describe.ipynb #c064
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>
@@ -551,41 +710,60 @@ details{{margin:1rem 0}} h1{{font-size:1.5rem}} h2{{font-size:1.15rem;margin-top
 <h1>{title}</h1>{body}</html>
 """
 
+
 def html_table(heads: list[str], rows: list[list]) -> str:
     "A table with escaped cells."
     line = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
     return f'<div class="wide"><table>{line(heads, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
 
+
 def story_table(story: list[dict]) -> str:
     "The events of a story as columns."
-    if not story: return ""
+    if not story:
+        return ""
     text = lambda value: "none" if value is None else f"{value:,.5g}"
     rows = [["amount", *(f"{row['amount']:,.2f}" for row in story)]]
     rows += [[name, *(text(row["features"][name]) for row in story)] for name in story[0]["features"]]
-    return "<h2>A fraud as it unfolds</h2>" + html_table(["", *(f"{row['time']} {row['verdict']}" for row in story)], rows)
+    return "<h2>A fraud as it unfolds</h2>" + html_table(
+        ["", *(f"{row['time']} {row['verdict']}" for row in story)], rows
+    )
 
 # %% ../nbs/08_describe.ipynb #c066
 def facts(summary: dict) -> list[list[str]]:
     "The numbers of a log, in words."
     sampled = f"{summary['sampled']:,}" + ("" if summary["sampled"] == summary["events"] else ", a sample")
-    return [["events", f"{summary['events']:,}"], ["days (UTC)", f"{summary['first_day']} to {summary['last_day']}"],
-            ["verdicts, corrections among them", f"{summary['labels']:,}, {summary['corrected']:,}"],
-            ["verdicts that wait for later events", f"{summary['labels_waiting']:,}"],
-            ["resolved events", f"{summary['resolved']:,} ({summary['resolved_share']:.1%})"],
-            ["frauds", f"{summary['frauds']:,} ({summary['fraud_rate']:.2%} of resolved)"], ["events in amounts and features", sampled]]
+    return [
+        ["events", f"{summary['events']:,}"],
+        ["days (UTC)", f"{summary['first_day']} to {summary['last_day']}"],
+        ["verdicts, corrections among them", f"{summary['labels']:,}, {summary['corrected']:,}"],
+        ["verdicts that wait for later events", f"{summary['labels_waiting']:,}"],
+        ["resolved events", f"{summary['resolved']:,} ({summary['resolved_share']:.1%})"],
+        ["frauds", f"{summary['frauds']:,} ({summary['fraud_rate']:.2%} of resolved)"],
+        ["events in amounts and features", sampled],
+    ]
+
 
 def write_page(settings: Settings, summary: dict, ranked: list[dict], folder: Path) -> Path:
     "Write index.html beside the plots."
-    body = html_table(["", "whole log"], facts(summary)) + "".join(f'<img src="{name}" alt="{name[:-4]}">' for name in summary["plots"])
-    skew = [[name, f"{row['entities']:,}", f"{row['top_1_percent']:.1%}", f"{row['busiest']:.2%}"] for name, row in summary["entities"].items()]
-    body += html_table(["entity", "values", "events by the busiest 1 %", "by the busiest one"], skew) + story_table(summary["story"])
+    body = html_table(["", "whole log"], facts(summary)) + "".join(
+        f'<img src="{name}" alt="{name[:-4]}">' for name in summary["plots"]
+    )
+    skew = [
+        [name, f"{row['entities']:,}", f"{row['top_1_percent']:.1%}", f"{row['busiest']:.2%}"]
+        for name, row in summary["entities"].items()
+    ]
+    body += html_table(["entity", "values", "events by the busiest 1 %", "by the busiest one"], skew) + story_table(
+        summary["story"]
+    )
     if ranked:
         rows = [[row["name"], f"{row['auc']:.3f}", f"{row['missing']:.1%}"] for row in ranked]
         body += f"<details><summary>All {len(rows)} features</summary>{html_table(['feature', 'AUC alone', 'missing'], rows)}</details>"
-    else: body += "<p>No features yet, or no resolved event of each kind: run <code>fraud-poc features</code> and describe again.</p>"
+    else:
+        body += "<p>No features yet, or no resolved event of each kind: run <code>fraud-poc features</code> and describe again.</p>"
     path = folder / "index.html"
     page = PAGE.format(title=html.escape(f"What the log of {settings.domain.name} holds"), body=body)
-    with write_aside(path) as aside: aside.write_text(page, encoding="utf-8")
+    with write_aside(path) as aside:
+        aside.write_text(page, encoding="utf-8")
     return path
 
 # %% ../nbs/08_describe.ipynb #c068
@@ -595,41 +773,75 @@ def summarise(tally: Tally, sample: Sampled, decimals: int) -> dict:
     number = lambda value: None if np.isnan(value) else round(float(value), 4)
     verdicts = [(0, "honest"), (1, "fraud"), (-1, "unresolved")]
     amount = {name: sample.columns["amount"][sample.label == label] / 10**decimals for label, name in verdicts}
-    first, last = (str(np.datetime64(tally.first_day + int(place), "D")) for place in np.flatnonzero(tally.days[0])[[0, -1]])
-    busy = {name: {"entities": len(c.keys), "top_1_percent": busiest(c, 0.01), "busiest": busiest(c, 0)} for name, c in tally.busy.items()}
-    return {"events": events, "labels": known, "first_day": first, "last_day": last, "resolved": resolved,
-            "resolved_share": resolved / max(events, 1), "frauds": frauds, "fraud_rate": frauds / max(resolved, 1), "corrected": tally.corrected,
-            "delay_days": {"median": number(delay_days(tally, 0.5)), "p95": number(delay_days(tally, 0.95))},
-            "amount_median": {name: number(np.median(values)) if len(values) else None for name, values in amount.items()},
-            "note": "" if frauds or not resolved else f"no fraud: none of {resolved:,} resolved events is one; check labels.fraud_values",
-            "sampled": len(sample.label), "entities": busy}
+    first, last = (
+        str(np.datetime64(tally.first_day + int(place), "D")) for place in np.flatnonzero(tally.days[0])[[0, -1]]
+    )
+    busy = {
+        name: {"entities": len(c.keys), "top_1_percent": busiest(c, 0.01), "busiest": busiest(c, 0)}
+        for name, c in tally.busy.items()
+    }
+    return {
+        "events": events,
+        "labels": known,
+        "first_day": first,
+        "last_day": last,
+        "resolved": resolved,
+        "resolved_share": resolved / max(events, 1),
+        "frauds": frauds,
+        "fraud_rate": frauds / max(resolved, 1),
+        "corrected": tally.corrected,
+        "delay_days": {"median": number(delay_days(tally, 0.5)), "p95": number(delay_days(tally, 0.95))},
+        "amount_median": {name: number(np.median(values)) if len(values) else None for name, values in amount.items()},
+        "note": ""
+        if frauds or not resolved
+        else f"no fraud: none of {resolved:,} resolved events is one; check labels.fraud_values",
+        "sampled": len(sample.label),
+        "entities": busy,
+    }
 
 # %% ../nbs/08_describe.ipynb #c070
-def draw_all(settings: Settings, table: FeatureTable, tally: Tally, sample: Sampled, kept: list[dict], folder: Path) -> list[Path]:
+def draw_all(
+    settings: Settings, table: FeatureTable, tally: Tally, sample: Sampled, kept: list[dict], folder: Path
+) -> list[Path]:
     "All plots of a log, in the order of the page."
     columns = settings.columns
-    drawn = [draw_volume(tally, folder / "volume.png"), draw_fraud_rate(tally, folder / "fraud_rate.png"),
-             draw_amounts(sample, columns.decimals, columns.amount, folder / "amounts.png"), draw_delays(tally, folder / "delays.png"),
-             draw_rhythm(tally, folder / "rhythm.png"), draw_skew(tally, folder / "skew.png")]
-    if kept: return drawn + [draw_features(table, sample, kept, folder / "features.png")]
+    drawn = [
+        draw_volume(tally, folder / "volume.png"),
+        draw_fraud_rate(tally, folder / "fraud_rate.png"),
+        draw_amounts(sample, columns.decimals, columns.amount, folder / "amounts.png"),
+        draw_delays(tally, folder / "delays.png"),
+        draw_rhythm(tally, folder / "rhythm.png"),
+        draw_skew(tally, folder / "skew.png"),
+    ]
+    if kept:
+        return drawn + [draw_features(table, sample, kept, folder / "features.png")]
     (folder / "features.png").unlink(missing_ok=True)  # of an earlier run
     return drawn
 
+
 def describe(
     settings: Settings,
-    folder: Path | None = None,          # where plots and page go; None = `describe` under settings.batch.folder
-    progress: Progress | None = None,    # called as progress(rows done, rows in all)
-) -> dict:                               # folder, page, plots, numbers, the most telling features, a fraud as it unfolded
+    folder: Path | None = None,  # where plots and page go; None = `describe` under settings.batch.folder
+    progress: Progress | None = None,  # called as progress(rows done, rows in all)
+) -> dict:  # folder, page, plots, numbers, the most telling features, a fraud as it unfolded
     "Draw what a log, its labels and its features hold; `ValueError` when there is no log, or no event in it."
     table, manifest = build_table(settings), read_manifest(settings.batch.folder)
     folder = Path(folder or settings.batch.folder / "describe")
     tally, sample, stories = survey(settings, table, manifest, progress)
-    if not len(sample.label): raise ValueError(f"the log in {settings.batch.folder} has verdicts but no events: ingest the events they speak of")
+    if not len(sample.label):
+        raise ValueError(
+            f"the log in {settings.batch.folder} has verdicts but no events: ingest the events they speak of"
+        )
     told = {0, 1} <= set(sample.label.tolist()) and bool(np.isfinite(sample.features).any())
     ranked = rank_features(table.names, sample.features, sample.label) if told else []
     kept = unlike(table.names, sample.features, ranked)
     plots = draw_all(settings, table, tally, sample, kept, folder)
-    result = {"folder": str(folder), "plots": [path.name for path in plots], **summarise(tally, sample, settings.columns.decimals), "features": kept}
+    result = {
+        "folder": str(folder),
+        "plots": [path.name for path in plots],
+        **summarise(tally, sample, settings.columns.decimals),
+        "features": kept,
+    }
     result["labels_waiting"] = (manifest.get("waiting") or {"labels": 0})["labels"]  # known later than the newest event
     result["story"] = tell_story(settings, table, sample, stories) if told else []
     return result | {"page": str(write_page(settings, result, ranked, folder))}

@@ -26,50 +26,60 @@ from .config import BLANKS, Columns, Labels, duration_ms, plain_value
 # %% ../nbs/01_events.ipynb #c005
 MISSING = 0  # the key of an empty or absent value
 
+
 def hasher(
-    secret: bytes,                    # the project's hash secret, 16 to 64 bytes
-) -> Callable[[str | None], int]:     # identity -> unsigned 64-bit key; MISSING for None and ""
+    secret: bytes,  # the project's hash secret, 16 to 64 bytes
+) -> Callable[[str | None], int]:  # identity -> unsigned 64-bit key; MISSING for None and ""
     "Keyed hash of one identity after the other: a state that has taken in the secret is copied for each."
     fresh = hashlib.blake2b(digest_size=8, key=secret).copy
+
     def key(value: str | None) -> int:
-        if not value: return MISSING
+        if not value:
+            return MISSING
         state = fresh()
         state.update(value.encode("utf-8"))
         return int.from_bytes(state.digest(), "little") or 1
+
     return key
+
 
 def key_of(
     value: str | None,  # an identity as text: "alice@example.org", "17"
-    secret: bytes,      # the project's hash secret, 16 to 64 bytes
-) -> int:               # unsigned 64-bit key; MISSING for None and ""
+    secret: bytes,  # the project's hash secret, 16 to 64 bytes
+) -> int:  # unsigned 64-bit key; MISSING for None and ""
     "Keyed hash of one identity."
     return hasher(secret)(value)
 
 # %% ../nbs/01_events.ipynb #c007
 def keys_of(
     values: pa.Array | pa.ChunkedArray | Sequence,  # identities, n values of text or integers
-    secret: bytes,                                  # the project's hash secret, 16 to 64 bytes
-) -> np.ndarray:                                    # (n,) uint64; MISSING where null or empty
+    secret: bytes,  # the project's hash secret, 16 to 64 bytes
+) -> np.ndarray:  # (n,) uint64; MISSING where null or empty
     "Keyed hashes of a column; each distinct value is hashed once."
-    if not isinstance(values, (pa.Array, pa.ChunkedArray)): values = pa.array(values)
-    if isinstance(values, pa.ChunkedArray): values = values.combine_chunks()
+    if not isinstance(values, (pa.Array, pa.ChunkedArray)):
+        values = pa.array(values)
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
     coded = values.cast(pa.string()).dictionary_encode()
     distinct = coded.dictionary.cast(pa.binary()).to_pylist()
     fresh = hashlib.blake2b(digest_size=8, key=secret).copy
+
     def digest(value: bytes) -> bytes:
         state = fresh()
         state.update(value)
         return state.digest()
+
     keys = np.frombuffer(b"".join([digest(value) for value in distinct] + [bytes(8)]), dtype="<u8").copy()
     keys[:-1] = np.maximum(keys[:-1], 1)
-    if b"" in distinct: keys[distinct.index(b"")] = MISSING
+    if b"" in distinct:
+        keys[distinct.index(b"")] = MISSING
     return keys[pc.fill_null(coded.indices, len(distinct)).to_numpy(zero_copy_only=False)]
 
 # %% ../nbs/01_events.ipynb #n018
 def occurrence_of(
     id_key: np.ndarray,  # (n,) uint64
-    time: np.ndarray,    # (n,) int64, UTC ms
-) -> np.ndarray:         # (n,) uint64
+    time: np.ndarray,  # (n,) int64, UTC ms
+) -> np.ndarray:  # (n,) uint64
     "Keys of events by id and time."
     bits = np.asarray(time).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd: different times stay different
     return np.asarray(id_key, np.uint64) ^ bits ^ (bits >> np.uint64(32))
@@ -78,14 +88,17 @@ def occurrence_of(
 EMPTY_TEXT = frozenset([""])  # what is missing in any domain
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
+
 def folded(text: str) -> str:
     "A text without blanks around it, its letters A to Z in lower case: what Arrow does to a column."
     text = text.strip(BLANKS)
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
+
 def missing_words(columns: Columns) -> frozenset[str]:
     "The texts, folded, that stand for a missing value in a domain; the empty text is one of them."
     return frozenset(map(folded, ["", *columns.missing_values]))
+
 
 def is_missing(
     text: str | None,
@@ -96,9 +109,9 @@ def is_missing(
 
 # %% ../nbs/01_events.ipynb #n008
 def without_missing(
-    text: pa.Array,           # n texts
+    text: pa.Array,  # n texts
     missing: frozenset[str],  # as `missing_words` gives them
-) -> pa.Array:                # n texts; null where `is_missing`
+) -> pa.Array:  # n texts; null where `is_missing`
     "A column of texts in which those that stand for a missing value are null."
     data = text.buffers()[2]
     raw = np.frombuffer(data or b"", np.uint8)
@@ -110,65 +123,86 @@ def without_missing(
 # %% ../nbs/01_events.ipynb #c011
 def minor_units(
     amount: np.ndarray | float,  # major units, finite
-    decimals: int,               # digits after the point: 2 = cents
-) -> np.ndarray:                 # int64 minor units
+    decimals: int,  # digits after the point: 2 = cents
+) -> np.ndarray:  # int64 minor units
     "Amounts as exact integers, rounded half to even."
     return np.rint(np.asarray(amount, dtype=np.float64) * 10**decimals).astype(np.int64)
 
 # %% ../nbs/01_events.ipynb #n002
-Clock = Callable[[], int]               # gives the current time, UTC ms
+Clock = Callable[[], int]  # gives the current time, UTC ms
 CLOCK_SHIFT = "FRAUD_POC_CLOCK_SHIFT"  # environment variable: a duration, such as "-400d"
+
 
 def clock_shift() -> int:  # ms
     "How far `system_clock` is moved; `ValueError` when the environment variable holds no duration."
     text = os.environ.get(CLOCK_SHIFT, "").strip()
-    try: return (-1 if text.startswith("-") else 1) * duration_ms(text.lstrip("+-")) if text else 0
-    except ValueError as error: raise ValueError(f"environment variable {CLOCK_SHIFT}: {error}") from None
+    try:
+        return (-1 if text.startswith("-") else 1) * duration_ms(text.lstrip("+-")) if text else 0
+    except ValueError as error:
+        raise ValueError(f"environment variable {CLOCK_SHIFT}: {error}") from None
+
 
 @cache
-def _shift() -> int: return clock_shift()  # a look at the environment takes longer than one at the clock
+def _shift() -> int:
+    return clock_shift()  # a look at the environment takes longer than one at the clock
+
 
 def system_clock() -> int:  # UTC ms
     "The current time by the clock of the machine, moved as the environment said when the process first asked."
     return time.time_ns() // 1_000_000 + _shift()
 
 # %% ../nbs/01_events.ipynb #a002
-PERSON, KEY, COMMAND_LINE, WAITED = "person", "key", "command line", "waiting label"  # kinds of actors; "" = not recorded
+PERSON, KEY, COMMAND_LINE, WAITED = (
+    "person",
+    "key",
+    "command line",
+    "waiting label",
+)  # kinds of actors; "" = not recorded
+
 
 class Actor(NamedTuple):
     "Who asserts or does something."
+
     kind: str = ""  # one of the kinds above
     name: str = ""  # of the account, of the key, of the user at the command line
 
     def __str__(self) -> str:
         "In words: `ann`, `key shop`, `root (command line)`."
-        if self.kind == COMMAND_LINE: return f"{self.name} ({COMMAND_LINE})" if self.name else COMMAND_LINE
+        if self.kind == COMMAND_LINE:
+            return f"{self.name} ({COMMAND_LINE})" if self.name else COMMAND_LINE
         return self.name if self.kind in (PERSON, "") else f"{self.kind} {self.name}".strip()
 
 # %% ../nbs/01_events.ipynb #a004
 UNPRINTED = "\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f-\\u009f"  # control characters but for tab and the ends of lines, for a pattern
 
+
 def checked_text(
     text: str,  # that a person wrote
     most: int,  # characters
-) -> str:       # with plain ends of lines
+) -> str:  # with plain ends of lines
     "A text that every store and page can take; `ValueError` says what is wrong."
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if len(text) > most: raise ValueError(f"text is longer than {most:,} characters")
+    if len(text) > most:
+        raise ValueError(f"text is longer than {most:,} characters")
     wrong = re.search(f"[{UNPRINTED}\\ud800-\\udfff]", text)
-    if wrong: raise ValueError(f"text has the character U+{ord(wrong[0]):04X}, which is not printed: remove it")
+    if wrong:
+        raise ValueError(f"text has the character U+{ord(wrong[0]):04X}, which is not printed: remove it")
     return text
 
 # %% ../nbs/01_events.ipynb #c014
 UNRESOLVED, HONEST, FRAUD = -1, 0, 1  # what is known of an event
 
 # %% ../nbs/01_events.ipynb #n012
-YES, NO = ("1", "true", "yes", "t", "y"), ("0", "false", "no", "f", "n")  # one meaning each; the first three widen a list
+YES, NO = (
+    ("1", "true", "yes", "t", "y"),
+    ("0", "false", "no", "f", "n"),
+)  # one meaning each; the first three widen a list
+
 
 def label_words(
-    labels: Labels,           # settings
+    labels: Labels,  # settings
     missing: frozenset[str],  # as `missing_words` gives them
-) -> dict[str, int]:          # plain value -> label
+) -> dict[str, int]:  # plain value -> label
     "What the values of a label column mean; values that are not here are `labels.other_values`."
     lists = {FRAUD: labels.fraud_values, HONEST: labels.legitimate_values, UNRESOLVED: labels.unresolved_values}
     listed = {plain_value(value): label for label, values in lists.items() for value in values}
@@ -183,19 +217,27 @@ def label_words(
 # %% ../nbs/01_events.ipynb #n014
 def text_of(value: object) -> str | None:
     "A value of any simple type as text, as a column of them would be; None for null and NaN."
-    if value is None or value != value: return None
-    if isinstance(value, bytes): return value.decode("utf-8", "replace")
+    if value is None or value != value:
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     return str(value)
+
 
 class LabelReader:
     "Reads the values of a label column, one or many."
+
     def __init__(self, labels: Labels, missing: frozenset[str]):  # settings; as `missing_words` gives them
-        self.words, self.other = label_words(labels, missing), {"refuse": None, "legitimate": HONEST, "unresolved": UNRESOLVED}[labels.other_values]
+        self.words, self.other = (
+            label_words(labels, missing),
+            {"refuse": None, "legitimate": HONEST, "unresolved": UNRESOLVED}[labels.other_values],
+        )
 
     def of(self, value: object) -> tuple[int | None, bool]:
         "The label that a value means, None = it is refused; and whether it is in one of the lists."
         text = text_of(value)
-        if text is None: return UNRESOLVED, True
+        if text is None:
+            return UNRESOLVED, True
         word = plain_value(text)
         return self.words.get(word, self.other), word in self.words
 
@@ -207,6 +249,7 @@ class LabelReader:
         label = np.array([UNRESOLVED if label is None else label for label, _ in read], np.int8)
         return label[at], ~np.array([listed for _, listed in read], bool)[at]
 
+
 def yes_or_no(missing: frozenset[str]) -> LabelReader:
     "Reads a field that holds yes or no by its own meaning."
     plain = Labels.model_construct(fraud_values=[1], legitimate_values=[0], unresolved_values=[], other_values="refuse")
@@ -215,15 +258,30 @@ def yes_or_no(missing: frozenset[str]) -> LabelReader:
 # %% ../nbs/01_events.ipynb #c016
 TIME = pa.timestamp("ms", tz="UTC")
 
+
 def event_schema(columns: Columns) -> pa.Schema:
     "Schema of the event log of a domain: one row for each accepted event, ordered by `seq`."
-    fields = [("seq", pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), ("time", TIME), (columns.amount, pa.int64())]
+    fields = [
+        ("seq", pa.int64()),
+        ("id", pa.string()),
+        ("id_key", pa.uint64()),
+        ("time", TIME),
+        (columns.amount, pa.int64()),
+    ]
     fields += [(name, pa.string()) for name in columns.hashed]
     fields += [(f"{name}_key", pa.uint64()) for name in columns.hashed]
     return pa.schema(fields, metadata={"minor_units": str(columns.decimals)})
 
+
 def label_schema(columns: Columns) -> pa.Schema:
     "Schema of the label log: one row for each verdict, in the same sequence as the events."
-    fields = [("seq", pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), ("time", TIME), ("known", TIME),
-              ("label", pa.int8()), ("previous", pa.int8())]
+    fields = [
+        ("seq", pa.int64()),
+        ("id", pa.string()),
+        ("id_key", pa.uint64()),
+        ("time", TIME),
+        ("known", TIME),
+        ("label", pa.int8()),
+        ("previous", pa.int8()),
+    ]
     return pa.schema(fields + [(f"{name}_key", pa.uint64()) for name in columns.entities])

@@ -39,30 +39,39 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from .api.scoring import in_order, log_config, tell
 from .config import Settings, duration_ms
-from .data.sample import DAY, LARGE, batch_columns, generator, orders_table, period, slices_of
+from .data.sample import LARGE, batch_columns, generator, orders_table, period, slices_of
 from .events import Clock, system_clock
 
 # %% ../nbs/27_feed.ipynb #c006
 ROWS = 1_000  # orders that are made into records at once
 
+
 def check_domain(settings: Settings) -> None:
     "`ValueError` when the generator's orders are not those of the domain."
-    if settings.sample is None: raise ValueError(f"domain {settings.domain.name!r} has no section [sample], so there is nothing to feed")
+    if settings.sample is None:
+        raise ValueError(f"domain {settings.domain.name!r} has no section [sample], so there is nothing to feed")
     made = {"order_id", "order_date", "customer_id", "email", "ip_addr", "device", "location", "order_amount"}
     columns = settings.columns
     if odd := sorted({*columns.id, columns.time, columns.amount, *columns.hashed} ^ made):
-        raise ValueError(f"generated orders have the columns {', '.join(sorted(made))}: {odd[0]!r} is not in both, use config/orders.toml")
+        raise ValueError(
+            f"generated orders have the columns {', '.join(sorted(made))}: {odd[0]!r} is not in both, use config/orders.toml"
+        )
+
 
 def live_orders(
     settings: Settings,
-    seed: int,                               # of the random numbers
-    session: str,                            # part of every order's id
-    start: str = "",                         # ISO date of the first orders; "" = the day after the sample's last
-    clock: Clock = system_clock,             # no order is later
+    seed: int,  # of the random numbers
+    session: str,  # part of every order's id
+    start: str = "",  # ISO date of the first orders; "" = the day after the sample's last
+    clock: Clock = system_clock,  # no order is later
 ) -> Iterator[tuple[dict[str, Any], bool]]:  # order as POST /score takes it; whether it is a fraud
     "Orders without end; `ValueError` when the domain cannot be generated."
     check_domain(settings)
-    first = datetime.fromisoformat(start).date() if start else datetime.fromtimestamp(period(settings.sample)[1] / 1000, UTC).date()
+    first = (
+        datetime.fromisoformat(start).date()
+        if start
+        else datetime.fromtimestamp(period(settings.sample)[1] / 1000, UTC).date()
+    )
     numbers, days = itertools.count(1), settings.sample.days
     for round_ in itertools.count():
         changes = {"start": (first + timedelta(days=days * round_)).isoformat(), "seed": seed + round_}
@@ -73,32 +82,46 @@ def live_orders(
                 for place in range(0, len(table), ROWS):
                     for order, fraud in zip(table.slice(place, ROWS).to_pylist(), frauds[place:]):
                         order["order_id"] = f"feed-{session}-{next(numbers)}"
-                        order["order_date"] = min(order["order_date"], datetime.fromtimestamp(clock() / 1000, UTC)).isoformat(timespec="milliseconds")
+                        order["order_date"] = min(
+                            order["order_date"], datetime.fromtimestamp(clock() / 1000, UTC)
+                        ).isoformat(timespec="milliseconds")
                         yield order, fraud
 
 # %% ../nbs/27_feed.ipynb #c010
 PLAIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::([0-9]{1,5}))?/?", re.ASCII | re.IGNORECASE)
 Literal = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+
 def literal(host: str) -> Literal | None:
     "A host as a number; None when it is a name."
-    try: return ipaddress.ip_address(host)
-    except ValueError: return None
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
 
 def is_here(address: Literal) -> bool:
     "Whether an address is this machine's loopback; forms that only mean it, as ::ffff:127.0.0.1 does, are not."
-    return address in ipaddress.ip_network("127.0.0.0/8") if address.version == 4 else address == ipaddress.ip_address("::1")
+    return (
+        address in ipaddress.ip_network("127.0.0.0/8")
+        if address.version == 4
+        else address == ipaddress.ip_address("::1")
+    )
+
 
 def read_address(
-    url: str,          # of a scorer: "http://127.0.0.1:8000"
+    url: str,  # of a scorer: "http://127.0.0.1:8000"
     hosts: list[str],  # names and literals that may be registered beside loopback
 ) -> tuple[str, str, int]:  # scheme, host, port
     "Take an address apart; `ValueError` says why it is refused."
-    if "@" in url: raise ValueError("the address must hold no user or password: give the scorer's key as key")
-    if not (found := PLAIN.fullmatch(url)): raise ValueError("the address must look like http://host:port or https://host:port, with no path")
+    if "@" in url:
+        raise ValueError("the address must hold no user or password: give the scorer's key as key")
+    if not (found := PLAIN.fullmatch(url)):
+        raise ValueError("the address must look like http://host:port or https://host:port, with no path")
     scheme, host = found[1].lower(), found[2].lower().strip("[]")
     port = int(found[3] or (443 if scheme == "https" else 80))
-    if not 1 <= port <= 65535: raise ValueError(f"there is no port {port}")
+    if not 1 <= port <= 65535:
+        raise ValueError(f"there is no port {port}")
     number, allowed = literal(host), {str(literal(name) or name.lower()) for name in hosts}
     if (number is None or not is_here(number)) and str(number or host) not in allowed:
         raise ValueError(f"{host} is neither this machine nor named in feed.hosts")
@@ -107,8 +130,9 @@ def read_address(
 # %% ../nbs/27_feed.ipynb #c012
 class Place(NamedTuple):
     "Where a scorer is, checked."
+
     scheme: str
-    host: str                   # as it was given: for the Host header and the certificate
+    host: str  # as it was given: for the Host header and the certificate
     port: int
     addresses: tuple[str, ...]  # that were checked; tried in turn
 
@@ -117,32 +141,48 @@ class Place(NamedTuple):
         "The address without ambiguity."
         return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
+
 def check_address(host: str, address: str) -> str:
     "An address behind a name, if it is fit; `ValueError` otherwise."
     number = literal(address.partition("%")[0])
     number = getattr(number, "ipv4_mapped", None) or number
-    if number is None or number.is_multicast or number.is_unspecified or number.is_link_local or (host == "localhost" and not is_here(number)):
+    if (
+        number is None
+        or number.is_multicast
+        or number.is_unspecified
+        or number.is_link_local
+        or (host == "localhost" and not is_here(number))
+    ):
         raise ValueError(f"{host} leads to {address}, which no scorer may have")
     return str(number)
 
+
 async def look_up(host: str, port: int) -> list[str]:
     "Addresses of a name."
-    try: found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error: raise ValueError(f"{host} cannot be found: {error.strerror or type(error).__name__}") from None
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ValueError(f"{host} cannot be found: {error.strerror or type(error).__name__}") from None
     return list(dict.fromkeys(row[4][0] for row in found))
 
-async def find_place(url: str, hosts: list[str], look_up: Callable[[str, int], Awaitable[list[str]]] = look_up) -> Place:
+
+async def find_place(
+    url: str, hosts: list[str], look_up: Callable[[str, int], Awaitable[list[str]]] = look_up
+) -> Place:
     "Check a scorer's address and look its name up; `ValueError` says why it is refused."
     scheme, host, port = read_address(url, hosts)
     addresses = [host] if literal(host) else [check_address(host, address) for address in await look_up(host, port)]
-    if not addresses: raise ValueError(f"{host} has no address")
+    if not addresses:
+        raise ValueError(f"{host} has no address")
     return Place(scheme, host, port, tuple(addresses))
 
 # %% ../nbs/27_feed.ipynb #c016
 TIMEOUT, LARGEST = 5.0, 1_000_000  # seconds for a connection and for an answer; bytes of an answer that are read
 
+
 class Link(http.client.HTTPConnection):
     "A connection to a checked place."
+
     def __init__(self, place: Place, timeout: float = TIMEOUT):
         self.default_port = 443 if place.scheme == "https" else 80
         super().__init__(place.host, place.port, timeout=timeout)
@@ -151,76 +191,108 @@ class Link(http.client.HTTPConnection):
     def connect(self) -> None:
         "Connect to the first of the checked addresses that answers."
         problem = ConnectionAbortedError("the connection was ended")
-        if self.ended: raise problem
+        if self.ended:
+            raise problem
         for address in self.place.addresses:
-            try: self.sock = socket.create_connection((address, self.port), self.timeout)
-            except OSError as error: problem = error
-            else: break
-        else: raise problem
+            try:
+                self.sock = socket.create_connection((address, self.port), self.timeout)
+            except OSError as error:
+                problem = error
+            else:
+                break
+        else:
+            raise problem
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.place.scheme == "https": self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.place.host)
+        if self.place.scheme == "https":
+            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.place.host)
 
 # %% ../nbs/27_feed.ipynb #c018
 class Reply(NamedTuple):
     "What a scorer answered."
+
     status: int
-    body: Any    # from JSON; None when it is none
+    body: Any  # from JSON; None when it is none
     wait: float  # seconds, from Retry-After
+
 
 def ask(link: Link, path: str, body: dict, key: str) -> Reply:
     "POST a JSON body; `OSError` or `HTTPException` when there is no answer."
-    content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"} | ({"X-API-Key": key} if key else {})
+    content, headers = (
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"} | ({"X-API-Key": key} if key else {}),
+    )
     for fresh in (link.sock is None, True):
         try:
             link.request("POST", path, content, headers)
             response = link.getresponse()
             text = response.read(LARGEST + 1)
-            if len(text) > LARGEST: raise http.client.HTTPException("the answer is too long")
+            if len(text) > LARGEST:
+                raise http.client.HTTPException("the answer is too long")
             break
         except (OSError, http.client.HTTPException):
             link.close()
-            if fresh: raise
-    try: found = json.loads(text)
-    except ValueError: found = None
+            if fresh:
+                raise
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
     wait = response.headers.get("Retry-After", "")
     return Reply(response.status, found, float(min(int(wait), 60)) if wait.isdecimal() and wait.isascii() else 0.0)
 
 # %% ../nbs/27_feed.ipynb #c020
 class Stream:
     "Orders that are taken in threads, one at a time: a task that was cancelled may have left one at it."
-    def __init__(self, orders: Iterator[tuple[dict, bool]]): self.orders, self.lock = orders, threading.Lock()
+
+    def __init__(self, orders: Iterator[tuple[dict, bool]]):
+        self.orders, self.lock = orders, threading.Lock()
 
     def take(self) -> tuple[dict, bool]:
         "The next order, and whether it is a fraud."
-        with self.lock: return next(self.orders)
+        with self.lock:
+            return next(self.orders)
 
 # %% ../nbs/27_feed.ipynb #c022
 @dataclass
 class Scorer:
     "A scorer that registered."
+
     place: Place
     key: str = field(repr=False)
     orders: Stream = field(repr=False)
     counts: Counter = field(default_factory=Counter)  # orders, frauds, frauds_stopped, refused, labels, labels_refused
-    due: list[tuple[float, str, bool]] = field(default_factory=list, repr=False)  # a heap: when a verdict is due, order's id, fraud
-    state: str = "sending"                            # "sending", "waiting" or "dropped"
+    due: list[tuple[float, str, bool]] = field(
+        default_factory=list, repr=False
+    )  # a heap: when a verdict is due, order's id, fraud
+    state: str = "sending"  # "sending", "waiting" or "dropped"
     problem: str = ""
-    since: float | None = None                        # from when on nothing came back; seconds of the timer
+    since: float | None = None  # from when on nothing came back; seconds of the timer
     link: Link | None = field(default=None, repr=False)
 
     def shown(self) -> dict[str, Any]:
         "What others may see: never the key."
-        return {"url": self.place.origin, "state": self.state, "problem": self.problem, "waiting_labels": len(self.due),
-                **{name: self.counts[name] for name in ("orders", "frauds", "frauds_stopped", "refused", "labels", "labels_refused")}}
+        return {
+            "url": self.place.origin,
+            "state": self.state,
+            "problem": self.problem,
+            "waiting_labels": len(self.due),
+            **{
+                name: self.counts[name]
+                for name in ("orders", "frauds", "frauds_stopped", "refused", "labels", "labels_refused")
+            },
+        }
+
 
 def label_of(ident: str, fraud: bool) -> dict[str, Any]:
     "A verdict as POST /labels takes it."
     return {"order": ident, "fraud": fraud, "source": "chargeback" if fraud else "customer"}
 
+
 def post(scorer: Scorer, path: str, body: dict) -> Reply:
     "Send over the scorer's own connection."
     scorer.link = scorer.link or Link(scorer.place)
     return ask(scorer.link, path, body, scorer.key)
+
 
 async def send_over_http(scorer: Scorer, path: str, body: dict) -> Reply:
     "Send without holding up others."
@@ -229,21 +301,30 @@ async def send_over_http(scorer: Scorer, path: str, body: dict) -> Reply:
 # %% ../nbs/27_feed.ipynb #c024
 FIRST_PAUSE, LONGEST_PAUSE, PATIENCE, MOST = 1.0, 30.0, 300.0, 16  # seconds; scorers at once
 
+
 def verdict_on(path: str, status: int) -> tuple[str, str]:
-    "What to do after an answer: \"done\", \"refused\", \"again\" or \"drop\", and why."
-    if status < 300: return "done", ""
-    if status < 400: return "drop", f"{path} answers with a redirect ({status}), which is not followed"
-    if status in (401, 403): return "drop", f"{path} refuses the key ({status})"
-    if status == 429 or status >= 500: return "again", f"{path} answers {status}"
+    'What to do after an answer: "done", "refused", "again" or "drop", and why.'
+    if status < 300:
+        return "done", ""
+    if status < 400:
+        return "drop", f"{path} answers with a redirect ({status}), which is not followed"
+    if status in (401, 403):
+        return "drop", f"{path} refuses the key ({status})"
+    if status == 429 or status >= 500:
+        return "again", f"{path} answers {status}"
     return ("drop", f"there is no {path} ({status})") if path == "/score" and status in (404, 405) else ("refused", "")
+
 
 class Timer:
     "Seconds that go by, and waiting."
-    def now(self) -> float: return time.monotonic()
+
+    def now(self) -> float:
+        return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         "Wait."
         await asyncio.sleep(seconds)
+
 
 def drop(scorer: Scorer, problem: str) -> None:
     "Give a scorer up, visibly."
@@ -254,9 +335,10 @@ def drop(scorer: Scorer, problem: str) -> None:
 # %% ../nbs/27_feed.ipynb #c026
 Send = Callable[[Scorer, str, dict], Awaitable[Reply]]
 
+
 async def deliver(
     scorer: Scorer,
-    path: str,   # "/score" or "/labels"
+    path: str,  # "/score" or "/labels"
     body: dict,
     send: Send,
     timer: Timer,
@@ -264,34 +346,45 @@ async def deliver(
     "Send until there is an answer."
     for number in itertools.count():
         wait = 0.0
-        try: reply = await send(scorer, path, body)
-        except (OSError, http.client.HTTPException) as error: then, why = "again", f"{path} cannot be reached ({type(error).__name__})"
-        else: (then, why), wait = verdict_on(path, reply.status), reply.wait
+        try:
+            reply = await send(scorer, path, body)
+        except (OSError, http.client.HTTPException) as error:
+            then, why = "again", f"{path} cannot be reached ({type(error).__name__})"
+        else:
+            (then, why), wait = verdict_on(path, reply.status), reply.wait
         if then in ("done", "refused"):
             scorer.state, scorer.problem, scorer.since = "sending", "", None
             return reply if then == "done" else None
         scorer.since = timer.now() if scorer.since is None else scorer.since
-        if then == "drop" or timer.now() - scorer.since >= PATIENCE: return drop(scorer, why)
+        if then == "drop" or timer.now() - scorer.since >= PATIENCE:
+            return drop(scorer, why)
         scorer.state, scorer.problem = "waiting", why
-        await timer.sleep(max(wait, min(FIRST_PAUSE * 2**min(number, 10), LONGEST_PAUSE)))
+        await timer.sleep(max(wait, min(FIRST_PAUSE * 2 ** min(number, 10), LONGEST_PAUSE)))
 
 # %% ../nbs/27_feed.ipynb #c028
 async def send_order(scorer: Scorer, settings: Settings, send: Send, timer: Timer) -> None:
     "Send the next order of a scorer's stream."
     order, fraud = await asyncio.to_thread(scorer.orders.take)
     reply = await deliver(scorer, "/score", order, send, timer)
-    if scorer.state == "dropped": return
+    if scorer.state == "dropped":
+        return
     answer = reply.body if reply and isinstance(reply.body, dict) else {}
     stopped = fraud and answer.get("action", "pass") != "pass"
-    scorer.counts.update(orders=reply is not None, refused=reply is None, frauds=fraud and reply is not None, frauds_stopped=stopped)
+    scorer.counts.update(
+        orders=reply is not None, refused=reply is None, frauds=fraud and reply is not None, frauds_stopped=stopped
+    )
     if reply and not answer.get("degraded"):
-        heapq.heappush(scorer.due, (timer.now() + duration_ms(settings.feed.label_delay) / 1000, order["order_id"], fraud))
+        heapq.heappush(
+            scorer.due, (timer.now() + duration_ms(settings.feed.label_delay) / 1000, order["order_id"], fraud)
+        )
+
 
 async def send_label(scorer: Scorer, send: Send, timer: Timer) -> None:
     "Send the verdict that is due first."
     _, ident, fraud = heapq.heappop(scorer.due)
     reply = await deliver(scorer, "/labels", label_of(ident, fraud), send, timer)
-    if scorer.state != "dropped": scorer.counts.update(labels=reply is not None, labels_refused=reply is None)
+    if scorer.state != "dropped":
+        scorer.counts.update(labels=reply is not None, labels_refused=reply is None)
 
 # %% ../nbs/27_feed.ipynb #c030
 async def drive(scorer: Scorer, settings: Settings, send: Send, timer: Timer) -> None:
@@ -300,29 +393,48 @@ async def drive(scorer: Scorer, settings: Settings, send: Send, timer: Timer) ->
     try:
         while scorer.state != "dropped":
             now = timer.now()
-            if scorer.due and scorer.due[0][0] <= now: await send_label(scorer, send, timer)
+            if scorer.due and scorer.due[0][0] <= now:
+                await send_label(scorer, send, timer)
             elif due <= now:
                 due = max(due + gap, now)
                 await send_order(scorer, settings, send, timer)
-            else: await timer.sleep(min(due, scorer.due[0][0] if scorer.due else due) - now)
+            else:
+                await timer.sleep(min(due, scorer.due[0][0] if scorer.due else due) - now)
     except Exception as error:
         drop(scorer, f"the feed failed: {type(error).__name__}")
         raise
     finally:
-        if scorer.link: shut(scorer.link)
+        if scorer.link:
+            shut(scorer.link)
+
 
 def shut(link: Link) -> None:
     "Close a connection that a thread may be waiting on, for good."
     link.ended = True
-    with suppress(OSError, AttributeError): link.sock.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError, AttributeError):
+        link.sock.shutdown(socket.SHUT_RDWR)
     link.close()
 
 # %% ../nbs/27_feed.ipynb #c038
 class Feed:
     "The scorers that registered, each with its task."
-    def __init__(self, settings: Settings, start: str = "", send: Send = send_over_http, timer: Timer | None = None, look_up: Callable = look_up):
+
+    def __init__(
+        self,
+        settings: Settings,
+        start: str = "",
+        send: Send = send_over_http,
+        timer: Timer | None = None,
+        look_up: Callable = look_up,
+    ):
         check_domain(settings)
-        self.settings, self.start, self.send, self.timer, self.look_up = settings, start, send, timer or Timer(), look_up
+        self.settings, self.start, self.send, self.timer, self.look_up = (
+            settings,
+            start,
+            send,
+            timer or Timer(),
+            look_up,
+        )
         self.scorers: dict[str, Scorer] = {}
         self.tasks: dict[str, asyncio.Task] = {}
         self.lock = asyncio.Lock()
@@ -330,7 +442,8 @@ class Feed:
     async def register(self, url: str, key: str) -> Scorer:
         "Begin to send to a scorer; `ValueError` when its address is refused, or there are too many."
         place = await find_place(url, self.settings.feed.hosts, self.look_up)
-        async with self.lock: return await admit(self, place, key)
+        async with self.lock:
+            return await admit(self, place, key)
 
     async def remove(self, url: str) -> Scorer | None:
         "Forget a scorer; None when there is none at this address."
@@ -347,14 +460,17 @@ class Feed:
 
     async def stop(self) -> None:
         "End all tasks."
-        for origin in list(self.tasks): await self.halt(origin)
+        for origin in list(self.tasks):
+            await self.halt(origin)
 
 # %% ../nbs/27_feed.ipynb #c039
 async def admit(feed: Feed, place: Place, key: str) -> Scorer:
     "Give a checked place its stream and its task."
     before = feed.scorers.get(place.origin)
-    if before and before.state != "dropped" and (before.place, before.key) == (place, key): return before
-    if not before and len(feed.scorers) >= MOST: raise ValueError(f"{MOST} scorers are registered already: remove one")
+    if before and before.state != "dropped" and (before.place, before.key) == (place, key):
+        return before
+    if not before and len(feed.scorers) >= MOST:
+        raise ValueError(f"{MOST} scorers are registered already: remove one")
     await feed.halt(place.origin)
     fresh = lambda: Stream(live_orders(feed.settings, secrets.randbits(32), secrets.token_hex(4), feed.start))
     scorer = Scorer(place, key, before.orders, before.counts, before.due) if before else Scorer(place, key, fresh())
@@ -366,21 +482,27 @@ async def admit(feed: Feed, place: Place, key: str) -> Scorer:
 # %% ../nbs/27_feed.ipynb #c041
 class Registration(BaseModel):
     "Who wants orders."
+
     model_config = ConfigDict(extra="forbid")
     url: str = Field(min_length=1, max_length=300, description="Address of a scorer: http://host:port")
     key: SecretStr = Field(SecretStr(""), max_length=500, description="Its API key, kept in memory only")
+
 
 def problem(status: int, where: list[str], message: str, kind: str) -> JSONResponse:
     "A refusal, in FastAPI's form."
     return JSONResponse({"detail": [{"loc": where, "msg": message, "type": kind}]}, status)
 
+
 def add_routes(app: FastAPI, feed: Feed) -> None:
     "Register, look, remove."
+
     @app.post("/register")
     async def register(wanted: Registration) -> Any:
         "Begin to send orders to a scorer."
-        try: return (await feed.register(wanted.url, wanted.key.get_secret_value())).shown()
-        except ValueError as error: return problem(422, ["body", "url"], str(error), "address")
+        try:
+            return (await feed.register(wanted.url, wanted.key.get_secret_value())).shown()
+        except ValueError as error:
+            return problem(422, ["body", "url"], str(error), "address")
 
     @app.get("/registered")
     async def registered() -> list[dict[str, Any]]:
@@ -390,28 +512,40 @@ def add_routes(app: FastAPI, feed: Feed) -> None:
     @app.delete("/register")
     async def remove(url: str) -> Any:
         "End sending to a scorer."
-        try: found = await feed.remove(url)
-        except ValueError as error: return problem(422, ["query", "url"], str(error), "address")
-        return found.shown() if found else problem(404, ["query", "url"], "no scorer is registered at this address", "not_found")
+        try:
+            found = await feed.remove(url)
+        except ValueError as error:
+            return problem(422, ["query", "url"], str(error), "address")
+        return (
+            found.shown()
+            if found
+            else problem(404, ["query", "url"], "no scorer is registered at this address", "not_found")
+        )
 
 # %% ../nbs/27_feed.ipynb #c043
 def create_feed(
     settings: Settings,
-    start: str = "",       # ISO date of the first orders; "" = the day after the sample's last
-    **options: Any,        # of Feed: send, timer, look_up
+    start: str = "",  # ISO date of the first orders; "" = the day after the sample's last
+    **options: Any,  # of Feed: send, timer, look_up
 ) -> FastAPI:
     "The feed as an application; `ValueError` when the domain cannot be generated."
     feed = Feed(settings, start, **options)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await feed.stop()
+
     app = FastAPI(title="fraud_poc: feed", lifespan=lifespan)
     app.state.feed = feed
     add_routes(app, feed)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Any, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": [{name: row[name] for name in ("loc", "msg", "type")} for row in error.errors()]}, 422)
+        return JSONResponse(
+            {"detail": [{name: row[name] for name in ("loc", "msg", "type")} for row in error.errors()]}, 422
+        )
+
     return app
 
 # %% ../nbs/27_feed.ipynb #c045
@@ -422,42 +556,69 @@ def run_feed(
 ) -> None:
     "Serve until SIGTERM or SIGINT; `OSError` when the port is taken."
     feed, app = settings.feed, create_feed(settings, start)
-    config = uvicorn.Config(app, log_config=log_config(), access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=10)
+    config = uvicorn.Config(
+        app,
+        log_config=log_config(),
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
     kind = socket.AF_INET6 if ":" in feed.host else socket.AF_INET
     with socket.socket(kind, socket.SOCK_STREAM) as port:
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: port.bind((feed.host, feed.port))
-        except OSError as error: raise OSError(error.errno, f"{error.strerror}: {feed.host}:{feed.port} cannot be opened; set feed.port") from None
+        try:
+            port.bind((feed.host, feed.port))
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{error.strerror}: {feed.host}:{feed.port} cannot be opened; set feed.port"
+            ) from None
         announce(f"http://{f'[{feed.host}]' if kind == socket.AF_INET6 else feed.host}:{port.getsockname()[1]}")
-        with in_order(): uvicorn.Server(config).run([port])
+        with in_order():
+            uvicorn.Server(config).run([port])
 
 # %% ../nbs/27_feed.ipynb #c047
 def register(
     settings: Settings,
     own_url: str,  # address of the service; feed.public_url wins over it
-    key: str,      # of the service, for the feed to use
-) -> str:          # "" = registered; else what went wrong
+    key: str,  # of the service, for the feed to use
+) -> str:  # "" = registered; else what went wrong
     "Register a scorer at the feed of the settings."
     feed = urlsplit(settings.feed.url)
-    place = Place(feed.scheme, feed.hostname or "", feed.port or (443 if feed.scheme == "https" else 80), (feed.hostname or "",))
+    place = Place(
+        feed.scheme, feed.hostname or "", feed.port or (443 if feed.scheme == "https" else 80), (feed.hostname or "",)
+    )
     link = Link(place)
-    try: reply = ask(link, f"{feed.path.rstrip('/')}/register", {"url": settings.feed.public_url or own_url, "key": key}, "")
-    except (OSError, http.client.HTTPException) as error: return f"the feed at {settings.feed.url} cannot be reached ({type(error).__name__})"
-    finally: link.close()
-    said = reply.body["detail"][0]["msg"] if isinstance(reply.body, dict) and isinstance(reply.body.get("detail"), list) else ""
+    try:
+        reply = ask(
+            link, f"{feed.path.rstrip('/')}/register", {"url": settings.feed.public_url or own_url, "key": key}, ""
+        )
+    except (OSError, http.client.HTTPException) as error:
+        return f"the feed at {settings.feed.url} cannot be reached ({type(error).__name__})"
+    finally:
+        link.close()
+    said = (
+        reply.body["detail"][0]["msg"]
+        if isinstance(reply.body, dict) and isinstance(reply.body.get("detail"), list)
+        else ""
+    )
     return "" if reply.status == 200 else f"the feed at {settings.feed.url} answers {reply.status}: {said}"
+
 
 def keep_registered(
     settings: Settings,
     own_url: str,
     key: str,
     stop: threading.Event,  # ends it
-    every: float = 30.0,    # seconds
+    every: float = 30.0,  # seconds
 ) -> None:
     "Register until told to stop: for a thread of the scoring service. What goes wrong is logged when it changes."
     before = None
     while not stop.is_set():
         found = register(settings, own_url, key)
-        if found != before: tell("feed" if found else "registered at the feed", logging.WARNING if found else logging.INFO, problem=found)
+        if found != before:
+            tell(
+                "feed" if found else "registered at the feed", logging.WARNING if found else logging.INFO, problem=found
+            )
         before = found
         stop.wait(every)

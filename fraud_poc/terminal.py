@@ -21,7 +21,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from .config import Settings, load_settings
@@ -30,30 +31,44 @@ from .data.files import Progress, read_json
 # %% ../nbs/36_terminal.ipynb #c005
 def parse_value(text: str) -> Any:
     "A value as TOML reads it, or the text itself."
-    try: value = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError: return text
+    try:
+        value = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
     plain = value.keys() == {"value"} and isinstance(value["value"], (bool, int, float, str, list))
     return value["value"] if plain else text
+
 
 def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
     "Settings to change, from texts like `section.key=value`; `ValueError` quotes one that is not."
     found = {}
     for pair in pairs or []:
         name, sign, value = pair.partition("=")
-        if not sign or "." not in name: raise ValueError(f"--set {pair!r} is not of the form section.key=value, as in --set batch.threads=4")
+        if not sign or "." not in name:
+            raise ValueError(f"--set {pair!r} is not of the form section.key=value, as in --set batch.threads=4")
         found[name.strip()] = parse_value(value.strip())
     return found
 
 # %% ../nbs/36_terminal.ipynb #c009
-UNITS = {"train": "trees", "evaluate": "resamples", "prepare-db": "states", "replay": "events and verdicts", "collect": "entries",
-         "forget": "parts and entries", "write-decisions": "position in the log"}  # what steps count, if not rows
+UNITS = {
+    "train": "trees",
+    "evaluate": "resamples",
+    "prepare-db": "states",
+    "replay": "events and verdicts",
+    "collect": "entries",
+    "forget": "parts and entries",
+    "write-decisions": "position in the log",
+}  # what steps count, if not rows
+
 
 def pace(done: int, total: int, seconds: float, unit: str = "rows") -> str:
     "How far a step is, in words; `total` 0 = not known."
     rate = done / seconds if seconds > 0 else 0
     words = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
-    if done and rate: words += f", {rate:,.0f} a second" + (f", {max(total - done, 0) / rate:,.0f} s left" if total else "")
+    if done and rate:
+        words += f", {rate:,.0f} a second" + (f", {max(total - done, 0) / rate:,.0f} s left" if total else "")
     return words
+
 
 @contextmanager
 def shown_progress(
@@ -65,26 +80,43 @@ def shown_progress(
     unit, start = UNITS.get(title, "rows"), time.monotonic()
     last = start
     if not console.file.isatty() or console.is_dumb_terminal:
+
         def line(done: int, total: int) -> None:
             nonlocal last
-            if time.monotonic() - last < every: return
+            if time.monotonic() - last < every:
+                return
             last = time.monotonic()
-            console.print(f"{title}: {pace(done, total, last - start, unit)}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                f"{title}: {pace(done, total, last - start, unit)}", markup=False, highlight=False, soft_wrap=True
+            )
+
         yield line
         return
-    columns = [TextColumn("{task.description}"), BarColumn(),
-               TextColumn("{task.fields[words]},"), TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left")]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[words]},"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    ]
     with Bars(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(title, total=None, words="")
-        yield lambda done, total: bars.update(bar, completed=done, total=total or None, words=pace(done, 0, time.monotonic() - start, unit))
+        yield lambda done, total: bars.update(
+            bar, completed=done, total=total or None, words=pace(done, 0, time.monotonic() - start, unit)
+        )
 
 # %% ../nbs/36_terminal.ipynb #c012
 def as_text(value: Any) -> str:
     "A number with separators, or a path as seen from here."
-    if isinstance(value, float): return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
-    if isinstance(value, int): return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
     here = f"{Path.cwd()}{os.sep}"
     return str(value).removeprefix(here)
+
 
 def flattened(result: dict) -> dict[str, str]:
     "Name -> text of all numbers and texts of a summary; lists, empty values and nested zeros are left out."
@@ -93,43 +125,72 @@ def flattened(result: dict) -> dict[str, str]:
         if isinstance(value, dict):
             inner = flattened({f"{name} {key}": item for key, item in value.items()})
             lines |= {key: text for key, text in inner.items() if text != "0"}
-        elif not isinstance(value, (list, bool)) and value not in (None, ""): lines[name.replace("_", " ")] = as_text(value)
+        elif not isinstance(value, (list, bool)) and value not in (None, ""):
+            lines[name.replace("_", " ")] = as_text(value)
     return lines
+
 
 def table_of(title: str, heads: list[str], rows: list[list[str]]) -> Table:
     "A table whose first column is words and whose others are numbers."
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", show_header=any(heads))
-    for number, head in enumerate(heads): table.add_column(head, justify="right" if number else "left", overflow="fold")
-    for row in rows: table.add_row(*row)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 # %% ../nbs/36_terminal.ipynb #c014
 def rows_of(name: str, result: dict) -> int:
     "Rows that a step has handled."
-    counted = {"make-data": ["orders"], "ingest": ["rows_read", "labels_read"], "features": ["new_events"], "prepare-db": ["loaded"],
-               "replay": ["events", "labels"], "labels": ["rows"], "collect": ["events", "labels"], "forget": ["orders"], "write-decisions": []}
+    counted = {
+        "make-data": ["orders"],
+        "ingest": ["rows_read", "labels_read"],
+        "features": ["new_events"],
+        "prepare-db": ["loaded"],
+        "replay": ["events", "labels"],
+        "labels": ["rows"],
+        "collect": ["events", "labels"],
+        "forget": ["orders"],
+        "write-decisions": [],
+    }
     return sum(result[key] for key in counted.get(name, ["events"]))
+
 
 COMPILES = ("features", "replay")  # steps whose first run on a machine compiles
 
+
 def timed(name: str, step: Callable[[Progress], dict], console: Console) -> dict:
     "Run a step under its progress bar; its summary with rows, seconds and rows a second."
-    console.print(f"{name} ..." + (" (the first run compiles for some twenty seconds)" if name in COMPILES else ""), highlight=False)
+    console.print(
+        f"{name} ..." + (" (the first run compiles for some twenty seconds)" if name in COMPILES else ""),
+        highlight=False,
+    )
     start = time.monotonic()
-    with shown_progress(name, console) as progress: result = step(progress)
+    with shown_progress(name, console) as progress:
+        result = step(progress)
     seconds = time.monotonic() - start
     rows = rows_of(name, result)
-    return result | {"rows": rows, "seconds": round(seconds, 3), "rows_per_second": round(rows / seconds) if seconds else 0}
+    return result | {
+        "rows": rows,
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(rows / seconds) if seconds else 0,
+    }
 
 # %% ../nbs/36_terminal.ipynb #c018
 FAILED, WRONG, STOPPED = 1, 2, 130  # exit codes; 0 = done
 
+
 def complain(name: str, code: int, message: str, notes: list[str], as_json: bool) -> None:
     "Say what went wrong on standard error and, as JSON, on standard output."
     console = Console(stderr=True, highlight=False, force_jupyter=False)
-    console.print("stopped:" if code == STOPPED else "error:", style="bold yellow" if code == STOPPED else "bold red", end=" ")
-    for text in [message, *notes]: console.print(text, markup=False, soft_wrap=True)
-    if as_json: write_line({"command": name, "ok": False, "exit_code": code, "error": message, "notes": notes})
+    console.print(
+        "stopped:" if code == STOPPED else "error:", style="bold yellow" if code == STOPPED else "bold red", end=" "
+    )
+    for text in [message, *notes]:
+        console.print(text, markup=False, soft_wrap=True)
+    if as_json:
+        write_line({"command": name, "ok": False, "exit_code": code, "error": message, "notes": notes})
+
 
 def write_line(result: dict) -> None:
     "One JSON object on standard output."
@@ -139,50 +200,73 @@ def write_line(result: dict) -> None:
 # %% ../nbs/36_terminal.ipynb #c020
 def complete_so_far(settings: Settings | None) -> list[str]:
     "What the folder of a domain holds whole, in sentences."
-    if settings is None: return []
+    if settings is None:
+        return []
     folder = settings.batch.folder
-    if not (folder / "log" / "manifest.json").exists(): return [f"there is no log in {folder} yet"]
+    if not (folder / "log" / "manifest.json").exists():
+        return [f"there is no log in {folder} yet"]
     parts = read_json(folder / "log" / "manifest.json")["parts"]
     events, labels = (sum(part[kind] for part in parts) for kind in ("events", "labels"))
     said = [f"complete in {folder}: a log of {len(parts):,} parts, {events:,} events and {labels:,} verdicts"]
     for path in sorted(folder.glob("features/*/manifest.json")):
         done = read_json(path)["parts"]
-        said.append(f"complete in {path.parent}: features of {len(done):,} parts, {sum(p['rows'] for p in done):,} events; the next run goes on")
+        said.append(
+            f"complete in {path.parent}: features of {len(done):,} parts, {sum(p['rows'] for p in done):,} events; the next run goes on"
+        )
     return said
+
 
 @contextmanager
 def ending(name: str, as_json: bool, about: dict) -> Iterator[None]:
     "Turn errors into messages and exit codes; `about` may hold the settings."
-    try: yield
-    except KeyboardInterrupt: code, message, notes = STOPPED, "by Ctrl-C", complete_so_far(about.get("settings"))
+    try:
+        yield
+    except KeyboardInterrupt:
+        code, message, notes = STOPPED, "by Ctrl-C", complete_so_far(about.get("settings"))
     except (ValueError, OSError) as error:
-        code, message, notes = (WRONG if isinstance(error, ValueError) else FAILED), str(error), list(getattr(error, "__notes__", []))
-    except typer.Exit: raise
+        code, message, notes = (
+            (WRONG if isinstance(error, ValueError) else FAILED),
+            str(error),
+            list(getattr(error, "__notes__", [])),
+        )
+    except typer.Exit:
+        raise
     except Exception as error:
         traceback.print_exc()
-        code, message, notes = FAILED, f"{type(error).__name__}: {error}", ["this is a defect of fraud-poc: please report it with the lines above"]
-    else: return
+        code, message, notes = (
+            FAILED,
+            f"{type(error).__name__}: {error}",
+            ["this is a defect of fraud-poc: please report it with the lines above"],
+        )
+    else:
+        return
     complain(name, code, message, notes, as_json)
     raise typer.Exit(code)
 
 # %% ../nbs/36_terminal.ipynb #c023
 Step = Callable[[Settings, Progress], dict]  # settings, progress -> summary
-NOTHING = {"features": ("new_events", "nothing new: the features of all parts of the log are there already"),
-           "collect": ("parts", "nothing new: the batch log has all of the live log already"),
-           "forget": ("orders", "no order of this customer is known")}  # what a summary without this item means
+NOTHING = {
+    "features": ("new_events", "nothing new: the features of all parts of the log are there already"),
+    "collect": ("parts", "nothing new: the batch log has all of the live log already"),
+    "forget": ("orders", "no order of this customer is known"),
+}  # what a summary without this item means
+
 
 def consoles(as_json: bool) -> tuple[Console, Console]:
     "Where results and where progress are shown; text that nobody watches is not cut to 80 columns."
+
     def make(stderr: bool) -> Console:
         watched = os.environ.get("COLUMNS") or (sys.stderr if stderr else sys.stdout).isatty()
         return Console(stderr=stderr, width=None if watched else 120, force_jupyter=False)
+
     return make(as_json), make(True)
 
+
 def run_step(
-    name: str,                     # of the command
+    name: str,  # of the command
     step: Step,
     config: Path,
-    overrides: list[str] | None,   # section.key=value
+    overrides: list[str] | None,  # section.key=value
     as_json: bool,
 ) -> dict:  # the step's summary
     "Run one step as a command; ends the program with an exit code when it fails."
@@ -190,13 +274,22 @@ def run_step(
     with ending(name, as_json, about):
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
         result = timed(name, lambda progress: step(settings, progress), err)
-        out.print(table_of(f"{name}: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()]))
-        if name in NOTHING and not result[NOTHING[name][0]]: out.print(NOTHING[name][1])
-        if as_json: write_line({"command": name, "ok": True, **result})
+        out.print(
+            table_of(f"{name}: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])
+        )
+        if name in NOTHING and not result[NOTHING[name][0]]:
+            out.print(NOTHING[name][1])
+        if as_json:
+            write_line({"command": name, "ok": True, **result})
     return result
 
 # %% ../nbs/36_terminal.ipynb #c025
 Config = Annotated[Path, typer.Option("--config", "-c", help="Settings of a domain, a TOML file.")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; all else goes to standard error.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output; all else goes to standard error.")
+]
 DEFAULT_CONFIG = Path("config/orders.toml")

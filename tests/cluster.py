@@ -1,4 +1,5 @@
 """A Dask cluster of real processes, for tests."""
+
 import importlib
 import json
 import os
@@ -6,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import dask
-
 from children import child
 from waiting import LONG, until
 
@@ -16,7 +16,8 @@ def serve(tell, name: str, folder: Path, arguments: list[str]) -> None:
     os.chdir(folder)
     dask.config.set({"distributed.scheduler.work-stealing": False})
     with open(os.devnull, "w") as nowhere:
-        for stream in (1, 2): os.dup2(nowhere.fileno(), stream)
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
     importlib.import_module(f"distributed.cli.dask_{name}").main(arguments, standalone_mode=False)
 
 
@@ -26,12 +27,26 @@ def cluster(folder: Path, workers: int):
     folder.mkdir()
     place = folder / "scheduler.json"
     with ExitStack() as stack:
+
         def start(name: str, *arguments: str):
-            return stack.enter_context(child(serve, name, folder, ["--scheduler-file", str(place), "--host", "127.0.0.1", "--no-dashboard", *arguments]))
+            return stack.enter_context(
+                child(
+                    serve,
+                    name,
+                    folder,
+                    ["--scheduler-file", str(place), "--host", "127.0.0.1", "--no-dashboard", *arguments],
+                )
+            )
+
         scheduler = start("scheduler", "--port", "0")
-        started = [start("worker", "--no-nanny", "--nthreads", "1", "--local-directory", str(folder / f"worker{number}")) for number in range(workers)]
+        started = [
+            start("worker", "--no-nanny", "--nthreads", "1", "--local-directory", str(folder / f"worker{number}"))
+            for number in range(workers)
+        ]
         until(lambda: place.exists() and place.stat().st_size > 0, "the scheduler writes its file", scheduler)
         address = json.loads(place.read_text())["address"]
         from distributed import Client
-        with Client(address, timeout=LONG) as client: client.wait_for_workers(workers, timeout=LONG)
+
+        with Client(address, timeout=LONG) as client:
+            client.wait_for_workers(workers, timeout=LONG)
         yield address, started

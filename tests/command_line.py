@@ -1,10 +1,11 @@
 """`fraud-poc` called in the process of a test, and a small domain of its own."""
+
 import json
 from pathlib import Path
 
+import house
 from typer.testing import CliRunner
 
-import house
 from fraud_poc.cli import app
 
 PAYMENTS = """
@@ -33,7 +34,11 @@ def as_json(*words, typed: str = "") -> dict:
 
 def options_of(root: Path, sets: dict) -> list:
     "Options for the sample's domain with other settings."
-    return ["--config", root / "config" / "orders.toml", *[word for name, value in sets.items() for word in ("--set", f"{name}={value}")]]
+    return [
+        "--config",
+        root / "config" / "orders.toml",
+        *[word for name, value in sets.items() for word in ("--set", f"{name}={value}")],
+    ]
 
 
 def payments_in(root: Path, folder: Path) -> list:

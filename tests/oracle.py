@@ -4,6 +4,7 @@ The naive oracle is not written here a second time: it is the cells of notebook 
 A stream is a list of items in sequence order, as the notebook has them:
 an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts", "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
 """
+
 import json
 from functools import cache
 from pathlib import Path
@@ -28,18 +29,25 @@ M32 = 0xFFFFFFFF
 @cache
 def naive() -> SimpleNamespace:
     "The oracle's cells, run: `naive().naive_features(settings, rows, items)` gives vectors (events, features) and flags (events, entities)."
-    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        "".join(cell["source"])
+        for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
     cells = [cell for cell in cells if cell.startswith("# oracle")]
     assert cells, f"no cell of {NOTEBOOK} starts with '# oracle'"
     names = {}
-    for cell in cells: exec(compile(cell, str(NOTEBOOK), "exec"), names)
+    for cell in cells:
+        exec(compile(cell, str(NOTEBOOK), "exec"), names)
     return SimpleNamespace(**names)
 
 
 def naive_features(settings: Settings, rows: list, items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """The oracle on a stream. It is handed keys as the fold compares them, signed: of values last seen at one moment, a full set drops the one
     with the smallest key."""
-    signed = [item | {"keys": {name: (key + 2**63) % 2**64 - 2**63 for name, key in item["keys"].items()}} for item in items]
+    signed = [
+        item | {"keys": {name: (key + 2**63) % 2**64 - 2**63 for name, key in item["keys"].items()}} for item in items
+    ]
     return naive().naive_features(settings, rows, signed)
 
 
@@ -47,12 +55,15 @@ def naive_of_entity(settings: Settings, by: str, items: list[dict]) -> tuple[np.
     """Vectors (events, features of one entity) and flags (events,) of the items of some of its keys: entities do not touch each other,
     so that a long stream can be worked out in pieces. by="" gives the features that need no entity."""
     table = [row for row in build_table(settings).rows if row.by == by]
-    alone = settings.model_copy(update={"columns": settings.columns.model_copy(update={"entities": [by] if by else []})})
+    alone = settings.model_copy(
+        update={"columns": settings.columns.model_copy(update={"entities": [by] if by else []})}
+    )
     vectors, flags = naive_features(alone, table, items)
     return vectors, flags.reshape(len(vectors), int(bool(by and table)))
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------------------------
+
 
 def _tables(settings: Settings, items: list[dict], first: int) -> tuple[pa.Table, pa.Table]:
     "Events and labels of a stretch of a stream whose first item has number `first`."
@@ -61,15 +72,23 @@ def _tables(settings: Settings, items: list[dict], first: int) -> tuple[pa.Table
     for schema, is_label in zip(schemas, (False, True)):
         found = [(seq, item) for seq, item in enumerate(items, first) if ("label" in item) == is_label]
         time = [item["ts" if is_label else "t"] for _, item in found]
-        data = {"seq": [seq for seq, _ in found], "id": [str(item["tag"]) for _, item in found], "time": pa.array(time, pa.int64()).cast(TIME),
-                "id_key": pa.array([item["tag"] | (item["tag"] + 1) % 2**31 << 32 for _, item in found], pa.uint64())}
+        data = {
+            "seq": [seq for seq, _ in found],
+            "id": [str(item["tag"]) for _, item in found],
+            "time": pa.array(time, pa.int64()).cast(TIME),
+            "id_key": pa.array([item["tag"] | (item["tag"] + 1) % 2**31 << 32 for _, item in found], pa.uint64()),
+        }
         if is_label:
             data |= {name: [item[name] for _, item in found] for name in ("label", "previous")}
             data["known"] = pa.array([item.get("known", item["ts"] + 1) for _, item in found], pa.int64()).cast(TIME)
         else:
             data[columns.amount] = [item["amount"] for _, item in found]
-            data |= {name: [str(item["keys"][name]) if item["keys"][name] else None for _, item in found] for name in columns.hashed}
-        for name in columns.entities if is_label else columns.hashed: data[f"{name}_key"] = pa.array([item["keys"][name] for _, item in found], pa.uint64())
+            data |= {
+                name: [str(item["keys"][name]) if item["keys"][name] else None for _, item in found]
+                for name in columns.hashed
+            }
+        for name in columns.entities if is_label else columns.hashed:
+            data[f"{name}_key"] = pa.array([item["keys"][name] for _, item in found], pa.uint64())
         tables.append(pa.table([pa.array(data[field.name], field.type) for field in schema], schema=schema))
     return tuple(tables)
 
@@ -78,13 +97,26 @@ def write_log(settings: Settings, items: list[dict], part_items: int | list[int]
     "Write, or append to, a log that holds a stream in just this order; a part holds so many items, or ends at the given places."
     folder = Path(settings.batch.folder)
     path = folder / LOG / "manifest.json"
-    manifest = read_manifest(folder) if path.exists() else {"format": 2, "domain": settings.domain.name, "columns": settings.columns.model_dump(),
-                                                            "next_seq": 0, "parts": [], "ingests": []}
+    manifest = (
+        read_manifest(folder)
+        if path.exists()
+        else {
+            "format": 2,
+            "domain": settings.domain.name,
+            "columns": settings.columns.model_dump(),
+            "next_seq": 0,
+            "parts": [],
+            "ingests": [],
+        }
+    )
     cuts = part_items if isinstance(part_items, list) else list(range(part_items, len(items), part_items))
     for start, stop in zip([0, *cuts], [*cuts, len(items)]):
-        if start == stop: continue
+        if start == stop:
+            continue
         first = manifest["next_seq"]
-        manifest["parts"].append(write_part(folder / LOG, len(manifest["parts"]), *_tables(settings, items[start:stop], first)))
+        manifest["parts"].append(
+            write_part(folder / LOG, len(manifest["parts"]), *_tables(settings, items[start:stop], first))
+        )
         manifest["next_seq"] = first + stop - start
     write_json(path, manifest)
 
@@ -97,14 +129,26 @@ def log_items(folder: Path, columns: Columns) -> list[dict]:
         for kind, names, time in [("events", columns.hashed, "t"), ("labels", columns.entities, "ts")]:
             table = pq.read_table(part_path(folder, kind, part["name"]))
             keys = [dict(zip(names, row)) for row in zip(*(table[f"{name}_key"].to_pylist() for name in names))]
-            rest = {"amount": table[columns.amount].to_pylist()} if kind == "events" else {name: table[name].to_pylist() for name in ("label", "previous")}
-            fields = {time: table["time"].cast(pa.int64()).to_pylist(), "tag": [key & M32 for key in table["id_key"].to_pylist()], **rest, "keys": keys}
-            found += [(seq, dict(zip(fields, values))) for seq, values in zip(table["seq"].to_pylist(), zip(*fields.values()))]
+            rest = (
+                {"amount": table[columns.amount].to_pylist()}
+                if kind == "events"
+                else {name: table[name].to_pylist() for name in ("label", "previous")}
+            )
+            fields = {
+                time: table["time"].cast(pa.int64()).to_pylist(),
+                "tag": [key & M32 for key in table["id_key"].to_pylist()],
+                **rest,
+                "keys": keys,
+            }
+            found += [
+                (seq, dict(zip(fields, values))) for seq, values in zip(table["seq"].to_pylist(), zip(*fields.values()))
+            ]
         items += [item for _, item in sorted(found, key=lambda pair: pair[0])]
     return items
 
 
 # --- the two ways of the project --------------------------------------------------------------------------------------------------------
+
 
 def of_batch(settings: Settings) -> tuple[np.ndarray, np.ndarray, dict]:
     "What `compute_features` left: vectors (events, features) float32, flags (events, entities), states by (entity, key)."
@@ -112,10 +156,18 @@ def of_batch(settings: Settings) -> tuple[np.ndarray, np.ndarray, dict]:
     folder, parts = features_folder(settings, table), read_manifest(settings.batch.folder)["parts"]
     rows = pa.concat_tables([pq.read_table(folder / "parts" / f"{part['name']}.parquet") for part in parts])
     vectors = np.stack([rows[name].to_numpy() for name in table.names], 1)
-    flags = np.stack([rows[f"flags_{entity.by}"].to_numpy() for entity in table.entities], 1) if table.entities else np.zeros((len(rows), 0), np.uint8)
+    flags = (
+        np.stack([rows[f"flags_{entity.by}"].to_numpy() for entity in table.entities], 1)
+        if table.entities
+        else np.zeros((len(rows), 0), np.uint8)
+    )
     assert vectors.dtype == np.float32 and (np.diff(rows["seq"].to_numpy()) > 0).all()
-    states = {(entity.by, key): state for entity in table.entities for found in read_states(settings, table, entity.by)
-              for key, state in zip(found["key"].to_pylist(), found["state"].to_pylist())}
+    states = {
+        (entity.by, key): state
+        for entity in table.entities
+        for found in read_states(settings, table, entity.by)
+        for key, state in zip(found["key"].to_pylist(), found["state"].to_pylist())
+    }
     return vectors, flags, states
 
 
@@ -125,15 +177,21 @@ def stepped(table: FeatureTable, items: list[dict], progress=lambda done: None) 
     for number, item in enumerate(items):
         at = [(entity.by, item["keys"][entity.by]) for entity in table.entities]
         before = [states.get(place, b"") for place in at]
-        if "label" in item: after = step_label(stepper, item["ts"], item["tag"], item["label"], item["previous"], before)
+        if "label" in item:
+            after = step_label(stepper, item["ts"], item["tag"], item["label"], item["previous"], before)
         else:
             vector, flags, after = step_event(stepper, item["t"], item["tag"], item["amount"], item["keys"], before)
             vectors.append(vector)
             all_flags.append(flags)
         states.update((place, data) for place, data in zip(at, after) if place[1] and data)
-        if number % 1000 == 0: progress(number)
+        if number % 1000 == 0:
+            progress(number)
     n = len(vectors)
-    return np.array(vectors, np.float32).reshape(n, len(table.rows)), np.array(all_flags, np.uint8).reshape(n, len(table.entities)), states
+    return (
+        np.array(vectors, np.float32).reshape(n, len(table.rows)),
+        np.array(all_flags, np.uint8).reshape(n, len(table.entities)),
+        states,
+    )
 
 
 def float64_of_log(settings: Settings) -> np.ndarray:
@@ -142,11 +200,22 @@ def float64_of_log(settings: Settings) -> np.ndarray:
     names = [part["name"] for part in read_manifest(folder)["parts"]]
     events = pa.concat_tables([read_part(folder, "events", name, ["time", settings.columns.amount]) for name in names])
     vectors = np.full((len(events), len(table.rows)), np.nan)
-    own_features(table.own, table.scale, events["time"].cast(pa.int64()).to_numpy(), events[settings.columns.amount].to_numpy(), vectors)
+    own_features(
+        table.own,
+        table.scale,
+        events["time"].cast(pa.int64()).to_numpy(),
+        events[settings.columns.amount].to_numpy(),
+        vectors,
+    )
     for entity in table.entities:
         slices = [read_items(folder, name, entity, settings.columns.amount) for name in names]
-        items = Items(*(np.concatenate([getattr(found.items, field) for found in slices], axis=-1) for field in Items._fields))
-        keys, is_event = np.concatenate([found.entity for found in slices]), np.concatenate([found.row for found in slices]) >= 0
+        items = Items(
+            *(np.concatenate([getattr(found.items, field) for found in slices], axis=-1) for field in Items._fields)
+        )
+        keys, is_event = (
+            np.concatenate([found.entity for found in slices]),
+            np.concatenate([found.row for found in slices]) >= 0,
+        )
         assert keys.all(), "an event without its entity: leave it out first"
         order, out, *_ = fold_arrays(entity.plan, keys, items, np.float64)
         number = np.cumsum(is_event) - 1  # of the event among events, in sequence order
@@ -155,6 +224,7 @@ def float64_of_log(settings: Settings) -> np.ndarray:
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------------------------
+
 
 def differing(expected: np.ndarray, got: np.ndarray) -> np.ndarray:
     "Where two arrays of vectors differ in any bit of their float32 values: (m, 2) places of event and feature."
@@ -167,10 +237,15 @@ def assert_same(table: FeatureTable, expected: tuple, got: tuple, what: str) -> 
     "Vectors, flags and, where both have them, states are the same; else say which event, which feature, which values."
     places = differing(expected[0], got[0])
     assert not len(places), f"{what}: {len(places)} values differ, first " + "; ".join(
-        f"event {i} {table.names[f]}: {expected[0][i, f]!r} and {got[0][i, f]!r}" for i, f in places[:3])
+        f"event {i} {table.names[f]}: {expected[0][i, f]!r} and {got[0][i, f]!r}" for i, f in places[:3]
+    )
     places = np.argwhere(expected[1] != got[1])
     assert not len(places), f"{what}: {len(places)} flags differ, first " + "; ".join(
-        f"event {i} {table.entities[e].by}: {expected[1][i, e]} and {got[1][i, e]}" for i, e in places[:3])
-    if len(expected) < 3 or len(got) < 3: return
+        f"event {i} {table.entities[e].by}: {expected[1][i, e]} and {got[1][i, e]}" for i, e in places[:3]
+    )
+    if len(expected) < 3 or len(got) < 3:
+        return
     wrong = [place for place in expected[2].keys() | got[2].keys() if expected[2].get(place) != got[2].get(place)]
-    assert not wrong, f"{what}: {len(wrong)} states differ, first {min(wrong)}: {expected[2].get(min(wrong))} and {got[2].get(min(wrong))}"
+    assert not wrong, (
+        f"{what}: {len(wrong)} states differ, first {min(wrong)}: {expected[2].get(min(wrong))} and {got[2].get(min(wrong))}"
+    )

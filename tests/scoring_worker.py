@@ -1,4 +1,5 @@
 """A scoring service with a small model, for tests that start it in processes of its own."""
+
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -15,33 +16,68 @@ from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = ['Value("order_amount")', 'Count(by=["customer_id", "email"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over="7d")']
+ROWS = [
+    'Value("order_amount")',
+    'Count(by=["customer_id", "email"], over=["1h", "30d"])',
+    'Mean("order_amount", by="customer_id", over="7d")',
+]
 
 
 def settings_in(folder: Path, **changes) -> Settings:
-    return load_settings(ROOT / "config" / "orders.toml", {"features.rows": ROWS, "batch.folder": str(folder), "database.url": ""} | changes)
+    return load_settings(
+        ROOT / "config" / "orders.toml",
+        {"features.rows": ROWS, "batch.folder": str(folder), "database.url": ""} | changes,
+    )
 
 
 def small_engine(settings: Settings, store=None, **more) -> Engine:
     "An engine with a small model; more options of `Engine`."
     table, rng = build_table(settings), np.random.default_rng(7)
     vectors = rng.exponential(100, (300, len(table.names))).astype(np.float32)
-    booster = xgboost.train({"max_depth": 2, "seed": 7, "objective": "binary:logistic", "nthread": 1},
-                            xgboost.DMatrix(vectors, vectors[:, 0] > 250, feature_names=table.names), 3)
-    bundle = Bundle(folder=Path("."), hash="ab" * 32, booster=booster, names=table.names, table_hash=table.hash, calibration=(1.0, 0.0), policy=plain_policy(settings),
-                    sample=vectors, sample_scores=booster.inplace_predict(vectors), manifest={"created": "2025-06-01T00:00:00+00:00", "metrics": {"auc": 0.9}})
-    return Engine(settings, table, bundle, module.Scorer(booster, vectors), store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})), **more)
+    booster = xgboost.train(
+        {"max_depth": 2, "seed": 7, "objective": "binary:logistic", "nthread": 1},
+        xgboost.DMatrix(vectors, vectors[:, 0] > 250, feature_names=table.names),
+        3,
+    )
+    bundle = Bundle(
+        folder=Path("."),
+        hash="ab" * 32,
+        booster=booster,
+        names=table.names,
+        table_hash=table.hash,
+        calibration=(1.0, 0.0),
+        policy=plain_policy(settings),
+        sample=vectors,
+        sample_scores=booster.inplace_predict(vectors),
+        manifest={"created": "2025-06-01T00:00:00+00:00", "metrics": {"auc": 0.9}},
+    )
+    return Engine(
+        settings,
+        table,
+        bundle,
+        module.Scorer(booster, vectors),
+        store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})),
+        **more,
+    )
 
 
 async def filled(store, table_hash: str, next_seq: int = 0) -> None:
     "Mark a Redis store as filled, with no states."
     meta = Meta("5eed", 1, table_hash, {"next_seq": next_seq})
-    await store.call("MSET", store.names.now, meta.marker, store.names.meta, json.dumps(asdict(meta)), store.names.seq, next_seq - 1)
+    await store.call(
+        "MSET", store.names.now, meta.marker, store.names.meta, json.dumps(asdict(meta)), store.names.seq, next_seq - 1
+    )
 
 
-def worker(): return module.worker_app(small_engine)
+def worker():
+    return module.worker_app(small_engine)
 
 
 def serve_here(settings: str, url: str) -> None:
     "Serve until a signal comes; the address is printed."
-    module.serve(Settings.model_validate(json.loads(settings)), url, lambda address: print(address, flush=True), factory="scoring_worker:worker")
+    module.serve(
+        Settings.model_validate(json.loads(settings)),
+        url,
+        lambda address: print(address, flush=True),
+        factory="scoring_worker:worker",
+    )

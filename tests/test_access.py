@@ -1,4 +1,5 @@
 """People and access: accounts, logins, sessions, keys and the audit, on both databases; and who is let in where."""
+
 import asyncio
 import hashlib
 import json
@@ -13,26 +14,55 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
-from hypothesis import given, settings as examples, strategies as st
-
 from doors import door_problems, ways
+from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from scoring_worker import settings_in, small_engine
+from waiting import LONG, line_of, until_so
+
 from fraud_poc.api.scoring import NEEDS, create_app
 from fraud_poc.config import load_settings
 from fraud_poc.desk import access
-from fraud_poc.desk.access import (CSRF_FIELD, CSRF_HEADER, FIRST, SCOPES, WINDOW, Door, Keys, Refused, Session, Throttled, disable, enter, fresh_key, give_cookie,
-                                   leave, list_accounts, list_audit, list_keys, log_in, log_out, new_account, new_key, record, revoke_key, session_of, set_password,
-                                   set_role, verify_audit)
+from fraud_poc.desk.access import (
+    CSRF_FIELD,
+    CSRF_HEADER,
+    FIRST,
+    WINDOW,
+    Door,
+    Keys,
+    Refused,
+    Session,
+    Throttled,
+    disable,
+    enter,
+    fresh_key,
+    give_cookie,
+    leave,
+    list_accounts,
+    list_audit,
+    list_keys,
+    log_in,
+    log_out,
+    new_account,
+    new_key,
+    record,
+    revoke_key,
+    session_of,
+    set_password,
+    set_role,
+    verify_audit,
+)
 from fraud_poc.desk.database import metadata, open_database, writing
-from scoring_worker import settings_in, small_engine
-from waiting import LONG, line_of, until_so
 
 NOW, SENTENCE = 1_750_000_000_000, "a sentence of hers"
 OPEN = ["/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/healthz", "/readyz"]  # of the scoring service
 
 
 @pytest.fixture
-def settings(tmp_path): return settings_in(tmp_path, **{"desk.login_attempts": 5})
+def settings(tmp_path):
+    return settings_in(tmp_path, **{"desk.login_attempts": 5})
 
 
 @pytest.fixture
@@ -61,26 +91,51 @@ def quick(monkeypatch):
 
 # --- accounts, logins, sessions ---------------------------------------------------------------------------------------------------------
 
+
 def test_an_account_and_its_sessions(database, settings, quick):
     new_account(database, "Ann", SENTENCE, "analyst", "tests", NOW)
     token, csrf = log_in(database, settings, "ANN ", SENTENCE, "192.0.2.1", NOW)
     assert session_of(database, token, NOW) == Session("ann", "analyst", csrf)
-    assert session_of(database, token, NOW + 12 * 3_600_000 - 1) and session_of(database, token, NOW + 12 * 3_600_000) is None
-    for other in (None, "", token[:-1], token + "=", token.swapcase(), hashlib.sha256(token.encode()).hexdigest(), "\udcff\0"): assert session_of(database, other, NOW) is None
+    assert (
+        session_of(database, token, NOW + 12 * 3_600_000 - 1)
+        and session_of(database, token, NOW + 12 * 3_600_000) is None
+    )
+    for other in (
+        None,
+        "",
+        token[:-1],
+        token + "=",
+        token.swapcase(),
+        hashlib.sha256(token.encode()).hexdigest(),
+        "\udcff\0",
+    ):
+        assert session_of(database, other, NOW) is None
     second, _ = log_in(database, settings, "ann", SENTENCE, "192.0.2.1", NOW)
     assert second != token
     log_out(database, token, NOW)
     log_out(database, token, NOW)
     assert session_of(database, token, NOW) is None and session_of(database, second, NOW)
-    for change in (lambda: set_role(database, "ann", "viewer", "tests"), lambda: disable(database, "ann", "tests"), lambda: set_password(database, "ann", SENTENCE * 2, "tests")):
+    for change in (
+        lambda: set_role(database, "ann", "viewer", "tests"),
+        lambda: disable(database, "ann", "tests"),
+        lambda: set_password(database, "ann", SENTENCE * 2, "tests"),
+    ):
         token = log_in(database, settings, "ann", SENTENCE, "192.0.2.1", NOW)[0]
         change()
         assert session_of(database, token, NOW) is None
         if list_accounts(database)[0]["disabled"]:
-            with pytest.raises(Refused, match="name or password is wrong"): log_in(database, settings, "ann", SENTENCE, "192.0.2.2", NOW)
+            with pytest.raises(Refused, match="name or password is wrong"):
+                log_in(database, settings, "ann", SENTENCE, "192.0.2.2", NOW)
             set_password(database, "ann", SENTENCE, "tests")
-    with pytest.raises(Refused): log_in(database, settings, "ann", SENTENCE, "192.0.2.3", NOW)
-    assert [row["what"] for row in list_audit(database)][:5] == ["account made", "logged in", "logged in", "logged out", "logged in"]
+    with pytest.raises(Refused):
+        log_in(database, settings, "ann", SENTENCE, "192.0.2.3", NOW)
+    assert [row["what"] for row in list_audit(database)][:5] == [
+        "account made",
+        "logged in",
+        "logged in",
+        "logged out",
+        "logged in",
+    ]
     assert verify_audit(database)[0] == len(list_audit(database))
 
 
@@ -89,55 +144,107 @@ def test_old_hashes_are_renewed_at_login(database, settings, monkeypatch):
     new_account(database, "ann", SENTENCE, "viewer", "tests")
     monkeypatch.setattr(access, "HASHER", access.PasswordHasher(1, 16, 1))
     log_in(database, settings, "ann", SENTENCE, "192.0.2.1")
-    with database.connect() as connection: assert "m=16," in connection.execute(sa.select(access.accounts.c.password)).scalar()
+    with database.connect() as connection:
+        assert "m=16," in connection.execute(sa.select(access.accounts.c.password)).scalar()
     log_in(database, settings, "ann", SENTENCE, "192.0.2.1")
 
 
-@pytest.mark.parametrize("password", ["", "short", "a" * 12, "aabbccddaabbccdd", "abcabcabcabc", "PASSWORD-2026!", "passwordpassword", "annabel-annab", "1234567890ab", "my qwertyuiop",
-                                      "x" * 257, "fraudpoc2026!", "Administrator1"])
+@pytest.mark.parametrize(
+    "password",
+    [
+        "",
+        "short",
+        "a" * 12,
+        "aabbccddaabbccdd",
+        "abcabcabcabc",
+        "PASSWORD-2026!",
+        "passwordpassword",
+        "annabel-annab",
+        "1234567890ab",
+        "my qwertyuiop",
+        "x" * 257,
+        "fraudpoc2026!",
+        "Administrator1",
+    ],
+)
 def test_weak_passwords_are_refused(here, password):
-    with pytest.raises(ValueError, match="password") as found: new_account(here, "annabel", password, "viewer", "tests")
+    with pytest.raises(ValueError, match="password") as found:
+        new_account(here, "annabel", password, "viewer", "tests")
     assert not password or password not in str(found.value)
     assert list_accounts(here) == []
 
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "-ann", "ann\0", "ann'", "é", "a" * 65, "../x", "<b>"])
 def test_names_that_cannot_be(here, name):
-    with pytest.raises(ValueError, match="name of an account"): new_account(here, name, SENTENCE, "viewer", "tests")
+    with pytest.raises(ValueError, match="name of an account"):
+        new_account(here, name, SENTENCE, "viewer", "tests")
 
 
 def test_logins_with_any_text_are_refused_and_nothing_else(database, settings, quick):
-    for i, (name, password) in enumerate([("", ""), ("\0", "\0"), ("\udcff", "\udcff"), ("x" * 100_000, "x" * 100_000), ("' OR 1=1 --", "x"), ("ann", SENTENCE)]):
-        with pytest.raises(Refused, match="^name or password is wrong$"): log_in(database, settings, name, password, f"192.0.2.{i}", NOW)
-    with pytest.raises(Refused): log_in(database, settings, "ann", SENTENCE, "not an address:", NOW)
+    for i, (name, password) in enumerate(
+        [
+            ("", ""),
+            ("\0", "\0"),
+            ("\udcff", "\udcff"),
+            ("x" * 100_000, "x" * 100_000),
+            ("' OR 1=1 --", "x"),
+            ("ann", SENTENCE),
+        ]
+    ):
+        with pytest.raises(Refused, match="^name or password is wrong$"):
+            log_in(database, settings, name, password, f"192.0.2.{i}", NOW)
+    with pytest.raises(Refused):
+        log_in(database, settings, "ann", SENTENCE, "not an address:", NOW)
 
 
 def test_logins_are_throttled_by_account_and_by_address(database, settings, quick):
     new_account(database, "ann", SENTENCE, "viewer", "tests", NOW)
+
     def tries(name, password, address, at):
-        try: return bool(log_in(database, settings, name, password, address, at))
-        except Throttled as error: return error.wait
-        except Refused: return None
+        try:
+            return bool(log_in(database, settings, name, password, address, at))
+        except Throttled as error:
+            return error.wait
+        except Refused:
+            return None
+
     assert [tries("ann", "guess", f"192.0.2.{i}", NOW + i * 1000) for i in range(7)] == [None] * 5 + [895, 894]
-    assert tries("ann", SENTENCE, "192.0.2.9", NOW + 10_000) == 890 and tries("ANN ", SENTENCE, "192.0.2.9", NOW + WINDOW - 1) == 1
+    assert (
+        tries("ann", SENTENCE, "192.0.2.9", NOW + 10_000) == 890
+        and tries("ANN ", SENTENCE, "192.0.2.9", NOW + WINDOW - 1) == 1
+    )
     assert tries("ann", SENTENCE, "192.0.2.9", NOW + WINDOW) is True  # what was refused for its number does not count
-    assert [tries(f"nobody-{i}", "guess", "198.51.100.7", NOW) for i in range(6)] == [None] * 5 + [900]  # an address, and names that nobody has
-    assert [tries("nobody", "guess", f"203.0.113.{i}", NOW) for i in range(6)] == [None] * 5 + [900]  # a name that nobody has, as one that somebody has
-    assert [tries(f"no-{i}", "guess", f"2001:db8:1:2:{i}::1", NOW) for i in range(6)] == [None] * 5 + [900] and tries("no", "guess", "2001:db8:1:3::1", NOW) is None
+    assert [tries(f"nobody-{i}", "guess", "198.51.100.7", NOW) for i in range(6)] == [None] * 5 + [
+        900
+    ]  # an address, and names that nobody has
+    assert [tries("nobody", "guess", f"203.0.113.{i}", NOW) for i in range(6)] == [None] * 5 + [
+        900
+    ]  # a name that nobody has, as one that somebody has
+    assert [tries(f"no-{i}", "guess", f"2001:db8:1:2:{i}::1", NOW) for i in range(6)] == [None] * 5 + [900] and tries(
+        "no", "guess", "2001:db8:1:3::1", NOW
+    ) is None
     later = NOW + 2 * WINDOW
-    assert [tries("ann", word, "192.0.2.9", later) for word in ["guess"] * 4 + [SENTENCE, SENTENCE, "guess", SENTENCE]] == [None] * 4 + [True, True, None, 900]  # the address stays counted
+    assert [
+        tries("ann", word, "192.0.2.9", later) for word in ["guess"] * 4 + [SENTENCE, SENTENCE, "guess", SENTENCE]
+    ] == [None] * 4 + [True, True, None, 900]  # the address stays counted
     assert [tries("ann", "guess", f"192.0.3.{i}", later) for i in range(5)] == [None] * 4 + [900]
-    with database.connect() as connection: kept = str(connection.execute(sa.select(access.attempts)).all())
+    with database.connect() as connection:
+        kept = str(connection.execute(sa.select(access.attempts)).all())
     assert "192.0." not in kept and "ann" not in kept
 
 
 def test_attempts_at_once_are_counted_all(database, settings, quick, monkeypatch):
     checked = []
     monkeypatch.setattr(access, "fits", lambda hash, password: bool(checked.append(1)))
+
     def attempt(i):
-        try: log_in(database, settings, "ann", "guess", f"192.0.2.{i}", NOW)
-        except Refused as error: return type(error)
-    with ThreadPoolExecutor(8) as pool: found = list(pool.map(attempt, range(24)))
+        try:
+            log_in(database, settings, "ann", "guess", f"192.0.2.{i}", NOW)
+        except Refused as error:
+            return type(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(attempt, range(24)))
     assert len(checked) == found.count(Refused) <= 5 and found.count(Throttled) == 24 - len(checked)
 
 
@@ -149,7 +256,8 @@ def test_an_unknown_account_costs_the_same(here, settings):
     for turn in range(9):
         for name, times in spent.items():
             start = time.thread_time()  # not the clock's, which others on the machine slow down
-            with pytest.raises(Refused, match="^name or password is wrong$"): log_in(here, settings, name, "guess", f"192.0.{turn}.{len(name)}", NOW + turn * WINDOW)
+            with pytest.raises(Refused, match="^name or password is wrong$"):
+                log_in(here, settings, name, "guess", f"192.0.{turn}.{len(name)}", NOW + turn * WINDOW)
             times.append(time.thread_time() - start)
     middle = {name: statistics.median(times) for name, times in spent.items()}
     assert max(middle.values()) < 1.5 * min(middle.values()), middle
@@ -158,53 +266,88 @@ def test_an_unknown_account_costs_the_same(here, settings):
 def test_a_password_that_was_just_changed_lets_nobody_in(here, settings, quick, monkeypatch):
     new_account(here, "ann", SENTENCE, "viewer", "tests", NOW)
     right = access.fits
+
     def slow(hash, password):
         found = right(hash, password)
         set_password(here, "ann", "another sentence", "tests")
         return found
+
     monkeypatch.setattr(access, "fits", slow)
-    with pytest.raises(Refused): log_in(here, settings, "ann", SENTENCE, "192.0.2.1", NOW)
+    with pytest.raises(Refused):
+        log_in(here, settings, "ann", SENTENCE, "192.0.2.1", NOW)
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_keys_are_made_listed_and_revoked(database):
-    keys = {name: new_key(database, name, scopes, "tests", NOW) for name, scopes in (("shop", ["score"]), ("bank", ["labels", "read", "read"]))}
+    keys = {
+        name: new_key(database, name, scopes, "tests", NOW)
+        for name, scopes in (("shop", ["score"]), ("bank", ["labels", "read", "read"]))
+    }
     held = Keys(database)
     assert held.admit(keys["shop"].encode(), "score") == "shop" and held.admit(keys["shop"].encode(), "read") is None
     assert held.find(keys["bank"].encode()) == ("bank", frozenset({"labels", "read"}))
-    for other in (None, b"", b"\xff", keys["shop"].encode() + b" ", keys["shop"].upper().encode()): assert held.find(other) is None
-    with pytest.raises(ValueError, match="already"): new_key(database, "shop", ["score"], "tests")
+    for other in (None, b"", b"\xff", keys["shop"].encode() + b" ", keys["shop"].upper().encode()):
+        assert held.find(other) is None
+    with pytest.raises(ValueError, match="already"):
+        new_key(database, "shop", ["score"], "tests")
     revoke_key(database, "shop", "admin-1", NOW + 5)
-    with pytest.raises(ValueError, match="no key 'shop' in use"): revoke_key(database, "shop", "tests")
+    with pytest.raises(ValueError, match="no key 'shop' in use"):
+        revoke_key(database, "shop", "tests")
     again = new_key(database, "shop", ["metrics"], "tests", NOW + 6)
     held.refresh()
     assert held.find(keys["shop"].encode()) is None and held.admit(again.encode(), "metrics") == "shop"
     assert [(key["name"], key["scopes"], key["revoked"], key["revoked_by"]) for key in list_keys(database)] == [
-        ("shop", ["score"], NOW + 5, "admin-1"), ("bank", ["labels", "read"], None, None), ("shop", ["metrics"], None, None)]
+        ("shop", ["score"], NOW + 5, "admin-1"),
+        ("bank", ["labels", "read"], None, None),
+        ("shop", ["metrics"], None, None),
+    ]
     assert [(row["who"], row["what"], row["about"]) for row in list_audit(database)] == [
-        ("tests", "key made", "shop"), ("tests", "key made", "bank"), ("admin-1", "key revoked", "shop"), ("tests", "key made", "shop")]
-    with database.connect() as connection: dump = str([connection.execute(sa.select(table)).all() for table in metadata.sorted_tables])
+        ("tests", "key made", "shop"),
+        ("tests", "key made", "bank"),
+        ("admin-1", "key revoked", "shop"),
+        ("tests", "key made", "shop"),
+    ]
+    with database.connect() as connection:
+        dump = str([connection.execute(sa.select(table)).all() for table in metadata.sorted_tables])
     assert not any(key in dump or key[3:] in dump for key in [*keys.values(), again])
 
 
 def test_a_name_has_one_key_even_when_two_ask_at_once(database):
     def make(i):
-        try: return new_key(database, "shop", ["score"], "tests")
-        except ValueError: return None
-    with ThreadPoolExecutor(6) as pool: made = [key for key in pool.map(make, range(6)) if key]
+        try:
+            return new_key(database, "shop", ["score"], "tests")
+        except ValueError:
+            return None
+
+    with ThreadPoolExecutor(6) as pool:
+        made = [key for key in pool.map(make, range(6)) if key]
     assert len(made) == 1 and len(list_keys(database)) == len(list_audit(database)) == 1
 
 
 def test_a_revocation_is_seen_by_other_processes(settings, tmp_path):
     key = fresh_key(settings, "shop")
-    code = ("import json, sys, time\nfrom fraud_poc.config import Settings\nfrom fraud_poc.desk.access import Keys\nfrom fraud_poc.desk.database import open_database\n"
-            "keys = Keys(open_database(Settings.model_validate(json.loads(sys.argv[1]))))\nprint(keys.admit(sys.argv[2].encode(), 'score'), flush=True)\n"
-            "for _ in sys.stdin:\n    keys.refresh()\n    print('refused' if keys.admit(sys.argv[2].encode(), 'score') is None else 'admitted', flush=True)\n")
-    workers = [subprocess.Popen([sys.executable, "-c", code, settings.model_dump_json(), key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    code = (
+        "import json, sys, time\nfrom fraud_poc.config import Settings\nfrom fraud_poc.desk.access import Keys\nfrom fraud_poc.desk.database import open_database\n"
+        "keys = Keys(open_database(Settings.model_validate(json.loads(sys.argv[1]))))\nprint(keys.admit(sys.argv[2].encode(), 'score'), flush=True)\n"
+        "for _ in sys.stdin:\n    keys.refresh()\n    print('refused' if keys.admit(sys.argv[2].encode(), 'score') is None else 'admitted', flush=True)\n"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, settings.model_dump_json(), key],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+
     def answers() -> list[str]:
-        for worker in workers: print("look", file=worker.stdin, flush=True)
+        for worker in workers:
+            print("look", file=worker.stdin, flush=True)
         return [line_of(worker) for worker in workers]
+
     try:
         assert [line_of(worker) for worker in workers] == ["shop", "shop"] and answers() == ["admitted", "admitted"]
         fresh_key(settings, "shop")
@@ -213,49 +356,91 @@ def test_a_revocation_is_seen_by_other_processes(settings, tmp_path):
         for worker in workers:
             worker.kill()
             worker.wait()
-            for end in (worker.stdin, worker.stdout): end.close()
+            for end in (worker.stdin, worker.stdout):
+                end.close()
 
 
 # --- the audit --------------------------------------------------------------------------------------------------------------------------
+
 
 def drop_triggers(engine) -> None:
     "What somebody does who owns the database."
     with writing(engine) as connection:
         if engine.dialect.name == "sqlite":
-            for name in connection.execute(sa.text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars().all(): connection.execute(sa.text(f"DROP TRIGGER {name}"))
+            for name in (
+                connection.execute(sa.text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars().all()
+            ):
+                connection.execute(sa.text(f"DROP TRIGGER {name}"))
         else:
-            for table in ("audit", "audit_head"): connection.execute(sa.text(f"ALTER TABLE {table} DISABLE TRIGGER ALL"))
+            for table in ("audit", "audit_head"):
+                connection.execute(sa.text(f"ALTER TABLE {table} DISABLE TRIGGER ALL"))
 
 
 def filled(engine, rows: int = 8) -> tuple[int, str]:
     with writing(engine) as connection:
-        for number in range(1, rows + 1): record(connection, f"analyst-{number % 3}", "verdict", f"decision {number}", {"fraud": bool(number % 2), "note": "é\0\U0001f98a"}, NOW + number)
+        for number in range(1, rows + 1):
+            record(
+                connection,
+                f"analyst-{number % 3}",
+                "verdict",
+                f"decision {number}",
+                {"fraud": bool(number % 2), "note": "é\0\U0001f98a"},
+                NOW + number,
+            )
     return verify_audit(engine)
 
 
 def test_the_database_refuses_to_change_the_audit(database):
     state = filled(database)
-    statements = ["UPDATE audit SET at = at + 1 WHERE number = 3", "UPDATE audit SET number = 100 WHERE number = 8", "DELETE FROM audit WHERE number = 8", "DELETE FROM audit",
-                  "DELETE FROM audit_head", "UPDATE audit_head SET length = 3", "INSERT INTO audit_head SELECT 2, length, hash FROM audit_head"]
+    statements = [
+        "UPDATE audit SET at = at + 1 WHERE number = 3",
+        "UPDATE audit SET number = 100 WHERE number = 8",
+        "DELETE FROM audit WHERE number = 8",
+        "DELETE FROM audit",
+        "DELETE FROM audit_head",
+        "UPDATE audit_head SET length = 3",
+        "INSERT INTO audit_head SELECT 2, length, hash FROM audit_head",
+    ]
     if database.dialect.name == "sqlite":
-        statements += ["INSERT OR REPLACE INTO audit SELECT 3, at, who, what, about, detail, previous, hash FROM audit WHERE number = 4", "REPLACE INTO audit_head SELECT * FROM audit_head",
-                       "UPDATE OR REPLACE audit SET number = 2 WHERE number = 3"]
-    else: statements += ["TRUNCATE audit", "TRUNCATE audit_head"]
+        statements += [
+            "INSERT OR REPLACE INTO audit SELECT 3, at, who, what, about, detail, previous, hash FROM audit WHERE number = 4",
+            "REPLACE INTO audit_head SELECT * FROM audit_head",
+            "UPDATE OR REPLACE audit SET number = 2 WHERE number = 3",
+        ]
+    else:
+        statements += ["TRUNCATE audit", "TRUNCATE audit_head"]
     for statement in statements:
         with pytest.raises(sa.exc.DatabaseError, match="the audit only grows"):
-            with writing(database) as connection: connection.execute(sa.text(statement))
+            with writing(database) as connection:
+                connection.execute(sa.text(statement))
         assert verify_audit(database) == state, statement
 
 
-@pytest.mark.parametrize("column, value", [("at", 5), ("who", "nobody"), ("what", "x"), ("about", "decision 99"), ("detail", '{"fraud":true}'), ("previous", FIRST), ("hash", "f" * 64)])
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("at", 5),
+        ("who", "nobody"),
+        ("what", "x"),
+        ("about", "decision 99"),
+        ("detail", '{"fraud":true}'),
+        ("previous", FIRST),
+        ("hash", "f" * 64),
+    ],
+)
 def test_any_changed_value_is_found_and_named(here, column, value):
     filled(here)
     drop_triggers(here)
     with here.connect() as connection:
         for number in range(1, 9):
             connection.execute(sa.text("SAVEPOINT one"))
-            connection.execute(sa.update(access.audit).where(access.audit.c.number == number).values({column: value if (number, column) != (1, "previous") else "0"}))
-            with pytest.raises(ValueError, match=rf"audit row {number} (was changed|does not follow row {number - 1})"): access.check_audit(connection)
+            connection.execute(
+                sa.update(access.audit)
+                .where(access.audit.c.number == number)
+                .values({column: value if (number, column) != (1, "previous") else "0"})
+            )
+            with pytest.raises(ValueError, match=rf"audit row {number} (was changed|does not follow row {number - 1})"):
+                access.check_audit(connection)
             connection.execute(sa.text("ROLLBACK TO one"))
         assert access.check_audit(connection)[0] == 8
 
@@ -263,10 +448,21 @@ def test_any_changed_value_is_found_and_named(here, column, value):
 @pytest.fixture(scope="module")
 def unprotected(root, tmp_path_factory):
     "A database without triggers, and its audit."
-    engine = open_database(load_settings(root / "config" / "orders.toml", {"batch.folder": str(tmp_path_factory.mktemp("audit")), "database.url": ""}))
+    engine = open_database(
+        load_settings(
+            root / "config" / "orders.toml", {"batch.folder": str(tmp_path_factory.mktemp("audit")), "database.url": ""}
+        )
+    )
     filled(engine)
     drop_triggers(engine)
-    with engine.connect() as connection: yield engine, [dict(row) for row in connection.execute(sa.select(access.audit).order_by(access.audit.c.number)).mappings()]
+    with engine.connect() as connection:
+        yield (
+            engine,
+            [
+                dict(row)
+                for row in connection.execute(sa.select(access.audit).order_by(access.audit.c.number)).mappings()
+            ],
+        )
     engine.dispose()
 
 
@@ -275,14 +471,18 @@ def unprotected(root, tmp_path_factory):
 def test_whatever_is_removed_inserted_or_moved_is_found(unprotected, data):
     engine, rows = unprotected
     changed = data.draw(st.lists(st.sampled_from(rows), max_size=9), label="rows")
-    if data.draw(st.booleans(), label="numbered anew"): changed = [row | {"number": number} for number, row in enumerate(changed, 1)]
+    if data.draw(st.booleans(), label="numbered anew"):
+        changed = [row | {"number": number} for number, row in enumerate(changed, 1)]
     changed = list({row["number"]: row for row in changed}.values())
     with engine.connect() as connection:
         connection.execute(sa.delete(access.audit))
-        if changed: connection.execute(sa.insert(access.audit), changed)
-        if sorted(changed, key=lambda row: row["number"]) == rows: assert access.check_audit(connection) == (8, rows[-1]["hash"])
+        if changed:
+            connection.execute(sa.insert(access.audit), changed)
+        if sorted(changed, key=lambda row: row["number"]) == rows:
+            assert access.check_audit(connection) == (8, rows[-1]["hash"])
         else:
-            with pytest.raises(ValueError, match=r"audit row \d+ "): access.check_audit(connection)
+            with pytest.raises(ValueError, match=r"audit row \d+ "):
+                access.check_audit(connection)
         connection.rollback()
 
 
@@ -292,36 +492,54 @@ def test_what_was_noted_outside_finds_an_audit_that_was_written_anew(database):
     with writing(database) as connection:
         connection.execute(sa.delete(access.audit))
         connection.execute(sa.update(access.audit_head).values(length=0, hash=FIRST))
-        for number in range(1, 8): record(connection, "nobody", "verdict", f"decision {number}", {}, NOW)
+        for number in range(1, 8):
+            record(connection, "nobody", "verdict", f"decision {number}", {}, NOW)
     assert verify_audit(database)[0] == 7  # nothing inside of the database can tell
-    with pytest.raises(ValueError, match="audit row 8 is missing: 8 rows were noted, and there are 7"): verify_audit(database, (length, seal))
-    with writing(database) as connection: record(connection, "nobody", "verdict", "decision 8", {}, NOW)
-    with pytest.raises(ValueError, match="audit row 8 was written anew"): verify_audit(database, (length, seal))
-    with writing(database) as connection: connection.execute(sa.delete(access.audit_head))
-    with pytest.raises(ValueError, match="head of the audit is gone"): verify_audit(database)
+    with pytest.raises(ValueError, match="audit row 8 is missing: 8 rows were noted, and there are 7"):
+        verify_audit(database, (length, seal))
+    with writing(database) as connection:
+        record(connection, "nobody", "verdict", "decision 8", {}, NOW)
+    with pytest.raises(ValueError, match="audit row 8 was written anew"):
+        verify_audit(database, (length, seal))
+    with writing(database) as connection:
+        connection.execute(sa.delete(access.audit_head))
+    with pytest.raises(ValueError, match="head of the audit is gone"):
+        verify_audit(database)
 
 
 def test_writers_at_once_keep_the_chain_whole(database, settings, database_url):
     engines = [open_database(settings, database_url) for _ in range(3)]
+
     def work(number: int) -> None:
         for i in range(12):
             try:
                 with writing(engines[number % 3]) as connection:
                     record(connection, f"writer {number}", "verdict", str(i))
-                    if i % 4 == 3: raise KeyError  # a change that fails takes its row with it
-            except KeyError: pass
+                    if i % 4 == 3:
+                        raise KeyError  # a change that fails takes its row with it
+            except KeyError:
+                pass
+
     checks, done = [], threading.Event()
+
     def check() -> None:
-        while not done.is_set(): checks.append(verify_audit(database)[0])
+        while not done.is_set():
+            checks.append(verify_audit(database)[0])
+
     watcher = threading.Thread(target=check)
     watcher.start()
-    with ThreadPoolExecutor(6) as pool: list(pool.map(work, range(6)))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
     done.set()
     watcher.join()
     rows = list_audit(database, 1000)
-    for engine in engines: engine.dispose()
+    for engine in engines:
+        engine.dispose()
     assert verify_audit(database) == (54, rows[-1]["hash"]) and checks == sorted(checks)
-    for number in range(6): assert [row["about"] for row in rows if row["who"] == f"writer {number}"] == [str(i) for i in range(12) if i % 4 != 3]
+    for number in range(6):
+        assert [row["about"] for row in rows if row["who"] == f"writer {number}"] == [
+            str(i) for i in range(12) if i % 4 != 3
+        ]
 
 
 def test_the_hash_of_a_row_is_as_the_page_says(here):
@@ -334,24 +552,40 @@ def test_the_hash_of_a_row_is_as_the_page_says(here):
 
 # --- the doors --------------------------------------------------------------------------------------------------------------------------
 
+
 def small_desk(door: Door) -> FastAPI:
     "A desk with a route of each kind."
     desk, inner = FastAPI(openapi_url=None), APIRouter(dependencies=[Depends(door.guard("viewer"))])
+
     @desk.get("/login")
-    async def form(): return {}
+    async def form():
+        return {}
+
     @desk.post("/login")
     async def login(request: Request, response: Response, name: str = Form(), password: str = Form()):
-        try: give_cookie(door, response, await enter(door, request, name, password))
-        except Throttled as error: raise HTTPException(429, str(error), {"Retry-After": str(error.wait)})
-        except Refused as error: raise HTTPException(401, str(error))
+        try:
+            give_cookie(door, response, await enter(door, request, name, password))
+        except Throttled as error:
+            raise HTTPException(429, str(error), {"Retry-After": str(error.wait)}) from None
+        except Refused as error:
+            raise HTTPException(401, str(error)) from None
+
     @desk.post("/logout", dependencies=[Depends(door.guard("viewer"))])
-    async def logout(request: Request, response: Response): await leave(door, request, response)
+    async def logout(request: Request, response: Response):
+        await leave(door, request, response)
+
     @inner.get("/queue")
-    async def queue(session: Session = Depends(door.guard("viewer"))): return {"csrf": session.csrf}
+    async def queue(session: Session = Depends(door.guard("viewer"))):
+        return {"csrf": session.csrf}
+
     @desk.post("/cases/{number}")
-    async def verdict(number: int, note: str = Form(""), session: Session = Depends(door.guard("analyst"))): return {"by": session.account, "note": note}
+    async def verdict(number: int, note: str = Form(""), session: Session = Depends(door.guard("analyst"))):
+        return {"by": session.account, "note": note}
+
     @desk.get("/accounts", dependencies=[Depends(door.guard("admin"))])
-    async def people(): return {}
+    async def people():
+        return {}
+
     desk.include_router(inner)
     return desk
 
@@ -368,7 +602,14 @@ ALL_OPEN = [*OPEN, "GET /desk/login", "POST /desk/login"]
 
 
 def doors_of(app, database, **more) -> list[str]:
-    return door_problems(app, database, more.pop("open_routes", ALL_OPEN), app.service.keys.refresh, for_viewers=["POST /desk/logout"], **more)
+    return door_problems(
+        app,
+        database,
+        more.pop("open_routes", ALL_OPEN),
+        app.service.keys.refresh,
+        for_viewers=["POST /desk/logout"],
+        **more,
+    )
 
 
 def test_everybody_is_refused_where_they_must_be(whole, here):
@@ -384,13 +625,23 @@ def test_a_route_that_was_forgotten_is_found(whole, here, settings):
     door = Door(settings, here)
     desk.add_api_route("/open", lambda: {})
     desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(door.guard("viewer"))])
+
     async def no_token(request: Request):
-        if await door.session(request) is None: raise HTTPException(401)
+        if await door.session(request) is None:
+            raise HTTPException(401)
+
     no_token.role = "analyst"
     desk.add_api_route("/forged", lambda: {}, methods=["POST"], dependencies=[Depends(no_token)])
     found = "\n".join(doors_of(whole, here, open_routes=[*ALL_OPEN, "/gone"]))
-    for words in ("/gone is named as open, and there is no such route", "GET /secrets answers 200 to anybody", "POST /secrets answers 200 to anybody", "GET /desk/open answers 200",
-                  "POST /desk/weak lets viewers change", "POST /desk/forged answers 200 to no csrf token", "POST /desk/forged needs analyst, and answers 200 to viewer"):
+    for words in (
+        "/gone is named as open, and there is no such route",
+        "GET /secrets answers 200 to anybody",
+        "POST /secrets answers 200 to anybody",
+        "GET /desk/open answers 200",
+        "POST /desk/weak lets viewers change",
+        "POST /desk/forged answers 200 to no csrf token",
+        "POST /desk/forged needs analyst, and answers 200 to viewer",
+    ):
         assert words in found, found
 
 
@@ -399,65 +650,127 @@ def test_a_key_route_that_lets_in_too_many_is_found(whole, here, monkeypatch):
     assert any(problem.startswith("GET /model must let in one scope") for problem in doors_of(whole, here))
 
 
-def browser(app, **more) -> httpx.AsyncClient: return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://desk.example", **more)
+def browser(app, **more) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://desk.example", **more)
 
 
 def test_a_person_at_the_door(whole, here, settings, quick):
     new_account(here, "ann", SENTENCE, "analyst", "tests")
+
     async def visit():
         async with browser(whole, headers={"accept": "text/html"}) as client:
             first = await client.get("/desk/queue")
             assert (first.status_code, first.headers["location"]) == (303, "/desk/login")
             wrong = await client.post("/desk/login", data={"name": "ann", "password": "guess"})
             unknown = await client.post("/desk/login", data={"name": "nobody", "password": "guess"})
-            assert (wrong.status_code, wrong.content) == (unknown.status_code, unknown.content) == (401, b'{"detail":"name or password is wrong"}') and not client.cookies
-            entered = await client.post("/desk/login", data={"name": "ann", "password": SENTENCE}, headers={"origin": "https://desk.example"})
+            assert (wrong.status_code, wrong.content) == (unknown.status_code, unknown.content) == (
+                401,
+                b'{"detail":"name or password is wrong"}',
+            ) and not client.cookies
+            entered = await client.post(
+                "/desk/login", data={"name": "ann", "password": SENTENCE}, headers={"origin": "https://desk.example"}
+            )
             cookie = entered.headers["set-cookie"]
-            assert cookie.startswith("__Secure-fraud_poc=") and all(f"; {word}" in cookie for word in ("HttpOnly", "Secure", "SameSite=strict", "Path=/desk", "Max-Age=43200"))
+            assert cookie.startswith("__Secure-fraud_poc=") and all(
+                f"; {word}" in cookie
+                for word in ("HttpOnly", "Secure", "SameSite=strict", "Path=/desk", "Max-Age=43200")
+            )
             csrf = (await client.get("/desk/queue")).json()["csrf"]
             assert (await client.post("/desk/cases/7", data={"note": "n"})).status_code == 403
-            for how in ({"data": {"note": "n", CSRF_FIELD: csrf}}, {"data": {"note": "n"}, "headers": {CSRF_HEADER: csrf}}, {"files": {"note": (None, "n"), CSRF_FIELD: (None, csrf)}}):
+            for how in (
+                {"data": {"note": "n", CSRF_FIELD: csrf}},
+                {"data": {"note": "n"}, "headers": {CSRF_HEADER: csrf}},
+                {"files": {"note": (None, "n"), CSRF_FIELD: (None, csrf)}},
+            ):
                 assert (await client.post("/desk/cases/7", **how)).json() == {"by": "ann", "note": "n"}, how
             large = await client.post("/desk/cases/7", data={"note": "n" * 70_000, CSRF_FIELD: csrf})
-            async def drops(): yield b"note=n&" + f"{CSRF_FIELD}={csrf}".encode()
-            endless = await client.post("/desk/cases/7", content=drops(), headers={"content-type": "application/x-www-form-urlencoded"})
+
+            async def drops():
+                yield b"note=n&" + f"{CSRF_FIELD}={csrf}".encode()
+
+            endless = await client.post(
+                "/desk/cases/7", content=drops(), headers={"content-type": "application/x-www-form-urlencoded"}
+            )
             assert large.status_code == endless.status_code == 413
-            for headers in ({"origin": "https://elsewhere.example"}, {"origin": "null"}, {"sec-fetch-site": "same-site"}, {"sec-fetch-site": "cross-site", "origin": "https://desk.example"}):
-                assert (await client.post("/desk/cases/7", headers=headers | {CSRF_HEADER: csrf})).status_code == 403, headers
-                assert (await client.post("/desk/login", data={"name": "ann", "password": SENTENCE}, headers=headers)).status_code == 403, headers
+            for headers in (
+                {"origin": "https://elsewhere.example"},
+                {"origin": "null"},
+                {"sec-fetch-site": "same-site"},
+                {"sec-fetch-site": "cross-site", "origin": "https://desk.example"},
+            ):
+                assert (await client.post("/desk/cases/7", headers=headers | {CSRF_HEADER: csrf})).status_code == 403, (
+                    headers
+                )
+                assert (
+                    await client.post("/desk/login", data={"name": "ann", "password": SENTENCE}, headers=headers)
+                ).status_code == 403, headers
             left = await client.post("/desk/logout", headers={CSRF_HEADER: csrf})
-            assert left.status_code == 200 and "Max-Age=0" in left.headers["set-cookie"] and (await client.get("/desk/queue")).status_code == 303
+            assert (
+                left.status_code == 200
+                and "Max-Age=0" in left.headers["set-cookie"]
+                and (await client.get("/desk/queue")).status_code == 303
+            )
             codes = [(await client.post("/desk/login", data={"name": "ann", "password": "guess"})) for _ in range(5)]
             assert codes[-1].status_code == 429 and 0 < int(codes[-1].headers["retry-after"]) <= 900
+
     asyncio.run(visit())
 
 
-@pytest.mark.parametrize("method, headers, code", [
-    ("GET", {"accept": "text/html,*/*"}, 303), ("HEAD", {"accept": "text/html"}, 303), ("POST", {"accept": "text/html"}, 401), ("GET", {"accept": "text/html", "hx-request": "true"}, 401),
-    ("GET", {"accept": "application/json"}, 401), ("GET", {}, 401)], ids=str)
+@pytest.mark.parametrize(
+    "method, headers, code",
+    [
+        ("GET", {"accept": "text/html,*/*"}, 303),
+        ("HEAD", {"accept": "text/html"}, 303),
+        ("POST", {"accept": "text/html"}, 401),
+        ("GET", {"accept": "text/html", "hx-request": "true"}, 401),
+        ("GET", {"accept": "application/json"}, 401),
+        ("GET", {}, 401),
+    ],
+    ids=str,
+)
 def test_only_a_whole_page_leads_to_the_login(method, headers, code):
     "A part of a page, a form and a program are told 401; htmx then loads the login itself."
-    request = Request({"type": "http", "method": method, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
+    request = Request(
+        {
+            "type": "http",
+            "method": method,
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
     answer = access.to_login(request, "/desk")
-    assert (answer.status_code, list(answer.headers.items())) == (code, [("Location" if code == 303 else "HX-Redirect", "/desk/login")])
+    assert (answer.status_code, list(answer.headers.items())) == (
+        code,
+        [("Location" if code == 303 else "HX-Redirect", "/desk/login")],
+    )
 
 
 def test_a_crowd_at_the_login_is_asked_to_come_back(whole, here, settings, monkeypatch):
     new_account(here, "ann", SENTENCE, "analyst", "tests")
     inside, gate, right = [], threading.Event(), access.fits
+
     def slow(hash, password):
         inside.append(1)
         assert gate.wait(LONG)
         return right(hash, password)
+
     monkeypatch.setattr(access, "fits", slow)
+
     async def visit():
         async with browser(whole) as client:
-            asked = [asyncio.create_task(client.post("/desk/login", data={"name": f"nobody-{i}", "password": "guess"})) for i in range(20)]
+            asked = [
+                asyncio.create_task(client.post("/desk/login", data={"name": f"nobody-{i}", "password": "guess"}))
+                for i in range(20)
+            ]
             try:
-                await until_so(lambda: sum(task.done() for task in asked) + len(inside) == 20, "each of them is at the login or sent away")
+                await until_so(
+                    lambda: sum(task.done() for task in asked) + len(inside) == 20,
+                    "each of them is at the login or sent away",
+                )
                 assert (await client.get("/healthz")).status_code == 200 and len(inside) == access.CROWD
-            finally: gate.set()
+            finally:
+                gate.set()
             return [response.status_code for response in await asyncio.gather(*asked)]
+
     assert sorted(asyncio.run(visit())) == [401] * access.CROWD + [429] * (20 - access.CROWD)
 
 
@@ -465,10 +778,16 @@ def test_without_https_the_cookie_says_so(settings, here, quick):
     plain = settings.model_copy(update={"desk": settings.desk.model_copy(update={"secure_cookies": False})})
     app = small_desk(Door(plain, here, path="/"))
     new_account(here, "ann", SENTENCE, "viewer", "tests")
+
     async def visit():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://desk.example") as client:
             cookie = (await client.post("/login", data={"name": "ann", "password": SENTENCE})).headers["set-cookie"]
-            assert cookie.startswith("fraud_poc=") and "Secure" not in cookie and (await client.get("/queue")).status_code == 200
+            assert (
+                cookie.startswith("fraud_poc=")
+                and "Secure" not in cookie
+                and (await client.get("/queue")).status_code == 200
+            )
+
     asyncio.run(visit())
 
 
@@ -477,9 +796,12 @@ def test_nobody_is_at_the_login_once_all_have_gone(tmp_path):
     here = open_database(settings)
     door = Door(settings, here)
     request = SimpleNamespace(client=None, headers={})
+
     async def visit() -> None:
         for _ in range(2):
-            with pytest.raises(Refused): await access.enter(door, request, "nobody", "no password of anybody")
+            with pytest.raises(Refused):
+                await access.enter(door, request, "nobody", "no password of anybody")
             assert door.entering == 0
+
     asyncio.run(visit())
     here.dispose()

@@ -1,4 +1,5 @@
 """The whole service as its users get it: who is let in where, what its document promises, and the way of an order to a verdict and into the next training set."""
+
 import asyncio
 import json
 import re
@@ -17,13 +18,17 @@ import pytest
 import schemathesis
 import sqlalchemy as sa
 import uvicorn
-from fastapi import Depends
-from hypothesis import HealthCheck, given, settings as examples, strategies as st
-from hypothesis.stateful import rule
-from typer.testing import CliRunner
-
 from conftest import NOW
 from doors import door_problems, ways
+from fastapi import Depends
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+from scoring_worker import settings_in, small_engine
+from typer.testing import CliRunner
+from waiting import LONG, until
+
 from fraud_poc.api.app import with_desk
 from fraud_poc.api.scoring import KEY_HEADER, create_app
 from fraud_poc.cli import app as commands
@@ -41,20 +46,29 @@ from fraud_poc.live.store import Client, Names, StoreDown, decode_entry, server_
 from fraud_poc.model.bundle import judge_model
 from fraud_poc.model.dataset import make_dataset
 from fraud_poc.model.train import train_model
-from scoring_worker import settings_in, small_engine
-from waiting import LONG, until
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from drill import ANY_MODEL, CONFIG, serving  # noqa: E402
-ORDER = {"order_id": "o1", "order_date": "2025-06-01T12:00:00", "order_amount": 25.5, "customer_id": 17, "email": "ann@example.org",
-         "ip_addr": "192.0.2.1", "device": "d1", "location": "Lyon"}
+
+ORDER = {
+    "order_id": "o1",
+    "order_date": "2025-06-01T12:00:00",
+    "order_amount": 25.5,
+    "customer_id": 17,
+    "email": "ann@example.org",
+    "ip_addr": "192.0.2.1",
+    "device": "d1",
+    "location": "Lyon",
+}
 
 
 @pytest.fixture
 def whole(tmp_path):
     "The application with the desk, a store in memory and a real database."
-    settings = settings_in(tmp_path, **{"service.max_batch": 5, "live.future_skew": "3d"})  # the document promises all of today, in every time zone
+    settings = settings_in(
+        tmp_path, **{"service.max_batch": 5, "live.future_skew": "3d"}
+    )  # the document promises all of today, in every time zone
     database, engine = open_database(settings), small_engine(settings)
     key = new_key(database, "tests", SCOPES, "tests")
     app = with_desk(create_app(settings, engine, secret=bytes(32), database=database), database)
@@ -64,24 +78,55 @@ def whole(tmp_path):
 
 async def score(whole, idents) -> None:
     "Orders that are so old that no verdict is too early."
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}) as client:
-        for ident in idents: assert (await client.post("/score", json=ORDER | {"order_id": ident, "order_date": "2000-01-01"})).status_code == 200
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}
+    ) as client:
+        for ident in idents:
+            assert (
+                await client.post("/score", json=ORDER | {"order_id": ident, "order_date": "2000-01-01"})
+            ).status_code == 200
 
 
 # --- who may do what --------------------------------------------------------------------------------------------------------------------
 
-OPEN = ["/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc",  # of the service; documents say what is asked for, not what is held
-        "GET /", "GET /desk/login", "POST /desk/login", "GET /desk/static/*"]                # the way to the desk, and what its login page needs
+OPEN = [
+    "/healthz",
+    "/readyz",
+    "/openapi.json",
+    "/docs",
+    "/docs/oauth2-redirect",
+    "/redoc",  # of the service; documents say what is asked for, not what is held
+    "GET /",
+    "GET /desk/login",
+    "POST /desk/login",
+    "GET /desk/static/*",
+]  # the way to the desk, and what its login page needs
 
 
 def doors_of(whole, **more) -> list[str]:
-    return door_problems(whole.app, whole.database, more.pop("open_routes", OPEN), whole.app.service.keys.refresh, for_viewers=["POST /desk/logout"], **more)
+    return door_problems(
+        whole.app,
+        whole.database,
+        more.pop("open_routes", OPEN),
+        whole.app.service.keys.refresh,
+        for_viewers=["POST /desk/logout"],
+        **more,
+    )
 
 
 def test_each_route_lets_in_whom_it_must_and_nobody_else(whole):
     assert doors_of(whole) == []
     listed = {str(way) for way in ways(whole.app)}
-    assert {"POST /score", "POST /score/batch", "POST /labels", "GET /metrics", "GET /desk/queue", "POST /desk/case/{number}/verdict", "GET /desk/keys", "GET /desk/static/*"} <= listed
+    assert {
+        "POST /score",
+        "POST /score/batch",
+        "POST /labels",
+        "GET /metrics",
+        "GET /desk/queue",
+        "POST /desk/case/{number}/verdict",
+        "GET /desk/keys",
+        "GET /desk/static/*",
+    } <= listed
     assert whole.engine.store.log == []
 
 
@@ -92,24 +137,42 @@ def test_a_new_route_without_a_guard_is_found_wherever_it_is(whole):
     desk.add_api_route("/everything", lambda: {}, methods=["POST"])
     desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(door.guard("viewer"))])
     found = doors_of(whole, open_routes=[*OPEN, "/gone"])
-    assert sorted(problem.split(" answers ")[0].split(" lets ")[0].split(" is ")[0] for problem in found) == ["/gone", "GET /export", "POST /desk/everything", "POST /desk/weak"], found
+    assert sorted(problem.split(" answers ")[0].split(" lets ")[0].split(" is ")[0] for problem in found) == [
+        "/gone",
+        "GET /export",
+        "POST /desk/everything",
+        "POST /desk/weak",
+    ], found
 
 
 # --- how far the writer is behind -------------------------------------------------------------------------------------------------------
 
+
 def test_metrics_tell_how_far_the_database_is_behind(whole):
     async def behind() -> float | None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}) as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}
+        ) as client:
             found = re.search(r"^fraud_poc_decisions_behind (\S+)$", (await client.get("/metrics")).text, re.MULTILINE)
             return found and float(found[1])
+
     assert asyncio.run(behind()) == 0
     asyncio.run(score(whole, ["a", "b", "c"]))
     assert asyncio.run(behind()) == 3
     epoch = asyncio.run(whole.engine.store.meta()).epoch
-    for mark, left in ((begin_log(whole.database, None, epoch), 3), (Mark(epoch, 1), 1), (Mark(epoch, 2), 0), (Mark("another", 7), 3)):
-        with writing(whole.database) as connection: connection.execute(sa.update(writers).values(log=mark.log, position=mark.position))
+    for mark, left in (
+        (begin_log(whole.database, None, epoch), 3),
+        (Mark(epoch, 1), 1),
+        (Mark(epoch, 2), 0),
+        (Mark("another", 7), 3),
+    ):
+        with writing(whole.database) as connection:
+            connection.execute(sa.update(writers).values(log=mark.log, position=mark.position))
         assert asyncio.run(behind()) == left, mark
-    async def down(): raise StoreDown("gone")
+
+    async def down():
+        raise StoreDown("gone")
+
     whole.engine.store.log_length = down
     assert asyncio.run(behind()) is None
 
@@ -122,64 +185,92 @@ LOOSE = dict(deadline=None, derandomize=True, database=None, suppress_health_che
 
 def promised(whole, mode: schemathesis.GenerationMode, count: int):
     "The document of the whole application, and orders that statements can be about."
-    config = schemathesis.Config.from_dict({"headers": {KEY_HEADER: whole.key}, "generation": {"mode": mode.value, "max-examples": count, "deterministic": True}})
+    config = schemathesis.Config.from_dict(
+        {
+            "headers": {KEY_HEADER: whole.key},
+            "generation": {"mode": mode.value, "max-examples": count, "deterministic": True},
+        }
+    )
     asyncio.run(score(whole, KNOWN))
     return schemathesis.openapi.from_asgi("/openapi.json", whole.app, config=config)
 
 
 def about(body, ident: str, **more):
     "A statement, or several, on an order that is known."
-    if isinstance(body, list): return [about(item, ident, **more) for item in body]
+    if isinstance(body, list):
+        return [about(item, ident, **more) for item in body]
     return body | {"order": ident} | more if isinstance(body, dict) and "order" in body else body
 
 
-def labels_of(whole) -> list: return [entry for _, data in whole.engine.store.log if (entry := decode_entry(data)).kind == "label"]
+def labels_of(whole) -> list:
+    return [entry for _, data in whole.engine.store.log if (entry := decode_entry(data)).kind == "label"]
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_schemathesis_finds_nothing_in_statements_on_known_orders(whole, mode):
     seen, mode = [], schemathesis.GenerationMode(mode)
     operation = promised(whole, mode, 60)["/labels"]["POST"]
+
     @examples(max_examples=60, **LOOSE)
     @given(operation.as_strategy(generation_mode=mode), st.sampled_from(KNOWN))
     def check(case, ident):
-        if mode == schemathesis.GenerationMode.POSITIVE: case.body = about(case.body, ident)
+        if mode == schemathesis.GenerationMode.POSITIVE:
+            case.body = about(case.body, ident)
         before = len(labels_of(whole))
         response = case.call_and_validate(headers={KEY_HEADER: whole.key})
         seen.append(response.status_code)
         results = response.json().get("results", [{"answer": response.json()}] if response.status_code == 200 else [])
         taken = [result for result in results if result.get("answer") and not result["answer"]["known_before"]]
         assert len(labels_of(whole)) == before + len(taken), "what is not answered with 200 leaves nothing in the log"
+
     check()
-    if mode == schemathesis.GenerationMode.POSITIVE: assert seen.count(200) > 20 and labels_of(whole)
-    else: assert {400, 422} & set(seen) and not labels_of(whole)
+    if mode == schemathesis.GenerationMode.POSITIVE:
+        assert seen.count(200) > 20 and labels_of(whole)
+    else:
+        assert {400, 422} & set(seen) and not labels_of(whole)
 
 
 def test_schemathesis_finds_nothing_in_sequences_of_orders_and_statements(whole):
     schema = promised(whole, schemathesis.GenerationMode.POSITIVE, 10)
+
     class Machine(schema.as_state_machine()):
-        def get_call_kwargs(self, case): return {"headers": {KEY_HEADER: whole.key}}
+        def get_call_kwargs(self, case):
+            return {"headers": {KEY_HEADER: whole.key}}
+
         @rule(case=schema["/labels"]["POST"].as_strategy(), back=st.integers(0, 3))
         def say(self, case, back):
-            known = [str(json.loads(entry.body)["order_id"]) for _, data in whole.engine.store.log if (entry := decode_entry(data)).kind == "event"]
+            known = [
+                str(json.loads(entry.body)["order_id"])
+                for _, data in whole.engine.store.log
+                if (entry := decode_entry(data)).kind == "event"
+            ]
             case.body = about(case.body, known[max(len(known) - 1 - back, 0)], known=None)
             case.call_and_validate(headers={KEY_HEADER: whole.key})
+
     Machine.run(settings=examples(max_examples=15, stateful_step_count=6, **LOOSE))
     assert len(whole.engine.store.log) > len(KNOWN) and labels_of(whole)
 
 
 # --- real processes ---------------------------------------------------------------------------------------------------------------------
 
-ROWS = ['Value("order_amount")', 'Count(by=["customer_id", "email"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over="30d")',
-        'FraudCount(by=["customer_id", "device"], over="lifetime")',
-        # with these the model tells frauds apart on any day: an AUC of .83 to .91 where .5 is asked
-        'Ratio("order_amount", by="customer_id", over="30d")', 'KnownBefore(["email", "ip_addr", "device"], by="customer_id")',
-        'Distinct("customer_id", by="device", over="7d")', 'TimeSince(by=["customer_id", "device"])', 'Age(by=["email", "device"])']
+ROWS = [
+    'Value("order_amount")',
+    'Count(by=["customer_id", "email"], over=["1h", "30d"])',
+    'Mean("order_amount", by="customer_id", over="30d")',
+    'FraudCount(by=["customer_id", "device"], over="lifetime")',
+    # with these the model tells frauds apart on any day: an AUC of .83 to .91 where .5 is asked
+    'Ratio("order_amount", by="customer_id", over="30d")',
+    'KnownBefore(["email", "ip_addr", "device"], by="customer_id")',
+    'Distinct("customer_id", by="device", over="7d")',
+    'TimeSince(by=["customer_id", "device"])',
+    'Age(by=["email", "device"])',
+]
 TODAY = datetime.fromtimestamp(system_clock() / 1000, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 SENTENCE = "a sentence of hers"
 
 
-def day(number: int) -> str: return f"{TODAY + timedelta(days=number):%Y-%m-%d}"
+def day(number: int) -> str:
+    return f"{TODAY + timedelta(days=number):%Y-%m-%d}"
 
 
 @contextmanager
@@ -190,7 +281,8 @@ def feeding(settings):
         server = uvicorn.Server(uvicorn.Config(create_feed(settings), log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        try: yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(LONG)
@@ -198,11 +290,31 @@ def feeding(settings):
 
 class Shop:
     "A small shop with a history until today and an accepted model."
+
     def __init__(self, folder: Path):
-        self.folder, self.changes = folder, ANY_MODEL | {
-            "batch.folder": str(folder / "orders"), "batch.part_rows": 1000, "batch.threads": 2, "service.port": 0, "features.rows": ROWS, "model.trees": 30,
-            "sample.orders": 6000, "sample.customers": 300, "sample.start": day(-70), "sample.days": 70, "training.delay": "10d", "training.train_days": 30,
-            "training.validation_days": 8, "training.test_days": 10, "feed.orders_per_second": 50.0, "feed.label_delay": "300ms", "live.future_skew": "60d"}
+        self.folder, self.changes = (
+            folder,
+            ANY_MODEL
+            | {
+                "batch.folder": str(folder / "orders"),
+                "batch.part_rows": 1000,
+                "batch.threads": 2,
+                "service.port": 0,
+                "features.rows": ROWS,
+                "model.trees": 30,
+                "sample.orders": 6000,
+                "sample.customers": 300,
+                "sample.start": day(-70),
+                "sample.days": 70,
+                "training.delay": "10d",
+                "training.train_days": 30,
+                "training.validation_days": 8,
+                "training.test_days": 10,
+                "feed.orders_per_second": 50.0,
+                "feed.label_delay": "300ms",
+                "live.future_skew": "60d",
+            },
+        )
         self.settings = load_settings(CONFIG, self.changes)
         make_data(self.settings, folder / "raw", workers=1)
         ingest(self.settings, str(folder / "raw" / "orders"), str(folder / "raw" / "labels"))
@@ -210,7 +322,8 @@ class Shop:
         make_dataset(self.settings)
         train_model(self.settings)
         judge_model(self.settings)
-        with server_for(self.settings) as url: prepare_db(self.settings, url)
+        with server_for(self.settings) as url:
+            prepare_db(self.settings, url)
         self.database = open_database(self.settings)
         self.key = new_key(self.database, "shop", SCOPES, "tests")
         new_account(self.database, "ann", SENTENCE, "analyst", "tests")
@@ -223,23 +336,31 @@ class Shop:
         return json.loads(done.stdout)
 
     def ask(self, query) -> list:
-        with self.database.connect() as connection: return connection.execute(query).mappings().all()
+        with self.database.connect() as connection:
+            return connection.execute(query).mappings().all()
 
-    def case(self, ident: str) -> dict: return self.ask(sa.select(cases).join(decisions).where(decisions.c.order_id == ident))[0]
+    def case(self, ident: str) -> dict:
+        return self.ask(sa.select(cases).join(decisions).where(decisions.c.order_id == ident))[0]
 
     def log(self) -> list:
         "The live log: sequence number, entry."
         with server_for(self.settings) as url, Client(url) as client:
-            return [(int(number.partition(b"-")[0]), decode_entry(fields[1])) for number, fields in client.call("XRANGE", Names("orders").log, "-", "+")]
+            return [
+                (int(number.partition(b"-")[0]), decode_entry(fields[1]))
+                for number, fields in client.call("XRANGE", Names("orders").log, "-", "+")
+            ]
 
     def written(self) -> bool:
         "Whether the database has all of the log."
-        counted = sum(self.ask(sa.select(sa.func.count()).select_from(table))[0]["count_1"] for table in (decisions, labels))
+        counted = sum(
+            self.ask(sa.select(sa.func.count()).select_from(table))[0]["count_1"] for table in (decisions, labels)
+        )
         return counted == len(self.log())
 
 
 class Person:
     "Somebody at the desk of a real service, with a browser that takes the machine itself for a safe place."
+
     def __init__(self, address: str):
         self.client = httpx.Client(base_url=address, headers={"accept": "text/html"}, timeout=LONG)
         entered = self.client.post("/desk/login", data={"name": "ann", "password": SENTENCE})
@@ -252,14 +373,25 @@ class Person:
         assert answer.status_code == 200, answer.text
         return answer.text
 
-    def number(self, ident: str) -> int: return int(re.search(r'<tr id="case-(\d+)"', self.get(f"queue?find={ident}"))[1])
-    def post(self, path: str, **form) -> None: assert self.client.post(f"/desk/case/{path}", data={"csrf": self.csrf} | form).status_code == 303
+    def number(self, ident: str) -> int:
+        return int(re.search(r'<tr id="case-(\d+)"', self.get(f"queue?find={ident}"))[1])
+
+    def post(self, path: str, **form) -> None:
+        assert self.client.post(f"/desk/case/{path}", data={"csrf": self.csrf} | form).status_code == 303
 
 
 def order(ident: str, customer: str, amount: float = 4000.0) -> dict:
     when = datetime.fromtimestamp(system_clock() / 1000 - 1800, UTC).isoformat(timespec="milliseconds")
-    return {"order_id": ident, "order_date": when, "order_amount": amount, "customer_id": customer, "email": f"{customer}@shop.example", "ip_addr": "192.0.2.1",
-            "device": f"device of {customer}", "location": "Lyon"}
+    return {
+        "order_id": ident,
+        "order_date": when,
+        "order_amount": amount,
+        "customer_id": customer,
+        "email": f"{customer}@shop.example",
+        "ip_addr": "192.0.2.1",
+        "device": f"device of {customer}",
+        "location": "Lyon",
+    }
 
 
 def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
@@ -267,7 +399,10 @@ def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
     try:
         with ExitStack() as stack:
             shop.changes["feed.url"] = feed = stack.enter_context(feeding(shop.settings))
-            with serving(shop, tmp_path / "serve.log") as (address, process), httpx.Client(base_url=address, headers={KEY_HEADER: shop.key}, timeout=LONG) as client:
+            with (
+                serving(shop, tmp_path / "serve.log") as (address, process),
+                httpx.Client(base_url=address, headers={KEY_HEADER: shop.key}, timeout=LONG) as client,
+            ):
                 started = psutil.Process(process.pid).children(recursive=True)
                 fed(shop, feed, address)
                 stack.close()  # a feed that ends disturbs nobody
@@ -275,28 +410,47 @@ def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
                 weeks_later(shop, client)
                 assert shop.command("collect")["events"] == len(shop.ask(sa.select(decisions.c.id)))
             log = (tmp_path / "serve.log").read_text()
-            assert process.returncode == 0 and not psutil.wait_procs(started, timeout=LONG)[1] and not server_runs(shop.settings.batch.folder / "redis"), log
-        assert not [line for line in log.splitlines() if line.startswith("{") and json.loads(line)["level"] == "error"] and "shop.example" not in log and SENTENCE not in log, log
+            assert (
+                process.returncode == 0
+                and not psutil.wait_procs(started, timeout=LONG)[1]
+                and not server_runs(shop.settings.batch.folder / "redis")
+            ), log
+        assert (
+            not [line for line in log.splitlines() if line.startswith("{") and json.loads(line)["level"] == "error"]
+            and "shop.example" not in log
+            and SENTENCE not in log
+        ), log
         whole_again(shop)
         learned_from(shop, served)
-    finally: shop.database.dispose()
+    finally:
+        shop.database.dispose()
 
 
 def fed(shop: Shop, feed: str, address: str) -> None:
     "The service has registered itself; orders arrive, and their verdicts."
-    def shown(): return (httpx.get(f"{feed}/registered").json() or [{"orders": 0, "labels": 0}])[0]
+
+    def shown():
+        return (httpx.get(f"{feed}/registered").json() or [{"orders": 0, "labels": 0}])[0]
+
     until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, "orders and verdicts of the feed")
     found = httpx.delete(f"{feed}/register", params={"url": address}).json()
     assert found["url"] == address and found["refused"] == found["labels_refused"] == 0 and found["state"] == "sending"
     until(shop.written, "the writer has the orders of the feed")
     said = shop.ask(sa.select(labels))
-    assert {row["source"] for row in said} <= {"chargeback", "customer"} and all(row["decision_id"] and row["by"] == "feed" for row in said)
+    assert {row["source"] for row in said} <= {"chargeback", "customer"} and all(
+        row["decision_id"] and row["by"] == "feed" for row in said
+    )
 
 
 def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, dict]:
     "Orders are scored, an analyst looks at them; what was answered."
-    answers = {ident: client.post("/score", json=order(ident, customer)).json() for ident, customer in (("t1", "thief"), ("g1", "good"), ("d1", "doubt"), ("h1", "hasty"))}
-    assert {answer["action"] for answer in answers.values()} <= {"review", "block"} and all(answer["degraded"] is None for answer in answers.values())
+    answers = {
+        ident: client.post("/score", json=order(ident, customer)).json()
+        for ident, customer in (("t1", "thief"), ("g1", "good"), ("d1", "doubt"), ("h1", "hasty"))
+    }
+    assert {answer["action"] for answer in answers.values()} <= {"review", "block"} and all(
+        answer["degraded"] is None for answer in answers.values()
+    )
     until(shop.written, "the writer has the orders")
     number = {ident: ann.number(ident) for ident in answers}
     assert all(f'id="case-{one}"' in ann.get("queue?least=4000") for one in number.values())
@@ -308,41 +462,85 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     until(shop.written, "the writer has the verdicts")
     ann.post(f"{number['d1']}/undo")
     until(shop.written, "the writer has what was undone")
-    said = [(body["order"], body["kind"], body["said"], entry.label, body["note"]) for _, entry in shop.log() if entry.kind == "label" for body in [json.loads(entry.body)]
-            if (body["actor"], body["by"], body["source"]) == ("person", "ann", "analyst")]
-    assert said == [("t1", "assert", 1, 1, "stolen card"), ("g1", "assert", 0, 0, ""), ("h1", "assert", 1, 1, ""), ("h1", "retract", 1, -1, ""),
-                    ("d1", "assert", 0, 0, ""), ("d1", "retract", 0, -1, "")]
-    assert [(shop.case(ident)["status"], shop.case(ident)["closed_by"]) for ident in ("t1", "g1", "h1", "d1")] == [("flagged", "ann"), ("cleared", "ann"), ("open", None), ("open", None)]
+    said = [
+        (body["order"], body["kind"], body["said"], entry.label, body["note"])
+        for _, entry in shop.log()
+        if entry.kind == "label"
+        for body in [json.loads(entry.body)]
+        if (body["actor"], body["by"], body["source"]) == ("person", "ann", "analyst")
+    ]
+    assert said == [
+        ("t1", "assert", 1, 1, "stolen card"),
+        ("g1", "assert", 0, 0, ""),
+        ("h1", "assert", 1, 1, ""),
+        ("h1", "retract", 1, -1, ""),
+        ("d1", "assert", 0, 0, ""),
+        ("d1", "retract", 0, -1, ""),
+    ]
+    assert [(shop.case(ident)["status"], shop.case(ident)["closed_by"]) for ident in ("t1", "g1", "h1", "d1")] == [
+        ("flagged", "ann"),
+        ("cleared", "ann"),
+        ("open", None),
+        ("open", None),
+    ]
     frauds = "fraud_count_lifetime_by_customer_id"
-    after = {ident: client.post("/score", json=order(ident, customer)).json() for ident, customer in (("t2", "thief"), ("g2", "good"), ("h2", "hasty"))}
-    assert [after[ident]["features"][frauds] for ident in ("t2", "g2", "h2")] == [1, 0, 0] and answers["t1"]["features"][frauds] in (0, None)
-    until(lambda: "fraud_poc_decisions_behind 0.0" in client.get("/metrics").text and shop.written(), "the writer has the next orders")
+    after = {
+        ident: client.post("/score", json=order(ident, customer)).json()
+        for ident, customer in (("t2", "thief"), ("g2", "good"), ("h2", "hasty"))
+    }
+    assert [after[ident]["features"][frauds] for ident in ("t2", "g2", "h2")] == [1, 0, 0] and answers["t1"][
+        "features"
+    ][frauds] in (0, None)
+    until(
+        lambda: "fraud_poc_decisions_behind 0.0" in client.get("/metrics").text and shop.written(),
+        "the writer has the next orders",
+    )
     return answers | after
 
 
 def whole_again(shop: Shop) -> None:
     "The audit tells what was done, and is whole."
     rows = [row for row in list_audit(shop.database, 100_000) if row["who"] == "ann"]
-    assert [row["what"] for row in rows] == ["logged in", "fraud asserted", "legitimate asserted", "fraud asserted", "assertion retracted", "legitimate asserted", "assertion retracted"]
+    assert [row["what"] for row in rows] == [
+        "logged in",
+        "fraud asserted",
+        "legitimate asserted",
+        "fraud asserted",
+        "assertion retracted",
+        "legitimate asserted",
+        "assertion retracted",
+    ]
     assert all(row["detail"]["position"] >= 0 for row in rows[1:])
     assert shop.command("audit", "verify")["verdict"] == "whole"
-    stamps = [(table.name, column.name) for table in (cases, decisions, labels, audit, accounts, api_keys) for column in table.c
-              if column.name in ("opened", "closed", "decided", "noted", "at", "created")]
+    stamps = [
+        (table.name, column.name)
+        for table in (cases, decisions, labels, audit, accounts, api_keys)
+        for column in table.c
+        if column.name in ("opened", "closed", "decided", "noted", "at", "created")
+    ]
     assert len(stamps) == 7
     for table, column in stamps:
         for row in shop.ask(sa.text(f"SELECT {column} AS moment FROM {table} WHERE {column} IS NOT NULL")):
-            assert NOW.timestamp() * 1000 <= row["moment"] <= system_clock(), f"{table}.{column} was not stamped by the clock"
+            assert NOW.timestamp() * 1000 <= row["moment"] <= system_clock(), (
+                f"{table}.{column} was not stamped by the clock"
+            )
 
 
 def weeks_later(shop: Shop, client: httpx.Client) -> None:
     "Time goes on, which `live.future_skew` allows here: orders of the next weeks come in, and a file of verdicts on them."
-    later, folder = shop.settings.sample.model_copy(update={"start": day(1), "days": 40, "orders": 400, "seed": 8}), shop.folder / "later"
+    later, folder = (
+        shop.settings.sample.model_copy(update={"start": day(1), "days": 40, "orders": 400, "seed": 8}),
+        shop.folder / "later",
+    )
     make_data(shop.settings.model_copy(update={"sample": later}), folder, workers=1)
     rows = [row for path in sorted((folder / "orders").iterdir()) for row in pq.read_table(path).to_pylist()]
-    rows = [row | {"order_date": row["order_date"].isoformat()} for row in sorted(rows, key=lambda row: row["order_date"])]
+    rows = [
+        row | {"order_date": row["order_date"].isoformat()} for row in sorted(rows, key=lambda row: row["order_date"])
+    ]
     results = client.post("/score/batch", json=rows).json()["results"]
     assert len(results) > 300 and {result["status"] for result in results} == {200}
-    for path in sorted((folder / "labels").iterdir()): assert shop.command("labels", str(path))["refused"] == 0
+    for path in sorted((folder / "labels").iterdir()):
+        assert shop.command("labels", str(path))["refused"] == 0
     until(shop.written, "the writer has the next weeks")
 
 
@@ -350,8 +548,15 @@ def learned_from(shop: Shop, served: dict[str, dict]) -> None:
     "The verdicts of the desk are in the next training set, with the features that were served."
     shop.command("features")
     made = shop.command("dataset", "--replace")
-    rows = {row["id"]: row for path in (shop.settings.batch.folder / "dataset" / "train").glob("*.parquet") for row in pq.read_table(path).to_pylist()}
-    assert {ident: rows[ident]["label"] for ident in served if ident in rows} == {"t1": 1, "g1": 0}, made["windows"]  # what was taken back is unresolved, and no example
+    rows = {
+        row["id"]: row
+        for path in (shop.settings.batch.folder / "dataset" / "train").glob("*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    }
+    assert {ident: rows[ident]["label"] for ident in served if ident in rows} == {"t1": 1, "g1": 0}, made[
+        "windows"
+    ]  # what was taken back is unresolved, and no example
     assert sum(ident.startswith("feed-") for ident in rows) >= 30
     for ident in ("t1", "g1"):
-        for name, value in served[ident]["features"].items(): assert rows[ident][name] == value or value is None and rows[ident][name] != rows[ident][name], (ident, name)
+        for name, value in served[ident]["features"].items():
+            assert rows[ident][name] == value or value is None and rows[ident][name] != rows[ident][name], (ident, name)

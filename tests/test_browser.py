@@ -1,21 +1,36 @@
 """The desk in a real browser: ten cases by keyboard, undo, the slider, a phone, accessible names, contrast, and not one request to another machine."""
+
 import os
 import re
 import shutil
 from contextlib import contextmanager
 
-import pytest
-import sqlalchemy as sa
-
 import desk_data
 import desk_server
-from fraud_poc.desk.database import cases, labels, writing
+import pytest
+import sqlalchemy as sa
 from waiting import CLICK
 
-CHROMIUM = next((path for path in (os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), shutil.which("chromium-browser"), shutil.which("google-chrome"))
-                 if path and os.path.exists(path)), None)
+from fraud_poc.desk.database import cases, labels, writing
+
+CHROMIUM = next(
+    (
+        path
+        for path in (
+            os.environ.get("CHROMIUM"),
+            "/usr/bin/chromium",
+            shutil.which("chromium"),
+            shutil.which("chromium-browser"),
+            shutil.which("google-chrome"),
+        )
+        if path and os.path.exists(path)
+    ),
+    None,
+)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [pytest.mark.skipif(not CHROMIUM, reason="no chromium: `apt-get install chromium`, or name one with CHROMIUM")]
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium: `apt-get install chromium`, or name one with CHROMIUM")
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +54,34 @@ def desk(tmp_path):
 def person(chromium, desk, name="analyst-1", **context):
     "A page of somebody who is logged in; afterwards nothing was wrong in the console, and nothing was asked of others."
     wrong = []
-    opened = chromium.new_context(viewport={"width": 1280, "height": 860}, **{"reduced_motion": "reduce"} | context) if "viewport" not in context else chromium.new_context(**context)
+    opened = (
+        chromium.new_context(viewport={"width": 1280, "height": 860}, **{"reduced_motion": "reduce"} | context)
+        if "viewport" not in context
+        else chromium.new_context(**context)
+    )
     opened.set_default_timeout(CLICK)
     page = opened.new_page()
     page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: request.url.startswith((desk.url, "data:", "blob:")) or wrong.append(f"asked {request.url}"))
+    page.on(
+        "request",
+        lambda request: request.url.startswith((desk.url, "data:", "blob:")) or wrong.append(f"asked {request.url}"),
+    )
     page.goto(f"{desk.url}/queue")
     page.get_by_label("Account").fill(name)
     page.get_by_label("Password").fill(desk_server.PASSWORD)
     page.keyboard.press("Enter")
     page.wait_for_url("**/queue")
-    try: yield page
-    finally: opened.close()
+    try:
+        yield page
+    finally:
+        opened.close()
     assert wrong == []
 
 
 def statuses(desk) -> dict[int, str]:
-    with desk.engine.connect() as connection: return dict(connection.execute(sa.select(cases.c.decision_id, cases.c.status)).all())
+    with desk.engine.connect() as connection:
+        return dict(connection.execute(sa.select(cases.c.decision_id, cases.c.status)).all())
 
 
 def test_ten_cases_by_keyboard_and_one_undone(chromium, desk):
@@ -80,12 +105,28 @@ def test_ten_cases_by_keyboard_and_one_undone(chromium, desk):
         desk.log.write()
         page.reload()
         said = page.locator(".said li").all_inner_texts()
-        assert len(said) == 2 and "fraud analyst analyst-1" in said[0] and "was taken back by analyst-1" in said[1] and "counts as unresolved" in said[1]
+        assert (
+            len(said) == 2
+            and "fraud analyst analyst-1" in said[0]
+            and "was taken back by analyst-1" in said[1]
+            and "counts as unresolved" in said[1]
+        )
     found = statuses(desk)
-    assert [found[number] for number in queue[:10]] == ["flagged" if key == "f" else "cleared" for key in keys[:9]] + ["open"]
+    assert [found[number] for number in queue[:10]] == ["flagged" if key == "f" else "cleared" for key in keys[:9]] + [
+        "open"
+    ]
     with desk.engine.connect() as connection:
-        rows = connection.execute(sa.select(labels).where(labels.c.position > 10_000).order_by(labels.c.position)).mappings().all()
-    assert len(rows) == 11 and rows[0]["note"] == "stolen card, the customer f c u said" and [row["said"] for row in rows] == [int(key == "f") for key in keys + keys[-1]] and rows[10]["retracts"] == rows[9]["position"]
+        rows = (
+            connection.execute(sa.select(labels).where(labels.c.position > 10_000).order_by(labels.c.position))
+            .mappings()
+            .all()
+        )
+    assert (
+        len(rows) == 11
+        and rows[0]["note"] == "stolen card, the customer f c u said"
+        and [row["said"] for row in rows] == [int(key == "f") for key in keys + keys[-1]]
+        and rows[10]["retracts"] == rows[9]["position"]
+    )
 
 
 def test_the_slider_changes_the_counts(chromium, desk):
@@ -95,20 +136,26 @@ def test_the_slider_changes_the_counts(chromium, desk):
         before, marker = float(chosen.inner_text()), page.evaluate("window.here = 1")
         slider = page.get_by_role("slider")
         slider.focus()
-        for _ in range(9): page.keyboard.press("ArrowRight")
+        for _ in range(9):
+            page.keyboard.press("ArrowRight")
         playwright.expect(chosen).not_to_have_text(f"{before:,.1f}")
-        assert float(chosen.inner_text()) < before and page.evaluate("window.here") == marker == 1, "the page was loaded again"
+        assert float(chosen.inner_text()) < before and page.evaluate("window.here") == marker == 1, (
+            "the page was loaded again"
+        )
         money = saved.inner_text()
         page.get_by_label("Cost of a reviewer's hour").fill("4000")
         playwright.expect(saved).not_to_have_text(money)
         page.get_by_label("Reviews a day").fill("0")
         playwright.expect(page.locator("[data-count=reviewed]")).to_have_text("0.0")
-        assert page.locator("[data-trend] canvas").count() == 5 and page.locator("[data-tile=events]").inner_text() not in ("…", "0")
+        assert page.locator("[data-trend] canvas").count() == 5 and page.locator(
+            "[data-tile=events]"
+        ).inner_text() not in ("…", "0")
         page.goto(f"{desk.url}/queue")
 
 
 def test_filters_more_rows_and_live_updates(chromium, desk):
-    with writing(desk.engine) as connection: waiting = connection.execute(sa.select(cases.c.decision_id, cases.c.band).where(cases.c.status == "open")).all()
+    with writing(desk.engine) as connection:
+        waiting = connection.execute(sa.select(cases.c.decision_id, cases.c.band).where(cases.c.status == "open")).all()
     with person(chromium, desk) as page:
         page.keyboard.press("/")
         assert page.evaluate("document.activeElement.id") == "find"
@@ -125,7 +172,11 @@ def test_filters_more_rows_and_live_updates(chromium, desk):
         desk_data.fill(desk.engine, desk.settings, desk_server.SECRET, desk.now, 400, 2, first=5000, seed=9)
         with writing(desk.engine) as connection:
             number = int(page.locator("#rows tr").nth(2).get_attribute("id").removeprefix("case-"))
-            connection.execute(sa.update(cases).where(cases.c.decision_id == number).values(status="cleared", closed=desk.now, closed_by="analyst-2"))
+            connection.execute(
+                sa.update(cases)
+                .where(cases.c.decision_id == number)
+                .values(status="cleared", closed=desk.now, closed_by="analyst-2")
+            )
         fresh = page.locator("#pulse a")
         playwright.expect(fresh).to_contain_text("new · show")
         playwright.expect(page.locator(f"#case-{number} .age")).to_have_text("cleared by analyst-2")
@@ -144,14 +195,20 @@ def test_a_colleague_closes_the_case_on_the_screen(chromium, desk):
     with person(chromium, desk) as page:
         page.goto(f"{desk.url}/case/{number}")
         with writing(desk.engine) as connection:
-            connection.execute(sa.update(cases).where(cases.c.decision_id == number).values(status="flagged", closed=desk.now, closed_by="analyst-2", note="called the bank"))
+            connection.execute(
+                sa.update(cases)
+                .where(cases.c.decision_id == number)
+                .values(status="flagged", closed=desk.now, closed_by="analyst-2", note="called the bank")
+            )
         playwright.expect(page.locator("#verdict .gone")).to_contain_text("Flagged by analyst-2")
-        assert page.get_by_role("button", name="Clear").count() == 0 and page.get_by_text("called the bank").is_visible()
+        assert (
+            page.get_by_role("button", name="Clear").count() == 0 and page.get_by_text("called the bank").is_visible()
+        )
 
 
 LIGHT = """colour => { const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true}); c.fillStyle = colour; c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; }"""
 CHECK = """() => {
-  const read = %s, wrong = [], seen = e => e.checkVisibility({visibilityProperty: true}) && e.getClientRects().length;
+  const read = READ_COLOUR, wrong = [], seen = e => e.checkVisibility({visibilityProperty: true}) && e.getClientRects().length;
   const light = ([r, g, b]) => { const f = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; return 0.2126 * f(r) + 0.7152 * f(g) + 0.0722 * f(b); };
   const behind = e => { for (; e; e = e.parentElement) { const c = read(getComputedStyle(e).backgroundColor); if (c[3] > 250) return c; } return read('Canvas'); };
   for (const e of document.querySelectorAll('body *')) {
@@ -163,14 +220,29 @@ CHECK = """() => {
   for (const e of document.querySelectorAll('[role=img]')) if (!e.getAttribute('aria-label')) wrong.push('a picture without a name');
   if (document.documentElement.scrollWidth > innerWidth) wrong.push(`the page is ${document.documentElement.scrollWidth} wide`);
   return wrong;
-}""" % LIGHT
+}""".replace("READ_COLOUR", LIGHT)
 
 
 def unnamed(page) -> list[str]:
     "Controls that a screen reader could not name, from the browser's own accessibility tree."
-    roles = {"button", "link", "textbox", "searchbox", "checkbox", "combobox", "slider", "spinbutton", "MenuListPopup", "radio"}
+    roles = {
+        "button",
+        "link",
+        "textbox",
+        "searchbox",
+        "checkbox",
+        "combobox",
+        "slider",
+        "spinbutton",
+        "MenuListPopup",
+        "radio",
+    }
     nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
-    found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"] and node.get("role", {}).get("value") in roles]
+    found = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in nodes
+        if not node["ignored"] and node.get("role", {}).get("value") in roles
+    ]
     assert found, "the page has no controls"
     return [role for role, name in found if not name.strip() and role != "MenuListPopup"]
 
@@ -178,11 +250,24 @@ def unnamed(page) -> list[str]:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_page_is_readable_and_every_control_has_a_name(chromium, desk, width):
     number = desk_server.open_numbers(desk.engine)[1]
-    with desk.engine.connect() as connection: done = connection.execute(sa.select(cases.c.decision_id).where(cases.c.status != "open").limit(1)).scalar()
+    with desk.engine.connect() as connection:
+        done = connection.execute(sa.select(cases.c.decision_id).where(cases.c.status != "open").limit(1)).scalar()
     with person(chromium, desk, "admin-1", viewport={"width": width, "height": 844}) as page:
-        for path in ("queue", "queue?group=customer", "queue?status=flagged", f"case/{number}", f"case/{number}?done={done}", f"case/{done}", "trends", "accounts", "audit", "queue?find=nothing"):
+        for path in (
+            "queue",
+            "queue?group=customer",
+            "queue?status=flagged",
+            f"case/{number}",
+            f"case/{number}?done={done}",
+            f"case/{done}",
+            "trends",
+            "accounts",
+            "audit",
+            "queue?find=nothing",
+        ):
             page.goto(f"{desk.url}/{path}")
-            if path == "trends": playwright.expect(page.locator("#trends-state")).to_have_text("")
+            if path == "trends":
+                playwright.expect(page.locator("#trends-state")).to_have_text("")
             for scheme in ("light", "dark"):
                 page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
                 assert page.evaluate(CHECK) == [], (path, scheme)
@@ -233,7 +318,10 @@ def test_what_fails_is_said(chromium, tmp_path):
         made.log.down = True
         page.get_by_label("Note").fill("my words")
         page.get_by_role("button", name="Clear").click()
-        assert "did not confirm" in page.get_by_role("alert").inner_text() and page.get_by_label("Note").input_value() == "my words"
+        assert (
+            "did not confirm" in page.get_by_role("alert").inner_text()
+            and page.get_by_label("Note").input_value() == "my words"
+        )
         page.goto(f"{url}/trends")
         page.route("**/trends/data*", lambda route: route.abort())
         page.reload()

@@ -1,4 +1,5 @@
 """The command as a shell sees it: what it prints where, how it ends, and what it leaves behind."""
+
 import json
 import os
 import re
@@ -8,26 +9,34 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-
 from command_line import PAYMENTS, as_json, call, options_of, payments_in
-from fraud_poc.terminal import parse_overrides, parse_value
 from waiting import LONG, until
+
+from fraud_poc.terminal import parse_overrides, parse_value
 
 ROWS = [f"p{i},2025-03-{1 + i % 20:02} 10:00:00,ann,{10 + i}.50,{int(i % 7 == 0)}" for i in range(60)]
 
 
 @pytest.fixture
-def payments(root, tmp_path): return payments_in(root, tmp_path)
+def payments(root, tmp_path):
+    return payments_in(root, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def orders(root, tmp_path_factory):
     "Options for a small sample of orders, and what each step said of it."
     home = tmp_path_factory.mktemp("orders")
-    sets = {"batch.folder": home, "input.events": home / "raw/orders", "input.labels": home / "raw/labels", "sample.customers": 1500, "sample.days": 70}
+    sets = {
+        "batch.folder": home,
+        "input.events": home / "raw/orders",
+        "input.labels": home / "raw/labels",
+        "sample.customers": 1500,
+        "sample.days": 70,
+    }
     options = options_of(root, sets)
     said = {"make-data": as_json("make-data", *options, "--orders", 8000)}
-    for name in ("ingest", "features", "describe"): said[name] = as_json(name, *options)
+    for name in ("ingest", "features", "describe"):
+        said[name] = as_json(name, *options)
     return options, said, home
 
 
@@ -39,12 +48,26 @@ def csv(tmp_path, *rows, name="in.csv"):
 
 # --- what goes well ---------------------------------------------------------------------------------------------------------------------
 
+
 def test_steps_hand_over_to_each_other(orders):
     _, said, home = orders
-    assert said["make-data"]["orders"] == said["ingest"]["events"] == said["features"]["new_events"] == said["describe"]["events"] > 7000
+    assert (
+        said["make-data"]["orders"]
+        == said["ingest"]["events"]
+        == said["features"]["new_events"]
+        == said["describe"]["events"]
+        > 7000
+    )
     for name, result in said.items():
-        assert result["command"] == name and result["ok"] is True and result["seconds"] > 0 and result["rows_per_second"] > 0
-    assert (home / "describe" / "index.html").is_file() and said["describe"]["page"] == str(home / "describe" / "index.html")
+        assert (
+            result["command"] == name
+            and result["ok"] is True
+            and result["seconds"] > 0
+            and result["rows_per_second"] > 0
+        )
+    assert (home / "describe" / "index.html").is_file() and said["describe"]["page"] == str(
+        home / "describe" / "index.html"
+    )
 
 
 def test_a_second_run_does_nothing_new(orders):
@@ -75,7 +98,9 @@ def test_new_rows_cost_only_themselves_and_rejects_are_told(payments, tmp_path):
     again = as_json("features", *payments)
     assert (again["new_events"], again["events"]) == (1, 61)
     first = as_json("ingest", *payments, "--replace", "--input", csv(tmp_path, *ROWS, *bad, ROWS[0]))
-    assert (first["rows_read"], first["events"], first["repeats"], first["events_rejected"]) == (65, 60, 1, 4) and len(first["rejected"]) == 4
+    assert (first["rows_read"], first["events"], first["repeats"], first["events_rejected"]) == (65, 60, 1, 4) and len(
+        first["rejected"]
+    ) == 4
 
 
 def test_replaced_log_wants_replaced_features(payments, tmp_path):
@@ -92,7 +117,9 @@ def test_demo_on_a_file_leaves_the_log_alone(payments, tmp_path):
     before = (tmp_path / "out" / "log" / "manifest.json").read_bytes()
     said = as_json("demo", *payments, "--input", csv(tmp_path, *ROWS, "z,2025-04-01,bob,1,0", name="other.csv"))
     assert list(said["steps"]) == ["ingest", "features", "describe"] and said["steps"]["describe"]["events"] == 61
-    assert (tmp_path / "out" / "log" / "manifest.json").read_bytes() == before and said["folder"] == str(tmp_path / "out" / "demo")
+    assert (tmp_path / "out" / "log" / "manifest.json").read_bytes() == before and said["folder"] == str(
+        tmp_path / "out" / "demo"
+    )
     assert "make-data" not in call("demo", *payments, "--input", tmp_path / "other.csv").stdout
 
 
@@ -100,7 +127,8 @@ def test_demo_makes_its_own_data(orders):
     options, *_ = orders
     done = call("demo", *options, "--set", "sample.orders=8000")
     assert done.exit_code == 0, done.output
-    for word in ("make-data", "ingest", "features", "describe", "index.html", "states of customer id"): assert word in done.stdout
+    for word in ("make-data", "ingest", "features", "describe", "index.html", "states of customer id"):
+        assert word in done.stdout
     assert not re.search(r"Traceback|Warning", done.stderr)
 
 
@@ -115,8 +143,18 @@ def test_naming_events_leaves_out_other_verdicts(orders, tmp_path):
 SAME = ["2025-01-01", "plain", "", "a=b", "1\nb=2", "/some/where", "{a = 1}"]
 
 
-@pytest.mark.parametrize("text, value", [("4", 4), ("1_000", 1000), ("0.5", 0.5), ("true", True), ("'a'", "a"), ('["a", "b"]', ["a", "b"]),
-                                         *[(text, text) for text in SAME]])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("4", 4),
+        ("1_000", 1000),
+        ("0.5", 0.5),
+        ("true", True),
+        ("'a'", "a"),
+        ('["a", "b"]', ["a", "b"]),
+        *[(text, text) for text in SAME],
+    ],
+)
 def test_values_are_toml_or_text(text, value):
     assert parse_value(text) == value and parse_overrides([f"a.b={text}"]) == {"a.b": value}
 
@@ -127,24 +165,38 @@ def test_help_has_examples(command):
     assert done.exit_code == 0
     examples = done.stdout.split("Examples:")[1]
     assert examples.count(f"fraud-poc {command}") >= 2
-    for option in ("--config", "--set", "--json"): assert option in done.stdout
+    for option in ("--config", "--set", "--json"):
+        assert option in done.stdout
 
 
 def test_version_and_no_command():
     from fraud_poc import __version__
+
     assert call("--version").stdout == f"fraud-poc {__version__}\n"
     assert "demo" in call().output and call().exit_code == 2
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("words, remedy", [
-    (["features", "--set", "batch.thread=4"], "batch.threads"), (["features", "--set", "batch.threads"], "section.key=value"),
-    (["features", "--set", "threads=4"], "section.key=value"), (["features", "--set", "batch.threads=many"], "batch.threads"),
-    (["features", "--set", "features.rows=['Count(by=\"whom\", over=\"1d\")']"], "whom"), (["ingest"], "--input"),
-    (["ingest", "--input", "nowhere.csv"], "nowhere.csv"), (["features"], "fraud-poc ingest"), (["describe"], "fraud-poc ingest"),
-    (["make-data"], "[sample]"), (["make-data", "--orders", "10"], "sample.orders"), (["demo"], "--input"),
-], ids=" ".join)
+
+@pytest.mark.parametrize(
+    "words, remedy",
+    [
+        (["features", "--set", "batch.thread=4"], "batch.threads"),
+        (["features", "--set", "batch.threads"], "section.key=value"),
+        (["features", "--set", "threads=4"], "section.key=value"),
+        (["features", "--set", "batch.threads=many"], "batch.threads"),
+        (["features", "--set", 'features.rows=[\'Count(by="whom", over="1d")\']'], "whom"),
+        (["ingest"], "--input"),
+        (["ingest", "--input", "nowhere.csv"], "nowhere.csv"),
+        (["features"], "fraud-poc ingest"),
+        (["describe"], "fraud-poc ingest"),
+        (["make-data"], "[sample]"),
+        (["make-data", "--orders", "10"], "sample.orders"),
+        (["demo"], "--input"),
+    ],
+    ids=" ".join,
+)
 def test_wrong_use_ends_with_2_and_a_remedy(payments, words, remedy):
     failed = call(*words, *payments)
     assert failed.exit_code == 2 and remedy in failed.stderr and not failed.stdout and "Traceback" not in failed.stderr
@@ -158,7 +210,8 @@ def test_wrong_configurations(payments, tmp_path):
     (tmp_path / "payments.toml").write_text(PAYMENTS.replace("threads", "treads"))
     failed = call("features", *payments)
     assert failed.exit_code == 2 and "batch.treads" in failed.stderr and "payments.toml" in failed.stderr
-    for words in (["features", "--quickly"], ["folly"], ["make-data", "--orders", "few"]): assert call(*words).exit_code == 2
+    for words in (["features", "--quickly"], ["folly"], ["make-data", "--orders", "few"]):
+        assert call(*words).exit_code == 2
 
 
 def test_a_missing_column_says_what_was_found(payments, tmp_path):
@@ -175,11 +228,17 @@ def test_failures_of_the_machine_and_defects_end_with_1(payments, tmp_path, monk
         def compute(*_):
             error.add_note("features of 2 of 6 parts are complete")
             raise error
+
         monkeypatch.setattr(batch, "compute_features", compute)
         return call("features", *payments, "--json")
 
     full = fails(OSError(28, "No space left on device", "/some/file"))
-    assert full.exit_code == 1 and "No space left" in full.stderr and "2 of 6" in full.stderr and "Traceback" not in full.stderr
+    assert (
+        full.exit_code == 1
+        and "No space left" in full.stderr
+        and "2 of 6" in full.stderr
+        and "Traceback" not in full.stderr
+    )
     assert json.loads(full.stdout)["notes"] == ["features of 2 of 6 parts are complete"]
     defect = fails(KeyError("oops"))
     assert defect.exit_code == 1 and "Traceback" in defect.stderr and "defect" in defect.stderr
@@ -188,15 +247,38 @@ def test_failures_of_the_machine_and_defects_end_with_1(payments, tmp_path, monk
 
 
 def test_ctrl_c_in_a_shell(root, tmp_path):
-    command = [sys.executable, "-c", "from fraud_poc.cli import main; main()", "make-data", "--json", "--orders", "3000000",
-               "--config", str(root / "config" / "orders.toml"), "--folder", str(tmp_path / "raw"), "--set", f"batch.folder={tmp_path}"]
-    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background may have been told to ignore it
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ) | {"PYTHONPATH": str(root)}, preexec_fn=heard)
+    command = [
+        sys.executable,
+        "-c",
+        "from fraud_poc.cli import main; main()",
+        "make-data",
+        "--json",
+        "--orders",
+        "3000000",
+        "--config",
+        str(root / "config" / "orders.toml"),
+        "--folder",
+        str(tmp_path / "raw"),
+        "--set",
+        f"batch.folder={tmp_path}",
+    ]
+    heard = lambda: signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a run in the background may have been told to ignore it
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ) | {"PYTHONPATH": str(root)},
+        preexec_fn=heard,
+    )
     try:
         until(lambda: any(tmp_path.iterdir()), "the command has begun", run)
         run.send_signal(signal.SIGINT)
         out, err = run.communicate(timeout=LONG)
-    finally: run.kill()
+    finally:
+        run.kill()
     assert run.returncode == 130, err
     said = json.loads(out)
     assert said["exit_code"] == 130 and "there is no log" in err and "Traceback" not in err

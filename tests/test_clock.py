@@ -1,4 +1,5 @@
 """The clock: what is stamped has the time of the clock that was chosen, in this process and in those that it starts."""
+
 import json
 import os
 import subprocess
@@ -6,8 +7,8 @@ import sys
 from datetime import UTC, datetime
 
 import pytest
-
 from conftest import NOW
+
 from fraud_poc.events import CLOCK_SHIFT, clock_shift, system_clock
 
 DAY = 86_400_000
@@ -15,7 +16,9 @@ AGE = "import sys, time; from fraud_poc.events import system_clock; print(system
 
 
 def shifted(text: str, *command: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *command], env=os.environ | {CLOCK_SHIFT: text}, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *command], env=os.environ | {CLOCK_SHIFT: text}, capture_output=True, text=True
+    )
 
 
 def test_the_tests_run_at_a_time_of_their_own():
@@ -25,7 +28,9 @@ def test_the_tests_run_at_a_time_of_their_own():
 @pytest.mark.parametrize("text, ms", [("", 0), ("-400d", -400 * DAY), ("36h", 36 * 3_600_000), (" +90s ", 90_000)])
 def test_a_process_can_be_given_a_time_of_its_own(monkeypatch, text, ms):
     monkeypatch.setenv(CLOCK_SHIFT, text)
-    assert clock_shift() == ms and abs(int(shifted(text, "-c", AGE).stdout) - ms) < 60_000, "the two looks at the clock may lie apart"
+    assert clock_shift() == ms and abs(int(shifted(text, "-c", AGE).stdout) - ms) < 60_000, (
+        "the two looks at the clock may lie apart"
+    )
 
 
 def test_what_is_no_duration_is_refused_by_name():

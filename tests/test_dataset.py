@@ -1,22 +1,34 @@
 """The training set: nothing of the future, nothing unresolved, weights that restore totals, the same bytes however it is made."""
+
 import shutil
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings as examples, strategies as st
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
-import oracle
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.files import read_json
 from fraud_poc.data.ingest import ingest, part_path, read_manifest, read_part
 from fraud_poc.features.batch import compute_features
 from fraud_poc.model import dataset as module
 from fraud_poc.model.bundle import judge_model, latest_bundle
-from fraud_poc.model.dataset import count_waits, kept, make_dataset, read_dataset, read_split, share_known, verdicts_before, waiting_weights
+from fraud_poc.model.dataset import (
+    count_waits,
+    kept,
+    make_dataset,
+    read_dataset,
+    read_split,
+    share_known,
+    verdicts_before,
+    waiting_weights,
+)
 from fraud_poc.model.page import model_page
 from fraud_poc.model.train import train_model
 
@@ -29,9 +41,23 @@ LABELS = ["order_id", "is_fraud", "known_at"]
 
 def settings_in(folder: Path, **changes) -> Settings:
     "Orders of 40 days in small parts: test on the last four days whose verdicts are due, after a gap of six."
-    base = {"batch.folder": str(folder), "input.events": str(folder / "raw.parquet"), "input.labels": str(folder / "labels.parquet"), "batch.part_rows": 700, "batch.threads": 2,
-            "features.rows": ['Value("order_amount")', 'Count(by="customer_id", over="7d")', 'FraudCount(by="email", over="lifetime")'],
-            "training.test_days": 4, "training.delay": "6d", "training.train_days": 20, "training.validation_days": 5, "training.folds": 3}
+    base = {
+        "batch.folder": str(folder),
+        "input.events": str(folder / "raw.parquet"),
+        "input.labels": str(folder / "labels.parquet"),
+        "batch.part_rows": 700,
+        "batch.threads": 2,
+        "features.rows": [
+            'Value("order_amount")',
+            'Count(by="customer_id", over="7d")',
+            'FraudCount(by="email", over="lifetime")',
+        ],
+        "training.test_days": 4,
+        "training.delay": "6d",
+        "training.train_days": 20,
+        "training.validation_days": 5,
+        "training.folds": 3,
+    }
     return load_settings(ORDERS, base | {name.replace("__", "."): value for name, value in changes.items()})
 
 
@@ -39,14 +65,32 @@ def raw(folder: Path, orders: int = 2_400, days: int = 40, seed: int = 5) -> tup
     "Orders, and their verdicts: most known within five days, some much later, some never, and every eighth corrected later."
     rng = np.random.default_rng(seed)
     time = np.sort(START + rng.integers(0, days * DAY, orders))
-    events = pd.DataFrame({"order_id": [f"o{i}" for i in range(orders)], "order_date": pd.to_datetime(time, unit="ms", utc=True), "order_amount": rng.integers(100, 9_000, orders) / 100,
-                           "customer_id": rng.integers(1, 200, orders).astype(str), "email": [f"e{i}@example.org" for i in rng.integers(1, 150, orders)],
-                           "ip_addr": "10.0.0.1", "device": "d", "location": "here"})
+    events = pd.DataFrame(
+        {
+            "order_id": [f"o{i}" for i in range(orders)],
+            "order_date": pd.to_datetime(time, unit="ms", utc=True),
+            "order_amount": rng.integers(100, 9_000, orders) / 100,
+            "customer_id": rng.integers(1, 200, orders).astype(str),
+            "email": [f"e{i}@example.org" for i in rng.integers(1, 150, orders)],
+            "ip_addr": "10.0.0.1",
+            "device": "d",
+            "location": "here",
+        }
+    )
     fraud = rng.random(orders) < 0.1
     wait = np.where(rng.random(orders) < 0.8, rng.uniform(0.1, 5, orders), rng.uniform(5, 30, orders))
-    first = pd.DataFrame({"order_id": events.order_id, "is_fraud": fraud.astype(int), "known_at": pd.to_datetime(time + (wait * DAY).astype(np.int64), unit="ms", utc=True)})
+    first = pd.DataFrame(
+        {
+            "order_id": events.order_id,
+            "is_fraud": fraud.astype(int),
+            "known_at": pd.to_datetime(time + (wait * DAY).astype(np.int64), unit="ms", utc=True),
+        }
+    )
     corrected = first[rng.random(orders) < 0.125]
-    corrected = corrected.assign(is_fraud=1 - corrected.is_fraud, known_at=corrected.known_at + pd.to_timedelta(rng.uniform(0.5, 12, len(corrected)), unit="D").round("ms"))
+    corrected = corrected.assign(
+        is_fraud=1 - corrected.is_fraud,
+        known_at=corrected.known_at + pd.to_timedelta(rng.uniform(0.5, 12, len(corrected)), unit="D").round("ms"),
+    )
     labels = pd.concat([first[rng.random(orders) < 0.9], corrected])
     return events, labels[labels.known_at < pd.Timestamp(START + days * DAY, unit="ms", tz="UTC")]
 
@@ -54,7 +98,8 @@ def raw(folder: Path, orders: int = 2_400, days: int = 40, seed: int = 5) -> tup
 def built(folder: Path, events: pd.DataFrame, labels: pd.DataFrame, **changes) -> Settings:
     "A log with features."
     folder.mkdir(parents=True, exist_ok=True)
-    for frame, name in [(events, "raw"), (labels[LABELS], "labels")]: pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), folder / f"{name}.parquet")
+    for frame, name in [(events, "raw"), (labels[LABELS], "labels")]:
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), folder / f"{name}.parquet")
     settings = settings_in(folder, **changes)
     ingest(settings)
     compute_features(settings)
@@ -92,17 +137,32 @@ def test_every_label_is_the_last_known_before_its_moment(log):
     settings, events, labels = log
     manifest = make_dataset(settings)
     w = manifest["windows_ms"]
-    assert manifest["windows"] == {"train": "2025-01-05", "validation": "2025-01-20", "train_end": "2025-01-25", "cutoff": "2025-01-31", "test_end": "2025-02-04", "known_end": "2025-02-10"}
+    assert manifest["windows"] == {
+        "train": "2025-01-05",
+        "validation": "2025-01-20",
+        "train_end": "2025-01-25",
+        "cutoff": "2025-01-31",
+        "test_end": "2025-02-04",
+        "known_end": "2025-02-10",
+    }
     time = events.set_index("order_id").order_date.dt.tz_convert(None).astype("datetime64[ms]").astype("int64")
-    for split, start, end, moment in [("train", w["train"], w["validation"], w["cutoff"]), ("validation", w["validation"], w["train_end"], w["cutoff"]), ("test", w["cutoff"], w["test_end"], w["known_end"])]:
+    for split, start, end, moment in [
+        ("train", w["train"], w["validation"], w["cutoff"]),
+        ("validation", w["validation"], w["train_end"], w["cutoff"]),
+        ("test", w["cutoff"], w["test_end"], w["known_end"]),
+    ]:
         known = as_known(labels, moment)
         expected = known[(time.reindex(known.index) >= start) & (time.reindex(known.index) < end)]
         found = frame(settings, split).set_index("id").label
-        assert found.index.is_unique and found.sort_index().equals(expected.sort_index().astype("int8").rename("label").rename_axis("id")), split
+        assert found.index.is_unique and found.sort_index().equals(
+            expected.sort_index().astype("int8").rename("label").rename_axis("id")
+        ), split
     later = as_known(labels, w["known_end"])
     train = frame(settings, "train").set_index("id").label
     assert (later.reindex(train.index) != train).sum() > 10, "corrections after the cut-off exist, and do not count"
-    corrected = labels[labels.known_at < pd.Timestamp(w["cutoff"], unit="ms", tz="UTC")].groupby("order_id").is_fraud.nunique()
+    corrected = (
+        labels[labels.known_at < pd.Timestamp(w["cutoff"], unit="ms", tz="UTC")].groupby("order_id").is_fraud.nunique()
+    )
     assert (corrected[corrected > 1].index.isin(train.index)).sum() > 10, "those before it exist, too, and do"
 
 
@@ -112,12 +172,18 @@ def test_what_is_known_at_or_after_the_cutoff_changes_nothing(log, tmp_path):
     future = labels.known_at >= cutoff
     on_train = labels.order_id.isin(events.order_id[events.order_date < cutoff - pd.Timedelta(6, "D")])
     flipped = labels.assign(is_fraud=np.where(future & on_train, 1 - labels.is_fraud, labels.is_fraud))
-    exact = pd.DataFrame({"order_id": frame(settings, "train").id[:40], "is_fraud": 1, "known_at": cutoff})  # at the cut-off itself: too late
+    exact = pd.DataFrame(
+        {"order_id": frame(settings, "train").id[:40], "is_fraud": 1, "known_at": cutoff}
+    )  # at the cut-off itself: too late
     other = built(tmp_path / "other", events, pd.concat([flipped, exact]))
     make_dataset(other)
     for split in ("train", "validation"):
         one, two = (frame(s, split).set_index("id").sort_index() for s in (settings, other))
-        assert one.index.equals(two.index) and one.label.equals(two.label) and np.allclose(one.sample_weight, two.sample_weight)
+        assert (
+            one.index.equals(two.index)
+            and one.label.equals(two.label)
+            and np.allclose(one.sample_weight, two.sample_weight)
+        )
     assert read_split(settings, "train").features.shape == read_split(other, "train").features.shape
 
 
@@ -135,8 +201,12 @@ def test_parts_of_the_log_do_not_show(log, tmp_path):
     one, two = make_dataset(settings), make_dataset(other)
     drop = ["customer_id_key", "email_key", "ip_addr_key", "device_key"]
     assert frame(settings, "train").drop(columns=drop).equals(frame(other, "train").drop(columns=drop))
-    assert (read_split(settings, "train").features.view(np.uint32) == read_split(other, "train").features.view(np.uint32)).all()
-    assert [f["rows"] for f in one["files"]["train"]] == [f["rows"] for f in two["files"]["train"]] and len(two["files"]["train"]) == 3
+    assert (
+        read_split(settings, "train").features.view(np.uint32) == read_split(other, "train").features.view(np.uint32)
+    ).all()
+    assert [f["rows"] for f in one["files"]["train"]] == [f["rows"] for f in two["files"]["train"]] and len(
+        two["files"]["train"]
+    ) == 3
 
 
 def test_counts_are_those_of_the_rows(log, copy):
@@ -144,32 +214,56 @@ def test_counts_are_those_of_the_rows(log, copy):
     manifest = make_dataset(copy, progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told) and told[-1] == (2 * len(events), 2 * len(events)) and len(told) > 2
     time, w = events.order_date.dt.tz_convert(None).astype("datetime64[ms]").astype("int64"), manifest["windows_ms"]
-    for split, start, end, moment in [("train", w["train"], w["validation"], w["cutoff"]), ("validation", w["validation"], w["train_end"], w["cutoff"]), ("test", w["cutoff"], w["test_end"], w["known_end"])]:
+    for split, start, end, moment in [
+        ("train", w["train"], w["validation"], w["cutoff"]),
+        ("validation", w["validation"], w["train_end"], w["cutoff"]),
+        ("test", w["cutoff"], w["test_end"], w["known_end"]),
+    ]:
         known = as_known(labels, moment).reindex(events.order_id[(time >= start) & (time < end)])
         rows, counts = frame(copy, split), manifest["splits"][split]
-        assert (counts["honest_events"], counts["fraud_events"], counts["unresolved"]) == ((known == 0).sum(), (known == 1).sum(), known.isna().sum())
-        assert (counts["rows"], counts["frauds"], counts["too_young"]) == (len(rows), rows.label.sum(), known.notna().sum() - len(rows))
-        assert counts["weight"] == pytest.approx(rows[module.WEIGHT].sum()) and counts["fraud_weight"] == pytest.approx(rows[module.WEIGHT][rows.label == 1].sum())
+        assert (counts["honest_events"], counts["fraud_events"], counts["unresolved"]) == (
+            (known == 0).sum(),
+            (known == 1).sum(),
+            known.isna().sum(),
+        )
+        assert (counts["rows"], counts["frauds"], counts["too_young"]) == (
+            len(rows),
+            rows.label.sum(),
+            known.notna().sum() - len(rows),
+        )
+        assert counts["weight"] == pytest.approx(rows[module.WEIGHT].sum()) and counts["fraud_weight"] == pytest.approx(
+            rows[module.WEIGHT][rows.label == 1].sum()
+        )
 
 
 def test_features_are_those_of_the_event(log):
     settings, _, _ = log
     manifest = make_dataset(settings)
-    parts = [module.features_folder(settings, module.build_table(settings)) / "parts" / f"{p['name']}.parquet" for p in read_manifest(settings.batch.folder)["parts"]]
+    parts = [
+        module.features_folder(settings, module.build_table(settings)) / "parts" / f"{p['name']}.parquet"
+        for p in read_manifest(settings.batch.folder)["parts"]
+    ]
     features = pd.concat([pq.read_table(path).to_pandas() for path in parts]).set_index("seq")[manifest["features"]]
     for split in module.SPLITS:
         fold = read_split(settings, split)
         expected = features.loc[fold.rows["seq"].to_numpy()].to_numpy(np.float32)
         assert (fold.features.view(np.uint32) == expected.view(np.uint32)).all()
         amounts = fold.rows["amount_minor_units"].to_numpy()
-        assert (np.float32(amounts / 100) == fold.features[:, 0]).all() and set(fold.rows["split"].to_pylist()) == {split}
+        assert (np.float32(amounts / 100) == fold.features[:, 0]).all() and set(fold.rows["split"].to_pylist()) == {
+            split
+        }
 
 
 def test_sampling_keeps_totals_and_shuffles(log, copy):
     whole = make_dataset(log[0])["splits"]
-    sampled, reseeded = (settings_in(copy.batch.folder, training__honest_share=0.5, training__seed=seed) for seed in (7, 8))
+    sampled, reseeded = (
+        settings_in(copy.batch.folder, training__honest_share=0.5, training__seed=seed) for seed in (7, 8)
+    )
     half = make_dataset(sampled)["splits"]
-    assert half["train"]["frauds"] == whole["train"]["frauds"] and half["train"]["fraud_weight"] == whole["train"]["fraud_weight"]
+    assert (
+        half["train"]["frauds"] == whole["train"]["frauds"]
+        and half["train"]["fraud_weight"] == whole["train"]["fraud_weight"]
+    )
     assert half["validation"] == whole["validation"] and half["test"] == whole["test"]
     honest = [s["train"]["rows"] - s["train"]["frauds"] for s in (half, whole)]
     assert 0.4 < honest[0] / honest[1] < 0.6 and abs(half["train"]["weight"] / whole["train"]["weight"] - 1) < 0.1
@@ -177,8 +271,11 @@ def test_sampling_keeps_totals_and_shuffles(log, copy):
     assert abs(np.corrcoef(np.arange(len(seq)), seq)[0, 1]) < 0.15
     ours = frame(sampled, "train")
     assert set(ours.id) < set(frame(log[0], "train").id)
-    with pytest.raises(ValueError, match="training.seed = 7, not 8"): read_split(reseeded, "train")
-    assert make_dataset(reseeded)["splits"]["train"]["frauds"] == half["train"]["frauds"] and set(frame(reseeded, "train").id) != set(ours.id)
+    with pytest.raises(ValueError, match="training.seed = 7, not 8"):
+        read_split(reseeded, "train")
+    assert make_dataset(reseeded)["splits"]["train"]["frauds"] == half["train"]["frauds"] and set(
+        frame(reseeded, "train").id
+    ) != set(ours.id)
 
 
 def test_weights_stand_for_what_is_not_known_yet(log):
@@ -196,10 +293,14 @@ def test_verdicts_before_a_moment(rows, moment):
     seq, found = np.arange(len(rows)), {}
     key, known, label = (np.array([r[i] for r in rows], t) for i, t in enumerate((np.uint64, np.int64, np.int8)))
     for k, at, value in rows:
-        if at < moment: found[k] = (value, found.get(k, (0, at))[1])
+        if at < moment:
+            found[k] = (value, found.get(k, (0, at))[1])
     mix = np.random.default_rng(len(rows)).permutation(len(rows))
     got = verdicts_before(seq[mix], key[mix], known[mix], label[mix], moment)
-    assert dict(zip(got.key.tolist(), zip(got.label.tolist(), got.first.tolist()))) == found and (np.diff(got.key.astype(float)) > 0).all()
+    assert (
+        dict(zip(got.key.tolist(), zip(got.label.tolist(), got.first.tolist()))) == found
+        and (np.diff(got.key.astype(float)) > 0).all()
+    )
 
 
 @examples(max_examples=10)
@@ -213,8 +314,16 @@ def test_kept_is_a_share_of_the_honest(seed, share):
 
 
 def test_an_event_weighs_what_its_own_class_leaves_open_at_its_age():
-    known = np.array([[0.2, 0.5, 1.0], [0.05, 0.8, 1.0]])  # of legitimate events and of frauds, at an age of 0, 1 and 2 hours
-    assert waiting_weights(np.array([0, 1, 0, 1, 0]), np.array([1, 1, 2, 99, 0]), known).tolist() == [2, 1.25, 1, 1, 0]  # of the youngest, too few frauds are known
+    known = np.array(
+        [[0.2, 0.5, 1.0], [0.05, 0.8, 1.0]]
+    )  # of legitimate events and of frauds, at an age of 0, 1 and 2 hours
+    assert waiting_weights(np.array([0, 1, 0, 1, 0]), np.array([1, 1, 2, 99, 0]), known).tolist() == [
+        2,
+        1.25,
+        1,
+        1,
+        0,
+    ]  # of the youngest, too few frauds are known
     assert waiting_weights(np.array([0, 1]), np.array([0, 0]), np.array([[0.2], [0.1]])).tolist() == [5, 10]
 
 
@@ -233,26 +342,32 @@ def test_share_known_of_truncated_waits():
     seen = wait <= age
     known = share_known(count_waits(label[seen], wait[seen], age[seen], 400))
     at = np.arange(20, 300)
-    for c, mean in [(0, 60), (1, 20)]: assert np.abs(known[c, at] - (1 - np.exp(-(at + 1) / mean))).max() < 0.03
+    for c, mean in [(0, 60), (1, 20)]:
+        assert np.abs(known[c, at] - (1 - np.exp(-(at + 1) / mean))).max() < 0.03
     weight = waiting_weights(label[seen], age[seen], known)
     assert (weight[known.min(0)[age[seen]] < module.LEAST_KNOWN] == 0).all() and weight.max() <= 1 / module.LEAST_KNOWN
 
 
 def message(settings: Settings) -> str:
-    with pytest.raises(ValueError) as caught: make_dataset(settings)
+    with pytest.raises(ValueError) as caught:
+        make_dataset(settings)
     return str(caught.value)
 
 
 def test_what_is_missing_is_told(copy):
     folder = copy.batch.folder
-    assert "run `fraud-poc features` first" in message(settings_in(folder, features__rows=['Hour()']))
-    assert "to at most 20" not in message(settings_in(folder, training__train_days=30)) and "to at most 24" in message(settings_in(folder, training__train_days=30))
+    assert "run `fraud-poc features` first" in message(settings_in(folder, features__rows=["Hour()"]))
+    assert "to at most 20" not in message(settings_in(folder, training__train_days=30)) and "to at most 24" in message(
+        settings_in(folder, training__train_days=30)
+    )
     assert "before the log" in message(settings_in(folder, training__test_days=39))
-    with pytest.raises(ValueError, match="run `fraud-poc dataset` first"): read_dataset(copy)
+    with pytest.raises(ValueError, match="run `fraud-poc dataset` first"):
+        read_dataset(copy)
     make_dataset(copy)
     test_file = sorted((folder / "dataset" / "test").iterdir())[0]
     test_file.write_bytes(b"x")
-    with pytest.raises(ValueError, match="--replace"): read_split(copy, "test")
+    with pytest.raises(ValueError, match="--replace"):
+        read_split(copy, "test")
     make_dataset(copy, replace=True)
     assert read_split(copy, "test").features.shape[1] == 3
 
@@ -261,7 +376,12 @@ def test_features_older_than_the_log_are_refused(copy):
     events, labels = raw(None, orders=200, days=3, seed=9)
     shift = pd.Timedelta(41, "D")
     folder = copy.batch.folder
-    pq.write_table(pa.Table.from_pandas(events.assign(order_id="n" + events.order_id, order_date=events.order_date + shift), preserve_index=False), folder / "more.parquet")
+    pq.write_table(
+        pa.Table.from_pandas(
+            events.assign(order_id="n" + events.order_id, order_date=events.order_date + shift), preserve_index=False
+        ),
+        folder / "more.parquet",
+    )
     before = digests(make_dataset(copy))
     ingest(copy, str(folder / "more.parquet"), "")
     assert "bring them up to date" in message(copy) and digests(read_dataset(copy)) == before
@@ -286,7 +406,9 @@ def test_a_log_that_is_read_up_to_a_date(log, copy):
 def test_a_window_without_frauds_is_told(tmp_path):
     events, labels = raw(None)
     labels = labels.assign(is_fraud=0)
-    assert "the train window, 2025-01-05 to 2025-01-19, holds no frauds" in message(built(tmp_path / "log", events, labels))
+    assert "the train window, 2025-01-05 to 2025-01-19, holds no frauds" in message(
+        built(tmp_path / "log", events, labels)
+    )
     assert not (tmp_path / "log" / "dataset").exists()
 
 
@@ -294,35 +416,86 @@ def test_a_fixed_delay_needs_no_weights(tmp_path):
     "Card transactions: labels come a week after each event, so the test ends with the last event and all weights are 1."
     rng, n = np.random.default_rng(4), 3_000
     time = np.sort(START + rng.integers(0, 60 * DAY, n))
-    table = pa.table({"TRANSACTION_ID": np.arange(n), "TX_DATETIME": pa.array(time, pa.timestamp("ms")), "CUSTOMER_ID": rng.integers(1, 50, n), "TERMINAL_ID": rng.integers(1, 80, n),
-                      "TX_AMOUNT": rng.integers(1, 9_000, n) / 100, "TX_FRAUD": (rng.random(n) < 0.05).astype(np.int64)})
+    table = pa.table(
+        {
+            "TRANSACTION_ID": np.arange(n),
+            "TX_DATETIME": pa.array(time, pa.timestamp("ms")),
+            "CUSTOMER_ID": rng.integers(1, 50, n),
+            "TERMINAL_ID": rng.integers(1, 80, n),
+            "TX_AMOUNT": rng.integers(1, 9_000, n) / 100,
+            "TX_FRAUD": (rng.random(n) < 0.05).astype(np.int64),
+        }
+    )
     pq.write_table(table, tmp_path / "cards.parquet")
-    settings = load_settings(CARDS, {"batch.folder": str(tmp_path / "log"), "features.rows": ["Hour()"], "training.train_days": 30, "batch.part_rows": 2_000, "batch.threads": 2})
+    settings = load_settings(
+        CARDS,
+        {
+            "batch.folder": str(tmp_path / "log"),
+            "features.rows": ["Hour()"],
+            "training.train_days": 30,
+            "batch.part_rows": 2_000,
+            "batch.threads": 2,
+        },
+    )
     ingest(settings, str(tmp_path / "cards.parquet"))
     compute_features(settings)
     manifest = make_dataset(settings)
-    assert manifest["windows"]["test_end"] == "2025-03-02" and manifest["windows"]["cutoff"] == "2025-02-23" and manifest["windows"]["train_end"] == "2025-02-16"
+    assert (
+        manifest["windows"]["test_end"] == "2025-03-02"
+        and manifest["windows"]["cutoff"] == "2025-02-23"
+        and manifest["windows"]["train_end"] == "2025-02-16"
+    )
     for split, s in manifest["splits"].items():
-        assert s["unresolved"] == s["too_young"] == 0 and s["weight"] == s["rows"] == s["honest_events"] + s["fraud_events"], split
+        assert (
+            s["unresolved"] == s["too_young"] == 0
+            and s["weight"] == s["rows"] == s["honest_events"] + s["fraud_events"]
+        ), split
         assert set(read_split(settings, split).weight.tolist()) == {1.0}
 
 
 # --- label features frozen at the cut-off -----------------------------------------------------------------------------------------------
+
 
 def streak(folder: Path, delay: str, days: int = 60, **changes) -> Settings:
     "Card transactions, one a day for each of 60 cards: a card has frauds for a while, then none for a while, so that yesterday's label gives away today's."
     rng, cards = np.random.default_rng(11), 60
     state = np.empty((days, cards), bool)
     state[0] = rng.random(cards) < 0.3
-    for day in range(1, days): state[day] = np.where(rng.random(cards) < 0.25, rng.random(cards) < 0.3, state[day - 1])
+    for day in range(1, days):
+        state[day] = np.where(rng.random(cards) < 0.25, rng.random(cards) < 0.3, state[day - 1])
     time = START + np.repeat(np.arange(days), cards) * DAY + np.tile(np.arange(cards), days) * 60_000
-    table = pa.table({"TRANSACTION_ID": np.arange(days * cards), "TX_DATETIME": pa.array(time, pa.timestamp("ms")), "CUSTOMER_ID": np.tile(np.arange(cards) + 1, days),
-                      "TERMINAL_ID": rng.integers(1, 9, days * cards), "TX_AMOUNT": rng.integers(1, 9_000, days * cards) / 100, "TX_FRAUD": state.ravel().astype(np.int64)})
+    table = pa.table(
+        {
+            "TRANSACTION_ID": np.arange(days * cards),
+            "TX_DATETIME": pa.array(time, pa.timestamp("ms")),
+            "CUSTOMER_ID": np.tile(np.arange(cards) + 1, days),
+            "TERMINAL_ID": rng.integers(1, 9, days * cards),
+            "TX_AMOUNT": rng.integers(1, 9_000, days * cards) / 100,
+            "TX_FRAUD": state.ravel().astype(np.int64),
+        }
+    )
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / "cards.parquet")
-    rows = ['Hour()', 'FraudRate(by="CUSTOMER_ID", over="47h")', 'FraudCount(by="CUSTOMER_ID", over="47h")', 'Count(by="TERMINAL_ID", over="7d")']
-    base = {"batch.folder": str(folder / "log"), "features.rows": rows, "labels.delay": delay, "training.test_days": 14, "training.delay": "1d", "training.train_days": 40,
-            "training.validation_days": 10, "batch.part_rows": 400, "batch.threads": 2, "model.trees": 40, "acceptance.bootstrap": 20, "acceptance.reviews_a_day": 15}
+    rows = [
+        "Hour()",
+        'FraudRate(by="CUSTOMER_ID", over="47h")',
+        'FraudCount(by="CUSTOMER_ID", over="47h")',
+        'Count(by="TERMINAL_ID", over="7d")',
+    ]
+    base = {
+        "batch.folder": str(folder / "log"),
+        "features.rows": rows,
+        "labels.delay": delay,
+        "training.test_days": 14,
+        "training.delay": "1d",
+        "training.train_days": 40,
+        "training.validation_days": 10,
+        "batch.part_rows": 400,
+        "batch.threads": 2,
+        "model.trees": 40,
+        "acceptance.bootstrap": 20,
+        "acceptance.reviews_a_day": 15,
+    }
     settings = load_settings(CARDS, base | {name.replace("__", "."): value for name, value in changes.items()})
     ingest(settings, str(folder / "cards.parquet"))
     compute_features(settings)
@@ -336,14 +509,31 @@ def test_labels_that_give_away_the_next_ones_flatter_and_the_frozen_figure_says_
     train_model(settings)
     judged = judge_model(settings)
     served, frozen = judged["metrics"], judged["labels_frozen"]
-    assert served["auc"]["value"] > 0.8 and frozen["auc"]["value"] < 0.62 and served["average_precision"]["low"] > frozen["average_precision"]["high"] + 0.1
-    assert frozen["card_precision"].keys() == {"value", "low", "high"} and frozen["cost_a_day"] > judged["cost_a_day"]["policy"]
+    assert (
+        served["auc"]["value"] > 0.8
+        and frozen["auc"]["value"] < 0.62
+        and served["average_precision"]["low"] > frozen["average_precision"]["high"] + 0.1
+    )
+    assert (
+        frozen["card_precision"].keys() == {"value", "low", "high"}
+        and frozen["cost_a_day"] > judged["cost_a_day"]["policy"]
+    )
     words = [f"{found[name]['value']:.3f}" for found in (served, frozen) for name in ("auc", "average_precision")]
-    assert all(word in frozen["meaning"] for word in words) and "as fast as the log says" in frozen["meaning"] and judged["verdict"] == "accepted", judged["reasons"]
+    assert (
+        all(word in frozen["meaning"] for word in words)
+        and "as fast as the log says" in frozen["meaning"]
+        and judged["verdict"] == "accepted"
+    ), judged["reasons"]
     bundle = latest_bundle(settings, module.build_table(settings))
     kept, text = read_json(bundle.folder / "evaluation.json")["frozen"], model_page(bundle)
-    assert bundle.manifest["frozen"] == kept["metrics"] and kept["metrics"]["auc"] == frozen["auc"] and kept["events_changed"] == frozen["events_changed"] > 500
-    assert kept["money"]["costs"]["policy"]["low"] is not None and all(word in text for word in [*words, "labels frozen", frozen["meaning"]])
+    assert (
+        bundle.manifest["frozen"] == kept["metrics"]
+        and kept["metrics"]["auc"] == frozen["auc"]
+        and kept["events_changed"] == frozen["events_changed"] > 500
+    )
+    assert kept["money"]["costs"]["policy"]["low"] is not None and all(
+        word in text for word in [*words, "labels frozen", frozen["meaning"]]
+    )
 
 
 def test_both_figures_are_one_where_no_label_comes_in_during_the_test(tmp_path):
@@ -351,13 +541,21 @@ def test_both_figures_are_one_where_no_label_comes_in_during_the_test(tmp_path):
     events, labels = raw(None)
     w = make_dataset(built(tmp_path / "all", events, labels))["windows_ms"]
     moments = [pd.Timestamp(w[name], unit="ms", tz="UTC") for name in ("cutoff", "test_end")]
-    settings = built(tmp_path / "some", events, labels[~labels.known_at.between(*moments)], model__trees=20, acceptance__bootstrap=5)
+    settings = built(
+        tmp_path / "some", events, labels[~labels.known_at.between(*moments)], model__trees=20, acceptance__bootstrap=5
+    )
     assert make_dataset(settings)["windows_ms"] == w
     served, frozen = read_split(settings, "test"), read_split(settings, "test", frozen=True)
-    assert (served.features.view(np.uint32) == frozen.features.view(np.uint32)).all() and served.rows.equals(frozen.rows)
+    assert (served.features.view(np.uint32) == frozen.features.view(np.uint32)).all() and served.rows.equals(
+        frozen.rows
+    )
     train_model(settings)
     judged = judge_model(settings)
-    assert judged["labels_frozen"]["events_changed"] == 0 and judged["labels_frozen"]["auc"] == judged["metrics"]["auc"] and "both figures are the same" in judged["labels_frozen"]["meaning"]
+    assert (
+        judged["labels_frozen"]["events_changed"] == 0
+        and judged["labels_frozen"]["auc"] == judged["metrics"]["auc"]
+        and "both figures are the same" in judged["labels_frozen"]["meaning"]
+    )
 
 
 def test_a_delay_beyond_the_test_leaves_no_label_of_it_in_its_features(tmp_path):
@@ -366,8 +564,12 @@ def test_a_delay_beyond_the_test_leaves_no_label_of_it_in_its_features(tmp_path)
     windows = make_dataset(settings)["windows_ms"]
     cutoff, name = windows["cutoff"], "fraud_count_47h_by_CUSTOMER_ID"
     served, frozen = (read_split(settings, "test", frozen=frozen) for frozen in (False, True))
-    assert (served.features.view(np.uint32) == frozen.features.view(np.uint32)).all(), "no label is younger than the windows"
-    assert (served.features[:, read_dataset(settings)["features"].index(name)] == 0).all() and windows["test_end"] - cutoff == 14 * DAY
+    assert (served.features.view(np.uint32) == frozen.features.view(np.uint32)).all(), (
+        "no label is younger than the windows"
+    )
+    assert (served.features[:, read_dataset(settings)["features"].index(name)] == 0).all() and windows[
+        "test_end"
+    ] - cutoff == 14 * DAY
 
 
 @pytest.mark.parametrize("changes", [{}, {"batch__step_rows": 500, "batch__partitions": 3}, {"batch__threads": 1}])
@@ -378,13 +580,27 @@ def test_frozen_features_of_the_test_are_those_of_a_log_without_the_later_labels
     manifest = make_dataset(mine, replace=True)
     without = labels[labels.known_at < pd.Timestamp(manifest["windows_ms"]["cutoff"], unit="ms", tz="UTC")]
     other = built(copy.batch.folder / "without", events, without)
-    found = pd.concat([pq.read_table(path).to_pandas() for path in sorted((module.features_folder(other, module.build_table(other)) / "parts").glob("*"))])
-    ids = pd.concat([read_part(other.batch.folder, "events", part["name"], ["seq", "id"]).to_pandas() for part in read_manifest(other.batch.folder)["parts"]])
+    found = pd.concat(
+        [
+            pq.read_table(path).to_pandas()
+            for path in sorted((module.features_folder(other, module.build_table(other)) / "parts").glob("*"))
+        ]
+    )
+    ids = pd.concat(
+        [
+            read_part(other.batch.folder, "events", part["name"], ["seq", "id"]).to_pandas()
+            for part in read_manifest(other.batch.folder)["parts"]
+        ]
+    )
     expected = found.merge(ids, on="seq").set_index("id")[manifest["features"]]
     served, frozen = (read_split(mine, "test", frozen=frozen) for frozen in (False, True))
     assert not len(oracle.differing(expected.loc[frozen.rows["id"].to_pylist()].to_numpy(np.float32), frozen.features))
-    assert (served.features != frozen.features).any(axis=0).tolist() == [False, False, True] and served.rows.equals(frozen.rows)
-    assert manifest["label_features"] == ["fraud_count_lifetime_by_email"] and not any(module.FROZEN in name for name in frozen.rows.column_names)
+    assert (served.features != frozen.features).any(axis=0).tolist() == [False, False, True] and served.rows.equals(
+        frozen.rows
+    )
+    assert manifest["label_features"] == ["fraud_count_lifetime_by_email"] and not any(
+        module.FROZEN in name for name in frozen.rows.column_names
+    )
 
 
 def test_tables_without_label_features_have_one_figure(log, copy):
@@ -395,11 +611,13 @@ def test_tables_without_label_features_have_one_figure(log, copy):
     train_model(settings)
     judged = judge_model(settings)
     assert "labels_frozen" not in judged and read_json(Path(judged["folder"]) / "evaluation.json")["frozen"] is None
-    with pytest.raises(ValueError, match="'train' has no frozen features"): read_split(settings, "train", frozen=True)
+    with pytest.raises(ValueError, match="'train' has no frozen features"):
+        read_split(settings, "train", frozen=True)
 
 
 def test_a_dataset_of_an_earlier_format_is_made_again(copy):
     make_dataset(copy)
     path = copy.batch.folder / "dataset" / "manifest.json"
     path.write_text(path.read_text().replace(f'"format": {module.VERSION}', '"format": 1'))
-    with pytest.raises(ValueError, match="is of format 1, and this version reads 2: run `fraud-poc dataset` again"): read_dataset(copy)
+    with pytest.raises(ValueError, match="is of format 1, and this version reads 2: run `fraud-poc dataset` again"):
+        read_dataset(copy)

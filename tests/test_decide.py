@@ -1,4 +1,5 @@
 """Orders are read as ingest reads rows; the loop around the store loses nothing, answers twice alike, and degrades where the store fails."""
+
 import asyncio
 import json
 import math
@@ -12,28 +13,68 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings as examples, strategies as st
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from waiting import STORE, in_time
 
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ORDER, check_events, hashed_rows
 from fraud_poc.features.table import build_table
 from fraud_poc.live import decide as module
-from fraud_poc.live.decide import Conflict, Engine, Label, OrderError, OrderReader, Watch, answer_of, decide_all, digest_of, place_of, open_record, read_dict
-from fraud_poc.live.store import MemoryStore, Meta, Outcome, StoreDown, StoreLost, StoreSlow, decode_entry, event_key, open_store, start_redis
+from fraud_poc.live.decide import (
+    Conflict,
+    Engine,
+    Label,
+    OrderError,
+    OrderReader,
+    Watch,
+    answer_of,
+    decide_all,
+    digest_of,
+    open_record,
+    place_of,
+    read_dict,
+)
+from fraud_poc.live.store import (
+    MemoryStore,
+    Meta,
+    Outcome,
+    StoreDown,
+    StoreLost,
+    StoreSlow,
+    decode_entry,
+    event_key,
+    open_store,
+    start_redis,
+)
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
-from waiting import STORE, in_time
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 SECRET = bytes(range(32))
 NOW = 1_751_000_000_000
-ROWS = ['Value("order_amount")', 'Count(by=["customer_id", "email"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over="7d")',
-        'FraudCount(by="customer_id", over="lifetime")', 'Distinct("ip_addr", by="customer_id", over="lifetime")']
-ORDER_1 = {"order_id": "o1", "order_date": "2025-06-01T12:00:00", "order_amount": 25.5, "customer_id": 17, "email": "ann@example.org",
-           "ip_addr": "192.0.2.1", "device": "d1", "location": "Lyon"}
+ROWS = [
+    'Value("order_amount")',
+    'Count(by=["customer_id", "email"], over=["1h", "30d"])',
+    'Mean("order_amount", by="customer_id", over="7d")',
+    'FraudCount(by="customer_id", over="lifetime")',
+    'Distinct("ip_addr", by="customer_id", over="lifetime")',
+]
+ORDER_1 = {
+    "order_id": "o1",
+    "order_date": "2025-06-01T12:00:00",
+    "order_amount": 25.5,
+    "customer_id": 17,
+    "email": "ann@example.org",
+    "ip_addr": "192.0.2.1",
+    "device": "d1",
+    "location": "Lyon",
+}
 
 
-def orders(**changes) -> Settings: return load_settings(CONFIG / "orders.toml", {"features.rows": ROWS} | changes)
+def orders(**changes) -> Settings:
+    return load_settings(CONFIG / "orders.toml", {"features.rows": ROWS} | changes)
 
 
 def with_missing(settings: Settings, *names: str) -> OrderReader:
@@ -45,22 +86,47 @@ def with_missing(settings: Settings, *names: str) -> OrderReader:
 
 class PlainScorer:
     "A score from the first feature, as float32."
-    def score(self, vector): return float(np.float32(1 / (1 + math.exp(-float(vector[0]) / 100)))) if vector[0] == vector[0] else 0.5
+
+    def score(self, vector):
+        return float(np.float32(1 / (1 + math.exp(-float(vector[0]) / 100)))) if vector[0] == vector[0] else 0.5
 
 
 def engine_for(settings: Settings, store=None, **more) -> Engine:
     table = build_table(settings)
-    bundle = Bundle(folder=Path("."), hash="ab" * 32, booster=None, names=table.names, table_hash=table.hash, calibration=(1.0, 0.0), policy=plain_policy(settings),
-                    sample=np.zeros((1, len(table.names)), np.float32), sample_scores=np.zeros(1, np.float32), manifest={})
-    return Engine(settings, table, bundle, PlainScorer(), store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 10})), chance=random.Random(7), clock=lambda: NOW, **more)
+    bundle = Bundle(
+        folder=Path("."),
+        hash="ab" * 32,
+        booster=None,
+        names=table.names,
+        table_hash=table.hash,
+        calibration=(1.0, 0.0),
+        policy=plain_policy(settings),
+        sample=np.zeros((1, len(table.names)), np.float32),
+        sample_scores=np.zeros(1, np.float32),
+        manifest={},
+    )
+    return Engine(
+        settings,
+        table,
+        bundle,
+        PlainScorer(),
+        store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 10})),
+        chance=random.Random(7),
+        clock=lambda: NOW,
+        **more,
+    )
 
 
 class Notes(Watch):
-    def __init__(self): self.seen = []
-    def count(self, what, which): self.seen.append((what, which))
+    def __init__(self):
+        self.seen = []
+
+    def count(self, what, which):
+        self.seen.append((what, which))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------------------
+
 
 def ingested(settings: Settings, order: dict) -> dict | None:
     "What ingest makes of one row, or None when it rejects it."
@@ -73,26 +139,50 @@ def ingested(settings: Settings, order: dict) -> dict | None:
 def assert_same(settings: Settings, reader: OrderReader, order: dict) -> bool:
     "The reader takes what ingest takes, and gives the same event; True when they take it."
     row = ingested(settings, order)
-    try: event = read_dict(reader, order)
+    try:
+        event = read_dict(reader, order)
     except OrderError:
         assert row is None, f"ingest takes {order}"
         return False
     assert row is not None, f"ingest refuses {order}"
     columns = settings.columns
-    assert (event.id, event.id_key, event.time, event.amount) == (row["id"], row["id_key"], row["time"], row[columns.amount])
+    assert (event.id, event.id_key, event.time, event.amount) == (
+        row["id"],
+        row["id_key"],
+        row["time"],
+        row[columns.amount],
+    )
     assert event.keys == {name: row[f"{name}_key"] for name in columns.hashed} and list(event.keys) == columns.hashed
     return True
 
 
 two, four = st.integers(0, 70).map("{:02}".format), st.integers(1990, 2030).map("{:04}".format)
-dates = st.builds("{}-{}-{}".format, four, st.integers(0, 13).map("{:02}".format), st.integers(0, 32).map("{:02}".format))
+dates = st.builds(
+    "{}-{}-{}".format, four, st.integers(0, 13).map("{:02}".format), st.integers(0, 32).map("{:02}".format)
+)
 hours = st.integers(0, 24).map("{:02}".format)
-offsets = st.one_of(st.sampled_from(["", "", "", "Z", "+05", "-0530", "+01:00", "z", "+24:00", "+5"]), st.builds("{}{}:{}".format, st.sampled_from("+-"), hours, two))
-clocks = st.one_of(st.just(""), st.builds("{}{}{}".format, st.sampled_from("T t"), hours, offsets),
-                   st.builds("{}{}:{}{}".format, st.sampled_from("T "), hours, two, offsets),
-                   st.builds("{}{}:{}:{}{}{}".format, st.sampled_from("T "), hours, two, two,
-                             st.one_of(st.just(""), st.text("0123456789", min_size=1, max_size=10).map(".{}".format)), offsets))
-times = st.one_of(st.builds("{}{}".format, dates, clocks), st.sampled_from(["2025", "2025-06", "20250601", "now", "2024-02-29T23:59:59.9995", "9998-12-31"]))
+offsets = st.one_of(
+    st.sampled_from(["", "", "", "Z", "+05", "-0530", "+01:00", "z", "+24:00", "+5"]),
+    st.builds("{}{}:{}".format, st.sampled_from("+-"), hours, two),
+)
+clocks = st.one_of(
+    st.just(""),
+    st.builds("{}{}{}".format, st.sampled_from("T t"), hours, offsets),
+    st.builds("{}{}:{}{}".format, st.sampled_from("T "), hours, two, offsets),
+    st.builds(
+        "{}{}:{}:{}{}{}".format,
+        st.sampled_from("T "),
+        hours,
+        two,
+        two,
+        st.one_of(st.just(""), st.text("0123456789", min_size=1, max_size=10).map(".{}".format)),
+        offsets,
+    ),
+)
+times = st.one_of(
+    st.builds("{}{}".format, dates, clocks),
+    st.sampled_from(["2025", "2025-06", "20250601", "now", "2024-02-29T23:59:59.9995", "9998-12-31"]),
+)
 
 
 @examples(max_examples=250)
@@ -102,21 +192,40 @@ def test_times_are_those_of_ingest(text, zone):
     assert_same(settings, OrderReader(settings, SECRET, lambda: NOW), ORDER_1 | {"order_date": text})
 
 
-@pytest.mark.parametrize("zone, text, taken", [("Europe/Paris", "2025-03-30T02:30:00", False), ("Europe/Paris", "2025-10-26T02:30:00", True), ("Europe/Paris", "2025-03-30T03:00:00", True),
-                                               ("Europe/Paris", "2025-03-30T01:59:59.9999", False), ("America/New_York", "2025-11-02T01:30", True), ("Europe/Paris", "2025-03-30T02:30:00Z", True)])
+@pytest.mark.parametrize(
+    "zone, text, taken",
+    [
+        ("Europe/Paris", "2025-03-30T02:30:00", False),
+        ("Europe/Paris", "2025-10-26T02:30:00", True),
+        ("Europe/Paris", "2025-03-30T03:00:00", True),
+        ("Europe/Paris", "2025-03-30T01:59:59.9999", False),
+        ("America/New_York", "2025-11-02T01:30", True),
+        ("Europe/Paris", "2025-03-30T02:30:00Z", True),
+    ],
+)
 def test_hours_that_are_skipped_or_come_twice(zone, text, taken):
     settings = orders(**{"columns.timezone": zone, "live.future_skew": "999d"})
     assert assert_same(settings, OrderReader(settings, SECRET, lambda: NOW), ORDER_1 | {"order_date": text}) == taken
 
 
 @examples(max_examples=200)
-@given(st.one_of(st.floats(), st.floats(0, 1e7), st.integers(-(10**10), 10**10), st.integers(0, 10**9).map(lambda n: n / 1000)), st.sampled_from([0, 2, 3, 6]))
+@given(
+    st.one_of(
+        st.floats(), st.floats(0, 1e7), st.integers(-(10**10), 10**10), st.integers(0, 10**9).map(lambda n: n / 1000)
+    ),
+    st.sampled_from([0, 2, 3, 6]),
+)
 def test_amounts_are_those_of_ingest(amount, decimals):
     settings = orders(**{"columns.decimals": decimals, "limits.min_amount": -5e5})
     assert_same(settings, OrderReader(settings, SECRET, lambda: NOW), ORDER_1 | {"order_amount": amount})
 
 
-identities = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**53) + 1, 2**53 - 1).map(float), st.text(st.characters(codec="utf-8"), max_size=20), st.sampled_from([" x ", "", "17", "x\ufdd0", "é", "\u00e9", "e\u0301"]))
+identities = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(-(2**53) + 1, 2**53 - 1).map(float),
+    st.text(st.characters(codec="utf-8"), max_size=20),
+    st.sampled_from([" x ", "", "17", "x\ufdd0", "é", "\u00e9", "e\u0301"]),
+)
 
 
 @examples(max_examples=200)
@@ -128,38 +237,81 @@ def test_ids_and_keys_are_those_of_ingest(ident, email, location):
     assert_same(settings, reader, ORDER_1 | {"email": None})
 
 
-@pytest.mark.parametrize("when", [1_289_241_911, 1_289_241_911.0, 1_289_241_911.72836, 1_289_241_911.0005, 1e18, 5, math.nan, -1.5])
+@pytest.mark.parametrize(
+    "when", [1_289_241_911, 1_289_241_911.0, 1_289_241_911.72836, 1_289_241_911.0005, 1e18, 5, math.nan, -1.5]
+)
 @pytest.mark.parametrize("form", ["epoch_s", "epoch_ms"])
 def test_ids_of_several_columns_and_times_as_numbers(when, form):
-    settings = load_settings(CONFIG / "ratings.toml", {"columns.time_format": form, "limits.earliest": "1970-01-01", "live.future_skew": "9999d"})
-    assert_same(settings, OrderReader(settings, SECRET, lambda: NOW), {"source": 6, "target": "a:b", "time": when, "rating": -4})
+    settings = load_settings(
+        CONFIG / "ratings.toml",
+        {"columns.time_format": form, "limits.earliest": "1970-01-01", "live.future_skew": "9999d"},
+    )
+    assert_same(
+        settings, OrderReader(settings, SECRET, lambda: NOW), {"source": 6, "target": "a:b", "time": when, "rating": -4}
+    )
 
 
 def test_all_that_is_wrong_is_told_at_once():
     reader = OrderReader(orders(), SECRET, lambda: NOW)
-    with pytest.raises(OrderError) as told: read_dict(reader, {"order_id": "", "order_date": 5, "order_amount": "1", "email": None, "colour": 1, "ip_addr": True, "device": "x" * 600})
+    with pytest.raises(OrderError) as told:
+        read_dict(
+            reader,
+            {
+                "order_id": "",
+                "order_date": 5,
+                "order_amount": "1",
+                "email": None,
+                "colour": 1,
+                "ip_addr": True,
+                "device": "x" * 600,
+            },
+        )
     assert {p.name: p.type for p in told.value.problems} == {
-        "order_id": "string_too_short", "order_date": "datetime_type", "order_amount": "float_type", "email": "string_type", "colour": "extra_forbidden", "ip_addr": "string_type",
-        "device": "string_too_long", "customer_id": "missing", "location": "missing"}
+        "order_id": "string_too_short",
+        "order_date": "datetime_type",
+        "order_amount": "float_type",
+        "email": "string_type",
+        "colour": "extra_forbidden",
+        "ip_addr": "string_type",
+        "device": "string_too_long",
+        "customer_id": "missing",
+        "location": "missing",
+    }
 
 
 def test_the_future_is_refused_by_the_clock():
     reader = OrderReader(orders(**{"live.future_skew": "1h"}), SECRET, lambda: 1_748_779_200_000)  # 2025-06-01T12:00
     assert read_dict(reader, ORDER_1 | {"order_date": "2025-06-01T13:00:00"}).time == 1_748_782_800_000
-    with pytest.raises(OrderError, match="future_skew"): read_dict(reader, ORDER_1 | {"order_date": "2025-06-01T13:00:00.001"})
+    with pytest.raises(OrderError, match="future_skew"):
+        read_dict(reader, ORDER_1 | {"order_date": "2025-06-01T13:00:00.001"})
 
 
 def test_the_digest_is_of_the_meaning():
     reader = OrderReader(orders(), SECRET, lambda: NOW)
     same = digest_of(read_dict(reader, ORDER_1))
-    assert digest_of(read_dict(reader, ORDER_1 | {"customer_id": "17", "order_date": "2025-06-01T14:00:00+02", "order_amount": 25.500000001})) == same
-    for name, value in {"order_amount": 25.51, "order_date": "2025-06-01T12:00:00.001", "email": "Ann@example.org", "location": "lyon"}.items():
+    assert (
+        digest_of(
+            read_dict(
+                reader,
+                ORDER_1 | {"customer_id": "17", "order_date": "2025-06-01T14:00:00+02", "order_amount": 25.500000001},
+            )
+        )
+        == same
+    )
+    for name, value in {
+        "order_amount": 25.51,
+        "order_date": "2025-06-01T12:00:00.001",
+        "email": "Ann@example.org",
+        "location": "lyon",
+    }.items():
         assert digest_of(read_dict(reader, ORDER_1 | {name: value})) != same
 
 
 # --- deciding ---------------------------------------------------------------------------------------------------------------------------
 
-def event_of(engine: Engine, **changes): return read_dict(OrderReader(engine.settings, SECRET, lambda: NOW), ORDER_1 | changes)
+
+def event_of(engine: Engine, **changes):
+    return read_dict(OrderReader(engine.settings, SECRET, lambda: NOW), ORDER_1 | changes)
 
 
 def test_the_same_order_gets_the_very_same_answer():
@@ -170,22 +322,36 @@ def test_the_same_order_gets_the_very_same_answer():
         again = await engine.decide(event_of(engine, customer_id="17"))
         assert msgspec.structs.replace(again, known_before=False) == first and again.known_before
         held, log = dict(engine.store.held), list(engine.store.log)
-        with pytest.raises(Conflict): await engine.decide(event_of(engine, order_amount=1))
+        with pytest.raises(Conflict):
+            await engine.decide(event_of(engine, order_amount=1))
         assert (engine.store.held, engine.store.log) == (held, log) and len(log) == 2
         assert await engine.find("o1", event_of(engine).id_key) == first and await engine.find("o9", 99) is None
         entry = decode_entry(log[0][1])
-        assert (log[0][0], entry.kind, entry.id_key, open_record(entry.decision).score) == (first.position, "event", event_of(engine).id_key, first.score)
+        assert (log[0][0], entry.kind, entry.id_key, open_record(entry.decision).score) == (
+            first.position,
+            "event",
+            event_of(engine).id_key,
+            first.score,
+        )
         assert open_record(entry.decision).vector.tolist()[0] == 25.5 and entry.body == event_of(engine).body
+
     asyncio.run(run())
 
 
 def test_a_record_of_another_feature_table_keeps_its_score():
     engine = engine_for(orders())
+
     async def run():
         answer = await engine.decide(event_of(engine))
         found = await engine.store.fetch(event_key(event_of(engine).id_key), [])
         other = answer_of(open_record(found.record), "o1", found.seq, replace(engine.table, hash="00" * 32))
-        assert (other.score, other.band, other.feature_table, other.features) == (answer.score, answer.band, answer.feature_table, {})
+        assert (other.score, other.band, other.feature_table, other.features) == (
+            answer.score,
+            answer.band,
+            answer.feature_table,
+            {},
+        )
+
     asyncio.run(run())
 
 
@@ -198,12 +364,18 @@ def test_a_decision_is_stamped_by_the_clock_of_its_engine():
 
 class Far:
     "A store that lets others go first before each commit."
-    def __init__(self, store): self.store = store
-    def __getattr__(self, name): return getattr(self.store, name)
+
+    def __init__(self, store):
+        self.store = store
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
     async def lot(self, asked):
         lot = await self.store.lot(asked)
         await asyncio.sleep(0.001)
         return lot
+
     async def commit(self, change):
         await asyncio.sleep(0.001)
         return await self.store.commit(change)
@@ -211,25 +383,41 @@ class Far:
 
 class Deaf(Far):
     "A store that reads, and to each change says the same."
-    def __init__(self, store, says): self.store, self.says = store, says
+
+    def __init__(self, store, says):
+        self.store, self.says = store, says
+
     async def lot(self, asked):
         lot, changes = await self.store.lot(asked), []
+
         async def outcomes():
-            if isinstance(self.says, Exception): return [self.says for _ in changes]
+            if isinstance(self.says, Exception):
+                return [self.says for _ in changes]
             return [Outcome(self.says) for _ in changes]
+
         lot.put, lot.outcomes = changes.append, outcomes
         return lot
-    async def commit(self, change): return Outcome(self.says)
+
+    async def commit(self, change):
+        return Outcome(self.says)
 
 
 def test_clashes_lose_nothing():
     async def run():
         engine = engine_for(orders(**{"live.store_timeout": STORE}), watch=Notes())
         engine.store = Far(engine.store)
-        events = [event_of(engine, order_id=f"o{i % 12}", order_date=f"2025-06-01T12:00:{i % 12:02}", order_amount=i % 12 + 1) for i in range(24)]
+        events = [
+            event_of(engine, order_id=f"o{i % 12}", order_date=f"2025-06-01T12:00:{i % 12:02}", order_amount=i % 12 + 1)
+            for i in range(24)
+        ]
         answers = await asyncio.gather(*map(engine.decide, events))
-        assert sorted({answer.position for answer in answers}) == list(range(10, 22)) and ("commit", "conflict") in engine.watch.seen
-        assert sum(answer.known_before for answer in answers) == 12 and all(answer.degraded is None for answer in answers)
+        assert (
+            sorted({answer.position for answer in answers}) == list(range(10, 22))
+            and ("commit", "conflict") in engine.watch.seen
+        )
+        assert sum(answer.known_before for answer in answers) == 12 and all(
+            answer.degraded is None for answer in answers
+        )
         in_order = sorted({answer.position: answer for answer in answers}.values(), key=lambda answer: answer.position)
         after = await engine.decide(event_of(engine, order_id="last", order_date="2025-06-01T12:01:00"))
         assert after.features["count_1h_by_customer_id"] == 12.0 and in_order[0].entities["customer_id"] == "new"
@@ -237,8 +425,11 @@ def test_clashes_lose_nothing():
         alone = engine_for(orders())
         for answer in in_order:
             i = int(answer.id[1:])
-            again = await alone.decide(event_of(alone, order_id=f"o{i}", order_date=f"2025-06-01T12:00:{i:02}", order_amount=i + 1))
+            again = await alone.decide(
+                event_of(alone, order_id=f"o{i}", order_date=f"2025-06-01T12:00:{i:02}", order_amount=i + 1)
+            )
             assert msgspec.structs.replace(again, known_before=answer.known_before) == answer
+
     asyncio.run(run())
 
 
@@ -249,34 +440,58 @@ def test_attempts_are_bounded():
         answer = await in_time(engine.decide(event_of(engine, order_amount=60)))
         assert (answer.degraded, answer.band, answer.score) == ("contended", "medium", None)
         assert 2 <= engine.watch.seen.count(("commit", "conflict")) <= module.ATTEMPTS
-        with pytest.raises(StoreSlow): await engine.learn(Label(1, 1, 2, 1, -1, {name: 1 for name in engine.settings.columns.entities}))
+        with pytest.raises(StoreSlow):
+            await engine.learn(Label(1, 1, 2, 1, -1, {name: 1 for name in engine.settings.columns.entities}))
+
     asyncio.run(run())
 
 
 @pytest.mark.parametrize("call", ["lot", "outcomes"])
-@pytest.mark.parametrize("error, reason", [(StoreDown("x"), "store_down"), (StoreSlow("x"), "store_slow"), (StoreLost("x"), "store_lost")])
+@pytest.mark.parametrize(
+    "error, reason", [(StoreDown("x"), "store_down"), (StoreSlow("x"), "store_slow"), (StoreLost("x"), "store_lost")]
+)
 def test_without_a_store_the_amount_decides(call, error, reason):
     async def run():
         engine = engine_for(orders(), watch=Notes())
         whole, engine.store = engine.store, Deaf(engine.store, error)
-        async def broken(*_): raise error
-        if call == "lot": engine.store.lot = broken
+
+        async def broken(*_):
+            raise error
+
+        if call == "lot":
+            engine.store.lot = broken
         for amount, band in [(49.99, "low"), (50, "medium"), (499.99, "medium"), (500, "high")]:
             answer = await engine.decide(event_of(engine, order_amount=amount, order_id=f"o{amount}"))
-            assert (answer.band, answer.degraded, answer.score, answer.probability, answer.features, answer.position) == (band, reason, None, None, {}, None)
+            assert (
+                answer.band,
+                answer.degraded,
+                answer.score,
+                answer.probability,
+                answer.features,
+                answer.position,
+            ) == (band, reason, None, None, {}, None)
         assert engine.watch.seen.count(("degraded", reason)) == 4 and whole.log == []
         engine.store = whole
         assert (await engine.decide(event_of(engine, order_id="o50", order_amount=50))).degraded is None
+
     asyncio.run(run())
 
 
 class Mute:
     "A store that takes changes and does not say what came of them."
-    def __init__(self, store, error): self.store, self.error = store, error
-    def __getattr__(self, name): return getattr(self.store, name)
+
+    def __init__(self, store, error):
+        self.store, self.error = store, error
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
     async def lot(self, asked):
         lot = await self.store.lot(asked)
-        async def outcomes(): raise self.error
+
+        async def outcomes():
+            raise self.error
+
         lot.outcomes = outcomes
         return lot
 
@@ -289,17 +504,27 @@ def test_an_answer_says_whether_its_decision_may_have_been_stored(error, reason)
         several = [event_of(engine, order_id=f"o{number}", order_amount=900) for number in range(3)]
         answers = []
         await decide_all(engine, several, lambda _, answer: answers.append(answer))
-        assert [(answer.degraded, answer.stored, answer.position) for answer in answers] == [(reason, "unknown", None)] * 3
-        assert engine.watch.seen.count(("uncertain", reason)) == 3 and len(whole.log) == 3, "they were stored, and the answer did not deny it"
+        assert [(answer.degraded, answer.stored, answer.position) for answer in answers] == [
+            (reason, "unknown", None)
+        ] * 3
+        assert engine.watch.seen.count(("uncertain", reason)) == 3 and len(whole.log) == 3, (
+            "they were stored, and the answer did not deny it"
+        )
         engine.store = whole
         again = await engine.decide(several[0])
-        assert (again.known_before, again.stored, again.degraded, again.position) == (True, "yes", None, 10) and len(whole.log) == 3
-        async def broken(*_): raise error
+        assert (again.known_before, again.stored, again.degraded, again.position) == (True, "yes", None, 10) and len(
+            whole.log
+        ) == 3
+
+        async def broken(*_):
+            raise error
+
         engine.store = SimpleNamespace(lot=broken, meta=whole.meta)
         late = await engine.decide(event_of(engine, order_id="late"))
         assert (late.degraded, late.stored) == (reason, "no") and engine.watch.seen.count(("uncertain", reason)) == 3
         engine.store = Deaf(whole, "conflict")
         assert (await engine.decide(event_of(engine, order_id="busy"))).stored == "no", "each commit was refused"
+
     asyncio.run(run())
 
 
@@ -307,14 +532,20 @@ def test_a_damaged_state_is_a_lost_store_and_another_table_too():
     async def run():
         engine = engine_for(orders())
         await engine.decide(event_of(engine))
-        engine.store.held = {key: ((value[0][:8] + b"\xff\xff", value[1]) if isinstance(key, bytes) else value) for key, value in engine.store.held.items()}
+        engine.store.held = {
+            key: ((value[0][:8] + b"\xff\xff", value[1]) if isinstance(key, bytes) else value)
+            for key, value in engine.store.held.items()
+        }
         assert (await engine.decide(event_of(engine, order_id="o2"))).degraded == "store_lost"
         assert (await engine.decide(event_of(engine))).position == 10  # what is remembered is still told
         other = engine_for(orders())
         await other.decide(event_of(other))
         other.store.fill(Meta("e", 2, "00" * 32, {"next_seq": 0}), {})
         other.store = Deaf(other.store, "moved")
-        assert [(await other.decide(event_of(other, order_id=f"m{i}"))).degraded for i in range(2)] == ["store_lost"] * 2
+        assert [(await other.decide(event_of(other, order_id=f"m{i}"))).degraded for i in range(2)] == [
+            "store_lost"
+        ] * 2
+
     asyncio.run(run())
 
 
@@ -323,13 +554,31 @@ def test_labels_are_learnt_once():
         engine = engine_for(orders())
         event = event_of(engine)
         await engine.decide(event)
-        label = Label(event.id_key, event.time, event.time + 1000, 1, -1, {name: event.keys[name] for name in engine.settings.columns.entities})
+        label = Label(
+            event.id_key,
+            event.time,
+            event.time + 1000,
+            1,
+            -1,
+            {name: event.keys[name] for name in engine.settings.columns.entities},
+        )
         assert [await engine.learn(label) for _ in range(2)] == [11, 11]
-        assert (await engine.decide(event_of(engine, order_id="o2"))).features["fraud_count_lifetime_by_customer_id"] == 1.0
+        assert (await engine.decide(event_of(engine, order_id="o2"))).features[
+            "fraud_count_lifetime_by_customer_id"
+        ] == 1.0
         await engine.learn(msgspec.structs.replace(label, known=label.known + 1, label=0, previous=1))
-        assert (await engine.decide(event_of(engine, order_id="o3"))).features["fraud_count_lifetime_by_customer_id"] == 0.0
+        assert (await engine.decide(event_of(engine, order_id="o3"))).features[
+            "fraud_count_lifetime_by_customer_id"
+        ] == 0.0
         entry = decode_entry(engine.store.log[1][1])
-        assert (entry.kind, entry.label, entry.previous, entry.known, entry.keys) == ("label", 1, -1, label.known, tuple(label.keys.values()))
+        assert (entry.kind, entry.label, entry.previous, entry.known, entry.keys) == (
+            "label",
+            1,
+            -1,
+            label.known,
+            tuple(label.keys.values()),
+        )
+
     asyncio.run(run())
 
 
@@ -338,19 +587,26 @@ def test_missing_entities_have_no_state():
         engine = engine_for(orders())
         reader = with_missing(engine.settings, "email", "device")
         answer = await engine.decide(read_dict(reader, ORDER_1 | {"email": None, "device": ""}))
-        assert answer.entities == {"customer_id": "new", "email": "missing"} and answer.features["count_1h_by_email"] is None
+        assert (
+            answer.entities == {"customer_id": "new", "email": "missing"}
+            and answer.features["count_1h_by_email"] is None
+        )
         assert sum(isinstance(key, bytes) for key in engine.store.held) == 1
+
     asyncio.run(run())
 
 
 class Slow(Far):
     "A store that takes 20 ms to read and 30 ms to write."
+
     async def lot(self, asked):
         lot = await self.store.lot(asked)
         outcomes = lot.outcomes
+
         async def late():
             await asyncio.sleep(0.03)
             return await outcomes()
+
         lot.outcomes = late
         await asyncio.sleep(0.02)
         return lot
@@ -365,23 +621,43 @@ class SlowScorer(PlainScorer):
 def test_the_seconds_of_each_part_add_up_to_those_of_the_orders():
     "Of three orders that are decided together: each waits for the whole fetch and commit, and is stepped and scored on its own."
     spent = {}
+
     class Timed(Watch):
-        def spent(self, part, seconds, orders=1): spent[part] = (seconds, orders)
+        def spent(self, part, seconds, orders=1):
+            spent[part] = (seconds, orders)
+
     async def run():
         engine = engine_for(orders(**{"live.store_timeout": "20s"}), watch=Timed())
         engine.store, engine.scorer = Slow(engine.store), SlowScorer()
         start = time.perf_counter()
-        assert [answer.degraded for answer in await decided(engine, [event_of(engine, order_id=f"o{i}", customer_id=i) for i in range(3)])] == [None] * 3
+        assert [
+            answer.degraded
+            for answer in await decided(engine, [event_of(engine, order_id=f"o{i}", customer_id=i) for i in range(3)])
+        ] == [None] * 3
         return time.perf_counter() - start, [decode_entry(entry).took for _, entry in engine.store.log]
+
     seconds, took = asyncio.run(run())
     assert {part: number for part, (_, number) in spent.items()} == {"fetch": 3, "step": 3, "model": 3, "commit": 3}
-    assert spent["fetch"][0] >= 0.02 and spent["commit"][0] >= 0.03 and spent["model"][0] >= 0.01 and spent["step"][0] > 0
+    assert (
+        spent["fetch"][0] >= 0.02 and spent["commit"][0] >= 0.03 and spent["model"][0] >= 0.01 and spent["step"][0] > 0
+    )
     assert spent["fetch"][0] + 3 * (spent["step"][0] + spent["model"][0]) + spent["commit"][0] <= seconds
-    assert took == sorted(took) and 30_000 <= took[0] and took[0] + 20_000 <= took[2] <= seconds * 1e6  # the log: microseconds from the fetch to the score
+    assert (
+        took == sorted(took) and 30_000 <= took[0] and took[0] + 20_000 <= took[2] <= seconds * 1e6
+    )  # the log: microseconds from the fetch to the score
 
 
 def test_words_for_flags():
-    assert [place_of(flags) for flags in (0, 1, 2, 4, 12, 16, 3, 6)] == ["known", "new", "capped", "late", "too_late", "missing", "new", "capped"]
+    assert [place_of(flags) for flags in (0, 1, 2, 4, 12, 16, 3, 6)] == [
+        "known",
+        "new",
+        "capped",
+        "late",
+        "too_late",
+        "missing",
+        "new",
+        "capped",
+    ]
 
 
 def test_through_redis_with_two_writers(tmp_path):
@@ -393,14 +669,18 @@ def test_through_redis_with_two_writers(tmp_path):
 async def filled(store, table_hash: str, next_seq: int = 0) -> None:
     "Mark a store as filled, with no states."
     meta = Meta("5eed", 1, table_hash, {"next_seq": next_seq})
-    await store.call("MSET", store.names.now, meta.marker, store.names.meta, json.dumps(asdict(meta)), store.names.seq, next_seq - 1)
+    await store.call(
+        "MSET", store.names.now, meta.marker, store.names.meta, json.dumps(asdict(meta)), store.names.seq, next_seq - 1
+    )
 
 
 async def through_redis(settings, url):
     "Two engines with a connection of their own, one customer."
     async with open_store(settings, url) as one, open_store(settings, url) as two:
         engines = [engine_for(settings, one, watch=Notes()), engine_for(settings, two)]
-        assert (await engines[0].decide(event_of(engines[0]))).degraded == "store_lost"  # an empty server is not a new one
+        assert (
+            await engines[0].decide(event_of(engines[0]))
+        ).degraded == "store_lost"  # an empty server is not a new one
         await filled(one, engines[0].table.hash)
         events = [event_of(engines[0], order_id=f"o{i}", order_date=f"2025-06-01T12:00:{i % 60:02}") for i in range(60)]
         answers = await asyncio.gather(*[engines[i % 2].decide(event) for i, event in enumerate([*events, *events])])
@@ -412,6 +692,7 @@ async def through_redis(settings, url):
 
 # --- lots -------------------------------------------------------------------------------------------------------------------------------
 
+
 async def decided(engine, events) -> list:
     "Results of some orders that are decided together, in their order."
     results = {}
@@ -422,15 +703,23 @@ async def decided(engine, events) -> list:
 def test_a_lot_is_answered_as_its_orders_would_be_one_by_one():
     async def run():
         together, alone = engine_for(orders()), engine_for(orders())
-        events = [event_of(together, order_id=f"o{i % 7}", order_date=f"2025-06-01T12:00:{i:02}", order_amount=i + 1) for i in range(12)]
+        events = [
+            event_of(together, order_id=f"o{i % 7}", order_date=f"2025-06-01T12:00:{i:02}", order_amount=i + 1)
+            for i in range(12)
+        ]
         one_by_one = []
         for event in events:
-            try: one_by_one.append(await alone.decide(event))
-            except Conflict as error: one_by_one.append(error)
+            try:
+                one_by_one.append(await alone.decide(event))
+            except Conflict as error:
+                one_by_one.append(error)
         for result, expected in zip(await decided(together, events), one_by_one):
             assert result == expected or (type(result), str(result)) == (type(expected), str(expected))
-        assert [seq for seq, _ in together.store.log] == [seq for seq, _ in alone.store.log] and len(alone.store.log) == 7
+        assert [seq for seq, _ in together.store.log] == [seq for seq, _ in alone.store.log] and len(
+            alone.store.log
+        ) == 7
         assert await decided(together, []) == []
+
     asyncio.run(run())
 
 
@@ -443,23 +732,37 @@ def test_what_is_wrong_with_one_order_of_a_lot_concerns_that_one(tmp_path):
         assert [type(result).__name__ for result in results] == ["Answer", "Answer", "ValueError", "Answer", "Answer"]
         assert all(result.degraded is None for i, result in enumerate(results) if i != 2)
         return engine
-    async def in_memory(store, key): store.held["record", key] = ((10, b"no record"), store.held["record", key][1])
+
+    async def in_memory(store, key):
+        store.held["record", key] = ((10, b"no record"), store.held["record", key][1])
+
     asyncio.run(run(engine_for(orders()), in_memory))
+
     async def in_redis():
         async with open_store(orders(**{"live.store_timeout": STORE}), server.url) as store:
             engine = engine_for(orders(), store)
             await filled(store, engine.table.hash)
             await run(engine, lambda store, key: store.call("SET", store.at_records + key, b"10 no record"))
             assert not store.link.own and not store.link.records  # nothing is waited for any more
-    with start_redis(tmp_path / "redis") as server: asyncio.run(in_redis())
+
+    with start_redis(tmp_path / "redis") as server:
+        asyncio.run(in_redis())
 
 
-@pytest.mark.parametrize("value, text", [(2**64 - 1, "18446744073709551615"), (2**64, None), (-2**63, "-9223372036854775808"), (-2**63 - 1, None)])
+@pytest.mark.parametrize(
+    "value, text",
+    [(2**64 - 1, "18446744073709551615"), (2**64, None), (-(2**63), "-9223372036854775808"), (-(2**63) - 1, None)],
+)
 def test_whole_numbers_of_64_bits_are_identities(value, text):
     reader = OrderReader(orders(), SECRET, lambda: NOW)
-    if text: assert read_dict(reader, ORDER_1 | {"customer_id": value}).keys == read_dict(reader, ORDER_1 | {"customer_id": text}).keys
+    if text:
+        assert (
+            read_dict(reader, ORDER_1 | {"customer_id": value}).keys
+            == read_dict(reader, ORDER_1 | {"customer_id": text}).keys
+        )
     else:
-        with pytest.raises(OrderError, match="does not fit in 64 bits"): read_dict(reader, ORDER_1 | {"customer_id": value})
+        with pytest.raises(OrderError, match="does not fit in 64 bits"):
+            read_dict(reader, ORDER_1 | {"customer_id": value})
 
 
 def test_an_engine_waits_for_its_store_as_long_as_the_settings_say():

@@ -1,4 +1,5 @@
 """The desk over HTTP: who may do what, filters, paging while the queue moves, verdicts that two people give at once, and what is shown when something fails."""
+
 import asyncio
 import hashlib
 import json
@@ -8,14 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
+import desk_data
+import desk_server
 import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi.routing import APIRoute
 from setuptools import find_packages
 
-import desk_data
-import desk_server
 from fraud_poc.desk import pages, queries
 from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, days, decisions, writing
@@ -43,26 +44,44 @@ def fresh(tmp_path, database_url):
 
 class Browser:
     "Requests of one person, each in an event loop of its own."
+
     def __init__(self, desk: SimpleNamespace, name: str = ""):
         self.app, self.cookies, self.csrf = desk.app, httpx.Cookies(), ""
-        if not name: return
+        if not name:
+            return
         assert self.post("login", name=name, password=desk_server.PASSWORD).status_code == 303
         self.csrf = re.search(r'name="csrf" value="([^"]+)"', self.get("queue").text)[1]
 
     def ask(self, *requests: tuple, **more) -> list[httpx.Response]:
         async def asked():
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="https://desk.example", cookies=self.cookies) as client:
-                answers = await asyncio.gather(*[client.request(method, f"/desk/{path}", data=data, headers={"accept": "text/html"} | more) for method, path, data in requests])
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(self.app), base_url="https://desk.example", cookies=self.cookies
+            ) as client:
+                answers = await asyncio.gather(
+                    *[
+                        client.request(method, f"/desk/{path}", data=data, headers={"accept": "text/html"} | more)
+                        for method, path, data in requests
+                    ]
+                )
                 self.cookies = client.cookies
                 return answers
+
         return asyncio.run(asked())
 
-    def get(self, path: str, **headers) -> httpx.Response: return self.ask(("GET", path, None), **headers)[0]
-    def post(self, path: str, **data) -> httpx.Response: return self.ask(("POST", path, ({"csrf": self.csrf} if self.csrf else {}) | data))[0]
-    def part(self, path: str) -> httpx.Response: return self.get(path, **{"HX-Request": "true"})
+    def get(self, path: str, **headers) -> httpx.Response:
+        return self.ask(("GET", path, None), **headers)[0]
+
+    def post(self, path: str, **data) -> httpx.Response:
+        return self.ask(("POST", path, ({"csrf": self.csrf} if self.csrf else {}) | data))[0]
+
+    def part(self, path: str) -> httpx.Response:
+        return self.get(path, **{"HX-Request": "true"})
 
 
-def numbers_in(text: str) -> list[int]: return [int(number) for number in re.findall(r'<tr id="case-(\d+)"', text)]
+def numbers_in(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r'<tr id="case-(\d+)"', text)]
+
+
 def following(text: str) -> str | None:
     found = re.search(r'data-more href="/desk/(queue[^"]+)"', text)
     return found and found[1].replace("&amp;", "&")
@@ -70,20 +89,28 @@ def following(text: str) -> str | None:
 
 def routes(desk) -> list[tuple[str, str]]:
     mounted = next(route.app for route in desk.app.routes if getattr(route, "path", "") == "/desk")
-    return [(method, route.path) for route in mounted.routes if isinstance(route, APIRoute) for method in sorted(route.methods - {"HEAD"})]
+    return [
+        (method, route.path)
+        for route in mounted.routes
+        if isinstance(route, APIRoute)
+        for method in sorted(route.methods - {"HEAD"})
+    ]
 
 
 # --- who may do what --------------------------------------------------------------------------------------------------------------------
 
+
 def test_nobody_gets_anything_without_a_session(desk):
     nobody, seen = Browser(desk), 0
     for method, path in routes(desk):
-        if path == "/login": continue
+        if path == "/login":
+            continue
         path = path.lstrip("/").replace("{number}", "1")
         answer = nobody.ask((method, path, {"verdict": "clear"} if method == "POST" else None))[0]
         assert answer.status_code == (303 if method == "GET" else 401), path
         assert answer.headers.get("location", "/desk/login") == "/desk/login" and "o48" not in answer.text
-        if method == "GET": assert nobody.part(path).status_code == 401 and nobody.part(path).headers["hx-redirect"] == "/desk/login"
+        if method == "GET":
+            assert nobody.part(path).status_code == 401 and nobody.part(path).headers["hx-redirect"] == "/desk/login"
         seen += 1
     assert seen >= 14
 
@@ -93,8 +120,15 @@ def test_every_role_gets_what_it_may_and_no_more(desk):
     for name, role in (("viewer-1", "viewer"), ("analyst-1", "analyst"), ("admin-1", "admin")):
         person = Browser(desk, name)
         for method, path in routes(desk):
-            if path in ("/login", "/logout"): continue
-            answer = person.ask((method, path.lstrip("/").replace("{number}", "999999"), {"csrf": person.csrf, "verdict": "clear"} if method == "POST" else None))[0]
+            if path in ("/login", "/logout"):
+                continue
+            answer = person.ask(
+                (
+                    method,
+                    path.lstrip("/").replace("{number}", "999999"),
+                    {"csrf": person.csrf, "verdict": "clear"} if method == "POST" else None,
+                )
+            )[0]
             allowed = role == "admin" or path not in admin_only and (role == "analyst" or path not in analyst_only)
             assert (answer.status_code != 403) == allowed, (role, path)
             assert answer.status_code < 500, path
@@ -105,15 +139,24 @@ def test_a_form_needs_the_token_and_must_come_from_here(desk):
     analyst, number = Browser(desk, "analyst-1"), desk_server.open_numbers(desk.engine)[0]
     form = {"verdict": "flag", "csrf": analyst.csrf}
     assert analyst.ask(("POST", f"case/{number}/verdict", form | {"csrf": "guess"}))[0].status_code == 403
-    assert analyst.ask(("POST", f"case/{number}/verdict", form), **{"sec-fetch-site": "cross-site"})[0].status_code == 403
-    assert analyst.ask(("POST", f"case/{number}/verdict", form), origin="https://elsewhere.example")[0].status_code == 403
+    assert (
+        analyst.ask(("POST", f"case/{number}/verdict", form), **{"sec-fetch-site": "cross-site"})[0].status_code == 403
+    )
+    assert (
+        analyst.ask(("POST", f"case/{number}/verdict", form), origin="https://elsewhere.example")[0].status_code == 403
+    )
     assert desk.log.said == []
 
 
 def test_logging_in_and_out(desk):
     person = Browser(desk)
     wrong = person.post("login", name="analyst-1", password="not hers at all")
-    assert wrong.status_code == 401 and "Name or password is wrong" in wrong.text and 'value="analyst-1"' in wrong.text and "not hers" not in wrong.text
+    assert (
+        wrong.status_code == 401
+        and "Name or password is wrong" in wrong.text
+        and 'value="analyst-1"' in wrong.text
+        and "not hers" not in wrong.text
+    )
     person = Browser(desk, "analyst-1")
     assert person.get("login").status_code == 303 and person.get("").status_code in (303, 307)
     assert person.post("logout").status_code == 303 and person.get("queue").status_code == 303
@@ -121,27 +164,53 @@ def test_logging_in_and_out(desk):
 
 # --- pages ------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_pages_carry_headers_and_nothing_from_elsewhere(desk):
     admin, number = Browser(desk, "admin-1"), desk_server.open_numbers(desk.engine)[0]
-    for path in ("login", "queue", "queue?group=customer", f"case/{number}", "trends", "accounts", "keys", "audit", "nothing"):
+    for path in (
+        "login",
+        "queue",
+        "queue?group=customer",
+        f"case/{number}",
+        "trends",
+        "accounts",
+        "keys",
+        "audit",
+        "nothing",
+    ):
         answer = admin.get(path)
-        assert answer.headers["content-security-policy"] == POLICY and answer.headers["cache-control"] == "no-store" and answer.headers["x-content-type-options"] == "nosniff"
-        assert not re.search(r'<script(?! src="/desk/static/)|\sstyle=|\son[a-z]+=|(?:src|href|action)="(?!/desk/|#)', answer.text), path
-        for control in re.findall(r"<(?:img|svg)[^>]*>", answer.text): assert "aria-" in control, control
+        assert (
+            answer.headers["content-security-policy"] == POLICY
+            and answer.headers["cache-control"] == "no-store"
+            and answer.headers["x-content-type-options"] == "nosniff"
+        )
+        assert not re.search(
+            r'<script(?! src="/desk/static/)|\sstyle=|\son[a-z]+=|(?:src|href|action)="(?!/desk/|#)', answer.text
+        ), path
+        for control in re.findall(r"<(?:img|svg)[^>]*>", answer.text):
+            assert "aria-" in control, control
     page = admin.get("queue").text
     for address in re.findall(r'(?:src|href)="(/desk/static/[^"]+)"', page):
         answer = admin.get(address.removeprefix("/desk/"))
-        assert answer.status_code == 200 and ("immutable" if "v=" in address else "max-age=86400") in answer.headers["cache-control"] and "content-security-policy" in answer.headers
+        assert (
+            answer.status_code == 200
+            and ("immutable" if "v=" in address else "max-age=86400") in answer.headers["cache-control"]
+            and "content-security-policy" in answer.headers
+        )
     assert admin.get("static/../pages.py").status_code == admin.get("static/..%2fpages.py").status_code == 404
 
 
 def test_what_an_order_says_stays_text(fresh):
-    evil = '"><script>alert(1)</script>\'{{7*7}}'
+    evil = "\"><script>alert(1)</script>'{{7*7}}"
     number = desk_server.open_numbers(fresh.engine)[0]
     with writing(fresh.engine) as connection:
         body = {"order_id": evil, "order_amount": 1.0, "customer_id": evil, "email": evil}
         reasons = [{"feature": "email", "value": 1.0, "contribution": 1.0, "words": evil}]
-        connection.execute(sa.update(decisions).where(decisions.c.id == number).values(order_id=evil, customer=evil, body=json.dumps(body), reasons=reasons))
+        connection.execute(
+            sa.update(decisions)
+            .where(decisions.c.id == number)
+            .values(order_id=evil, customer=evil, body=json.dumps(body), reasons=reasons)
+        )
         connection.execute(sa.update(cases).where(cases.c.decision_id == number).values(customer=evil, note=evil))
     person = Browser(fresh, "analyst-1")
     for path in ("queue", "queue?group=customer", f"case/{number}", "queue?" + httpx.QueryParams(find=evil).__str__()):
@@ -153,26 +222,49 @@ def test_a_case_shows_all_that_is_known(desk):
     person = Browser(desk, "viewer-1")
     with desk.engine.connect() as connection:
         entities = desk.settings.columns.entities
-        number = next(n for n in desk_server.open_numbers(desk.engine) if queries.linked(connection, queries.find_order(connection, n), entities))
+        number = next(
+            n
+            for n in desk_server.open_numbers(desk.engine)
+            if queries.linked(connection, queries.find_order(connection, n), entities)
+        )
         case = queries.find_order(connection, number)
         other = queries.linked(connection, case, entities).popitem()[1][0][0]
     text = person.get(f"case/{number}").text
-    for words in (case["order_id"], case["reasons"][0]["words"].split("'")[0], "Linked orders", other["order_id"], "Similar cases, decided", "data-chart=\"graph\"", "an analyst decides"):
+    for words in (
+        case["order_id"],
+        case["reasons"][0]["words"].split("'")[0],
+        "Linked orders",
+        other["order_id"],
+        "Similar cases, decided",
+        'data-chart="graph"',
+        "an analyst decides",
+    ):
         assert words in text, words
-    assert "Clear <kbd>" not in text and f'/case/{number}/state' in text
-    graph = json.loads(re.search(r'data-chart="graph" data-value="([^"]+)"', text)[1].replace("&#34;", '"').replace("&amp;", "&").replace("&#39;", "'"))
+    assert "Clear <kbd>" not in text and f"/case/{number}/state" in text
+    graph = json.loads(
+        re.search(r'data-chart="graph" data-value="([^"]+)"', text)[1]
+        .replace("&#34;", '"')
+        .replace("&amp;", "&")
+        .replace("&#39;", "'")
+    )
     assert graph["name"] == case["order_id"] and graph["groups"]
     passed = person.get(f"case/{desk_server.open_numbers(desk.engine)[0] + 10_000}")
     assert passed.status_code == 404 and "was removed" in passed.text
-    with desk.engine.connect() as connection: low = connection.execute(sa.select(decisions.c.id).where(decisions.c.action == "pass").limit(1)).scalar()
+    with desk.engine.connect() as connection:
+        low = connection.execute(sa.select(decisions.c.id).where(decisions.c.action == "pass").limit(1)).scalar()
     assert "passed without a case" in person.get(f"case/{low}").text
 
 
 # --- queue ------------------------------------------------------------------------------------------------------------------------------
 
+
 def truth(desk, *wanted) -> list[int]:
     with desk.engine.connect() as connection:
-        query = sa.select(cases.c.decision_id).where(cases.c.status == "open", *wanted).order_by(cases.c.urgency.desc(), cases.c.decision_id)
+        query = (
+            sa.select(cases.c.decision_id)
+            .where(cases.c.status == "open", *wanted)
+            .order_by(cases.c.urgency.desc(), cases.c.decision_id)
+        )
         return list(connection.execute(query).scalars())
 
 
@@ -187,15 +279,30 @@ def all_pages(person: Browser, path: str, meddle=lambda page: None) -> list[int]
 
 def test_filters_find_what_a_query_finds(desk):
     person, c = Browser(desk, "viewer-1"), cases.c
-    with desk.engine.connect() as connection: body = json.loads(connection.execute(sa.select(decisions.c.body).join(cases).where(c.status == "open").limit(1)).scalar())
-    same = lambda name: c.decision_id.in_(sa.select(decisions.c.id).where(decisions.c.body.contains(f'"{name}": "{body[name]}"')))
-    for query, wanted in (("band=high", [c.band == "high"]), ("action=review&least=100", [c.action == "review", c.amount >= 10_000]), ("most=55.5", [c.amount <= 5550]),
-                          ("age=day", [c.opened > NOW - 86_400_000]), ("age=older", [c.opened <= NOW - 86_400_000]), ("band=medium&age=day&least=50&most=900",
-                          [c.band == "medium", c.opened > NOW - 86_400_000, c.amount >= 5000, c.amount <= 90_000]),
-                          *[(f"find={body[name]}", [same(name)]) for name in ("email", "ip_addr", "device", "customer_id", "order_id")]):
+    with desk.engine.connect() as connection:
+        body = json.loads(
+            connection.execute(sa.select(decisions.c.body).join(cases).where(c.status == "open").limit(1)).scalar()
+        )
+    same = lambda name: c.decision_id.in_(
+        sa.select(decisions.c.id).where(decisions.c.body.contains(f'"{name}": "{body[name]}"'))
+    )
+    for query, wanted in (
+        ("band=high", [c.band == "high"]),
+        ("action=review&least=100", [c.action == "review", c.amount >= 10_000]),
+        ("most=55.5", [c.amount <= 5550]),
+        ("age=day", [c.opened > NOW - 86_400_000]),
+        ("age=older", [c.opened <= NOW - 86_400_000]),
+        (
+            "band=medium&age=day&least=50&most=900",
+            [c.band == "medium", c.opened > NOW - 86_400_000, c.amount >= 5000, c.amount <= 90_000],
+        ),
+        *[(f"find={body[name]}", [same(name)]) for name in ("email", "ip_addr", "device", "customer_id", "order_id")],
+    ):
         found = all_pages(person, f"queue?{query}")
         assert found == truth(desk, *wanted), query
-        assert str(len(found)) in re.search(r'class="count"><b>([^<]+)', person.get(f"queue?{query}").text)[1].replace(",", "")
+        assert str(len(found)) in re.search(r'class="count"><b>([^<]+)', person.get(f"queue?{query}").text)[1].replace(
+            ",", ""
+        )
     assert len(truth(desk)) > 25
     second = following(person.get("queue").text)
     assert numbers_in(person.get(second).text) == numbers_in(person.part(second).text) == truth(desk)[10:20]
@@ -204,36 +311,59 @@ def test_filters_find_what_a_query_finds(desk):
 def test_pages_hold_each_case_once_while_cases_come_and_go(fresh):
     person, before = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)
     gone = before[len(before) // 2]
+
     def meddle(page: int) -> None:
         if page == 1:
             desk_data.fill(fresh.engine, fresh.settings, desk_server.SECRET, NOW, 300, 2, first=5000, seed=8)
             with writing(fresh.engine) as connection:
-                connection.execute(sa.update(cases).where(cases.c.decision_id.in_([before[0], gone])).values(status="cleared", closed=NOW, closed_by="analyst-2"))
+                connection.execute(
+                    sa.update(cases)
+                    .where(cases.c.decision_id.in_([before[0], gone]))
+                    .values(status="cleared", closed=NOW, closed_by="analyst-2")
+                )
+
     fresh.settings.desk.__dict__["page_size"] = 7
     seen = all_pages(person, "queue", meddle)
     assert len(seen) == len(set(seen)) and set(before) - set(seen) <= {gone}
-    with fresh.engine.connect() as connection: urgency = dict(connection.execute(sa.select(cases.c.decision_id, cases.c.urgency)).all())
+    with fresh.engine.connect() as connection:
+        urgency = dict(connection.execute(sa.select(cases.c.decision_id, cases.c.urgency)).all())
     places = [(-urgency[number], number) for number in seen]
     assert places == sorted(places) and any(number >= 5000 for number in seen)
 
 
 def test_groups_stand_where_their_first_case_stands(desk):
     person = Browser(desk, "viewer-1")
-    with desk.engine.connect() as connection: customer = dict(connection.execute(sa.select(cases.c.decision_id, cases.c.customer)).all())
+    with desk.engine.connect() as connection:
+        customer = dict(connection.execute(sa.select(cases.c.decision_id, cases.c.customer)).all())
     firsts = {}
-    for number in truth(desk): firsts.setdefault(customer[number], number)
+    for number in truth(desk):
+        firsts.setdefault(customer[number], number)
     assert all_pages(person, "queue?group=customer") == list(firsts.values())
 
 
 def test_closed_cases_come_with_the_last_first(desk):
     found = all_pages(Browser(desk, "viewer-1"), "queue?status=flagged")
     with desk.engine.connect() as connection:
-        wanted = sa.select(cases.c.decision_id).where(cases.c.status == "flagged").order_by(cases.c.closed.desc(), cases.c.decision_id)
+        wanted = (
+            sa.select(cases.c.decision_id)
+            .where(cases.c.status == "flagged")
+            .order_by(cases.c.closed.desc(), cases.c.decision_id)
+        )
         assert found == list(connection.execute(wanted).scalars()) and found
 
 
-@pytest.mark.parametrize("query, said", [("band=huge", "Band must be one of"), ("least=lots", "must be a number"), ("after=zz", "does not exist"), ("after=1~x", "does not exist"),
-                                         ("after=inf~3", "does not exist"), ("after=1~99999999999999999999999", "does not exist"), ("find=" + "x" * 600, "longer than 512")])
+@pytest.mark.parametrize(
+    "query, said",
+    [
+        ("band=huge", "Band must be one of"),
+        ("least=lots", "must be a number"),
+        ("after=zz", "does not exist"),
+        ("after=1~x", "does not exist"),
+        ("after=inf~3", "does not exist"),
+        ("after=1~99999999999999999999999", "does not exist"),
+        ("find=" + "x" * 600, "longer than 512"),
+    ],
+)
 def test_a_filter_that_is_not_understood_is_said(desk, query, said):
     for answer in (Browser(desk, "viewer-1").get(f"queue?{query}"), Browser(desk, "viewer-1").part(f"queue?{query}")):
         assert answer.status_code == 422 and said in answer.text
@@ -242,7 +372,11 @@ def test_a_filter_that_is_not_understood_is_said(desk, query, said):
 def test_empty_states(tmp_path):
     empty = desk_server.make_desk(tmp_path, NOW, 0, lambda: NOW)
     person = Browser(empty, "admin-1")
-    assert "Nothing is waiting" in person.get("queue").text and "No case matches" in person.get("queue?band=high").text and "Nothing is waiting" in person.get("queue?group=customer").text
+    assert (
+        "Nothing is waiting" in person.get("queue").text
+        and "No case matches" in person.get("queue?band=high").text
+        and "Nothing is waiting" in person.get("queue?group=customer").text
+    )
     assert "No orders are counted" in person.get("trends").text and "Nothing here yet" in person.get("keys").text
     data = person.get("trends/data", accept="application/json").json()
     assert data["empty"] and not data["behind"] and data["tiles"]["events"] == "0" and len(data["days"]) == 30
@@ -252,26 +386,46 @@ def test_empty_states(tmp_path):
 def test_new_cases_are_counted_and_closed_ones_marked(fresh):
     person, shown = Browser(fresh, "viewer-1"), desk_server.open_numbers(fresh.engine)[:3]
     newest = int(re.search(r'name="newest" value="(\d+)"', person.get("queue").text)[1])
-    pulse = lambda query="": person.part(f"pulse?newest={newest}&" + "&".join(f"shown={number}" for number in shown) + query).text
+    pulse = lambda query="": (
+        person.part(f"pulse?newest={newest}&" + "&".join(f"shown={number}" for number in shown) + query).text
+    )
     assert pulse().strip() == ""
     desk_data.fill(fresh.engine, fresh.settings, desk_server.SECRET, NOW, 300, 2, first=5000, seed=8)
-    with writing(fresh.engine) as connection: connection.execute(sa.update(cases).where(cases.c.decision_id == shown[1]).values(status="flagged", closed=NOW, closed_by="analyst-2"))
+    with writing(fresh.engine) as connection:
+        connection.execute(
+            sa.update(cases)
+            .where(cases.c.decision_id == shown[1])
+            .values(status="flagged", closed=NOW, closed_by="analyst-2")
+        )
     fresh_ones = len([number for number in truth(fresh) if number >= 5000])
-    assert f">{fresh_ones} new" in pulse() and f"#case-{shown[1]} " in pulse() and f"#case-{shown[0]} " not in pulse() and "flagged by analyst-2" in pulse()
+    assert (
+        f">{fresh_ones} new" in pulse()
+        and f"#case-{shown[1]} " in pulse()
+        and f"#case-{shown[0]} " not in pulse()
+        and "flagged by analyst-2" in pulse()
+    )
     high = len([number for number in truth(fresh, cases.c.band == "high") if number >= 5000])
     assert (f">{high} new" in pulse("&band=high")) == bool(high)
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------------------------
 
+
 def test_a_verdict_closes_the_case_and_opens_the_next(fresh):
     person, queue = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)
-    with fresh.engine.connect() as connection: order = queries.find_order(connection, queue[0])["order_id"]
+    with fresh.engine.connect() as connection:
+        order = queries.find_order(connection, queue[0])["order_id"]
     answer = person.post(f"case/{queue[0]}/verdict", verdict="flag", note=" stolen card ", query="least=1")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/desk/case/{queue[1]}?least=1&done={queue[0]}")
     assert fresh.log.said == [Statement(order, True, "analyst", None, "stolen card", Actor(PERSON, "analyst-1"))]
-    with fresh.engine.connect() as connection: case = queries.find_order(connection, queue[0])
-    assert (case["status"], case["closed"], case["closed_by"], case["note"]) == ("flagged", NOW, "analyst-1", "stolen card")
+    with fresh.engine.connect() as connection:
+        case = queries.find_order(connection, queue[0])
+    assert (case["status"], case["closed"], case["closed_by"], case["note"]) == (
+        "flagged",
+        NOW,
+        "analyst-1",
+        "stolen card",
+    )
     page = person.get(answer.headers["location"].removeprefix("/desk/")).text
     assert f"Order <b>{order}</b> flagged" in page and 'data-key="u"' in page
     fresh.log.write()
@@ -281,28 +435,48 @@ def test_a_verdict_closes_the_case_and_opens_the_next(fresh):
 
 
 def case_of(fresh, number: int) -> tuple:
-    with fresh.engine.connect() as connection: case = queries.find_order(connection, number)
+    with fresh.engine.connect() as connection:
+        case = queries.find_order(connection, number)
     return case["status"], case["closed_by"], case["note"]
 
 
 def label_rows(fresh, number: int) -> list[tuple]:
-    with fresh.engine.connect() as connection: return [(row["kind"], row["said"], row["label"], row["by"]) for row in queries.label_history(connection, number)]
+    with fresh.engine.connect() as connection:
+        return [
+            (row["kind"], row["said"], row["label"], row["by"]) for row in queries.label_history(connection, number)
+        ]
 
 
 @pytest.mark.parametrize("written", [True, False])
 def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
     "Whether the decision writer is up to date or behind: the label is unresolved again, and so are the sums."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
-    sums = lambda: sorted(fresh.engine.connect().execute(sa.select(days.c.day, days.c.band, days.c.action, days.c.frauds, days.c.saved)).all())
+    sums = lambda: sorted(
+        fresh.engine.connect()
+        .execute(sa.select(days.c.day, days.c.band, days.c.action, days.c.frauds, days.c.saved))
+        .all()
+    )
     before = sums()
     person.post(f"case/{number}/verdict", verdict="flag")
-    if written: fresh.log.write()
+    if written:
+        fresh.log.write()
     answer = person.post(f"case/{number}/undo")
-    assert answer.headers["location"] == f"/desk/case/{number}?" and fresh.log.said[1] == Retraction(fresh.log.said[0].order, 10_001, "", Actor(PERSON, "analyst-1"))
+    assert answer.headers["location"] == f"/desk/case/{number}?" and fresh.log.said[1] == Retraction(
+        fresh.log.said[0].order, 10_001, "", Actor(PERSON, "analyst-1")
+    )
     assert number in desk_server.open_numbers(fresh.engine)
     fresh.log.write()
-    assert number in desk_server.open_numbers(fresh.engine) and label_rows(fresh, number) == [("assert", 1, 1, "analyst-1"), ("retract", 1, -1, "analyst-1")] and sums() == before
-    with fresh.engine.connect() as connection: assert [row["label"] for row in queries.history(connection, queries.find_order(connection, number)["customer"]) if row["id"] == number] == [None]
+    assert (
+        number in desk_server.open_numbers(fresh.engine)
+        and label_rows(fresh, number) == [("assert", 1, 1, "analyst-1"), ("retract", 1, -1, "analyst-1")]
+        and sums() == before
+    )
+    with fresh.engine.connect() as connection:
+        assert [
+            row["label"]
+            for row in queries.history(connection, queries.find_order(connection, number)["customer"])
+            if row["id"] == number
+        ] == [None]
     text = person.get(f"case/{number}").text
     assert text.index("fraud</span> <b>analyst") < text.index("retracted</span>") < text.index("counts as unresolved")
     again = person.post(f"case/{number}/undo")
@@ -310,74 +484,116 @@ def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
     person.post(f"case/{number}/verdict", verdict="clear", note="undone: it was all right")  # what people type is text
     fresh.log.write()
     assert case_of(fresh, number) == ("cleared", "analyst-1", "undone: it was all right")
-    assert [row["what"] for row in list_audit(fresh.engine) if row["who"] == "analyst-1"][1:] == ["fraud asserted", "assertion retracted", "legitimate asserted"] and verify_audit(fresh.engine)
+    assert [row["what"] for row in list_audit(fresh.engine) if row["who"] == "analyst-1"][1:] == [
+        "fraud asserted",
+        "assertion retracted",
+        "legitimate asserted",
+    ] and verify_audit(fresh.engine)
 
 
 def test_undo_gives_back_what_others_assert(fresh):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
-    with fresh.engine.connect() as connection: order = queries.find_order(connection, number)["order_id"]
+    with fresh.engine.connect() as connection:
+        order = queries.find_order(connection, number)["order_id"]
     asyncio.run(fresh.log(Statement(order, True, "customer", None, "", Actor(KEY, "shop"))))
     fresh.log.write()
     person.post(f"case/{number}/verdict", verdict="clear")
     person.post(f"case/{number}/undo")
     fresh.log.write()
-    assert case_of(fresh, number) == ("open", None, "") and label_rows(fresh, number)[-1] == ("retract", 0, 1, "analyst-1")
+    assert case_of(fresh, number) == ("open", None, "") and label_rows(fresh, number)[-1] == (
+        "retract",
+        0,
+        1,
+        "analyst-1",
+    )
 
 
 def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
     "A chargeback that comes while an analyst decides is what counts, and a key is not a person of the same name."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
-    with fresh.engine.connect() as connection: order = queries.find_order(connection, number)["order_id"]
-    asyncio.run(fresh.log(Statement(order, True, "chargeback", None, "", Actor(KEY, "analyst-1"))))  # the writer has not read it yet
+    with fresh.engine.connect() as connection:
+        order = queries.find_order(connection, number)["order_id"]
+    asyncio.run(
+        fresh.log(Statement(order, True, "chargeback", None, "", Actor(KEY, "analyst-1")))
+    )  # the writer has not read it yet
     person.post(f"case/{number}/verdict", verdict="clear", note="mine")
     assert case_of(fresh, number) == ("open", None, "")
     fresh.log.write()
-    assert case_of(fresh, number) == ("flagged", "key analyst-1", "") and "/undo" not in person.get(f"case/{number}").text
+    assert (
+        case_of(fresh, number) == ("flagged", "key analyst-1", "") and "/undo" not in person.get(f"case/{number}").text
+    )
     refused = person.post(f"case/{number}/undo")
     assert refused.status_code == 422 and "closed by chargeback" in refused.text and len(fresh.log.said) == 2
 
 
-@pytest.mark.parametrize("cut", ["before the log", "the log does not answer", "after the log", "in the row", "at the commit"])
+@pytest.mark.parametrize(
+    "cut", ["before the log", "the log does not answer", "after the log", "in the row", "at the commit"]
+)
 @pytest.mark.parametrize("deed", ["verdict", "undo"])
 def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeypatch, cut, deed):
     "Log, row and audit after a failure at each point: none of it, or all of it once the decision writer has read the log."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
-    if deed == "undo": person.post(f"case/{number}/verdict", verdict="flag")
+    if deed == "undo":
+        person.post(f"case/{number}/verdict", verdict="flag")
     before, told = case_of(fresh, number), len(fresh.log.said)
     broken = sa.exc.OperationalError("", {}, Exception("the database is gone"))
-    def fail(*_, **__): raise broken
+
+    def fail(*_, **__):
+        raise broken
+
     real = type(fresh.log).__call__
+
     async def unheard(log, told):
         await real(log, told)
         raise TimeoutError("no answer")
+
     with monkeypatch.context() as cutting:
-        if cut == "before the log": cutting.setattr(pages, "locked_case", fail)
-        if cut == "the log does not answer": cutting.setattr(type(fresh.log), "__call__", unheard)
-        if cut == "after the log": cutting.setattr(pages, "shown_after", fail)
-        if cut == "in the row": cutting.setattr(pages, "settle", fail)
-        if cut == "at the commit": cutting.setattr(pages, "writing", desk_server.uncommitted(broken))
+        if cut == "before the log":
+            cutting.setattr(pages, "locked_case", fail)
+        if cut == "the log does not answer":
+            cutting.setattr(type(fresh.log), "__call__", unheard)
+        if cut == "after the log":
+            cutting.setattr(pages, "shown_after", fail)
+        if cut == "in the row":
+            cutting.setattr(pages, "settle", fail)
+        if cut == "at the commit":
+            cutting.setattr(pages, "writing", desk_server.uncommitted(broken))
         answer = person.post(f"case/{number}/{deed}", **({"verdict": "flag"} if deed == "verdict" else {}))
     assert answer.status_code == 503 and case_of(fresh, number) == before
-    assert ("in the log" in answer.text) == (cut in ("after the log", "in the row", "at the commit")) and ("did not confirm" in answer.text) == (cut == "the log does not answer")
+    assert ("in the log" in answer.text) == (cut in ("after the log", "in the row", "at the commit")) and (
+        "did not confirm" in answer.text
+    ) == (cut == "the log does not answer")
     assert len(fresh.log.said) == told + (cut != "before the log")
     fresh.log.write()
     done = {"verdict": ("flagged", "analyst-1", ""), "undo": ("open", None, "")}[deed]
-    assert case_of(fresh, number) == (before if cut == "before the log" else done) and len(label_rows(fresh, number)) == len(fresh.log.said)
-    assert len([row for row in list_audit(fresh.engine) if row["about"] == f"decision {number}"]) == len(fresh.log.said) and verify_audit(fresh.engine)
+    assert case_of(fresh, number) == (before if cut == "before the log" else done) and len(
+        label_rows(fresh, number)
+    ) == len(fresh.log.said)
+    assert len([row for row in list_audit(fresh.engine) if row["about"] == f"decision {number}"]) == len(
+        fresh.log.said
+    ) and verify_audit(fresh.engine)
 
 
 @pytest.mark.parametrize("text", ["nul \0", "bell \a", "escape \x1b[31m", "half of a pair \ud800", "x" * 2001])
 def test_text_that_a_store_or_page_does_not_take_is_refused_at_the_door(fresh, text):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
-    for path, data in ((f"case/{number}/verdict", {"verdict": "flag", "note": text}), ("login", {"name": text, "password": text})):
+    for path, data in (
+        (f"case/{number}/verdict", {"verdict": "flag", "note": text}),
+        ("login", {"name": text, "password": text}),
+    ):
         answer = person.post(path, **{name: value.encode("utf-8", "surrogatepass") for name, value in data.items()})
         assert answer.status_code in (401, 422), (path, answer.status_code)
-    if "\ud800" not in text: assert person.get(f"queue?find={quote(text)}").status_code == 422
+    if "\ud800" not in text:
+        assert person.get(f"queue?find={quote(text)}").status_code == 422
     assert fresh.log.said == [] and number in desk_server.open_numbers(fresh.engine)
 
 
 def test_two_people_on_one_case(fresh):
-    first, second, number = Browser(fresh, "analyst-1"), Browser(fresh, "analyst-2"), desk_server.open_numbers(fresh.engine)[0]
+    first, second, number = (
+        Browser(fresh, "analyst-1"),
+        Browser(fresh, "analyst-2"),
+        desk_server.open_numbers(fresh.engine)[0],
+    )
     assert first.part(f"case/{number}/state").status_code == 204
     second.post(f"case/{number}/verdict", verdict="clear", note="known customer")
     state = first.part(f"case/{number}/state").text
@@ -385,22 +601,38 @@ def test_two_people_on_one_case(fresh):
     late = first.post(f"case/{number}/verdict", verdict="flag")
     assert late.status_code == 409 and "cleared by analyst-2 meanwhile" in late.text and len(fresh.log.said) == 1
     other = desk_server.open_numbers(fresh.engine)[0]
-    answers = first.ask(*[("POST", f"case/{other}/verdict", {"csrf": first.csrf, "verdict": verdict}) for verdict in ("clear", "flag", "clear", "flag")])
+    answers = first.ask(
+        *[
+            ("POST", f"case/{other}/verdict", {"csrf": first.csrf, "verdict": verdict})
+            for verdict in ("clear", "flag", "clear", "flag")
+        ]
+    )
     assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 2
 
 
 def test_verdicts_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monkeypatch):
     real = desk_server.Log.__call__
+
     async def say(log, told):
         await asyncio.to_thread(lambda: None)  # as when an order is looked up in the batch log
         return await real(log, told)
+
     monkeypatch.setattr(desk_server.Log, "__call__", say)
     monkeypatch.setattr(pages, "SAYING", 2.0)
     person, numbers = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[:6]
+
     async def at_once():
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(3))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(fresh.app), base_url="https://desk.example", cookies=person.cookies) as client:
-            return await asyncio.gather(*[client.post(f"/desk/case/{number}/verdict", data={"csrf": person.csrf, "verdict": "flag"}) for number in numbers])
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(fresh.app), base_url="https://desk.example", cookies=person.cookies
+        ) as client:
+            return await asyncio.gather(
+                *[
+                    client.post(f"/desk/case/{number}/verdict", data={"csrf": person.csrf, "verdict": "flag"})
+                    for number in numbers
+                ]
+            )
+
     assert [answer.status_code for answer in asyncio.run(at_once())] == [303] * 6 and len(fresh.log.said) == 6
 
 
@@ -411,66 +643,109 @@ def test_a_verdict_that_cannot_be_written_changes_nothing(fresh, caplog):
     assert answer.status_code == 503 and "did not confirm" in answer.text and "my own words</textarea>" in answer.text
     assert number in desk_server.open_numbers(fresh.engine) and verify_audit(fresh.engine)
     assert "my own words" not in caplog.text
-    for wrong in ({"verdict": "burn"}, {}, {"verdict": "flag", "note": "x" * 3000}): assert person.post(f"case/{number}/verdict", **wrong).status_code == 422
+    for wrong in ({"verdict": "burn"}, {}, {"verdict": "flag", "note": "x" * 3000}):
+        assert person.post(f"case/{number}/verdict", **wrong).status_code == 422
     fresh.log.down = False
     assert person.post(f"case/{number}/verdict", verdict="flag").status_code == 303
-    assert person.post("case/999999/verdict", verdict="flag").status_code == person.post("case/999999/undo").status_code == 404
+    assert (
+        person.post("case/999999/verdict", verdict="flag").status_code
+        == person.post("case/999999/undo").status_code
+        == 404
+    )
 
 
 def test_a_database_that_fails_is_said_in_a_sentence(fresh):
     person = Browser(fresh, "viewer-1")
-    with fresh.engine.begin() as connection: connection.execute(sa.text("ALTER TABLE cases RENAME TO gone"))
+    with fresh.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE cases RENAME TO gone"))
     for answer in (person.get("queue"), person.part("queue"), person.get("trends/data", accept="application/json")):
-        assert answer.status_code == 503 and "database does not answer" in answer.text and "gone" not in answer.text and "SELECT" not in answer.text
+        assert (
+            answer.status_code == 503
+            and "database does not answer" in answer.text
+            and "gone" not in answer.text
+            and "SELECT" not in answer.text
+        )
 
 
 # --- trends -----------------------------------------------------------------------------------------------------------------------------
 
+
 def test_trends_add_up(desk):
     data = Browser(desk, "viewer-1").get("trends/data?span=90", accept="application/json").json()
     with desk.engine.connect() as connection:
-        counted = dict(connection.execute(sa.select(decisions.c.band, sa.func.count()).group_by(decisions.c.band)).all())
-        waiting = connection.execute(sa.select(sa.func.count()).select_from(cases).where(cases.c.status == "open")).scalar()
-    assert {band: sum(values) for band, values in data["volume"].items()} == counted and sum(data["scores"]) == sum(counted.values()) == 1500
-    assert sum(count for _, count in data["ages"]) == waiting and data["tiles"]["waiting"] == str(waiting) and len(data["days"]) == 90
+        counted = dict(
+            connection.execute(sa.select(decisions.c.band, sa.func.count()).group_by(decisions.c.band)).all()
+        )
+        waiting = connection.execute(
+            sa.select(sa.func.count()).select_from(cases).where(cases.c.status == "open")
+        ).scalar()
+    assert {band: sum(values) for band, values in data["volume"].items()} == counted and sum(data["scores"]) == sum(
+        counted.values()
+    ) == 1500
+    assert (
+        sum(count for _, count in data["ages"]) == waiting
+        and data["tiles"]["waiting"] == str(waiting)
+        and len(data["days"]) == 90
+    )
     assert any(rate for rate in data["rates"]["medium"]) and not data["behind"]
 
 
 def test_what_if_follows_threshold_and_capacity(desk):
     person = Browser(desk, "viewer-1")
+
     def asked(**query) -> dict[str, float]:
-        text = person.part("trends/what-if?" + str(httpx.QueryParams({"span": 90, "step": 5, "capacity": 1000, "an_hour": 40} | query))).text
+        text = person.part(
+            "trends/what-if?" + str(httpx.QueryParams({"span": 90, "step": 5, "capacity": 1000, "an_hour": 40} | query))
+        ).text
         return {name: float(value.replace(",", "")) for name, value in re.findall(r'data-count="(\w+)">([^<]+)', text)}
+
     chosen = [asked(step=step)["chosen"] for step in range(0, 32, 6)]
     assert chosen == sorted(chosen, reverse=True) and chosen[0] > chosen[-1] and asked(step=0)["chosen"] <= 1500 / 44
-    assert asked(step=0, capacity=2)["reviewed"] == 2.0 and asked(step=0, capacity=2)["frauds"] <= asked(step=0)["frauds"]
+    assert (
+        asked(step=0, capacity=2)["reviewed"] == 2.0 and asked(step=0, capacity=2)["frauds"] <= asked(step=0)["frauds"]
+    )
     assert asked(an_hour=4000)["saved"] < asked(an_hour=0)["saved"] and asked(capacity=0)["reviewed"] == 0
     for wrong in ({"step": "x"}, {"step": 99}, {"capacity": -1}, {"capacity": "nan"}, {"an_hour": "1e999"}):
-        answer = person.part("trends/what-if?" + str(httpx.QueryParams({"step": 5, "capacity": 10, "an_hour": 40} | wrong)))
+        answer = person.part(
+            "trends/what-if?" + str(httpx.QueryParams({"step": 5, "capacity": 10, "an_hour": 40} | wrong))
+        )
         assert answer.status_code == 422 and "must be numbers" in answer.text, wrong
 
 
 def test_sums_follow_labels_and_are_counted_once(fresh):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     sums = sa.select(*[sa.func.sum(queries.outcomes.c[name]) for name in ("events", "known", "frauds")])
-    with fresh.engine.connect() as connection: before = connection.execute(sums).one()
+    with fresh.engine.connect() as connection:
+        before = connection.execute(sums).one()
     person.post(f"case/{number}/verdict", verdict="flag")
     fresh.log.write()
-    with fresh.engine.connect() as connection: assert queries.is_behind(connection)
-    while queries.catch_up(fresh.engine, 2, 1): pass
-    with fresh.engine.connect() as connection: assert connection.execute(sums).one() == (before[0], before[1] + 1, before[2] + 1) and not queries.is_behind(connection)
+    with fresh.engine.connect() as connection:
+        assert queries.is_behind(connection)
+    while queries.catch_up(fresh.engine, 2, 1):
+        pass
+    with fresh.engine.connect() as connection:
+        assert connection.execute(sums).one() == (before[0], before[1] + 1, before[2] + 1) and not queries.is_behind(
+            connection
+        )
 
 
 # --- package ----------------------------------------------------------------------------------------------------------------------------
+
 
 def test_templates_and_static_files_are_installed_and_as_listed(root):
     static = root / "fraud_poc" / "desk" / "static"
     listed = json.loads((static / "vendored.json").read_text())
     for name, one in listed.items():
-        assert hashlib.sha256((static / name).read_bytes()).hexdigest() == one["sha256"] and (static / one["licence_file"]).stat().st_size > 300
+        assert (
+            hashlib.sha256((static / name).read_bytes()).hexdigest() == one["sha256"]
+            and (static / one["licence_file"]).stat().st_size > 300
+        )
     patterns = re.findall(r"^recursive-include (\S+) (\S+)$", (root / "MANIFEST.in").read_text(), re.M)
     packages = {Path(*name.split(".")) for name in find_packages(str(root), include=["fraud_poc*"])}
     for path in (root / "fraud_poc" / "desk").rglob("*"):
-        if path.suffix in (".py", ".pyc") or not path.is_file(): continue
+        if path.suffix in (".py", ".pyc") or not path.is_file():
+            continue
         name = path.relative_to(root)
-        assert any(name.is_relative_to(folder) and name.match(pattern) for folder, pattern in patterns) and any(name.is_relative_to(package) for package in packages), name
+        assert any(name.is_relative_to(folder) and name.match(pattern) for folder, pattern in patterns) and any(
+            name.is_relative_to(package) for package in packages
+        ), name

@@ -1,9 +1,10 @@
 """A new domain is a configuration file and nothing else."""
+
+import house
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import house
 from fraud_poc.config import load_settings
 from fraud_poc.data.ingest import ingest, read_manifest
 from fraud_poc.features.batch import compute_features, features_folder, read_states
@@ -67,10 +68,18 @@ def test_a_domain_of_its_own(root, tmp_path):
     (tmp_path / "payments.toml").write_text(PAYMENTS + house.rest_of_settings(root, "payer"), encoding="utf-8")
     hour = 3_600_000
     start = 1_700_000_000_000 // hour * hour
-    payments = [(f"p{i:03d}", start + i * hour // 2, 1000 + i, f"payer{i % 3}", f"payee{i % 5}", "app" if i % 7 else "web") for i in range(120)]
+    payments = [
+        (f"p{i:03d}", start + i * hour // 2, 1000 + i, f"payer{i % 3}", f"payee{i % 5}", "app" if i % 7 else "web")
+        for i in range(120)
+    ]
     lines = [",".join(map(str, row)) for row in payments]
-    (tmp_path / "payments.csv").write_text("\n".join(["reference,sent_at,yen,payer,payee,channel", *lines]) + "\n", encoding="utf-8")
-    (tmp_path / "disputes.csv").write_text(f"reference,outcome,closed_at\np000,scam,{start + 30 * hour}\np005,settled,{start + 31 * hour}\n", encoding="utf-8")
+    (tmp_path / "payments.csv").write_text(
+        "\n".join(["reference,sent_at,yen,payer,payee,channel", *lines]) + "\n", encoding="utf-8"
+    )
+    (tmp_path / "disputes.csv").write_text(
+        f"reference,outcome,closed_at\np000,scam,{start + 30 * hour}\np005,settled,{start + 31 * hour}\n",
+        encoding="utf-8",
+    )
 
     settings = load_settings(tmp_path / "payments.toml")
     told = ingest(settings)
@@ -79,8 +88,12 @@ def test_a_domain_of_its_own(root, tmp_path):
     assert report["entities"] == {"payer": 3, "payee": 5}
 
     table = build_table(settings)
-    features = pa.concat_tables([pq.read_table(features_folder(settings, table) / "parts" / f"{p['name']}.parquet")
-                                 for p in read_manifest(settings.batch.folder)["parts"]]).to_pandas()
+    features = pa.concat_tables(
+        [
+            pq.read_table(features_folder(settings, table) / "parts" / f"{p['name']}.parquet")
+            for p in read_manifest(settings.batch.folder)["parts"]
+        ]
+    ).to_pandas()
     assert list(features.columns) == ["seq", "flags_payer", "flags_payee", *table.names]
     # payer0 pays every 90 minutes: as of its tenth payment, nine are known, one of them in the last... none within an hour
     tenth = features.iloc[27]
@@ -94,7 +107,12 @@ def test_a_domain_of_its_own(root, tmp_path):
 
 
 def test_a_label_leaves_states_of_entities_that_learn_none_as_they_are(root):
-    table = build_table(load_settings(root / "config" / "orders.toml", {"features.rows": ['FraudCount(by="customer_id", over="lifetime")', 'Count(by="email", over="1d")']}))
+    table = build_table(
+        load_settings(
+            root / "config" / "orders.toml",
+            {"features.rows": ['FraudCount(by="customer_id", over="lifetime")', 'Count(by="email", over="1d")']},
+        )
+    )
     assert [(entity.by, bool(entity.labels)) for entity in table.entities] == [("customer_id", True), ("email", False)]
     stepper, keys = Stepper(table), {"customer_id": 7, "email": 8, "ip_addr": 0, "device": 0, "location": 0}
     states = step_event(stepper, 1_748_736_000_000, 1, 500, keys, [b"", b""])[2]

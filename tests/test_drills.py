@@ -1,4 +1,5 @@
 """The drills of benchmarks/ on a small scale: the service under kills, and under more orders than it can answer."""
+
 import json
 import os
 import sys
@@ -7,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from waiting import LONG, until, watched
 
 from fraud_poc.api import scoring
 from fraud_poc.config import load_settings
 from fraud_poc.live.store import Client, StoreDown, kept_running, server_for, server_runs, start_redis
-from waiting import LONG, until, watched
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -28,7 +29,10 @@ def made(tmp_path_factory):
 
 def run(name: str, made: Path, *options) -> dict:
     "A drill as a command, which says how far it is; its summary, the last line."
-    done = watched([sys.executable, ROOT / "benchmarks" / name, "--made", made, *options], env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+    done = watched(
+        [sys.executable, ROOT / "benchmarks" / name, "--made", made, *options],
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )
     last = (done.stdout.splitlines() or [""])[-1]
     assert last.startswith("{"), done.stdout[-5000:]
     return json.loads(last) | {"code": done.returncode, "said": done.stdout[-5000:]}
@@ -38,29 +42,50 @@ def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed(made):
     found = run("crash.py", made, "--orders", 600, "--redis-kills", 2, "--worker-kills", 2, "--connections", 4)
     assert found["code"] == 0 and found["acknowledged"] == found["orders"] == 600, found["said"]
     assert found["redis_kills"] == found["worker_kills"] == 2
-    for name in ("lost", "twice", "never_acknowledged", "other_score", "differing_bits", "differing_states", "rebuilt_differing"): assert found[name] == 0, found["said"]
+    for name in (
+        "lost",
+        "twice",
+        "never_acknowledged",
+        "other_score",
+        "differing_bits",
+        "differing_states",
+        "rebuilt_differing",
+    ):
+        assert found[name] == 0, found["said"]
 
 
 def test_overload_is_refused_cleanly(made):
     found = run("load.py", made, "--seconds", 2, "--search", 1, "--patterns", 300, "--busy-machine")
-    assert found["errors"] == 0 and found["sustainable"] > 0 and found["memory_growth"]["scoring"] < 0.1 and found["memory_growth"]["writer"] < 0.5, found["said"]
+    assert (
+        found["errors"] == 0
+        and found["sustainable"] > 0
+        and found["memory_growth"]["scoring"] < 0.1
+        and found["memory_growth"]["writer"] < 0.5
+    ), found["said"]
     assert found["loads"]["twice the rate"]["accepted"] > 0 and not found["store_left_running"]
 
 
 # --- what they rest on -----------------------------------------------------------------------------------------------------------------
 
+
 def answer(url: str, *command):
     "A reply of a server that may be about to start."
+
     def ask() -> tuple:
-        with Client(url, LONG) as client: return (client.call(*command),)
+        with Client(url, LONG) as client:
+            return (client.call(*command),)
+
     return until(ask, "the server answers", ignore=(StoreDown,))[0]
 
 
-def server_process(url: str) -> int: return int(answer(url, "INFO", "server").decode().partition("process_id:")[2].split()[0])
+def server_process(url: str) -> int:
+    return int(answer(url, "INFO", "server").decode().partition("process_id:")[2].split()[0])
 
 
 def test_a_server_that_dies_is_started_again_by_one_of_its_users(tmp_path, root):
-    settings = load_settings(root / "config" / "orders.toml", {"batch.folder": str(tmp_path), "live.durability": "always"})
+    settings = load_settings(
+        root / "config" / "orders.toml", {"batch.folder": str(tmp_path), "live.durability": "always"}
+    )
     with server_for(settings) as url, server_for(settings) as same:
         assert url == same
         for number in range(3):
@@ -69,34 +94,49 @@ def test_a_server_that_dies_is_started_again_by_one_of_its_users(tmp_path, root)
             os.kill(pid, 9)
             until(lambda: server_process(url) != pid, "another server answers")
             assert answer(url, "GET", "number") == str(number).encode()
-    assert not server_runs(tmp_path / "redis") and not [thread for thread in threading.enumerate() if thread.name == "store"]
+    assert not server_runs(tmp_path / "redis") and not [
+        thread for thread in threading.enumerate() if thread.name == "store"
+    ]
 
 
 def test_a_server_that_cannot_start_is_told_of_and_tried_again(tmp_path, caplog):
     with start_redis(tmp_path) as server:
         ensure, tries = server.ensure, []
+
         def failing():
             tries.append(1)
-            if len(tries) < 2: raise RuntimeError("no room")
+            if len(tries) < 2:
+                raise RuntimeError("no room")
             ensure()
+
         server.ensure = failing
         with kept_running(server):
             server.process.kill()
             assert answer(server.url, "PING") == b"PONG"
             until(lambda: len(caplog.records) >= 2, "both are told")
-    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] and caplog.records[0].fields["reason"] == "no room"
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] and caplog.records[0].fields[
+        "reason"
+    ] == "no room"
 
 
 class Worker:
     "Stands in for a worker process of uvicorn."
+
     def __init__(self, config, sockets, code=None):
         self.config, self.sockets, self.exitcode, self.pid, self.said = config, sockets, code, 1, []
         self.process = SimpleNamespace(is_alive=lambda: self.exitcode is None)
 
-    def start(self): self.said.append("start")
-    def kill(self): self.said.append("kill")
-    def join(self): self.said.append("join")
-    def is_alive(self, timeout): raise AssertionError("nobody waits for a sign of life")
+    def start(self):
+        self.said.append("start")
+
+    def kill(self):
+        self.said.append("kill")
+
+    def join(self):
+        self.said.append("join")
+
+    def is_alive(self, timeout):
+        raise AssertionError("nobody waits for a sign of life")
 
 
 def supervisor(*codes) -> scoring.Workers:

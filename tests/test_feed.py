@@ -1,4 +1,5 @@
 """The feed sends orders and verdicts at its rate, to scorers that may be reached and to nobody else."""
+
 import asyncio
 import json
 import signal
@@ -14,23 +15,50 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import ended, line_of, until, until_so
 
 from fraud_poc.config import load_settings
-from fraud_poc.feed import (MOST, PATIENCE, Feed, Link, Place, Reply, Scorer, Stream, Timer, ask, create_feed, deliver, drive, find_place, keep_registered,
-                            live_orders, read_address, register)
+from fraud_poc.feed import (
+    MOST,
+    PATIENCE,
+    Feed,
+    Link,
+    Place,
+    Reply,
+    Scorer,
+    Stream,
+    Timer,
+    ask,
+    create_feed,
+    deliver,
+    drive,
+    find_place,
+    keep_registered,
+    live_orders,
+    read_address,
+    register,
+)
 from fraud_poc.live.decide import OrderReader, read_dict
-from waiting import ended, in_time, line_of, until, until_so
 
 HOSTS = ["127.0.0.1", "localhost", "::1"]
 
 
 @pytest.fixture(scope="module")
 def settings(root):
-    return load_settings(root / "config/orders.toml", {"sample.orders": 20_000, "sample.customers": 3_000, "feed.orders_per_second": 50.0, "feed.label_delay": "200ms"})
+    return load_settings(
+        root / "config/orders.toml",
+        {
+            "sample.orders": 20_000,
+            "sample.customers": 3_000,
+            "feed.orders_per_second": 50.0,
+            "feed.label_delay": "200ms",
+        },
+    )
 
 
 class Stand(BaseHTTPRequestHandler):
     "A scorer that keeps what it gets."
+
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
@@ -39,32 +67,40 @@ class Stand(BaseHTTPRequestHandler):
         status, headers, answer = self.server.answer(self.path, body)
         content = json.dumps(answer).encode()
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content)), "Content-Type": "application/json"}.items(): self.send_header(name, value)
+        for name, value in {**headers, "Content-Length": str(len(content)), "Content-Type": "application/json"}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 @contextmanager
 def scorer_at(answer=lambda path, body: (200, {}, {"action": "pass", "degraded": None}), host="127.0.0.1"):
     "A scorer on a free port."
-    class Server(ThreadingHTTPServer): address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
     server = Server((host, 0), Stand)
     server.daemon_threads, server.got, server.answer = True, [], answer
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    try: yield server
+    try:
+        yield server
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def url_of(server, host="127.0.0.1"): return f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
+def url_of(server, host="127.0.0.1"):
+    return f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------------------------
+
 
 def test_orders_go_on_where_the_sample_ends_and_are_taken_by_the_service(settings):
     reader, last, frauds = OrderReader(settings, b"x" * 32), "", 0
@@ -79,71 +115,158 @@ def test_no_order_is_later_than_the_clock_and_the_stream_does_not_end(settings):
     small = settings.model_copy(update={"sample": settings.sample.model_copy(update={"orders": 300, "days": 5})})
     now = 1_736_400_000_000  # three days after the first five
     orders = [order for order, _ in islice(live_orders(small, 1, "s", clock=lambda: now), 1_500)]
-    assert orders[0]["order_date"] < orders[-1]["order_date"] == "2025-01-09T05:20:00.000+00:00" and len({order["order_id"] for order in orders}) == 1_500
+    assert (
+        orders[0]["order_date"] < orders[-1]["order_date"] == "2025-01-09T05:20:00.000+00:00"
+        and len({order["order_id"] for order in orders}) == 1_500
+    )
 
 
 def test_domains_that_cannot_be_generated_are_refused(root):
-    with pytest.raises(ValueError, match=r"no section \[sample\]"): create_feed(load_settings(root / "config/cards.toml"))
-    with pytest.raises(ValueError, match="not in both"): create_feed(load_settings(root / "config/orders.toml", {"columns.categories": []}))
+    with pytest.raises(ValueError, match=r"no section \[sample\]"):
+        create_feed(load_settings(root / "config/cards.toml"))
+    with pytest.raises(ValueError, match="not in both"):
+        create_feed(load_settings(root / "config/orders.toml", {"columns.categories": []}))
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------------------------
 
+
 async def places(url, hosts=HOSTS, answers=("127.0.0.1",)):
     asked = []
+
     async def look_up(host, port):
         asked.append(host)
         return list(answers)
+
     return await find_place(url, hosts, look_up), asked
 
 
-@pytest.mark.parametrize("url, origin", [
-    ("http://127.0.0.1:8000", "http://127.0.0.1:8000"), ("HTTP://LocalHost:8000/", "http://localhost:8000"), ("https://localhost", "https://localhost:443"),
-    ("http://[::1]", "http://[::1]:80"), ("http://127.9.8.7:1", "http://127.9.8.7:1"), ("http://scorer-1.internal:80", "http://scorer-1.internal:80"),
-    ("http://10.1.2.3", "http://10.1.2.3:80"), ("http://[fd00::1]:9", "http://[fd00::1]:9")])
+@pytest.mark.parametrize(
+    "url, origin",
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("HTTP://LocalHost:8000/", "http://localhost:8000"),
+        ("https://localhost", "https://localhost:443"),
+        ("http://[::1]", "http://[::1]:80"),
+        ("http://127.9.8.7:1", "http://127.9.8.7:1"),
+        ("http://scorer-1.internal:80", "http://scorer-1.internal:80"),
+        ("http://10.1.2.3", "http://10.1.2.3:80"),
+        ("http://[fd00::1]:9", "http://[fd00::1]:9"),
+    ],
+)
 def test_addresses_that_may_register(url, origin):
     place, asked = asyncio.run(places(url, [*HOSTS, "Scorer-1.internal", "10.1.2.3", "FD00:0::1"], ["127.0.0.1"]))
     assert place.origin == origin and (not asked) == (place.addresses[0] in origin)
 
 
-@pytest.mark.parametrize("url", [
-    "http://127.1", "http://0", "http://0.0.0.0", "http://[::]", "http://0x7f000001", "http://0177.0.0.1", "http://2130706433", "http://127.0.0.1.nip.example", "http://localhost.evil.example",
-    "http://localhost.", "http://[::ffff:127.0.0.1]", "http://[::ffff:7f00:1]", "http://[0:0:0:0:0:ffff:a00:1]", "http://[::1%25eth0]", "http://[::127.0.0.1]", "http://10.0.0.1", "http://169.254.169.254",
-    "http://[fe80::1]", "http://user:word@127.0.0.1", "http://127.0.0.1@10.0.0.1", "http://10.0.0.1#@127.0.0.1", "http://127.0.0.1\\@10.0.0.1", "http://127.0.0.1:80:80", "http://127.0.0.1:0", "http://127.0.0.1:65536",
-    "http://127.0.0.1/score", "http://127.0.0.1?x", "http://127.0.0.1//", "//127.0.0.1", "127.0.0.1:80", "ftp://127.0.0.1", "file:///etc/passwd", "http://", "http://%31", "http://１２７.0.0.1", "http://ⓛocalhost",
-    "http://127.0.0.1\r\nX: y", "http://127.0.0.1\n", "http://127.0.0.1 ", "\thttp://127.0.0.1", "javascript://127.0.0.1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.1",
+        "http://0",
+        "http://0.0.0.0",
+        "http://[::]",
+        "http://0x7f000001",
+        "http://0177.0.0.1",
+        "http://2130706433",
+        "http://127.0.0.1.nip.example",
+        "http://localhost.evil.example",
+        "http://localhost.",
+        "http://[::ffff:127.0.0.1]",
+        "http://[::ffff:7f00:1]",
+        "http://[0:0:0:0:0:ffff:a00:1]",
+        "http://[::1%25eth0]",
+        "http://[::127.0.0.1]",
+        "http://10.0.0.1",
+        "http://169.254.169.254",
+        "http://[fe80::1]",
+        "http://user:word@127.0.0.1",
+        "http://127.0.0.1@10.0.0.1",
+        "http://10.0.0.1#@127.0.0.1",
+        "http://127.0.0.1\\@10.0.0.1",
+        "http://127.0.0.1:80:80",
+        "http://127.0.0.1:0",
+        "http://127.0.0.1:65536",
+        "http://127.0.0.1/score",
+        "http://127.0.0.1?x",
+        "http://127.0.0.1//",
+        "//127.0.0.1",
+        "127.0.0.1:80",
+        "ftp://127.0.0.1",
+        "file:///etc/passwd",
+        "http://",
+        "http://%31",
+        "http://１２７.0.0.1",
+        "http://ⓛocalhost",
+        "http://127.0.0.1\r\nX: y",
+        "http://127.0.0.1\n",
+        "http://127.0.0.1 ",
+        "\thttp://127.0.0.1",
+        "javascript://127.0.0.1",
+    ],
+)
 def test_addresses_that_may_not_register(url):
-    with pytest.raises(ValueError): read_address(url, HOSTS)
+    with pytest.raises(ValueError):
+        read_address(url, HOSTS)
 
 
-@given(st.text(alphabet="htps:/[]@#?.%\\ 0127x:local1e-", max_size=40) | st.from_regex(r"https?://[ -~]{1,20}", fullmatch=True))
+@given(
+    st.text(alphabet="htps:/[]@#?.%\\ 0127x:local1e-", max_size=40)
+    | st.from_regex(r"https?://[ -~]{1,20}", fullmatch=True)
+)
 def test_no_other_host_slips_through(text):
     "Whatever is accepted is exactly this machine or a configured name, and urllib sees the same host."
     from urllib.parse import urlsplit
-    try: scheme, host, port = read_address(text, HOSTS)
-    except ValueError: return
+
+    try:
+        scheme, host, port = read_address(text, HOSTS)
+    except ValueError:
+        return
     assert urlsplit(text).hostname == host and (host in ("localhost", "::1") or host.startswith("127."))
 
 
-@pytest.mark.parametrize("name, answers", [("localhost", ["10.0.0.1"]), ("localhost", ["127.0.0.1", "10.0.0.1"]), ("localhost", ["::ffff:10.0.0.1"]), ("scorer", ["169.254.169.254"]), ("scorer", ["::ffff:169.254.169.254"]),
-                                           ("scorer", ["fe80::1%eth0"]), ("scorer", ["0.0.0.0"]), ("scorer", ["::"]), ("scorer", ["224.0.0.1"]), ("scorer", ["10.0.0.1", "169.254.0.1"])])
+@pytest.mark.parametrize(
+    "name, answers",
+    [
+        ("localhost", ["10.0.0.1"]),
+        ("localhost", ["127.0.0.1", "10.0.0.1"]),
+        ("localhost", ["::ffff:10.0.0.1"]),
+        ("scorer", ["169.254.169.254"]),
+        ("scorer", ["::ffff:169.254.169.254"]),
+        ("scorer", ["fe80::1%eth0"]),
+        ("scorer", ["0.0.0.0"]),
+        ("scorer", ["::"]),
+        ("scorer", ["224.0.0.1"]),
+        ("scorer", ["10.0.0.1", "169.254.0.1"]),
+    ],
+)
 def test_names_that_lead_astray_are_refused(name, answers):
-    with pytest.raises(ValueError, match="which no scorer may have"): asyncio.run(places(f"http://{name}", [*HOSTS, "scorer"], answers))
+    with pytest.raises(ValueError, match="which no scorer may have"):
+        asyncio.run(places(f"http://{name}", [*HOSTS, "scorer"], answers))
 
 
 def test_names_that_are_not_configured_are_never_looked_up():
-    async def look_up(host, port): raise AssertionError("asked")
-    with pytest.raises(ValueError, match="nor named in feed.hosts"): asyncio.run(find_place("http://evil.example", HOSTS, look_up))
+    async def look_up(host, port):
+        raise AssertionError("asked")
+
+    with pytest.raises(ValueError, match="nor named in feed.hosts"):
+        asyncio.run(find_place("http://evil.example", HOSTS, look_up))
 
 
 def test_a_name_is_looked_up_once_and_the_checked_address_is_used(settings):
     "After the check the name leads elsewhere: the requests still go where they were checked for, with the name in the Host header."
     answers = iter([["127.0.0.1"]])
-    async def look_up(host, port): return next(answers)
+
+    async def look_up(host, port):
+        return next(answers)
+
     with scorer_at() as server:
         chosen = settings.model_copy(update={"feed": settings.feed.model_copy(update={"hosts": ["scorer.invalid"]})})
         with TestClient(create_feed(chosen, look_up=look_up)) as client:
-            assert client.post("/register", json={"url": f"http://scorer.invalid:{server.server_address[1]}"}).status_code == 200
+            assert (
+                client.post("/register", json={"url": f"http://scorer.invalid:{server.server_address[1]}"}).status_code
+                == 200
+            )
             until(lambda: len(server.got) > 5, "orders arrive")
         assert {headers["Host"] for _, _, headers in server.got} == {f"scorer.invalid:{server.server_address[1]}"}
 
@@ -159,17 +282,22 @@ def test_redirects_are_not_followed(settings):
 
 def test_proxies_of_the_environment_are_not_asked(monkeypatch):
     with scorer_at() as server, scorer_at() as proxy:
-        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"): monkeypatch.setenv(name, url_of(proxy))
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, url_of(proxy))
         place = asyncio.run(find_place(url_of(server), HOSTS))
         assert ask(Link(place), "/score", {}, "").status == 200 and not proxy.got
 
 
 def test_ipv6():
-    try: socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError: pytest.skip("this machine has no IPv6")
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
     with scorer_at(host="::1") as server:
         place = asyncio.run(find_place(url_of(server, "::1"), HOSTS))
-        assert ask(Link(place), "/score", {}, "").status == 200 and server.got[0][2]["Host"] == url_of(server, "::1").removeprefix("http://")
+        assert ask(Link(place), "/score", {}, "").status == 200 and server.got[0][2]["Host"] == url_of(
+            server, "::1"
+        ).removeprefix("http://")
 
 
 def test_the_second_address_of_a_name_is_tried():
@@ -181,8 +309,12 @@ def test_the_second_address_of_a_name_is_tried():
 def test_the_certificate_must_be_the_names(monkeypatch):
     "The name goes into the handshake, the connection to the address."
     seen = {}
+
     class Context:
-        def wrap_socket(self, sock, server_hostname): seen.update(name=server_hostname, peer=sock.getpeername()[0]); raise OSError("enough")
+        def wrap_socket(self, sock, server_hostname):
+            seen.update(name=server_hostname, peer=sock.getpeername()[0])
+            raise OSError("enough")
+
     monkeypatch.setattr("ssl.create_default_context", Context)
     with scorer_at() as server, pytest.raises(OSError, match="enough"):
         ask(Link(Place("https", "scorer.invalid", server.server_address[1], ("127.0.0.1",))), "/score", {}, "")
@@ -191,43 +323,62 @@ def test_the_certificate_must_be_the_names(monkeypatch):
 
 # --- rate, pauses, patience -------------------------------------------------------------------------------------------------------------
 
+
 class QuickTimer(Timer):
     "Jumps to the next moment that is waited for."
-    def __init__(self): self.time = 0.0
-    def now(self): return self.time
-    async def sleep(self, seconds): self.time += seconds; await asyncio.sleep(0)
+
+    def __init__(self):
+        self.time = 0.0
+
+    def now(self):
+        return self.time
+
+    async def sleep(self, seconds):
+        self.time += seconds
+        await asyncio.sleep(0)
 
 
 def played(settings, seconds, answer, takes=0.0):
     "What one scorer gets until so many seconds have gone by; an answer takes some time."
     timer, got = QuickTimer(), []
     scorer = Scorer(Place("http", "127.0.0.1", 1, ("127.0.0.1",)), "k", Stream(live_orders(settings, 1, "s")))
+
     async def send(scorer, path, body):
         got.append((round(timer.now(), 4), path, body))
-        if timer.now() > seconds: raise asyncio.CancelledError
+        if timer.now() > seconds:
+            raise asyncio.CancelledError
         timer.time += takes
         return answer(path, timer.now())
+
     async def run():
-        with suppress(asyncio.CancelledError): await drive(scorer, settings, send, timer)
+        with suppress(asyncio.CancelledError):
+            await drive(scorer, settings, send, timer)
+
     asyncio.run(run())
     return scorer, got
 
 
-def fed(settings, rate, delay): return settings.model_copy(update={"feed": settings.feed.model_copy(update={"orders_per_second": rate, "label_delay": delay})})
+def fed(settings, rate, delay):
+    return settings.model_copy(
+        update={"feed": settings.feed.model_copy(update={"orders_per_second": rate, "label_delay": delay})}
+    )
 
 
-def good(path, now): return Reply(200, {"action": "pass"}, 0.0)
+def good(path, now):
+    return Reply(200, {"action": "pass"}, 0.0)
 
 
 @pytest.mark.parametrize("rate", [0.5, 5.0, 200.0])
 def test_rate_and_delay_of_verdicts(settings, rate):
     scorer, got = played(fed(settings, rate, "3s"), 8, good)
     orders, labels = ([row for row in got if row[1] == path] for path in ("/score", "/labels"))
-    assert [at for at, *_ in orders] == pytest.approx([n / rate for n in range(len(orders))], abs=1e-3) and orders[-1][0] > 7.99 - 1 / rate
+    assert [at for at, *_ in orders] == pytest.approx([n / rate for n in range(len(orders))], abs=1e-3) and orders[-1][
+        0
+    ] > 7.99 - 1 / rate
     sent = {body["order_id"]: at for at, _, body in orders}
     assert labels and all(at - sent[body["order"]] == pytest.approx(3, abs=1e-3) for at, _, body in labels)
     assert all((body["fraud"], body["source"]) in ((True, "chargeback"), (False, "customer")) for *_, body in labels)
-    assert [body["order"] for *_, body in labels] == [body["order_id"] for *_, body in orders][:len(labels)]
+    assert [body["order"] for *_, body in labels] == [body["order_id"] for *_, body in orders][: len(labels)]
 
 
 def test_a_slow_scorer_is_not_flooded_afterwards(settings):
@@ -237,52 +388,97 @@ def test_a_slow_scorer_is_not_flooded_afterwards(settings):
 
 
 def test_pauses_double_and_retry_after_is_heeded(settings):
-    _, got = played(fed(settings, 1.0, "1h"), 60, lambda path, now: Reply(503, {}, 0.0) if now < 50 else good(path, now))
-    assert [at for at, *_ in got][:7] == [0, 1, 3, 7, 15, 31, 61] and len({body["order_id"] for *_, body in got[:7]}) == 1
+    _, got = played(
+        fed(settings, 1.0, "1h"), 60, lambda path, now: Reply(503, {}, 0.0) if now < 50 else good(path, now)
+    )
+    assert [at for at, *_ in got][:7] == [0, 1, 3, 7, 15, 31, 61] and len(
+        {body["order_id"] for *_, body in got[:7]}
+    ) == 1
     _, got = played(fed(settings, 1.0, "1h"), 10, lambda path, now: Reply(429, {}, 5.0) if now < 1 else good(path, now))
     assert [at for at, *_ in got][:2] == [0, 5]
 
 
 def test_who_never_answers_is_dropped_visibly(settings):
     scorer, got = played(settings, 10_000, lambda path, now: Reply(500, None, 0.0))
-    assert scorer.state == "dropped" and scorer.problem == "/score answers 500" and PATIENCE <= got[-1][0] < 2 * PATIENCE and not scorer.due
+    assert (
+        scorer.state == "dropped"
+        and scorer.problem == "/score answers 500"
+        and PATIENCE <= got[-1][0] < 2 * PATIENCE
+        and not scorer.due
+    )
 
 
-@pytest.mark.parametrize("status, words", [(401, "refuses the key"), (403, "refuses the key"), (302, "redirect"), (404, "there is no /score"), (405, "there is no /score")])
+@pytest.mark.parametrize(
+    "status, words",
+    [
+        (401, "refuses the key"),
+        (403, "refuses the key"),
+        (302, "redirect"),
+        (404, "there is no /score"),
+        (405, "there is no /score"),
+    ],
+)
 def test_what_does_not_get_better_is_dropped_at_once(settings, status, words):
     scorer, got = played(settings, 100, lambda path, now: Reply(status, None, 0.0))
     assert len(got) == 1 and scorer.state == "dropped" and words in scorer.problem
 
 
 def test_refused_orders_and_verdicts_are_counted_and_degraded_ones_get_no_verdict(settings):
-    scorer, got = played(fed(settings, 10.0, "1s"), 5, lambda path, now: Reply(409, {}, 0.0) if now < 1 else Reply(404, {}, 0.0) if path == "/labels" else good(path, now))
-    assert 10 <= scorer.counts["refused"] <= 11 and scorer.counts["labels_refused"] > 20 and scorer.state == "sending" and not scorer.counts["labels"]
-    _, got = played(fed(settings, 10.0, "1s"), 5, lambda path, now: Reply(200, {"action": "pass", "degraded": "store_down"}, 0.0))
+    scorer, got = played(
+        fed(settings, 10.0, "1s"),
+        5,
+        lambda path, now: (
+            Reply(409, {}, 0.0) if now < 1 else Reply(404, {}, 0.0) if path == "/labels" else good(path, now)
+        ),
+    )
+    assert (
+        10 <= scorer.counts["refused"] <= 11
+        and scorer.counts["labels_refused"] > 20
+        and scorer.state == "sending"
+        and not scorer.counts["labels"]
+    )
+    _, got = played(
+        fed(settings, 10.0, "1s"), 5, lambda path, now: Reply(200, {"action": "pass", "degraded": "store_down"}, 0.0)
+    )
     assert {path for _, path, _ in got} == {"/score"}
 
 
 def test_a_broken_answer_is_an_answer_and_a_broken_feed_is_visible(settings):
     scorer, _ = played(fed(settings, 10.0, "1s"), 1, lambda path, now: Reply(200, None, 0.0))
     assert 10 <= scorer.counts["orders"] <= 11
+
     async def run():
-        async def send(scorer, path, body): raise KeyError("x")
+        async def send(scorer, path, body):
+            raise KeyError("x")
+
         broken = Scorer(scorer.place, "k", Stream(live_orders(settings, 1, "s")))
-        with pytest.raises(KeyError): await drive(broken, settings, send, QuickTimer())
+        with pytest.raises(KeyError):
+            await drive(broken, settings, send, QuickTimer())
         return broken
+
     assert asyncio.run(run()).problem == "the feed failed: KeyError"
 
 
 def test_delivery_goes_on_after_a_broken_connection(settings):
     tries = []
+
     async def send(scorer, path, body):
         tries.append(path)
-        if len(tries) < 3: raise ConnectionRefusedError
+        if len(tries) < 3:
+            raise ConnectionRefusedError
         return Reply(200, {}, 0.0)
+
     scorer = Scorer(Place("http", "127.0.0.1", 1, ("127.0.0.1",)), "k", Stream(iter([])))
-    assert asyncio.run(deliver(scorer, "/score", {}, send, QuickTimer())).status == 200 and len(tries) == 3 and scorer.state == "sending" and scorer.since is None
+    assert (
+        asyncio.run(deliver(scorer, "/score", {}, send, QuickTimer())).status == 200
+        and len(tries) == 3
+        and scorer.state == "sending"
+        and scorer.since is None
+    )
 
 
 # --- the service ------------------------------------------------------------------------------------------------------------------------
+
 
 def test_orders_and_their_verdicts_reach_a_real_scorer(settings):
     with scorer_at() as server, scorer_at() as other, TestClient(create_feed(settings)) as client:
@@ -299,13 +495,18 @@ def test_orders_and_their_verdicts_reach_a_real_scorer(settings):
         assert len(server.got) <= count + 1, "more than what was under way"
     assert {headers["X-API-Key"] for *_, headers in server.got} == {"top-secret"}
     orders = [body["order_id"] for path, body, _ in server.got if path == "/score"]
-    assert len(orders) == len(set(orders)) and [body["order"] for path, body, _ in server.got if path == "/labels"] == orders[:sum(path == "/labels" for path, *_ in server.got)]
+    assert (
+        len(orders) == len(set(orders))
+        and [body["order"] for path, body, _ in server.got if path == "/labels"]
+        == orders[: sum(path == "/labels" for path, *_ in server.got)]
+    )
 
 
 def test_two_scorers_have_streams_of_their_own_and_one_that_is_down_holds_up_nobody(settings):
     with scorer_at() as one, scorer_at() as two, socket.socket() as closed, TestClient(create_feed(settings)) as client:
         closed.bind(("127.0.0.1", 0))
-        for address in (url_of(one), url_of(two), f"http://127.0.0.1:{closed.getsockname()[1]}"): client.post("/register", json={"url": address})
+        for address in (url_of(one), url_of(two), f"http://127.0.0.1:{closed.getsockname()[1]}"):
+            client.post("/register", json={"url": address})
         until(lambda: len(one.got) > 10 and len(two.got) > 10, "orders arrive at both")
         ids = [{body["order_id"] for path, body, _ in server.got if path == "/score"} for server in (one, two)]
         assert not ids[0] & ids[1]
@@ -314,12 +515,16 @@ def test_two_scorers_have_streams_of_their_own_and_one_that_is_down_holds_up_nob
 
 
 def test_registering_again_goes_on_and_revives(settings):
-    with scorer_at(lambda path, body: (200, {}, {}) if keys[-1] == "good" else (401, {}, {})) as server, TestClient(create_feed(settings)) as client:
+    with (
+        scorer_at(lambda path, body: (200, {}, {}) if keys[-1] == "good" else (401, {}, {})) as server,
+        TestClient(create_feed(settings)) as client,
+    ):
         keys = ["bad"]
         client.post("/register", json={"url": url_of(server), "key": "bad"})
         until(lambda: client.get("/registered").json()[0]["state"] == "dropped", "the scorer is dropped")
         keys.append("good")
-        for _ in range(5): client.post("/register", json={"url": url_of(server) + "/", "key": "good"})
+        for _ in range(5):
+            client.post("/register", json={"url": url_of(server) + "/", "key": "good"})
         until(lambda: client.get("/registered").json()[0]["orders"] > 10, "orders arrive")
         assert len(client.get("/registered").json()) == 1
     orders = [body["order_id"] for path, body, _ in server.got if path == "/score"]
@@ -327,14 +532,34 @@ def test_registering_again_goes_on_and_revives(settings):
 
 
 def test_refusals_of_the_routes(settings):
-    async def send(scorer, path, body): return Reply(200, {}, 0.0)
+    async def send(scorer, path, body):
+        return Reply(200, {}, 0.0)
+
     with TestClient(create_feed(settings, send=send)) as client:
-        for body in ({"url": "http://evil.example", "key": "secret-word"}, {"key": "secret-word"}, {"url": 1}, {"url": "http://localhost", "x": 1}, {"url": "http://127.0.0.1", "key": "secret-word" * 99}, [], "secret-word"):
+        for body in (
+            {"url": "http://evil.example", "key": "secret-word"},
+            {"key": "secret-word"},
+            {"url": 1},
+            {"url": "http://localhost", "x": 1},
+            {"url": "http://127.0.0.1", "key": "secret-word" * 99},
+            [],
+            "secret-word",
+        ):
             answer = client.post("/register", json=body)
-            assert answer.status_code == 422 and answer.json()["detail"][0].keys() == {"loc", "msg", "type"} and "secret-word" not in answer.text
-        assert client.post("/register", content=b'{"url": "http://127.0.0.1"}', headers={"Content-Type": "text/plain"}).status_code == 422  # what a web page could send
+            assert (
+                answer.status_code == 422
+                and answer.json()["detail"][0].keys() == {"loc", "msg", "type"}
+                and "secret-word" not in answer.text
+            )
+        assert (
+            client.post(
+                "/register", content=b'{"url": "http://127.0.0.1"}', headers={"Content-Type": "text/plain"}
+            ).status_code
+            == 422
+        )  # what a web page could send
         assert client.delete("/register", params={"url": "http://evil.example"}).status_code == 422
-        for port in range(1, MOST + 1): assert client.post("/register", json={"url": f"http://127.0.0.1:{port}"}).status_code == 200
+        for port in range(1, MOST + 1):
+            assert client.post("/register", json={"url": f"http://127.0.0.1:{port}"}).status_code == 200
         assert "registered already" in client.post("/register", json={"url": "http://127.0.0.1:999"}).text
         assert client.post("/register", json={"url": "http://127.0.0.1:1"}).status_code == 200
 
@@ -353,12 +578,15 @@ def test_stopping_leaves_no_task_behind(settings):
         async def send(scorer, path, body):
             asked.append(path)
             await asyncio.Event().wait()  # never answers
+
         asked = []
         feed = Feed(settings, send=send)
-        for port in (1, 2): await feed.register(f"http://127.0.0.1:{port}", "")
+        for port in (1, 2):
+            await feed.register(f"http://127.0.0.1:{port}", "")
         await until_so(lambda: len(asked) == 2, "both are asked")
         await feed.stop()
         return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
     assert asyncio.run(run()) == []
 
 
@@ -373,21 +601,32 @@ run_feed(load_settings(sys.argv[1], small), lambda address: print(address, flush
 
 def test_a_process_that_a_scorer_registers_with_and_that_stops_when_told(settings, root):
     "End to end: a feed on a free port, a scorer that registers itself, orders and verdicts, SIGTERM."
-    with scorer_at() as server, subprocess.Popen([sys.executable, "-c", FEED, str(root / "config/orders.toml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as process:
+    with (
+        scorer_at() as server,
+        subprocess.Popen(
+            [sys.executable, "-c", FEED, str(root / "config/orders.toml")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=root,
+        ) as process,
+    ):
         try:
             address = line_of(process)
             own = settings.model_copy(update={"feed": settings.feed.model_copy(update={"url": address})})
             stop = threading.Event()
             thread = threading.Thread(target=keep_registered, args=(own, url_of(server), "word", stop, 0.2))
             thread.start()
-            try: until(lambda: sum(path == "/labels" for path, *_ in server.got) > 5, "verdicts arrive", process)
+            try:
+                until(lambda: sum(path == "/labels" for path, *_ in server.got) > 5, "verdicts arrive", process)
             finally:
                 stop.set()
                 thread.join()
             assert "nor named in feed.hosts" in register(own, "http://evil.example", "word")
             process.send_signal(signal.SIGTERM)
             assert ended(process) == 0
-        finally: process.kill()
+        finally:
+            process.kill()
         assert "word" not in process.stderr.read()
     assert {headers["X-API-Key"] for *_, headers in server.got} == {"word"}
     assert "cannot be reached" in register(own, "http://127.0.0.1:1", "word")

@@ -1,4 +1,5 @@
 """A customer is forgotten: nothing leads to them any more, nobody else's bits differ, and whatever dies half-way is completed by running again."""
+
 import asyncio
 import json
 import shutil
@@ -12,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-
 from databases import empty_database, start_postgresql
+from scoring_worker import small_engine
+from waiting import STORE
+
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.files import sole_use
 from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
@@ -22,43 +25,66 @@ from fraud_poc.desk import forget as module
 from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
 from fraud_poc.desk.forget import JOURNAL, MARK, WORKING, Found, Orders, drawn, forget, note_others, note_own
-from fraud_poc.events import PERSON, Actor, key_of, keys_of, occurrence_of
+from fraud_poc.events import PERSON, Actor, key_of, occurrence_of
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Label, OrderReader, read_dict
 from fraud_poc.live.labels import Learner, Said, Statement, UnknownOrder, collect, find_in_log, say
-from fraud_poc.live.load import base_of, ledger_key, look, prepare_db
-from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, start_redis, state_key
+from fraud_poc.live.load import base_of, look, prepare_db
+from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
-from scoring_worker import small_engine
-from waiting import STORE
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
-ROWS = ['Count(by=["customer_id", "email", "ip_addr"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over=["7d", "lifetime"])',
-        'Distinct("ip_addr", by="customer_id", over="lifetime")', 'Distinct("customer_id", by=["ip_addr", "device"], over=["7d", "lifetime"])',
-        'Distinct("email", by="ip_addr", over="lifetime")', 'KnownBefore(["email", "device"], by="customer_id")', 'KnownBefore("customer_id", by="email")',
-        'SameAsLast(["customer_id", "location"], by="ip_addr")', 'FraudCount(by=["customer_id", "ip_addr", "device"], over="lifetime")', 'FraudRate(by="ip_addr", over="90d")']
+ROWS = [
+    'Count(by=["customer_id", "email", "ip_addr"], over=["1h", "30d"])',
+    'Mean("order_amount", by="customer_id", over=["7d", "lifetime"])',
+    'Distinct("ip_addr", by="customer_id", over="lifetime")',
+    'Distinct("customer_id", by=["ip_addr", "device"], over=["7d", "lifetime"])',
+    'Distinct("email", by="ip_addr", over="lifetime")',
+    'KnownBefore(["email", "device"], by="customer_id")',
+    'KnownBefore("customer_id", by="email")',
+    'SameAsLast(["customer_id", "location"], by="ip_addr")',
+    'FraudCount(by=["customer_id", "ip_addr", "device"], over="lifetime")',
+    'FraudRate(by="ip_addr", over="90d")',
+]
 HASHED = ["customer_id", "email", "ip_addr", "device", "location"]
 CUTS = 0.6, 0.9  # of the orders: history, then live, then the rest
 DAY = 86_400_000
 
 
 def settings_in(folder: Path, **changes) -> Settings:
-    return load_settings(ORDERS, {"features.rows": ROWS, "sample.orders": 900, "sample.customers": 96, "sample.days": 60, "sample.fraud_rate": 0.1, "batch.folder": str(folder),
-                                  "batch.part_rows": 300, "live.store_timeout": STORE, "live.durability": "always", "input.events": "", "input.labels": ""} | changes)
+    return load_settings(
+        ORDERS,
+        {
+            "features.rows": ROWS,
+            "sample.orders": 900,
+            "sample.customers": 96,
+            "sample.days": 60,
+            "sample.fraud_rate": 0.1,
+            "batch.folder": str(folder),
+            "batch.part_rows": 300,
+            "live.store_timeout": STORE,
+            "live.durability": "always",
+            "input.events": "",
+            "input.labels": "",
+        }
+        | changes,
+    )
 
 
 @dataclass
 class Shop:
     "History in the log, orders in a live store, decisions in a database; and orders that are still to come."
+
     folder: Path
     rest: list[dict]
     customer: str  # who shares an address, and ordered both in history and live
-    mine: tuple[str, str]    # ids of two orders of theirs: of history, and live
+    mine: tuple[str, str]  # ids of two orders of theirs: of history, and live
     others: tuple[str, str]  # of somebody else
 
     @property
-    def settings(self) -> Settings: return settings_in(self.folder / "b")
+    def settings(self) -> Settings:
+        return settings_in(self.folder / "b")
 
     def copy(self, to: Path) -> "Shop":
         shutil.copytree(self.folder, to, ignore=shutil.ignore_patterns("redis.sock", "*.lock", "url"))
@@ -75,7 +101,11 @@ async def play(settings: Settings, url: str, orders: list[dict], verdicts: dict[
             answers.append(await engine.decide(event))
             assert answers[-1].degraded is None
             if order["order_id"] in verdicts:
-                await engine.learn(Label(event.id_key, event.time, event.time + 86_400_000, verdicts[order["order_id"]], -1, event.keys))
+                await engine.learn(
+                    Label(
+                        event.id_key, event.time, event.time + 86_400_000, verdicts[order["order_id"]], -1, event.keys
+                    )
+                )
     return answers
 
 
@@ -85,13 +115,20 @@ NOW = 1_790_000_000_000  # when all statements are made, UTC ms
 def tell(settings: Settings, url: str, statements: list[tuple]) -> list[Said | None]:
     "Say something of orders: id, fraud, source, note, perhaps known; what came of it, None = nobody knows the order."
     secret = hash_secret(settings.batch.folder)
+
     async def one(engine, order: str, fraud: bool, source: str, note: str = "", known: int | None = None):
-        try: return await say(engine, settings, secret, Statement(order, fraud, source, known, note, Actor(PERSON, "bo")), NOW)
-        except UnknownOrder: return None
+        try:
+            return await say(
+                engine, settings, secret, Statement(order, fraud, source, known, note, Actor(PERSON, "bo")), NOW
+            )
+        except UnknownOrder:
+            return None
+
     async def run() -> list:
         async with open_store(settings, url) as store:
             engine = Learner(settings, store)
             return [await one(engine, *statement) for statement in statements]
+
     return asyncio.run(run())
 
 
@@ -100,52 +137,84 @@ def template(tmp_path_factory) -> Shop:
     folder = tmp_path_factory.mktemp("forget")
     settings = settings_in(folder / "b")
     make_data(settings, folder / "raw")
-    table = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "raw" / "orders").rglob("*.parquet"))]).sort_by("order_date")
+    table = pa.concat_tables(
+        [pq.read_table(path) for path in sorted((folder / "raw" / "orders").rglob("*.parquet"))]
+    ).sort_by("order_date")
     said = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "raw" / "labels").rglob("*.parquet"))])
-    rows = [{name: str(value) if name == "order_date" else value for name, value in row.items()} for row in table.to_pylist()]
+    rows = [
+        {name: str(value) if name == "order_date" else value for name, value in row.items()}
+        for row in table.to_pylist()
+    ]
     rows = [row | {"order_date": row["order_date"].replace("+00:00", "Z")} for row in rows]
     cuts = [int(share * len(rows)) for share in CUTS]
     shutil.rmtree(folder / "raw")
     pq.write_table(table.slice(0, cuts[0]), folder / "history.parquet")
-    known = {row["order_id"] for row in rows[:cuts[0]]}
-    ordered = dict(zip(table["order_id"].to_pylist(), table["order_date"].to_pylist()))  # verdicts come after two days, so that this short history makes a training set
-    due = pa.array([ordered[ident] + timedelta(days=2) for ident in said["order_id"].to_pylist()], said.schema.field("known_at").type)
+    known = {row["order_id"] for row in rows[: cuts[0]]}
+    ordered = dict(
+        zip(table["order_id"].to_pylist(), table["order_date"].to_pylist())
+    )  # verdicts come after two days, so that this short history makes a training set
+    due = pa.array(
+        [ordered[ident] + timedelta(days=2) for ident in said["order_id"].to_pylist()],
+        said.schema.field("known_at").type,
+    )
     said = said.set_column(said.column_names.index("known_at"), "known_at", due)
-    pq.write_table(said.filter(pa.array([ident in known for ident in said["order_id"].to_pylist()])), folder / "verdicts.parquet")
+    pq.write_table(
+        said.filter(pa.array([ident in known for ident in said["order_id"].to_pylist()])), folder / "verdicts.parquet"
+    )
     ingest(settings, str(folder / "history.parquet"), str(folder / "verdicts.parquet"))
-    for path in (folder / "history.parquet", folder / "verdicts.parquet"): path.unlink()
+    for path in (folder / "history.parquet", folder / "verdicts.parquet"):
+        path.unlink()
     compute_features(settings)
     frame = table.to_pandas()
     users = lambda name: frame.groupby(name)["customer_id"].transform("nunique")
     crowd = frame[(users("ip_addr") > 1) & (users("email") == 1)]
-    both = set(frame["customer_id"][:cuts[0]]) & set(frame["customer_id"][cuts[0]:cuts[1]]) & set(frame["customer_id"][cuts[1]:])
+    both = (
+        set(frame["customer_id"][: cuts[0]])
+        & set(frame["customer_id"][cuts[0] : cuts[1]])
+        & set(frame["customer_id"][cuts[1] :])
+    )
     customer = crowd[crowd["customer_id"].isin(both)].groupby("customer_id").size().idxmax()
     pick = lambda some, same: next(row["order_id"] for row in some if (row["customer_id"] == customer) == same)
-    mine, others = ((pick(rows[:cuts[0]], same), pick(rows[cuts[0]:cuts[1]], same)) for same in (True, False))
-    verdicts = {ident: value for ident, value in zip(said["order_id"].to_pylist(), said["is_fraud"].to_pylist()) if value == 1}
-    for ident in (mine[1], others[1]): verdicts.pop(ident, None)  # these are spoken of below
-    verdicts |= {[row["order_id"] for row in rows[cuts[0]:cuts[1]] if row["customer_id"] == customer][-1]: 1}
+    mine, others = ((pick(rows[: cuts[0]], same), pick(rows[cuts[0] : cuts[1]], same)) for same in (True, False))
+    verdicts = {
+        ident: value for ident, value in zip(said["order_id"].to_pylist(), said["is_fraud"].to_pylist()) if value == 1
+    }
+    for ident in (mine[1], others[1]):
+        verdicts.pop(ident, None)  # these are spoken of below
+    verdicts |= {[row["order_id"] for row in rows[cuts[0] : cuts[1]] if row["customer_id"] == customer][-1]: 1}
     assert mine[1] not in verdicts
     with server_for(settings) as url:
         prepare_db(settings, url)
-        asyncio.run(play(settings, url, rows[cuts[0]:cuts[1]], verdicts))
-        first = [(ident, fraud, source, note) for ident, note in zip((*others, *mine), ("likely", "", "rang at noon", "")) for fraud, source in ((True, "customer"), (False, "rule"))]
-        told = tell(settings, url, [*first, (others[0], True, "analyst", f"same phone as {customer}."), (mine[1], False, "chargeback")])
+        asyncio.run(play(settings, url, rows[cuts[0] : cuts[1]], verdicts))
+        first = [
+            (ident, fraud, source, note)
+            for ident, note in zip((*others, *mine), ("likely", "", "rang at noon", ""))
+            for fraud, source in ((True, "customer"), (False, "rule"))
+        ]
+        told = tell(
+            settings,
+            url,
+            [*first, (others[0], True, "analyst", f"same phone as {customer}."), (mine[1], False, "chargeback")],
+        )
         assert None not in told and {one.changed for one in told} == {False, True}
-    return Shop(folder, rows[cuts[1]:], customer, mine, others)
+    return Shop(folder, rows[cuts[1] :], customer, mine, others)
 
 
 @pytest.fixture(scope="module")
 def postgresql():
-    with start_postgresql() as url: yield url
+    with start_postgresql() as url:
+        yield url
 
 
 @pytest.fixture
-def shop(template, tmp_path) -> Shop: return template.copy(tmp_path / "s")
+def shop(template, tmp_path) -> Shop:
+    return template.copy(tmp_path / "s")
 
 
 def log_of(settings: Settings, kind: str = "events") -> pa.Table:
-    return pa.concat_tables([read_part(settings.batch.folder, kind, part["name"]) for part in read_manifest(settings.batch.folder)["parts"]])
+    return pa.concat_tables(
+        [read_part(settings.batch.folder, kind, part["name"]) for part in read_manifest(settings.batch.folder)["parts"]]
+    )
 
 
 def store_of(settings: Settings, url: str) -> tuple[dict[bytes, bytes], list]:
@@ -154,60 +223,98 @@ def store_of(settings: Settings, url: str) -> tuple[dict[bytes, bytes], list]:
     with Client(url) as client:
         prefix = names.states(look(client, names).meta.generation)
         keys = [key for key in client.call("KEYS", "*") if key.startswith(prefix)]
-        return ({key[len(prefix):]: value[8:] for key, value in zip(keys, client.call("MGET", *keys))},
-                [(number, decode_entry(fields[1])) for number, fields in client.call("XRANGE", names.log, "-", "+")])
+        return (
+            {key[len(prefix) :]: value[8:] for key, value in zip(keys, client.call("MGET", *keys))},
+            [(number, decode_entry(fields[1])) for number, fields in client.call("XRANGE", names.log, "-", "+")],
+        )
 
 
 def left_by(shop: Shop, settings: Settings) -> tuple[list[bytes], dict[str, set[int]], dict[str, set[int]]]:
     "What must not be found of the customer afterwards, as bytes; and the keys of values, by column: those that only they used, and those that others used too."
     secret, log = hash_secret(settings.batch.folder), log_of(settings).to_pylist()
-    with server_for(settings) as url: live = [json.loads(entry.body) for _, entry in store_of(settings, url)[1] if entry.kind == "event"]
+    with server_for(settings) as url:
+        live = [json.loads(entry.body) for _, entry in store_of(settings, url)[1] if entry.kind == "event"]
     rows = [{"order_id": row["id"]} | {name: row[name] for name in HASHED} for row in log] + live
     mine, others = ([row for row in rows if (row["customer_id"] == shop.customer) == same] for same in (True, False))
     texts = {name: {row[name] for row in mine} for name in HASHED}
     shared = {name: {row[name] for row in others} & texts[name] for name in HASHED}
-    alone = list(dict.fromkeys([text for name in HASHED for text in texts[name] - shared[name]] + [row["order_id"] for row in mine]))
+    alone = list(
+        dict.fromkeys(
+            [text for name in HASHED for text in texts[name] - shared[name]] + [row["order_id"] for row in mine]
+        )
+    )
     found = [text.encode() for text in alone]
-    for key in (key_of(text, secret) for text in alone): found += [key.to_bytes(8, "little"), key.to_bytes(8, "big"), str(key).encode(), str(signed(key)).encode(), f"{key:x}".encode()]
+    for key in (key_of(text, secret) for text in alone):
+        found += [
+            key.to_bytes(8, "little"),
+            key.to_bytes(8, "big"),
+            str(key).encode(),
+            str(signed(key)).encode(),
+            f"{key:x}".encode(),
+        ]
     hashed = lambda texts: {name: {key_of(text, secret) for text in values} for name, values in texts.items()}
     return found, hashed({name: texts[name] - shared[name] for name in HASHED}), hashed(shared)
 
 
 def spread_out(values) -> bytes:
     "All values of rows, texts and numbers and bytes, one after the other."
-    return b"\n".join(value if isinstance(value, bytes) else str(value).encode() for row in values for value in (row.values() if isinstance(row, dict) else row))
+    return b"\n".join(
+        value if isinstance(value, bytes) else str(value).encode()
+        for row in values
+        for value in (row.values() if isinstance(row, dict) else row)
+    )
 
 
 def assert_nothing_left(settings: Settings, gone: list[bytes], url: str) -> None:
     "No file and nothing in the store holds any of some bytes."
     for path in settings.batch.folder.rglob("*"):
-        if not path.is_file(): continue
+        if not path.is_file():
+            continue
         data = path.read_bytes()
-        if path.suffix == ".parquet": data += spread_out(pq.read_table(path).to_pylist())
+        if path.suffix == ".parquet":
+            data += spread_out(pq.read_table(path).to_pylist())
         assert not [text for text in gone if text in data], f"{path} holds what should be gone"
     with Client(url) as client:
         for key in client.call("KEYS", "*"):
             kind = client.call("TYPE", key)
-            read = {b"string": lambda: client.call("GET", key), b"stream": lambda: b"".join(b"".join(fields) for _, fields in client.call("XRANGE", key, "-", "+")),
-                    b"set": lambda: b"", b"zset": lambda: b"".join(client.call("ZRANGE", key, 0, -1))}
+            read = {
+                b"string": lambda: client.call("GET", key),
+                b"stream": lambda: b"".join(b"".join(fields) for _, fields in client.call("XRANGE", key, "-", "+")),
+                b"set": lambda: b"",
+                b"zset": lambda: b"".join(client.call("ZRANGE", key, 0, -1)),
+            }
             data = key + read[kind]()
             assert not [text for text in gone if text in data], f"the store's {key!r} holds what should be gone"
 
 
 def new_keys(before: pa.Table, after: pa.Table, columns: list[str]) -> dict[tuple[str, int], int]:
     "Old key -> new key, by column, from two logs of the same rows."
-    return {(name, old): new for name in columns for old, new in zip(before[f"{name}_key"].to_pylist(), after[f"{name}_key"].to_pylist())}
+    return {
+        (name, old): new
+        for name in columns
+        for old, new in zip(before[f"{name}_key"].to_pylist(), after[f"{name}_key"].to_pylist())
+    }
 
 
 def states_of(settings: Settings) -> dict:
     "States in the folder."
     table = build_table(settings)
-    return {(e.by, key): state for e in table.entities for t in read_states(settings, table, e.by) for key, state in zip(t["key"].to_pylist(), t["state"].to_pylist())}
+    return {
+        (e.by, key): state
+        for e in table.entities
+        for t in read_states(settings, table, e.by)
+        for key, state in zip(t["key"].to_pylist(), t["state"].to_pylist())
+    }
 
 
 def features_in(settings: Settings) -> list[bytes]:
     "All features, by column."
-    found = pa.concat_tables([pq.read_table(path) for path in sorted((features_folder(settings, build_table(settings)) / "parts").glob("*.parquet"))])
+    found = pa.concat_tables(
+        [
+            pq.read_table(path)
+            for path in sorted((features_folder(settings, build_table(settings)) / "parts").glob("*.parquet"))
+        ]
+    )
     return [column.to_numpy().tobytes() for column in found.columns]
 
 
@@ -222,23 +329,44 @@ def bring_in(settings: Settings, url: str, trim: bool = False) -> dict:
 def assert_same_but_for_names(old, new, mapping: dict[tuple[str, int], int], entities: list[str]) -> None:
     "Two stores, as of store_of, hold the same; the customer's states, ledgers and entries under new names."
     for (number, one), (same, other) in zip(old[1], new[1], strict=True):
-        assert number == same and other.keys == tuple(mapping[name, key] for name, key in zip(HASHED, one.keys)) and other.id_key == mapping["id", one.id_key]
+        assert (
+            number == same
+            and other.keys == tuple(mapping[name, key] for name, key in zip(HASHED, one.keys))
+            and other.id_key == mapping["id", one.id_key]
+        )
         if one.id_key == other.id_key:
-            assert one == msgspec.structs.replace(other, body=one.body) and (one.body == other.body or json.loads(other.body) == json.loads(one.body) | {"note": ""})
-        else: assert all(getattr(one, name) == getattr(other, name) for name in ("kind", "time", "amount", "label", "previous", "known", "at", "took"))
+            assert one == msgspec.structs.replace(other, body=one.body) and (
+                one.body == other.body or json.loads(other.body) == json.loads(one.body) | {"note": ""}
+            )
+        else:
+            assert all(
+                getattr(one, name) == getattr(other, name)
+                for name in ("kind", "time", "amount", "label", "previous", "known", "at", "took")
+            )
         assert (one.decision == other.decision) if one.kind == "label" else (one.decision[16:] == other.decision[16:])
-    moved = {state_key(e, mapping["ledger" if e == 255 else entities[e], int.from_bytes(key[1:], "little")]): state for key, state in old[0].items() for e in [key[0]]}
+    moved = {
+        state_key(e, mapping["ledger" if e == 255 else entities[e], int.from_bytes(key[1:], "little")]): state
+        for key, state in old[0].items()
+        for e in [key[0]]
+    }
     assert moved.keys() == new[0].keys() and sum(key[0] == 255 for key in moved) >= 3
     assert all(new[0][key] == state for key, state in moved.items() if key[0] == 255)
     changed = {key for key, state in new[0].items() if moved[key] != state}
-    assert changed and {key for key in changed if key[0] == 0} <= {state_key(0, now) for (name, key), now in mapping.items() if name == "customer_id" and key != now}
+    assert changed and {key for key in changed if key[0] == 0} <= {
+        state_key(0, now) for (name, key), now in mapping.items() if name == "customer_id" and key != now
+    }
 
 
 @pytest.mark.parametrize("collected", [False, True])
 def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, shop, tmp_path, collected):
     settings, other, mine, others = shop.settings, template.copy(tmp_path / "o").settings, shop.mine, shop.others
     if collected:  # the live log is in the batch log, and what is still to come is spoken of anew
-        more = [(mine[0], True, "analyst", "rang again"), (others[1], True, "chargeback", f"see {mine[1]}"), (mine[1], False, "analyst"), (others[0], False, "chargeback")]
+        more = [
+            (mine[0], True, "analyst", "rang again"),
+            (others[1], True, "chargeback", f"see {mine[1]}"),
+            (mine[1], False, "analyst"),
+            (others[0], False, "chargeback"),
+        ]
         with server_for(settings) as url:
             assert bring_in(settings, url, trim=True)["statements"] == 10
             assert None not in tell(settings, url, more)
@@ -249,43 +377,92 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
     secret, table = hash_secret(settings.batch.folder), build_table(settings)
     assert own["email"] and shared["ip_addr"]
     told = forget(settings, shop.customer)
-    assert told["replaced"]["email"] == len(own["email"]) and told["shared"]["ip_addr"] == len(shared["ip_addr"]) and told["live"]["entries"] and told["live"]["records"]
+    assert (
+        told["replaced"]["email"] == len(own["email"])
+        and told["shared"]["ip_addr"] == len(shared["ip_addr"])
+        and told["live"]["entries"]
+        and told["live"]["records"]
+    )
     assert bool(told["log"]["statements"]) == collected and told["completed"] == []
     with server_for(settings) as url, server_for(other) as untouched:
         assert_nothing_left(settings, [*gone, b"rang at noon", b"rang again"], url)
         new, old = store_of(settings, url), store_of(other, untouched)
-        mapping = {(name, key): now for (_, one), (_, two) in zip(old[1], new[1]) for name, key, now in zip(["id", *HASHED], [one.id_key, *one.keys], [two.id_key, *two.keys])}
+        mapping = {
+            (name, key): now
+            for (_, one), (_, two) in zip(old[1], new[1])
+            for name, key, now in zip(["id", *HASHED], [one.id_key, *one.keys], [two.id_key, *two.keys])
+        }
         after = log_of(settings)
-        mapping |= new_keys(before, after, HASHED) | {("id", key): now for key, now in zip(before["id_key"].to_pylist(), after["id_key"].to_pylist())}
-        ids, times = ([entry.id_key for _, entry in old[1]] + before["id_key"].to_pylist()), [entry.time for _, entry in old[1]] + before["time"].cast(pa.int64()).to_pylist()
-        was, now = (occurrence_of(np.array(some, np.uint64), np.array(times)).tolist() for some in (ids, [mapping["id", key] for key in ids]))
+        mapping |= new_keys(before, after, HASHED) | {
+            ("id", key): now for key, now in zip(before["id_key"].to_pylist(), after["id_key"].to_pylist())
+        }
+        ids, times = (
+            ([entry.id_key for _, entry in old[1]] + before["id_key"].to_pylist()),
+            [entry.time for _, entry in old[1]] + before["time"].cast(pa.int64()).to_pylist(),
+        )
+        was, now = (
+            occurrence_of(np.array(some, np.uint64), np.array(times)).tolist()
+            for some in (ids, [mapping["id", key] for key in ids])
+        )
         mapping |= {("ledger", one): other for one, other in zip(was, now)}
         assert_same_but_for_names(old, new, mapping, [entity.by for entity in table.entities])
-        assert all(state_key([e.by for e in table.entities].index(name), value) in new[0] for name in ("email", "ip_addr", "device") for value in shared[name])
+        assert all(
+            state_key([e.by for e in table.entities].index(name), value) in new[0]
+            for name in ("email", "ip_addr", "device")
+            for value in shared[name]
+        )
         # the store, filled anew from the log, is the store
         prepare_db(settings, url)
         assert store_of(settings, url)[0] == new[0]
         # what comes next gets the same answers; but the customer is new
-        own_rest, rest = ([row for row in shop.rest[5:] if (row["customer_id"] == shop.customer) == same] for same in (True, False))
+        own_rest, rest = (
+            [row for row in shop.rest[5:] if (row["customer_id"] == shop.customer) == same] for same in (True, False)
+        )
         answers, expected = (asyncio.run(play(s, u, rest, {})) for s, u in ((settings, url), (other, untouched)))
-        assert [msgspec.to_builtins(a) for a in answers] == [msgspec.to_builtins(a) for a in expected] and len(answers) > 50
+        assert [msgspec.to_builtins(a) for a in answers] == [msgspec.to_builtins(a) for a in expected] and len(
+            answers
+        ) > 50
         # and so does what is said: of the orders of others as ever, of the forgotten ones under their new names only
         renamed = {row: now for row, now in zip(before["id"].to_pylist(), after["id"].to_pylist())}
-        names = [next(json.loads(e.body)["order"] for _, e in new[1] if e.kind == "label" and e.id_key == mapping["id", key_of(ident, secret)] and e.body) for ident in mine]
-        assert mine[0] in renamed and renamed[mine[0]] == names[0] and {name[:len(MARK)] for name in names} == {MARK}
-        said = lambda ids: [(ident, fraud, source) for ident in ids for fraud, source in ((True, "chargeback"), (False, "analyst"), (True, "customer"))]
+        names = [
+            next(
+                json.loads(e.body)["order"]
+                for _, e in new[1]
+                if e.kind == "label" and e.id_key == mapping["id", key_of(ident, secret)] and e.body
+            )
+            for ident in mine
+        ]
+        assert mine[0] in renamed and renamed[mine[0]] == names[0] and {name[: len(MARK)] for name in names} == {MARK}
+        said = lambda ids: [
+            (ident, fraud, source)
+            for ident in ids
+            for fraud, source in ((True, "chargeback"), (False, "analyst"), (True, "customer"))
+        ]
         result, known = tell(settings, url, said([*others, *names])), tell(other, untouched, said([*others, *mine]))
-        told = lambda some: [(r.label, r.previous, r.known_before or r.position, r.changed, r.known_before) for r in some]
+        told = lambda some: [
+            (r.label, r.previous, r.known_before or r.position, r.changed, r.known_before) for r in some
+        ]
         assert told(result) == told(known) and sum(r.changed for r in result) >= 2
         assert tell(settings, url, said(mine)) == [None] * 6 and not forget(settings, shop.customer, url)["orders"]
         # batch goes on without refusing anything, also with what came since
         assert compute_features(settings)["new_events"] == 0 and base_of(settings, table)
-        for s, u in ((settings, url), (other, untouched)): assert bring_in(s, u)["statements"] > 4
-        assert [column[:len(old)] for column, old in zip(features_in(settings), features)] == features and features_in(settings) == features_in(other) != features
-        ledgers = [find_in_log(s, [key_of(ident, secret) for ident in ids], 10**9) for s, ids in ((settings, [*others, *names]), (other, [*others, *mine]))]
-        assert {mapping["id", key]: order.ledger for key, (order,) in ledgers[1].items()} == {key: order.ledger for key, (order,) in ledgers[0].items()} and len(ledgers[0]) == 4
+        for s, u in ((settings, url), (other, untouched)):
+            assert bring_in(s, u)["statements"] > 4
+        assert [column[: len(old)] for column, old in zip(features_in(settings), features)] == features and features_in(
+            settings
+        ) == features_in(other) != features
+        ledgers = [
+            find_in_log(s, [key_of(ident, secret) for ident in ids], 10**9)
+            for s, ids in ((settings, [*others, *names]), (other, [*others, *mine]))
+        ]
+        assert {mapping["id", key]: order.ledger for key, (order,) in ledgers[1].items()} == {
+            key: order.ledger for key, (order,) in ledgers[0].items()
+        } and len(ledgers[0]) == 4
         assert_nothing_left(settings, gone, url)
-        assert [asyncio.run(play(s, u, own_rest[:1], {}))[0].entities["customer_id"] == "new" for s, u in ((settings, url), (other, untouched))] == [True, False]
+        assert [
+            asyncio.run(play(s, u, own_rest[:1], {}))[0].entities["customer_id"] == "new"
+            for s, u in ((settings, url), (other, untouched))
+        ] == [True, False]
     # and anew it makes the same features and states
     held, features = states_of(settings), features_in(settings)
     compute_features(settings, replace=True)
@@ -294,18 +471,24 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
 
 # --- crashes and races ------------------------------------------------------------------------------------------------------------------
 
-class Dead(BaseException): pass
+
+class Dead(BaseException):
+    pass
 
 
 def dies(monkeypatch, name: str, call: int, after: bool) -> None:
     "The process dies at the n-th call of a function, before or after its work."
     function, calls = getattr(module, name), []
+
     def dying(*args, **kwargs):
         calls.append(name)
-        if len(calls) == call and not after: raise Dead
+        if len(calls) == call and not after:
+            raise Dead
         result = function(*args, **kwargs)
-        if len(calls) == call: raise Dead
+        if len(calls) == call:
+            raise Dead
         return result
+
     monkeypatch.setattr(module, name, dying)
 
 
@@ -314,8 +497,15 @@ def consistent(settings: Settings) -> None:
     secret, table = hash_secret(settings.batch.folder), build_table(settings)
     assert compute_features(settings)["new_events"] == 0 and base_of(settings, table)
     for row in log_of(settings).to_pylist():
-        assert row["id_key"] == key_of(row["id"], secret) and all(row[name] is None or row[f"{name}_key"] == key_of(row[name], secret) for name in HASHED)
-    states_in = lambda: {(e.by, key): state for e in table.entities for t in read_states(settings, table, e.by) for key, state in zip(t["key"].to_pylist(), t["state"].to_pylist())}
+        assert row["id_key"] == key_of(row["id"], secret) and all(
+            row[name] is None or row[f"{name}_key"] == key_of(row[name], secret) for name in HASHED
+        )
+    states_in = lambda: {
+        (e.by, key): state
+        for e in table.entities
+        for t in read_states(settings, table, e.by)
+        for key, state in zip(t["key"].to_pylist(), t["state"].to_pylist())
+    }
     held = states_in()
     with server_for(settings) as url:
         store = store_of(settings, url)[0]
@@ -325,139 +515,253 @@ def consistent(settings: Settings) -> None:
     assert states_in() == held
 
 
-@pytest.mark.parametrize("step, call, after", [("copy_log", 1, True), ("forget_live", 1, True), ("rename_file", 2, True), ("rename_generation", 2, True),
-                                               ("rename_base", 1, False)])
+@pytest.mark.parametrize(
+    "step, call, after",
+    [
+        ("copy_log", 1, True),
+        ("forget_live", 1, True),
+        ("rename_file", 2, True),
+        ("rename_generation", 2, True),
+        ("rename_base", 1, False),
+    ],
+)
 def test_a_run_that_died_is_completed_by_the_next(shop, monkeypatch, step, call, after):
     settings = shop.settings
     gone, own, _ = left_by(shop, settings)
     with monkeypatch.context() as patch:
         dies(patch, step, call, after)
-        with pytest.raises(Dead): forget(settings, shop.customer)
+        with pytest.raises(Dead):
+            forget(settings, shop.customer)
     journal = settings.batch.folder / WORKING / JOURNAL
     assert journal.exists() and shop.customer.encode() not in journal.read_bytes()
-    began = step not in ("write_journal", "copy_log")  # after the step in the store, orders of the customer are a new customer's
+    began = step not in (
+        "write_journal",
+        "copy_log",
+    )  # after the step in the store, orders of the customer are a new customer's
     if began:
         mine = [row for row in shop.rest if row["customer_id"] == shop.customer][:1]
-        with server_for(settings) as url: assert asyncio.run(play(settings, url, mine, {}))[0].entities["customer_id"] == "new"
+        with server_for(settings) as url:
+            assert asyncio.run(play(settings, url, mine, {}))[0].entities["customer_id"] == "new"
     told = forget(settings, shop.customer)
-    assert len(told["completed"]) == began and told["orders"] == (1 if began else told["orders"]) and not journal.exists()
-    with server_for(settings) as url: assert_nothing_left(settings, gone, url)
+    assert (
+        len(told["completed"]) == began and told["orders"] == (1 if began else told["orders"]) and not journal.exists()
+    )
+    with server_for(settings) as url:
+        assert_nothing_left(settings, gone, url)
     consistent(settings)
 
 
 def test_orders_that_come_meanwhile_are_the_forgotten_or_a_new_customers(shop, monkeypatch):
-    settings, secret = shop.settings, hash_secret(shop.settings.batch.folder)
-    mine, others = ([row for row in shop.rest if (row["customer_id"] == shop.customer) == same] for same in (True, False))
+    settings = shop.settings
+    mine, others = (
+        [row for row in shop.rest if (row["customer_id"] == shop.customer) == same] for same in (True, False)
+    )
     gone, said = left_by(shop, settings)[0], []
     with server_for(settings) as url:
         played, look_up, switch, rename = [], module.search, module.switch_names, module.rename_log
+
         def searched(*args):
             found = look_up(*args)
-            if len(played) == 0: played.extend(asyncio.run(play(settings, url, [mine[0] | {"email": "seen@while.example"}], {})))  # after the search: it is done again
+            if len(played) == 0:
+                played.extend(
+                    asyncio.run(play(settings, url, [mine[0] | {"email": "seen@while.example"}], {}))
+                )  # after the search: it is done again
             return found
+
         def switched(*args):
-            if len(played) == 1: played.extend(asyncio.run(play(settings, url, others[:20], {})))  # after the copy: copied by the script, states read again
-            elif len(said) == 0: said.extend(tell(settings, url, [(shop.others[1], True, "chargeback", f"see {shop.customer}")]))  # a note: all is done again
+            if len(played) == 1:
+                played.extend(
+                    asyncio.run(play(settings, url, others[:20], {}))
+                )  # after the copy: copied by the script, states read again
+            elif len(said) == 0:
+                said.extend(
+                    tell(settings, url, [(shop.others[1], True, "chargeback", f"see {shop.customer}")])
+                )  # a note: all is done again
             return switch(*args)
+
         def renamed(*args):
-            if len(said) == 1: said.extend(tell(settings, url, [(shop.mine[0], True, "chargeback", "late"), (shop.mine[1], True, "chargeback")]))  # after the step
+            if len(said) == 1:
+                said.extend(
+                    tell(
+                        settings, url, [(shop.mine[0], True, "chargeback", "late"), (shop.mine[1], True, "chargeback")]
+                    )
+                )  # after the step
             return rename(*args)
+
         monkeypatch.setattr(module, "search", searched)
         monkeypatch.setattr(module, "switch_names", switched)
         monkeypatch.setattr(module, "rename_log", renamed)
         told = forget(settings, shop.customer)
-        assert len(played) == 21 and len(told["completed"]) == 1 and [one is None for one in said] == [False, False, True]  # the first of the late ones is about an order that the log still had
+        assert (
+            len(played) == 21 and len(told["completed"]) == 1 and [one is None for one in said] == [False, False, True]
+        )  # the first of the late ones is about an order that the log still had
         assert_nothing_left(settings, [*gone, b"seen@while.example", mine[0]["order_id"].encode()], url)
-        assert asyncio.run(play(settings, url, [mine[0] | {"order_id": "later"}], {}))[0].entities["customer_id"] == "new"
+        assert (
+            asyncio.run(play(settings, url, [mine[0] | {"order_id": "later"}], {}))[0].entities["customer_id"] == "new"
+        )
     consistent(settings)
 
 
 # --- other places -----------------------------------------------------------------------------------------------------------------------
 
+
 def test_training_set_rejects_and_archived_logs(shop):
-    chosen = {"training.test_days": 6, "training.delay": "3d", "training.train_days": 28, "training.validation_days": 8, "input.labels": "none"}
+    chosen = {
+        "training.test_days": 6,
+        "training.delay": "3d",
+        "training.train_days": 28,
+        "training.validation_days": 8,
+        "input.labels": "none",
+    }
     settings = settings_in(shop.folder / "b", **chosen)
     columns = ["order_id", "order_date", "order_amount", *HASHED]
-    wrong = [["bad-1", "2025-01-02", "1", "", "", "", "", ""], [shop.customer, "2025-01-02", "-5", "x", "x", "x", "x", "x"], ["bad-2", "yesterday", "1", shop.customer, "x", "x", "x", "x"]]
+    wrong = [
+        ["bad-1", "2025-01-02", "1", "", "", "", "", ""],
+        [shop.customer, "2025-01-02", "-5", "x", "x", "x", "x", "x"],
+        ["bad-2", "yesterday", "1", shop.customer, "x", "x", "x", "x"],
+    ]
     lines = [",".join(columns), *map(",".join, wrong), f"bad-3,2025-01-02,{shop.customer}"]
     (shop.folder / "wrong.csv").write_text("\n".join(lines))
     assert ingest(settings, str(shop.folder / "wrong.csv"), "")["events_rejected"] >= 2
     compute_features(settings)
     made, gone = make_dataset(settings), left_by(shop, settings)[0]
-    with server_for(settings) as url: prepare_db(settings, url, start_over=True)
+    with server_for(settings) as url:
+        prepare_db(settings, url, start_over=True)
     other = compute_features(settings_in(shop.folder / "b", **{"features.rows": ROWS[:3]}))["folder"]
     told = forget(settings, shop.customer)
-    assert told["archives"]["entries"] and told["dataset"]["rows"] and told["rejects"]["values"] == 1 and told["features"]["removed"] == [Path(other).name]
-    with server_for(settings) as url: assert_nothing_left(settings, gone, url)
+    assert (
+        told["archives"]["entries"]
+        and told["dataset"]["rows"]
+        and told["rejects"]["values"] == 1
+        and told["features"]["removed"] == [Path(other).name]
+    )
+    with server_for(settings) as url:
+        assert_nothing_left(settings, gone, url)
     again = make_dataset(settings)
-    assert again["splits"] == made["splits"] and again["inputs"] != made["inputs"] and len(read_split(settings, "train").label) == made["splits"]["train"]["rows"]
+    assert (
+        again["splits"] == made["splits"]
+        and again["inputs"] != made["inputs"]
+        and len(read_split(settings, "train").label) == made["splits"]["train"]["rows"]
+    )
 
 
 def test_a_tie_in_a_full_set_falls_as_before():
-    settings = settings_in(Path("nowhere"), **{"features.set_size": 2, "features.rows": ['Distinct("customer_id", by="ip_addr", over=["1d", "lifetime"])', 'KnownBefore("customer_id", by="ip_addr")'],
-                                               "acceptance.card": "customer_id"})
+    settings = settings_in(
+        Path("nowhere"),
+        **{
+            "features.set_size": 2,
+            "features.rows": [
+                'Distinct("customer_id", by="ip_addr", over=["1d", "lifetime"])',
+                'KnownBefore("customer_id", by="ip_addr")',
+            ],
+            "acceptance.card": "customer_id",
+        },
+    )
     table, rng, n, differ = build_table(settings), np.random.default_rng(7), 240, 0
     for customer in range(1, 9):
         people = rng.integers(1, 9, n)
         code = rng.integers(0, 2**64, 9, np.uint64)
-        keys = {name: np.full(n, 7, np.uint64) for name in HASHED} | {"customer_id": code[people], "ip_addr": rng.integers(1, 3, n).astype(np.uint64)}
-        orders = Orders(np.arange(1, n + 1, dtype=np.uint64), np.sort(rng.integers(0, 20, n)) * 3_600_000, keys)  # times in whole hours: many ties
+        keys = {name: np.full(n, 7, np.uint64) for name in HASHED} | {
+            "customer_id": code[people],
+            "ip_addr": rng.integers(1, 3, n).astype(np.uint64),
+        }
+        orders = Orders(
+            np.arange(1, n + 1, dtype=np.uint64), np.sort(rng.integers(0, 20, n)) * 3_600_000, keys
+        )  # times in whole hours: many ties
         found = Found(int(code[customer]))
         note_own(found, orders, settings.columns), note_others(found, orders, settings.columns)
         assert found.ties
+
         def features(new: int) -> bytes:
-            columns = keys | {"time": orders.time, "amount": np.ones(n, np.int64), "customer_id": np.where(people == customer, np.uint64(new), keys["customer_id"])}
+            columns = keys | {
+                "time": orders.time,
+                "amount": np.ones(n, np.int64),
+                "customer_id": np.where(people == customer, np.uint64(new), keys["customer_id"]),
+            }
             return features_of_arrays(table, columns, np.float32)[people != customer].tobytes()
+
         trail, before = drawn(found, settings.columns, bytes(32)), features(int(code[customer]))
         assert features(trail.key("customer_id", int(code[customer]))) == before
         differ += sum(features(int(rng.integers(1, 2**64 - 1, dtype=np.uint64))) != before for _ in range(4))
     assert differ  # any random key would not do
 
 
-@pytest.mark.parametrize("length, end, shown", [(100, ",abc", True), (99, ",abc", False), (100, ",ab", False), (100, ",bcd", False), (250, ",xyz", True), (9, ",xyz", True), (9, ",yz", False)])
+@pytest.mark.parametrize(
+    "length, end, shown",
+    [
+        (100, ",abc", True),
+        (99, ",abc", False),
+        (100, ",ab", False),
+        (100, ",bcd", False),
+        (250, ",xyz", True),
+        (9, ",xyz", True),
+        (9, ",yz", False),
+    ],
+)
 def test_a_refused_line_that_was_cut_shows_the_beginning_of_a_text(length, end, shown):
     "Where ingest cut a line after 100 characters, three are enough to know a text by; two may be anything."
     texts = {"email": {"abcdef"}, "device": {"xyz"}}
     assert module.cleared("", end.rjust(length, "-"), texts) == shown
-    assert module.cleared("device", "xyz", texts) and not module.cleared("email", "xyz", texts) and not module.cleared("", "", texts)
+    assert (
+        module.cleared("device", "xyz", texts)
+        and not module.cleared("email", "xyz", texts)
+        and not module.cleared("", "", texts)
+    )
 
 
 def test_what_is_refused(shop, monkeypatch):
     settings = shop.settings
-    with pytest.raises(ValueError, match="first of columns.entities"): forget(settings, "")
-    with sole_use(settings.batch.folder / ".dataset"), pytest.raises(ValueError, match="another run"): forget(settings, shop.customer)
-    with server_for(settings) as url, pytest.raises(ValueError, match="feature table"): forget(settings_in(shop.folder / "b", **{"features.rows": ROWS[:2]}), shop.customer, url)
-    with pytest.raises(ConnectionError): forget(settings_in(shop.folder / "b", **{"live.redis_url": "redis://127.0.0.1:1/0"}), shop.customer)
+    with pytest.raises(ValueError, match="first of columns.entities"):
+        forget(settings, "")
+    with sole_use(settings.batch.folder / ".dataset"), pytest.raises(ValueError, match="another run"):
+        forget(settings, shop.customer)
+    with server_for(settings) as url, pytest.raises(ValueError, match="feature table"):
+        forget(settings_in(shop.folder / "b", **{"features.rows": ROWS[:2]}), shop.customer, url)
+    with pytest.raises(ConnectionError):
+        forget(settings_in(shop.folder / "b", **{"live.redis_url": "redis://127.0.0.1:1/0"}), shop.customer)
     before = log_of(settings)
     assert forget(settings, "nobody at all")["orders"] == 0 and log_of(settings).equals(before)
 
 
 # --- the database -----------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request):
-    "Address of an empty database; \"\" = SQLite in the folder."
-    if request.param == "sqlite": yield ""
+    'Address of an empty database; "" = SQLite in the folder.'
+    if request.param == "sqlite":
+        yield ""
     else:
         server = request.getfixturevalue("postgresql")
-        if server is None: pytest.skip("there is no PostgreSQL")
-        with empty_database(server) as url: yield url
+        if server is None:
+            pytest.skip("there is no PostgreSQL")
+        with empty_database(server) as url:
+            yield url
 
 
 def rows_of_database(database: sa.Engine) -> dict[str, list[dict]]:
     with database.connect() as connection:
         tables = sa.MetaData()
         tables.reflect(connection)
-        return {name: [dict(row) for row in connection.execute(sa.select(table)).mappings()] for name, table in tables.tables.items()}
+        return {
+            name: [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+            for name, table in tables.tables.items()
+        }
 
 
 def test_the_database_forgets_too(shop, database_url):
     writer = pytest.importorskip("fraud_poc.desk.writer")
     Reading, follow, mark_of, write_entries = writer.Reading, writer.follow, writer.mark_of, writer.write_entries
     settings = settings_in(shop.folder / "b", **{"database.url": database_url})
-    reading, secret = Reading(settings, lambda model, vectors, orders: [None] * len(orders)), hash_secret(settings.batch.folder)
+    reading, secret = (
+        Reading(settings, lambda model, vectors, orders: [None] * len(orders)),
+        hash_secret(settings.batch.folder),
+    )
+
     async def write(url: str, database: sa.Engine):
-        async with open_store(settings, url) as store: await follow(store, database, reading, asyncio.Event(), to_end=True)
+        async with open_store(settings, url) as store:
+            await follow(store, database, reading, asyncio.Event(), to_end=True)
+
     gone = left_by(shop, settings)[0]
     database = open_database(settings)
     with server_for(settings) as url:
@@ -466,28 +770,59 @@ def test_the_database_forgets_too(shop, database_url):
         mine = {row["id"] for row in before["decisions"] if row["customer"] == shop.customer}
         other = next(row["id"] for row in before["decisions"] if row["id"] not in mine)
         with writing(database) as connection:
-            case = {"status": "open", "opened": 0, "urgency": 1.0, "band": "high", "action": "review", "amount": 1, "time": 0}
+            case = {
+                "status": "open",
+                "opened": 0,
+                "urgency": 1.0,
+                "band": "high",
+                "action": "review",
+                "amount": 1,
+                "time": 0,
+            }
             connection.execute(sa.delete(cases))
-            for number, note, customer in ((min(mine), "called", shop.customer), (other, f"see {shop.customer}, same phone", "x")):
+            for number, note, customer in (
+                (min(mine), "called", shop.customer),
+                (other, f"see {shop.customer}, same phone", "x"),
+            ):
                 connection.execute(sa.insert(cases).values(decision_id=number, note=note, customer=customer, **case))
         # a portion that was read before, and is not yet written, is refused
         late = [row for row in shop.rest if row["customer_id"] == shop.customer][:1]
         asyncio.run(play(settings, url, late, {}))
+
         async def behind() -> list:
-            async with open_store(settings, url) as store: return await store.entries(mark.position, 100)
+            async with open_store(settings, url) as store:
+                return await store.entries(mark.position, 100)
+
         portion = asyncio.run(behind())
         told = forget(settings, shop.customer, who="admin")
-        assert len(portion) == 1 and write_entries(database, reading, mark, portion) != mark and told["database"]["decisions"] == len(mine) and told["database"]["notes"] >= 1
+        assert (
+            len(portion) == 1
+            and write_entries(database, reading, mark, portion) != mark
+            and told["database"]["decisions"] == len(mine)
+            and told["database"]["notes"] >= 1
+        )
         asyncio.run(write(url, database))
         assert_nothing_left(settings, [*gone, late[0]["order_id"].encode()], url)
     after = rows_of_database(database)
     for name, rows in after.items():
-        data = spread_out([{key: unsigned(value) if isinstance(value, int) else value for key, value in row.items()} for row in rows]) + spread_out(rows)
+        data = spread_out(
+            [{key: unsigned(value) if isinstance(value, int) else value for key, value in row.items()} for row in rows]
+        ) + spread_out(rows)
         assert not [text for text in gone if text in data], f"table {name} holds what should be gone"
-    assert [row for row in after["decisions"] if row["id"] not in mine][:len(before["decisions"]) - len(mine)] == [row for row in before["decisions"] if row["id"] not in mine]
-    assert len(after["decisions"]) == len(before["decisions"]) + 1 and len({row["customer"] for row in after["decisions"] if row["id"] in mine}) == 1
-    for row in after["decisions"]: assert unsigned(row["id_key"]) == key_of(row["order_id"], secret)
+    assert [row for row in after["decisions"] if row["id"] not in mine][: len(before["decisions"]) - len(mine)] == [
+        row for row in before["decisions"] if row["id"] not in mine
+    ]
+    assert (
+        len(after["decisions"]) == len(before["decisions"]) + 1
+        and len({row["customer"] for row in after["decisions"] if row["id"] in mine}) == 1
+    )
+    for row in after["decisions"]:
+        assert unsigned(row["id_key"]) == key_of(row["order_id"], secret)
     keys = {(row["decision_id"], row["entity"]): unsigned(row["key"]) for row in after["links"]}
     assert all(keys[row["id"], "customer_id"] == key_of(row["customer"], secret) for row in after["decisions"])
-    assert {row["note"] for row in after["cases"]} == {""} and list_audit(database)[-1]["who"] == "admin" and verify_audit(database)
+    assert (
+        {row["note"] for row in after["cases"]} == {""}
+        and list_audit(database)[-1]["who"] == "admin"
+        and verify_audit(database)
+    )
     database.dispose()

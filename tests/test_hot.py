@@ -1,4 +1,5 @@
 """The short way of POST /score, over real sockets: it answers as FastAPI's own route does, and keeps to HTTP."""
+
 import asyncio
 import json
 import socket
@@ -7,17 +8,27 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
-
-from fraud_poc.api import scoring
 from test_scoring import ORDER, Service
 from waiting import LONG, until
+
+from fraud_poc.api import scoring
 
 
 @contextmanager
 def listening(app):
     "The application under uvicorn with the short way, in a thread; its port."
     with socket.create_server(("127.0.0.1", 0)) as port:
-        server = uvicorn.Server(uvicorn.Config(app, http=scoring.ScoringProtocol, ws="none", loop="asyncio", log_config=None, proxy_headers=False, lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http=scoring.ScoringProtocol,
+                ws="none",
+                loop="asyncio",
+                log_config=None,
+                proxy_headers=False,
+                lifespan="off",
+            )
+        )
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([port])))
         thread.start()
         try:
@@ -29,25 +40,37 @@ def listening(app):
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory): return Service(tmp_path_factory.mktemp("hot"))
+def service(tmp_path_factory):
+    return Service(tmp_path_factory.mktemp("hot"))
 
 
 @pytest.fixture(scope="module")
 def port(service):
-    with listening(service.app) as found: yield found
+    with listening(service.app) as found:
+        yield found
 
 
-def request(service, order: dict | bytes, *headers: str, method: str = "POST", version: str = "1.1", length: bool = True) -> bytes:
+def request(
+    service, order: dict | bytes, *headers: str, method: str = "POST", version: str = "1.1", length: bool = True
+) -> bytes:
     "A request as bytes."
     body = order if isinstance(order, bytes) else json.dumps(order).encode()
-    lines = [f"{method} /score HTTP/{version}", "Host: here", "Content-Type: application/json", f"X-API-Key: {service.key}", *([f"Content-Length: {len(body)}"] if length else []), *headers]
+    lines = [
+        f"{method} /score HTTP/{version}",
+        "Host: here",
+        "Content-Type: application/json",
+        f"X-API-Key: {service.key}",
+        *([f"Content-Length: {len(body)}"] if length else []),
+        *headers,
+    ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def replies(port: int, *pieces: bytes, count: int = 1) -> list[tuple[int, dict, bytes]]:
     "Status, headers and body of the next replies to what is sent over one connection; fewer when the server closes it."
     with connected(port) as wire:
-        for piece in pieces: wire.sendall(piece)
+        for piece in pieces:
+            wire.sendall(piece)
         return read(wire, count)
 
 
@@ -63,13 +86,16 @@ def read(wire: socket.socket, count: int) -> list[tuple[int, dict, bytes]]:
     while len(found) < count:
         head, end, rest = data.partition(b"\r\n\r\n")
         headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:]) if end else {}
-        if head.startswith(b"HTTP/1.1 100") and end: data = rest
+        if head.startswith(b"HTTP/1.1 100") and end:
+            data = rest
         elif end and len(rest) >= int(headers[b"content-length"]):
             size = int(headers[b"content-length"])
             found.append((int(head.split()[1]), headers, rest[:size]))
             data = rest[size:]
-        elif piece := wire.recv(65_536): data += piece
-        else: break
+        elif piece := wire.recv(65_536):
+            data += piece
+        else:
+            break
     return found
 
 
@@ -84,13 +110,15 @@ def test_one_connection_serves_order_after_order(service, port):
 def test_a_request_in_pieces_is_whole(service, port, monkeypatch):
     "Each piece is sent when the one before has arrived."
     whole, arrived, take = request(service, ORDER | {"order_id": "pieces"}), [], scoring.ScoringProtocol.data_received
+
     def counted(self, data):
         take(self, data)
         arrived.append(data)
+
     monkeypatch.setattr(scoring.ScoringProtocol, "data_received", counted)
     with connected(port) as wire:
         for number, start in enumerate(range(0, len(whole), 40), 1):
-            wire.sendall(whole[start:start + 40])
+            wire.sendall(whole[start : start + 40])
             until(lambda: len(arrived) == number, "the piece arrives")
         assert [status for status, _, _ in read(wire, 1)] == [200]
 
@@ -99,16 +127,34 @@ def test_a_request_in_pieces_is_whole(service, port, monkeypatch):
 def test_what_is_not_plain_is_served_as_well(service, port, how):
     order = ORDER | {"order_id": f"odd-{how}"}
     body, chunked = json.dumps(order).encode(), lambda data: b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
-    sent = {"pipelined": request(service, order) + request(service, order | {"order_id": "odd-second"}) + b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n",
-            "chunked": request(service, b"", "Transfer-Encoding: chunked", length=False) + chunked(body), "continue": request(service, order, "Expect: 100-continue"),
-            "older": request(service, order, version="1.0"), "closing": request(service, order, "Connection: close")}[how]
+    sent = {
+        "pipelined": request(service, order)
+        + request(service, order | {"order_id": "odd-second"})
+        + b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n",
+        "chunked": request(service, b"", "Transfer-Encoding: chunked", length=False) + chunked(body),
+        "continue": request(service, order, "Expect: 100-continue"),
+        "older": request(service, order, version="1.0"),
+        "closing": request(service, order, "Connection: close"),
+    }[how]
     found = replies(port, sent, count=3 if how == "pipelined" else 1)
-    assert [status for status, _, _ in found] == [200] * (3 if how == "pipelined" else 1) and json.loads(found[0][2])["id"] == f"odd-{how}"
-    if how in ("older", "closing"): assert found[0][1][b"connection"] == b"close"
+    assert [status for status, _, _ in found] == [200] * (3 if how == "pipelined" else 1) and json.loads(found[0][2])[
+        "id"
+    ] == f"odd-{how}"
+    if how in ("older", "closing"):
+        assert found[0][1][b"connection"] == b"close"
 
 
-@pytest.mark.parametrize("status,order,headers", [
-    (422, b"{}", []), (400, b"{", []), (413, b" " * 100_000, []), (401, ORDER, ["X-API-Key: guessed"]), (415, ORDER, ["Content-Type: text/plain"]), (422, ORDER | {"order_amount": True}, [])])
+@pytest.mark.parametrize(
+    "status,order,headers",
+    [
+        (422, b"{}", []),
+        (400, b"{", []),
+        (413, b" " * 100_000, []),
+        (401, ORDER, ["X-API-Key: guessed"]),
+        (415, ORDER, ["Content-Type: text/plain"]),
+        (422, ORDER | {"order_amount": True}, []),
+    ],
+)
 def test_a_refusal_leaves_the_connection_usable(service, port, status, order, headers):
     with connected(port) as wire:
         wire.sendall(request(service, order, *headers))
@@ -119,7 +165,12 @@ def test_a_refusal_leaves_the_connection_usable(service, port, status, order, he
 
 def test_a_chunked_body_beyond_the_limit_is_refused_when_it_passes_it(service, port):
     piece = b"%x\r\n%s\r\n" % (40_000, b" " * 40_000)
-    assert [status for status, _, _ in replies(port, request(service, b"", "Transfer-Encoding: chunked", length=False), piece, piece)] == [413]
+    assert [
+        status
+        for status, _, _ in replies(
+            port, request(service, b"", "Transfer-Encoding: chunked", length=False), piece, piece
+        )
+    ] == [413]
 
 
 def test_a_body_that_does_not_come_is_given_up(service, port, monkeypatch):
@@ -131,7 +182,8 @@ def test_a_body_that_does_not_come_is_given_up(service, port, monkeypatch):
 def test_an_order_whose_caller_left_is_taken_all_the_same(service, port):
     order = ORDER | {"order_id": "left"}
     before = len(service.engine.store.log)
-    with connected(port) as wire: wire.sendall(request(service, order))
+    with connected(port) as wire:
+        wire.sendall(request(service, order))
     until(lambda: len(service.engine.store.log) > before, "the order is taken")
     assert json.loads(replies(port, request(service, order))[0][2])["known_before"]
     until(lambda: service.app.service.in_flight == 0, "nothing is under way any more")
@@ -139,6 +191,8 @@ def test_an_order_whose_caller_left_is_taken_all_the_same(service, port):
 
 def test_a_full_service_refuses_without_a_task(service, port):
     service.app.service.in_flight, before = service.settings.service.max_in_flight, service.state()
-    try: status, headers, _ = replies(port, request(service, ORDER | {"order_id": "full"}))[0]
-    finally: service.app.service.in_flight = 0
+    try:
+        status, headers, _ = replies(port, request(service, ORDER | {"order_id": "full"}))[0]
+    finally:
+        service.app.service.in_flight = 0
     assert (status, headers[b"retry-after"]) == (429, b"1") and service.state() == before

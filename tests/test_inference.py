@@ -1,4 +1,5 @@
 """The compiled walk of the trees gives XGBoost's own bits, or XGBoost scores, visibly."""
+
 import json
 
 import numpy as np
@@ -12,19 +13,31 @@ from fraud_poc.model.inference import Scorer, contributions, edge_vectors, load_
 EXTREMES = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38, 1.0]
 
 
-def train(seed: int, rounds: int = 20, rows: int = 250, width: int = 6, missing: float = 0.2, **parameters) -> tuple[xgb.Booster, np.ndarray]:
+def train(
+    seed: int, rounds: int = 20, rows: int = 250, width: int = 6, missing: float = 0.2, **parameters
+) -> tuple[xgb.Booster, np.ndarray]:
     "A booster and the vectors that it learned from. The last two features never vary, the last one is never missing."
     rng = np.random.default_rng(seed)
-    x = np.round(rng.normal(size=(rows, width)), int(rng.integers(0, 4))).astype(np.float32)  # few values: thresholds that vectors lie on
+    x = np.round(rng.normal(size=(rows, width)), int(rng.integers(0, 4))).astype(
+        np.float32
+    )  # few values: thresholds that vectors lie on
     x[:, -2] = 1
     label = np.nan_to_num(x[:, 0]) + rng.normal(size=rows) > 0.5
     x[rng.random(x.shape) < missing] = np.nan
     x[:, -1] = 1
-    given = {"objective": "binary:logistic", "nthread": 1, "seed": seed, "base_score": 0.5, "min_child_weight": 0.1, "verbosity": 0} | parameters
+    given = {
+        "objective": "binary:logistic",
+        "nthread": 1,
+        "seed": seed,
+        "base_score": 0.5,
+        "min_child_weight": 0.1,
+        "verbosity": 0,
+    } | parameters
     return xgb.train(given, xgb.DMatrix(x, label), rounds), x
 
 
-def bits(scores: np.ndarray) -> np.ndarray: return np.asarray(scores, np.float32).view(np.uint32)
+def bits(scores: np.ndarray) -> np.ndarray:
+    return np.asarray(scores, np.float32).view(np.uint32)
 
 
 def assert_same(booster: xgb.Booster, vectors: np.ndarray) -> None:
@@ -32,18 +45,37 @@ def assert_same(booster: xgb.Booster, vectors: np.ndarray) -> None:
     trees, theirs = load_trees(booster), booster.inplace_predict(vectors)
     assert (bits(predict(trees, vectors)) == bits(theirs)).all()
     finite = ~np.isinf(vectors).any(1)
-    if finite.any(): assert (bits(booster.predict(xgb.DMatrix(vectors[finite], feature_names=booster.feature_names))) == bits(theirs[finite])).all()
+    if finite.any():
+        assert (
+            bits(booster.predict(xgb.DMatrix(vectors[finite], feature_names=booster.feature_names)))
+            == bits(theirs[finite])
+        ).all()
 
 
 @pytest.fixture(scope="module")
-def model(): return train(1)
+def model():
+    return train(1)
 
 
 # --- equality ---------------------------------------------------------------------------------------------------------------------------
 
+
 @settings(max_examples=40)
-@given(st.integers(0, 10_000), st.integers(1, 8), st.sampled_from([1, 2, 25]), st.sampled_from([0.0, 0.2, 0.9]), st.sampled_from([0.5, 0.013, 0.97]),
-       st.sampled_from([{}, {"grow_policy": "lossguide", "max_leaves": 30}, {"tree_method": "exact"}, {"num_parallel_tree": 3, "subsample": 0.5}]))
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 8),
+    st.sampled_from([1, 2, 25]),
+    st.sampled_from([0.0, 0.2, 0.9]),
+    st.sampled_from([0.5, 0.013, 0.97]),
+    st.sampled_from(
+        [
+            {},
+            {"grow_policy": "lossguide", "max_leaves": 30},
+            {"tree_method": "exact"},
+            {"num_parallel_tree": 3, "subsample": 0.5},
+        ]
+    ),
+)
 def test_random_models_are_equal_on_every_edge(seed, depth, rounds, missing, base_score, kind):
     booster, x = train(seed, rounds, missing=missing, max_depth=depth, base_score=base_score, **kind)
     assert prove(booster, load_trees(booster), x) == ""
@@ -74,7 +106,9 @@ def test_scores_at_the_ends_of_the_sigmoid(sign):
     booster, x = train(5, rounds=30)
     text = json.loads(booster.save_raw("json"))
     for tree in text["learner"]["gradient_booster"]["model"]["trees"]:
-        tree["split_conditions"] = [v * 20 * sign if child < 0 else v for v, child in zip(tree["split_conditions"], tree["left_children"])]
+        tree["split_conditions"] = [
+            v * 20 * sign if child < 0 else v for v, child in zip(tree["split_conditions"], tree["left_children"])
+        ]
     booster.load_model(bytearray(json.dumps(text).encode()))
     margins = booster.inplace_predict(x, predict_type="margin")
     assert margins.min() < -100 and margins.max() > 90
@@ -101,11 +135,19 @@ def test_edges_reach_every_node(model):
 
 # --- early stopping ---------------------------------------------------------------------------------------------------------------------
 
+
 def test_a_booster_stopped_early_counts_to_its_best_round():
     _, x = train(6)
     label = np.random.default_rng(6).random(len(x)) < 0.3
     data, other = xgb.DMatrix(x[:150], label[:150]), xgb.DMatrix(x[150:], label[150:])
-    booster = xgb.train({"objective": "binary:logistic", "nthread": 1, "eval_metric": "auc"}, data, 60, evals=[(other, "v")], early_stopping_rounds=5, verbose_eval=False)
+    booster = xgb.train(
+        {"objective": "binary:logistic", "nthread": 1, "eval_metric": "auc"},
+        data,
+        60,
+        evals=[(other, "v")],
+        early_stopping_rounds=5,
+        verbose_eval=False,
+    )
     best = booster.best_iteration + 1
     assert rounds_of(booster) == best < booster.num_boosted_rounds()
     scorer, cut = Scorer(booster, x), booster[:best]
@@ -118,15 +160,19 @@ def test_a_booster_stopped_early_counts_to_its_best_round():
 
 # --- the proof and the way out ----------------------------------------------------------------------------------------------------------
 
+
 def test_single_scores_are_plain_floats_equal_to_the_batch(model):
     booster, x = model
     scorer = Scorer(booster, x)
     assert scorer.compiled and scorer.reason == ""
     scores = [scorer.score(v) for v in x]
     assert all(type(s) is float for s in scores) and (bits(scores) == bits(booster.inplace_predict(x))).all()
-    with pytest.raises(ValueError, match="6 features, not 5"): scorer.score(x[0, :5])
-    with pytest.raises(ValueError, match="vectors of 6 features"): predict(load_trees(booster), x[:, :5])
-    with pytest.raises(ValueError, match="prove itself"): Scorer(booster, x[:0])
+    with pytest.raises(ValueError, match="6 features, not 5"):
+        scorer.score(x[0, :5])
+    with pytest.raises(ValueError, match="vectors of 6 features"):
+        predict(load_trees(booster), x[:, :5])
+    with pytest.raises(ValueError, match="prove itself"):
+        Scorer(booster, x[:0])
 
 
 def changed(trees, part, place, value):
@@ -135,28 +181,46 @@ def changed(trees, part, place, value):
     return trees._replace(**{part: array})
 
 
-@pytest.mark.parametrize("part", ["threshold up", "threshold down", "feature", "direction", "child", "leaf", "base", "left out"])
+@pytest.mark.parametrize(
+    "part", ["threshold up", "threshold down", "feature", "direction", "child", "leaf", "base", "left out"]
+)
 def test_doctored_trees_are_caught_and_xgboost_scores(model, part):
     booster, x = model
     trees, scorer = load_trees(booster), Scorer(booster, x)
     split, leaf = np.flatnonzero(trees.left != np.arange(len(trees.left)))[3], np.argmax(trees.value)
     f, n = trees.slot[split], trees.features
-    wrong = {"threshold up": lambda: changed(trees, "threshold", split, np.nextafter(trees.threshold[split], np.float32(np.inf))),
-             "threshold down": lambda: changed(trees, "threshold", split, np.nextafter(trees.threshold[split], np.float32(-np.inf))),
-             "feature": lambda: changed(trees, "slot", split, (f + 1) % n + n * (f >= n)), "direction": lambda: changed(trees, "slot", split, (f + n) % (2 * n)),
-             "child": lambda: changed(trees, "left", split, trees.left[split] + 1), "leaf": lambda: changed(trees, "value", leaf, trees.value[leaf] * np.float32(1.001)),
-             "base": lambda: trees._replace(base=np.nextafter(trees.base, np.float32(1)) + np.float32(1e-6)), "left out": lambda: trees._replace(root=trees.root[:-1])}[part]()
+    wrong = {
+        "threshold up": lambda: changed(
+            trees, "threshold", split, np.nextafter(trees.threshold[split], np.float32(np.inf))
+        ),
+        "threshold down": lambda: changed(
+            trees, "threshold", split, np.nextafter(trees.threshold[split], np.float32(-np.inf))
+        ),
+        "feature": lambda: changed(trees, "slot", split, (f + 1) % n + n * (f >= n)),
+        "direction": lambda: changed(trees, "slot", split, (f + n) % (2 * n)),
+        "child": lambda: changed(trees, "left", split, trees.left[split] + 1),
+        "leaf": lambda: changed(trees, "value", leaf, trees.value[leaf] * np.float32(1.001)),
+        "base": lambda: trees._replace(base=np.nextafter(trees.base, np.float32(1)) + np.float32(1e-6)),
+        "left out": lambda: trees._replace(root=trees.root[:-1]),
+    }[part]()
     scorer.prepare(wrong, x)
     assert not scorer.compiled and "differ from XGBoost's" in scorer.reason
     assert [scorer.score(v) for v in x[:50]] == booster.inplace_predict(x[:50]).tolist()
 
 
-@pytest.mark.parametrize("parameters, reason", [
-    ({"objective": "reg:squarederror"}, "objective='reg:squarederror'"), ({"objective": "multi:softprob", "num_class": 3, "base_score": None}, "multi:softprob"),
-    ({"booster": "dart", "rate_drop": 0.3}, "booster='dart'"), ({"booster": "gblinear"}, "booster='gblinear'")])
+@pytest.mark.parametrize(
+    "parameters, reason",
+    [
+        ({"objective": "reg:squarederror"}, "objective='reg:squarederror'"),
+        ({"objective": "multi:softprob", "num_class": 3, "base_score": None}, "multi:softprob"),
+        ({"booster": "dart", "rate_drop": 0.3}, "booster='dart'"),
+        ({"booster": "gblinear"}, "booster='gblinear'"),
+    ],
+)
 def test_other_models_are_refused_by_name(parameters, reason):
     booster, x = train(7, rounds=3, **parameters)
-    with pytest.raises(ValueError, match=reason): load_trees(booster)
+    with pytest.raises(ValueError, match=reason):
+        load_trees(booster)
     scorer = Scorer(booster, x)
     assert not scorer.compiled and reason in scorer.reason
     if "gblinear" not in reason and "multi" not in reason:  # those two have no single score in place
@@ -165,27 +229,44 @@ def test_other_models_are_refused_by_name(parameters, reason):
 
 def test_categorical_splits_are_refused():
     import pandas as pd
+
     rng = np.random.default_rng(8)
     frame = pd.DataFrame({"c": pd.Categorical(rng.integers(0, 4, 200)), "x": rng.normal(size=200)})
-    booster = xgb.train({"objective": "binary:logistic", "max_cat_to_onehot": 1}, xgb.DMatrix(frame, (frame["c"].cat.codes % 2).to_numpy(), enable_categorical=True), 3)
-    with pytest.raises(ValueError, match="tree 0 of the model has categorical splits"): load_trees(booster)
+    booster = xgb.train(
+        {"objective": "binary:logistic", "max_cat_to_onehot": 1},
+        xgb.DMatrix(frame, (frame["c"].cat.codes % 2).to_numpy(), enable_categorical=True),
+        3,
+    )
+    with pytest.raises(ValueError, match="tree 0 of the model has categorical splits"):
+        load_trees(booster)
 
 
-@pytest.mark.parametrize("name, node, value, words", [
-    ("left_children", 0, 10**6, "no nodes of a tree"), ("right_children", 1, -1, "no nodes of a tree"), ("left_children", 1, 0, "no nodes of a tree"), ("right_children", 2, 1, "no nodes of a tree"),
-    ("split_indices", 0, 6, "splits on feature 6, and there are 6"), ("split_indices", 0, -1, "splits on feature -1"),
-    ("split_conditions", 0, float("nan"), "must be finite"), ("split_conditions", 0, float("-inf"), "must be finite")])
+@pytest.mark.parametrize(
+    "name, node, value, words",
+    [
+        ("left_children", 0, 10**6, "no nodes of a tree"),
+        ("right_children", 1, -1, "no nodes of a tree"),
+        ("left_children", 1, 0, "no nodes of a tree"),
+        ("right_children", 2, 1, "no nodes of a tree"),
+        ("split_indices", 0, 6, "splits on feature 6, and there are 6"),
+        ("split_indices", 0, -1, "splits on feature -1"),
+        ("split_conditions", 0, float("nan"), "must be finite"),
+        ("split_conditions", 0, float("-inf"), "must be finite"),
+    ],
+)
 def test_tables_that_lead_astray_are_refused(model, monkeypatch, name, node, value, words):
     booster, x = model
     text = json.loads(booster.save_raw("json"))
     text["learner"]["gradient_booster"]["model"]["trees"][4][name][node] = value
     monkeypatch.setattr(xgb.Booster, "save_raw", lambda self, raw_format: json.dumps(text).encode())
-    with pytest.raises(ValueError, match="tree 4 .*" + words): load_trees(booster)
+    with pytest.raises(ValueError, match="tree 4 .*" + words):
+        load_trees(booster)
     scorer = Scorer(booster, x)
     assert not scorer.compiled and words in scorer.reason and scorer.score(x[0]) == booster.inplace_predict(x[:1])[0]
 
 
 # --- contributions ----------------------------------------------------------------------------------------------------------------------
+
 
 def test_contributions_add_up_to_the_logit(model):
     booster, x = model
@@ -193,11 +274,14 @@ def test_contributions_add_up_to_the_logit(model):
     assert shares.shape == (len(x), x.shape[1] + 1)
     np.testing.assert_allclose(shares.sum(1), booster.inplace_predict(x, predict_type="margin"), atol=1e-4)
     assert (shares[:, -2] == 0).all()  # of the feature that never varies
-    with pytest.raises(ValueError, match="feature 2 of vector 1 is inf"): contributions(booster, np.where(np.arange(12).reshape(2, 6) == 8, np.inf, 1).astype(np.float32))
+    with pytest.raises(ValueError, match="feature 2 of vector 1 is inf"):
+        contributions(booster, np.where(np.arange(12).reshape(2, 6) == 8, np.inf, 1).astype(np.float32))
 
 
 def test_feature_names_of_the_booster_are_kept():
     _, x = train(9)
-    booster = xgb.train({"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(x, x[:, 0] > 0, feature_names=list("abcdef")), 3)
+    booster = xgb.train(
+        {"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(x, x[:, 0] > 0, feature_names=list("abcdef")), 3
+    )
     assert Scorer(booster, x).compiled and contributions(booster, x[:3]).shape == (3, 7)
     assert_same(booster, x)

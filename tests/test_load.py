@@ -1,4 +1,5 @@
 """Filling the store: live entries over history are what batch makes of both; loads die, Redis dies, and nothing that was acknowledged is lost or counted twice."""
+
 import asyncio
 import json
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from waiting import STORE, until_so
 
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.files import read_json, sole_use, write_json
@@ -16,20 +18,48 @@ from fraud_poc.features.batch import compute_features, read_states
 from fraud_poc.features.table import Stepper, build_table
 from fraud_poc.live import load as module
 from fraud_poc.live.load import look, prepare_db, step_entry, touched
-from fraud_poc.live.store import (Change, Client, Entry, Names, StoreDown, StoreLost, StoreSlow, encode_entry, event_key, label_key, open_store, start_redis,
-                                  state_key)
-from waiting import STORE, until_so
+from fraud_poc.live.store import (
+    Change,
+    Client,
+    Entry,
+    Names,
+    StoreDown,
+    StoreLost,
+    StoreSlow,
+    encode_entry,
+    event_key,
+    label_key,
+    open_store,
+    start_redis,
+    state_key,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDERS = ROOT / "config" / "orders.toml"
-ROWS = ['Count(by=["customer_id", "email"], over=["1h", "30d"])', 'Mean("order_amount", by="customer_id", over=["7d", "lifetime"])', 'FraudRate(by="ip_addr", over="90d")',
-        'Distinct("ip_addr", by="customer_id", over="lifetime")', 'Hour()']
+ROWS = [
+    'Count(by=["customer_id", "email"], over=["1h", "30d"])',
+    'Mean("order_amount", by="customer_id", over=["7d", "lifetime"])',
+    'FraudRate(by="ip_addr", over="90d")',
+    'Distinct("ip_addr", by="customer_id", over="lifetime")',
+    "Hour()",
+]
 MINUTES = {"live.store_timeout": STORE}
 
 
 def settings_in(folder: Path, rows: list[str] = ROWS) -> Settings:
-    return load_settings(ORDERS, {"features.rows": rows, "sample.orders": 6_000, "sample.customers": 800, "sample.days": 60, "batch.folder": str(folder), "batch.part_rows": 1_500,
-                                  "live.durability": "always"} | MINUTES)
+    return load_settings(
+        ORDERS,
+        {
+            "features.rows": rows,
+            "sample.orders": 6_000,
+            "sample.customers": 800,
+            "sample.days": 60,
+            "batch.folder": str(folder),
+            "batch.part_rows": 1_500,
+            "live.durability": "always",
+        }
+        | MINUTES,
+    )
 
 
 def contents(settings: Settings, url: str) -> dict[bytes, bytes]:
@@ -38,13 +68,17 @@ def contents(settings: Settings, url: str) -> dict[bytes, bytes]:
     with Client(url) as client:
         prefix = names.states(look(client, names).meta.generation)
         keys = [key for key in client.call("KEYS", names.root + b"*") if key.startswith(prefix)]
-        return {key[len(prefix):]: value[8:] for key, value in zip(keys, client.call("MGET", *keys))}
+        return {key[len(prefix) :]: value[8:] for key, value in zip(keys, client.call("MGET", *keys))}
 
 
 def batch_states(settings: Settings) -> dict[bytes, bytes]:
     table = build_table(settings)
-    return {state_key(e, key): state for e, entity in enumerate(table.entities) for t in read_states(settings, table, entity.by)
-            for key, state in zip(t["key"].to_pylist(), t["state"].to_pylist())}
+    return {
+        state_key(e, key): state
+        for e, entity in enumerate(table.entities)
+        for t in read_states(settings, table, entity.by)
+        for key, state in zip(t["key"].to_pylist(), t["state"].to_pylist())
+    }
 
 
 def entries_of(settings: Settings, parts: list[dict]) -> list[Entry]:
@@ -54,12 +88,18 @@ def entries_of(settings: Settings, parts: list[dict]) -> list[Entry]:
         for kind in ("events", "labels"):
             t = read_part(settings.batch.folder, kind, part["name"])
             for name in ("time", "known"):
-                if name in t.column_names: t = t.set_column(t.column_names.index(name), name, t[name].cast(pa.int64()))
+                if name in t.column_names:
+                    t = t.set_column(t.column_names.index(name), name, t[name].cast(pa.int64()))
             rows += [(row["seq"], kind, row) for row in t.to_pylist()]
+
     def entry(kind: str, row: dict) -> Entry:
         keys = tuple(row[f"{c}_key"] for c in (columns if kind == "events" else settings.columns.entities))
-        if kind == "events": return Entry("event", row["time"], row["id_key"], keys, amount=row[amount])
-        return Entry("label", row["time"], row["id_key"], keys, label=row["label"], previous=row["previous"], known=row["known"])
+        if kind == "events":
+            return Entry("event", row["time"], row["id_key"], keys, amount=row[amount])
+        return Entry(
+            "label", row["time"], row["id_key"], keys, label=row["label"], previous=row["previous"], known=row["known"]
+        )
+
     return [entry(kind, row) for _, kind, row in sorted(rows, key=lambda r: r[0])]
 
 
@@ -74,8 +114,13 @@ def history(tmp_path_factory):
     shutil.copytree(folder / "whole" / "log", folder / "half" / "log")
     manifest = read_manifest(folder / "half")
     rest = manifest["parts"][3:]
-    later = read_part(folder / "half", "events", rest[0]["name"])["seq"][0].as_py(), *read_part(folder / "half", "labels", rest[0]["name"])["seq"].to_pylist()[:1]
-    write_json(folder / "half" / "log" / "manifest.json", manifest | {"parts": manifest["parts"][:3], "next_seq": min(later)})
+    later = (
+        read_part(folder / "half", "events", rest[0]["name"])["seq"][0].as_py(),
+        *read_part(folder / "half", "labels", rest[0]["name"])["seq"].to_pylist()[:1],
+    )
+    write_json(
+        folder / "half" / "log" / "manifest.json", manifest | {"parts": manifest["parts"][:3], "next_seq": min(later)}
+    )
     compute_features(settings_in(folder / "half"))
     return folder / "half", entries_of(whole, rest), batch_states(whole)
 
@@ -89,31 +134,54 @@ def settings(history, tmp_path):
 
 @pytest.fixture
 def server(tmp_path):
-    with start_redis(tmp_path / "redis", "always") as server: yield server
+    with start_redis(tmp_path / "redis", "always") as server:
+        yield server
 
 
 async def decide(store, stepper: Stepper, columns: list[str], entry: Entry) -> int:
     "What the service will do: fetch, step, commit, again on a conflict and after an outage; returns the sequence number."
-    places, record = touched(stepper.table, columns, [entry]), event_key(entry.id_key) if entry.kind == "event" else label_key(entry.id_key, entry.known)
+    places, record = (
+        touched(stepper.table, columns, [entry]),
+        event_key(entry.id_key) if entry.kind == "event" else label_key(entry.id_key, entry.known),
+    )
     while True:
         try:
             found = await store.fetch(record, places)
-            if found.record is not None: return found.seq
+            if found.record is not None:
+                return found.seq
             states = {place: state for place, state in zip(places, found.states) if state}
             step_entry(stepper, columns, entry, states)
-            outcome = await store.commit(Change(record, b"", places, found.tokens, [states.get(place, b"") for place in places], encode_entry(entry)))
-            if outcome.kind in ("accepted", "known"): return outcome.seq
-        except (StoreDown, StoreSlow): await asyncio.sleep(0.01)
+            outcome = await store.commit(
+                Change(
+                    record, b"", places, found.tokens, [states.get(place, b"") for place in places], encode_entry(entry)
+                )
+            )
+            if outcome.kind in ("accepted", "known"):
+                return outcome.seq
+        except (StoreDown, StoreSlow):
+            await asyncio.sleep(0.01)
 
 
-async def decide_all(settings: Settings, url: str, entries: list[Entry], acknowledged: dict[int, Entry] | None = None, tasks: int = 1, stores: int = 1) -> dict[int, Entry]:
+async def decide_all(
+    settings: Settings,
+    url: str,
+    entries: list[Entry],
+    acknowledged: dict[int, Entry] | None = None,
+    tasks: int = 1,
+    stores: int = 1,
+) -> dict[int, Entry]:
     "Entries by the sequence number that was acknowledged; also while they come, in a dictionary of the caller's."
     table, queue, acknowledged = build_table(settings), iter(entries), {} if acknowledged is None else acknowledged
+
     async def work(store):
         stepper = Stepper(table)
-        for entry in queue: acknowledged[await decide(store, stepper, settings.columns.hashed, entry)] = entry
+        for entry in queue:
+            acknowledged[await decide(store, stepper, settings.columns.hashed, entry)] = entry
+
     async def one():
-        async with open_store(settings, url) as store: await asyncio.gather(*[work(store) for _ in range(tasks)])
+        async with open_store(settings, url) as store:
+            await asyncio.gather(*[work(store) for _ in range(tasks)])
+
     await asyncio.gather(*[one() for _ in range(stores)])
     return acknowledged
 
@@ -131,30 +199,47 @@ def log_of(settings: Settings, url: str) -> dict[int, Entry]:
 def test_live_entries_over_half_the_history_leave_what_batch_leaves_after_all(history, settings, tmp_path):
     _, entries, expected = history
     with start_redis(tmp_path / "everysec") as server:
-        assert prepare_db(settings, server.url)["states"] == {e.by: sum(key[0] == i for key in batch_states(settings)) for i, e in enumerate(build_table(settings).entities)}
+        assert prepare_db(settings, server.url)["states"] == {
+            e.by: sum(key[0] == i for key in batch_states(settings))
+            for i, e in enumerate(build_table(settings).entities)
+        }
         assert contents(settings, server.url) == batch_states(settings) != expected
         acknowledged = asyncio.run(decide_all(settings, server.url, entries))
         assert contents(settings, server.url) == expected
-        assert prepare_db(settings, server.url)["replayed"] == len(entries) > 1_000 and contents(settings, server.url) == expected
-        assert log_of(settings, server.url) == acknowledged and [*acknowledged] == [*range(read_manifest(settings.batch.folder)["next_seq"], read_manifest(settings.batch.folder)["next_seq"] + len(entries))]
-    
+        assert (
+            prepare_db(settings, server.url)["replayed"] == len(entries) > 1_000
+            and contents(settings, server.url) == expected
+        )
+        assert log_of(settings, server.url) == acknowledged and [*acknowledged] == [
+            *range(
+                read_manifest(settings.batch.folder)["next_seq"],
+                read_manifest(settings.batch.folder)["next_seq"] + len(entries),
+            )
+        ]
+
 
 def test_a_server_killed_during_commits_loses_nothing_and_counts_nothing_twice(history, settings, server):
     entries = history[1][:1_200]
     prepare_db(settings, server.url)
+
     async def crashing():
         acknowledged = {}
         deciding = asyncio.create_task(decide_all(settings, server.url, entries, acknowledged, tasks=4, stores=2))
         for number in range(5):  # spread over the entries
-            await until_so(lambda: deciding.done() or len(acknowledged) > number * len(entries) / 6, "entries are acknowledged")
+            await until_so(
+                lambda: deciding.done() or len(acknowledged) > number * len(entries) / 6, "entries are acknowledged"
+            )
             assert not deciding.done(), "it has ended already"
             server.kill()
             await asyncio.to_thread(server.ensure)
         await deciding
         return acknowledged
+
     acknowledged = asyncio.run(crashing())
     log = log_of(settings, server.url)
-    assert len(acknowledged) == len(entries) and log == acknowledged  # each entry once, under the number that was acknowledged
+    assert (
+        len(acknowledged) == len(entries) and log == acknowledged
+    )  # each entry once, under the number that was acknowledged
     first = read_manifest(settings.batch.folder)["next_seq"]
     assert sorted(log) == list(range(first, first + len(entries)))
     lived = contents(settings, server.url)
@@ -165,36 +250,55 @@ def test_loads_while_orders_come_in_lose_none(history, settings, server, monkeyp
     reports, done = [], threading.Event()
     monkeypatch.setattr(module, "ENTRIES", 20)
     prepare_db(settings, server.url)
+
     def load():
-        try: reports.extend(prepare_db(settings, server.url) for _ in range(2))
-        finally: done.set()
+        try:
+            reports.extend(prepare_db(settings, server.url) for _ in range(2))
+        finally:
+            done.set()
+
     loading = threading.Thread(target=load)
     loading.start()
-    try: acknowledged = asyncio.run(decide_all(settings, server.url, (entry for entry in history[1] if not done.is_set()), tasks=4))
-    finally: loading.join()
+    try:
+        acknowledged = asyncio.run(
+            decide_all(settings, server.url, (entry for entry in history[1] if not done.is_set()), tasks=4)
+        )
+    finally:
+        loading.join()
     assert len(reports) == 2 and log_of(settings, server.url) == acknowledged and len(acknowledged) > 10
     lived = contents(settings, server.url)
     prepare_db(settings, server.url)
     assert contents(settings, server.url) == lived
-    with Client(server.url) as client: assert client.call("SCARD", Names("orders").stale) == 0
+    with Client(server.url) as client:
+        assert client.call("SCARD", Names("orders").stale) == 0
 
 
 def test_a_load_that_fails_leaves_the_running_generation(history, settings, server):
     prepare_db(settings, server.url)
     asyncio.run(decide_all(settings, server.url, history[1][:50]))
     before, names = contents(settings, server.url), Names("orders")
+
     def killed(done: int, total: int) -> None:
-        if done > 1_000: server.kill()
-    with pytest.raises(StoreDown): prepare_db(settings, server.url, progress=killed)
+        if done > 1_000:
+            server.kill()
+
+    with pytest.raises(StoreDown):
+        prepare_db(settings, server.url, progress=killed)
     server.ensure()
+
     def broken(done: int, total: int) -> None:
-        if done > 1_000: raise RuntimeError("a bug")
-    with pytest.raises(RuntimeError, match="a bug"): prepare_db(settings, server.url, progress=broken)
+        if done > 1_000:
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        prepare_db(settings, server.url, progress=broken)
     assert contents(settings, server.url) == before
     with Client(server.url) as client:
         assert client.call("SCARD", names.stale) >= 1
         assert prepare_db(settings, server.url)["removed"] > len(before)
-        assert client.call("SCARD", names.stale) == 0 and client.call("DBSIZE") == len(before) + 50 + 6  # states, records; now, meta, seq, log, loads, labels that wait
+        assert (
+            client.call("SCARD", names.stale) == 0 and client.call("DBSIZE") == len(before) + 50 + 6
+        )  # states, records; now, meta, seq, log, loads, labels that wait
     assert contents(settings, server.url) == before
 
 
@@ -202,13 +306,17 @@ def test_a_lost_marker_is_restored_by_a_load(history, settings, server):
     epoch = prepare_db(settings, server.url)["epoch"]
     asyncio.run(decide_all(settings, server.url, history[1][:50]))
     before, names = contents(settings, server.url), Names("orders")
+
     async def story():
         async with open_store(settings, server.url) as store:
             await store.fetch(event_key(1), [])
-            with Client(server.url) as client: client.call("DEL", names.now)
-            with pytest.raises(StoreLost): await store.fetch(event_key(1), [])
+            with Client(server.url) as client:
+                client.call("DEL", names.now)
+            with pytest.raises(StoreLost):
+                await store.fetch(event_key(1), [])
             assert prepare_db(settings, server.url)["epoch"] == epoch
             await store.fetch(event_key(1), [])  # nothing was restarted
+
     asyncio.run(story())
     assert contents(settings, server.url) == before
 
@@ -217,22 +325,28 @@ def test_another_feature_table_is_loaded_over_the_same_log(history, settings, se
     prepare_db(settings, server.url)
     asyncio.run(decide_all(settings, server.url, history[1][:300]))
     other = settings_in(settings.batch.folder, ['Count(by="email", over="7d")', *ROWS[1:]])
-    with pytest.raises(ValueError, match="features"): prepare_db(other, server.url)
+    with pytest.raises(ValueError, match="features"):
+        prepare_db(other, server.url)
     compute_features(other)
+
     async def story():
         async with open_store(settings, server.url) as store:
             await store.fetch(event_key(1), [])
             prepare_db(other, server.url)
-            with pytest.raises(StoreLost, match="feature table"): await store.fetch(event_key(1), [])
+            with pytest.raises(StoreLost, match="feature table"):
+                await store.fetch(event_key(1), [])
+
     asyncio.run(story())
     assert look_at(other, server.url).meta.table_hash == build_table(other).hash
     states = batch_states(other)
-    for entry in history[1][:300]: step_entry(Stepper(build_table(other)), other.columns.hashed, entry, states)
+    for entry in history[1][:300]:
+        step_entry(Stepper(build_table(other)), other.columns.hashed, entry, states)
     assert contents(other, server.url) == states
 
 
 def look_at(settings: Settings, url: str):
-    with Client(url) as client: return look(client, Names(settings.domain.name))
+    with Client(url) as client:
+        return look(client, Names(settings.domain.name))
 
 
 def test_another_history_is_refused_until_the_live_log_is_archived(history, settings, server):
@@ -243,11 +357,14 @@ def test_another_history_is_refused_until_the_live_log_is_archived(history, sett
     log["parts"][-1]["next_seq"] += 5
     write_json(path, log)
     before = contents(settings, server.url)
-    with pytest.raises(ValueError, match="--start-over"): prepare_db(settings, server.url)
+    with pytest.raises(ValueError, match="--start-over"):
+        prepare_db(settings, server.url)
     assert contents(settings, server.url) == before and look_at(settings, server.url).entries == 120
     report = prepare_db(settings, server.url, start_over=True)
     assert report["archived"] == 120 and look_at(settings, server.url).entries == 0
-    archived = pa.concat_tables([pa.parquet.read_table(file) for file in sorted((settings.batch.folder / "live_log").iterdir())]).to_pylist()
+    archived = pa.concat_tables(
+        [pa.parquet.read_table(file) for file in sorted((settings.batch.folder / "live_log").iterdir())]
+    ).to_pylist()
     back = {row.pop("seq"): Entry(**row | {"keys": tuple(row["keys"])}) for row in archived}
     assert back == acknowledged
     again = asyncio.run(decide_all(settings, server.url, history[1][:10]))  # the same orders are new in the new epoch
@@ -256,12 +373,17 @@ def test_another_history_is_refused_until_the_live_log_is_archived(history, sett
 
 def test_two_loads_exclude_each_other(history, settings, server, tmp_path, monkeypatch):
     prepare_db(settings, server.url)
-    with sole_use(settings.batch.folder / "live"), pytest.raises(ValueError, match="another run"): prepare_db(settings, server.url)
+    with sole_use(settings.batch.folder / "live"), pytest.raises(ValueError, match="another run"):
+        prepare_db(settings, server.url)
     shutil.copytree(settings.batch.folder, tmp_path / "elsewhere")  # as on another machine: only the store is shared
     other, inside = settings_in(tmp_path / "elsewhere"), []
+
     def load_too(done: int, total: int) -> None:
-        if done and not inside: inside.append(prepare_db(other, server.url))
-    with pytest.raises(ValueError, match="another load"): prepare_db(settings, server.url, progress=load_too)
+        if done and not inside:
+            inside.append(prepare_db(other, server.url))
+
+    with pytest.raises(ValueError, match="another load"):
+        prepare_db(settings, server.url, progress=load_too)
     assert look_at(settings, server.url).meta.generation == inside[0]["generation"]
     assert contents(settings, server.url) == batch_states(settings)
 
@@ -272,7 +394,8 @@ def test_a_damaged_entry_is_an_error_that_changes_nothing(history, settings, ser
     before, names = contents(settings, server.url), Names("orders")
     with Client(server.url) as client:
         client.call("XADD", names.log, f"{int(client.call('INCR', names.seq))}-1", "e", b"\xc1")
-    with pytest.raises(ValueError): prepare_db(settings, server.url)
+    with pytest.raises(ValueError):
+        prepare_db(settings, server.url)
     assert contents(settings, server.url) == before
 
 
@@ -284,19 +407,41 @@ def test_a_report_says_what_a_million_customers_need(settings, server):
 
 def test_a_load_counts_what_it_writes(history, settings, server):
     told, table, entries = [], build_table(settings), history[1][:40]
+
     def load(**more):
         told.clear()
         return prepare_db(settings, server.url, progress=lambda done, total: told.append((done, total)), **more)
-    def counted_up(total: int) -> bool: return told == sorted(told) and (told[0], told[-1]) == ((0, total), (total, total)) and len(told) > 2
+
+    def counted_up(total: int) -> bool:
+        return told == sorted(told) and (told[0], told[-1]) == ((0, total), (total, total)) and len(told) > 2
+
     states = {entity.by: sum(map(len, read_states(settings, table, entity.by))) for entity in table.entities}
     total = sum(states.values())
     first = load()
-    assert counted_up(total) and first["states"] == states and [first[name] for name in ("replayed", "archived", "removed", "trimmed")] == [0] * 4
-    assert first["million_of"] == "customer_id" and first["bytes_per_million"] == round(first["bytes"] / states["customer_id"] * 10**6)
+    assert (
+        counted_up(total)
+        and first["states"] == states
+        and [first[name] for name in ("replayed", "archived", "removed", "trimmed")] == [0] * 4
+    )
+    assert first["million_of"] == "customer_id" and first["bytes_per_million"] == round(
+        first["bytes"] / states["customer_id"] * 10**6
+    )
     asyncio.run(decide_all(settings, server.url, entries))
     held = len(contents(settings, server.url))
     second = load()
-    assert counted_up(total + 40) and second["states"] == states and [second[name] for name in ("replayed", "archived", "removed", "trimmed")] == [40, 0, held, 0]
+    assert (
+        counted_up(total + 40)
+        and second["states"] == states
+        and [second[name] for name in ("replayed", "archived", "removed", "trimmed")] == [40, 0, held, 0]
+    )
     third = load(start_over=True)
-    assert counted_up(total + 40) and [third[name] for name in ("replayed", "archived", "trimmed")] == [0, 40, 0] and third["removed"] == held + 40 + 1  # records of answers, and the labels that wait
-    assert (first["epoch"], first["generation"]) == (second["epoch"], second["generation"] - 1) != (third["epoch"], third["generation"] - 2)
+    assert (
+        counted_up(total + 40)
+        and [third[name] for name in ("replayed", "archived", "trimmed")] == [0, 40, 0]
+        and third["removed"] == held + 40 + 1
+    )  # records of answers, and the labels that wait
+    assert (
+        (first["epoch"], first["generation"])
+        == (second["epoch"], second["generation"] - 1)
+        != (third["epoch"], third["generation"] - 2)
+    )

@@ -1,9 +1,9 @@
 """All notebooks run in a copy of the project and leave nothing behind: side by side, or one after another with `--notebooks-serially`."""
+
 import json
 
-import pytest
-
 import house
+import pytest
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,16 @@ def test_all_notebooks_pass(root, copy, request):
 def test_a_failing_notebook_is_seen(root, tmp_path):
     (tmp_path / "nbs").mkdir()
     (tmp_path / "settings.ini").write_text((root / "settings.ini").read_text())
-    cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None, "source": "assert 1 + 1 == 3"}
-    (tmp_path / "nbs" / "00_bad.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    with pytest.raises(AssertionError, match="(?s)ended with 1.*1 \\+ 1 == 3"): house.run(["nbdev_test", "--n_workers", "1"], tmp_path)
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+        "source": "assert 1 + 1 == 3",
+    }
+    (tmp_path / "nbs" / "00_bad.ipynb").write_text(
+        json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    with pytest.raises(AssertionError, match="(?s)ended with 1.*1 \\+ 1 == 3"):
+        house.run(["nbdev_test", "--n_workers", "1"], tmp_path)

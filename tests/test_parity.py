@@ -3,38 +3,74 @@
 Streams and tables are drawn by hypothesis: ties, late and much too late events, labels and corrections anywhere, missing entities, hot keys beyond
 the cap, gaps of years, windows whose edges events hit exactly. `HYPOTHESIS_PROFILE=long` draws many more.
 """
+
 import os
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import house
 import numpy as np
+import oracle
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import event, given, note, settings as hypothesis_settings
+from hypothesis import event, given, note
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import house
-import oracle
 from fraud_poc.config import Settings, load_settings
 from fraud_poc.data.ingest import ingest, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.aggregates import Items
-from fraud_poc.features.batch import compute_features, features_folder, fold_arrays, frozen_features, on_dask, read_states
+from fraud_poc.features.batch import (
+    compute_features,
+    features_folder,
+    fold_arrays,
+    frozen_features,
+    on_dask,
+    read_states,
+)
 from fraud_poc.features.table import KINDS, Stepper, build_table, step_event, step_label
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 FUTURE = lambda: 7_258_118_400_000  # noqa: E731, a clock later than all times that are drawn
-BASE = house.small_settings(CONFIG.parent, "a", {
-    "domain": {"name": "drawn"}, "input": {"events": "", "labels": ""},
-    "columns": {"id": ["id"], "time": "at", "time_format": "epoch_ms", "timezone": "UTC", "amount": "amount", "decimals": 2, "entities": ["a", "b"], "categories": ["c"]},
-    "labels": {"column": "fraud", "fraud_values": [1], "legitimate_values": [0], "time_column": "known", "delay": ""},
-    "limits": {"min_amount": -1e9, "max_amount": 1e9, "earliest": "1900-01-01", "latest": "2200-01-01", "gap": ""},
-    "features": {"retention": "90d", "forget_after": "730d", "exact_events": 16, "set_size": 3, "rows": ["Hour()"]},
-    "batch": {"folder": "", "scheduler": "", "threads": 2, "partitions": 0, "part_rows": 1_000_000, "step_rows": 1_000_000},
-})
+BASE = house.small_settings(
+    CONFIG.parent,
+    "a",
+    {
+        "domain": {"name": "drawn"},
+        "input": {"events": "", "labels": ""},
+        "columns": {
+            "id": ["id"],
+            "time": "at",
+            "time_format": "epoch_ms",
+            "timezone": "UTC",
+            "amount": "amount",
+            "decimals": 2,
+            "entities": ["a", "b"],
+            "categories": ["c"],
+        },
+        "labels": {
+            "column": "fraud",
+            "fraud_values": [1],
+            "legitimate_values": [0],
+            "time_column": "known",
+            "delay": "",
+        },
+        "limits": {"min_amount": -1e9, "max_amount": 1e9, "earliest": "1900-01-01", "latest": "2200-01-01", "gap": ""},
+        "features": {"retention": "90d", "forget_after": "730d", "exact_events": 16, "set_size": 3, "rows": ["Hour()"]},
+        "batch": {
+            "folder": "",
+            "scheduler": "",
+            "threads": 2,
+            "partitions": 0,
+            "part_rows": 1_000_000,
+            "step_rows": 1_000_000,
+        },
+    },
+)
 
 
 def examples(count: int) -> hypothesis_settings:
@@ -49,11 +85,15 @@ def with_batch(settings: Settings, **changes) -> Settings:
 @contextmanager
 def folder_of(settings: Settings, **changes):
     "The settings with a new folder, and other changes of [batch]."
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where a file is flushed at once: these tests write hundreds
-    with tempfile.TemporaryDirectory(dir=memory) as folder: yield with_batch(settings, folder=Path(folder), **changes)
+    memory = (
+        "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    )  # where a file is flushed at once: these tests write hundreds
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield with_batch(settings, folder=Path(folder), **changes)
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------------------------
+
 
 @st.composite
 def windows(draw, retention: int) -> tuple[int, int]:
@@ -61,7 +101,9 @@ def windows(draw, retention: int) -> tuple[int, int]:
     usual = [w for w in (MINUTE, HOUR, DAY, 7 * DAY, 30 * DAY, retention) if w <= retention]
     over = draw(st.one_of(st.sampled_from(usual), st.integers(MINUTE, retention)))
     rest = retention - over
-    return over, draw(st.one_of(st.just(0), st.sampled_from([0, *(w for w in usual if w <= rest)]), st.integers(0, rest)))
+    return over, draw(
+        st.one_of(st.just(0), st.sampled_from([0, *(w for w in usual if w <= rest)]), st.integers(0, rest))
+    )
 
 
 @st.composite
@@ -69,15 +111,28 @@ def table_rows(draw, retention: int, exact: int, marks: set) -> str:
     "One row of a table; times at which its window opens and closes go to `marks`."
     kind, by = draw(st.sampled_from(sorted(KINDS))), draw(st.sampled_from(["a", "b"]))
     takes, given = KINDS[kind].takes, {}
-    if "c" in takes: given["column"] = "amount" if KINDS[kind].column == "amount" else draw(st.sampled_from([c for c in "abc" if c != by]))
-    if "b" in takes: given["by"] = by
-    if "n" in takes: given["n"] = draw(st.sampled_from([1, 2, exact]))
-    reach = draw(st.sampled_from(["over", "over", "lifetime", "last"])) if "l" in takes else draw(st.sampled_from(["over", "over", "lifetime"])) if "o" in takes else ""
-    if reach == "last": given["last"] = draw(st.sampled_from([1, 2, 10, exact]))
+    if "c" in takes:
+        given["column"] = (
+            "amount" if KINDS[kind].column == "amount" else draw(st.sampled_from([c for c in "abc" if c != by]))
+        )
+    if "b" in takes:
+        given["by"] = by
+    if "n" in takes:
+        given["n"] = draw(st.sampled_from([1, 2, exact]))
+    reach = (
+        draw(st.sampled_from(["over", "over", "lifetime", "last"]))
+        if "l" in takes
+        else draw(st.sampled_from(["over", "over", "lifetime"]))
+        if "o" in takes
+        else ""
+    )
+    if reach == "last":
+        given["last"] = draw(st.sampled_from([1, 2, 10, exact]))
     elif reach:
         over, delay = draw(windows(retention))
         given["over"] = f"{over}ms" if reach == "over" else "lifetime"
-        if "d" in takes and delay: given["delay"] = f"{delay}ms"
+        if "d" in takes and delay:
+            given["delay"] = f"{delay}ms"
         marks |= {delay, over + delay} if reach == "over" else {delay}
     return f"{kind}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
@@ -91,19 +146,39 @@ def stream(moves: list, clock: int) -> list[dict]:
             clock += step if i else 0
             tag = len(events) * 2_654_435_761 % 2**32  # all different, some above 2**31
             # every third event of a late burst is late; amounts differ within a burst
-            items.append({"t": clock - (late if i % 3 == 0 else 0), "tag": tag, "amount": amount + i * (amount // 7), "keys": keys})
+            items.append(
+                {
+                    "t": clock - (late if i % 3 == 0 else 0),
+                    "tag": tag,
+                    "amount": amount + i * (amount // 7),
+                    "keys": keys,
+                }
+            )
             events.append(items[-1])
         for back, label in verdicts:
-            if not events: continue
+            if not events:
+                continue
             about = events[max(0, len(events) - 1 - back)]
             previous = known.get(about["tag"], -1)
-            if label == previous: continue  # ingest drops a verdict that says nothing new
+            if label == previous:
+                continue  # ingest drops a verdict that says nothing new
             known[about["tag"]] = label
-            items.append({"ts": about["t"], "tag": about["tag"], "label": label, "previous": previous, "keys": about["keys"]})
+            items.append(
+                {"ts": about["t"], "tag": about["tag"], "label": label, "previous": previous, "keys": about["keys"]}
+            )
     return items
 
 
-KEYS = [1, 2, 2**40 + 3, 2**62, 2**63 - 1, 2**63 + 5, 2**64 - 1]  # keys are unsigned: all orders of magnitude, for every number of pieces
+KEYS = [
+    1,
+    2,
+    2**40 + 3,
+    2**62,
+    2**63 - 1,
+    2**63 + 5,
+    2**64 - 1,
+]  # keys are unsigned: all orders of magnitude, for every number of pieces
+
 
 @st.composite
 def cases(draw) -> tuple[Settings, list[dict]]:
@@ -112,25 +187,48 @@ def cases(draw) -> tuple[Settings, list[dict]]:
     forget = draw(st.sampled_from([retention, 400 * DAY, 10_000 * DAY]))
     exact, marks = draw(st.sampled_from([16, 17, 33])), {retention, forget}
     rows = list(dict.fromkeys(draw(st.lists(table_rows(retention, exact, marks), min_size=1, max_size=10))))
-    limits = {"retention": f"{retention}ms", "forget_after": f"{forget}ms", "exact_events": exact, "set_size": draw(st.sampled_from([1, 2, 3, 8])), "rows": rows}
+    limits = {
+        "retention": f"{retention}ms",
+        "forget_after": f"{forget}ms",
+        "exact_events": exact,
+        "set_size": draw(st.sampled_from([1, 2, 3, 8])),
+        "rows": rows,
+    }
     settings = Settings.model_validate(BASE | {"features": limits})
-    jumps = sorted({0, 1, 999, MINUTE, HOUR, DAY, 5_000 * DAY} | {max(0, mark + d) for mark in marks for d in (-1, 0, 1)})
-    shorts = sorted({0, 0, 1, MINUTE, HOUR} | {mark // part for mark in marks for part in (16, 40) if mark // part < 30 * DAY})
+    jumps = sorted(
+        {0, 1, 999, MINUTE, HOUR, DAY, 5_000 * DAY} | {max(0, mark + d) for mark in marks for d in (-1, 0, 1)}
+    )
+    shorts = sorted(
+        {0, 1, MINUTE, HOUR} | {mark // part for mark in marks for part in (16, 40) if mark // part < 30 * DAY}
+    )
     key = st.sampled_from([0, 1, 1, 1, 2, 3, 4, 5, 6, 7]).map(lambda place: KEYS[place - 1] if place else 0)
-    move = st.tuples(st.sampled_from(jumps), st.integers(0, 30), st.sampled_from(shorts), st.sampled_from([0, *jumps]), st.fixed_dictionaries({"a": key, "b": key, "c": key}),
-                     st.one_of(st.integers(-2_000, 5_000), st.integers(-2**33, 2**33)), st.lists(st.tuples(st.integers(0, 60), st.integers(-1, 1)), max_size=6))  # -1: taken back
-    items = stream(draw(st.lists(move, min_size=draw(st.sampled_from([1, 10])), max_size=16)), draw(st.sampled_from([1_500_000_000_000, 0, -10**12])))
+    move = st.tuples(
+        st.sampled_from(jumps),
+        st.integers(0, 30),
+        st.sampled_from(shorts),
+        st.sampled_from([0, *jumps]),
+        st.fixed_dictionaries({"a": key, "b": key, "c": key}),
+        st.one_of(st.integers(-2_000, 5_000), st.integers(-(2**33), 2**33)),
+        st.lists(st.tuples(st.integers(0, 60), st.integers(-1, 1)), max_size=6),
+    )  # -1: taken back
+    items = stream(
+        draw(st.lists(move, min_size=draw(st.sampled_from([1, 10])), max_size=16)),
+        draw(st.sampled_from([1_500_000_000_000, 0, -(10**12)])),
+    )
     return settings, items
 
 
 # --- properties -------------------------------------------------------------------------------------------------------------------------
 
+
 def expected_of(settings: Settings, items: list[dict]) -> tuple:
     "What the oracle says, and what happened in the stream, for hypothesis' statistics."
     vectors, flags = oracle.naive_features(settings, build_table(settings).rows, items)
     for bit, word in [(2, "capped"), (4, "late"), (8, "too late"), (16, "no entity")]:
-        if (flags & bit).any(): event(word)
-    if any(item.get("previous", -1) >= 0 for item in items): event("label corrected")
+        if (flags & bit).any():
+            event(word)
+    if any(item.get("previous", -1) >= 0 for item in items):
+        event("label corrected")
     note(f"{settings.features}\n" + "\n".join(map(str, items)))
     return vectors.astype(np.float32), flags.reshape(len(vectors), len(build_table(settings).entities))
 
@@ -148,7 +246,8 @@ def test_stepping_through_bytes_is_the_oracle(case):
 def test_batch_is_the_oracle_and_the_stepping(case, part_items, step_rows, goes):
     settings, items = case
     table, expected = build_table(settings), expected_of(settings, items)
-    if not items: return
+    if not items:
+        return
     live = oracle.stepped(table, items)
     oracle.assert_same(table, expected, live, "oracle and stepping")
     with folder_of(settings) as whole:  # one part, one step; then other numbers of pieces
@@ -156,33 +255,58 @@ def test_batch_is_the_oracle_and_the_stepping(case, part_items, step_rows, goes)
         for pieces in (1, 2, 7):
             compute_features(with_batch(whole, partitions=pieces, threads=1 + pieces % 2), replace=True)
             oracle.assert_same(table, live, oracle.of_batch(whole), f"stepping and batch in {pieces} pieces")
-    with folder_of(settings, partitions=2, step_rows=step_rows) as parts:  # many parts and steps, in several goes over one log
+    with folder_of(
+        settings, partitions=2, step_rows=step_rows
+    ) as parts:  # many parts and steps, in several goes over one log
         part_items = max(part_items, len(items) // 40)
         cuts = [len(items) * go // goes for go in range(goes + 1)]
         for start, stop in zip(cuts, cuts[1:]):
             oracle.write_log(parts, items[start:stop], part_items)
             compute_features(parts)
-        oracle.assert_same(table, live, oracle.of_batch(parts), f"stepping and batch in {goes} goes, {part_items} items a part, {step_rows} rows a step")
+        oracle.assert_same(
+            table,
+            live,
+            oracle.of_batch(parts),
+            f"stepping and batch in {goes} goes, {part_items} items a part, {step_rows} rows a step",
+        )
 
 
 # --- raw files, delivered in portions ---------------------------------------------------------------------------------------------------
 
+
 def with_known(items: list[dict], waits: list[int]) -> list[dict]:
     "The stream with times at which its labels were known: a wait after their event, in no order, as a correction may tell of an earlier time."
-    return [item | {"known": item["ts"] + 1 + waits[i % len(waits)]} if "label" in item else item for i, item in enumerate(items)]
+    return [
+        item | {"known": item["ts"] + 1 + waits[i % len(waits)]} if "label" in item else item
+        for i, item in enumerate(items)
+    ]
 
 
 @examples(25)
-@given(cases(), st.integers(5, 60), st.sampled_from([30, 10**6]), st.lists(st.sampled_from([0, 0, MINUTE, DAY, 40 * DAY]), min_size=1, max_size=9), st.floats(0, 1),
-       st.sets(st.integers(0, 6)))
-def test_features_with_labels_frozen_are_those_of_a_log_without_the_later_labels(case, part_items, step_rows, waits, share, left_out):
+@given(
+    cases(),
+    st.integers(5, 60),
+    st.sampled_from([30, 10**6]),
+    st.lists(st.sampled_from([0, 0, MINUTE, DAY, 40 * DAY]), min_size=1, max_size=9),
+    st.floats(0, 1),
+    st.sets(st.integers(0, 6)),
+)
+def test_features_with_labels_frozen_are_those_of_a_log_without_the_later_labels(
+    case, part_items, step_rows, waits, share, left_out
+):
     "Whatever moment is taken: the oracle on the stream from which labels known at it or later were removed, 0 differing bits; and files of the parts asked for alone."
     settings, items = case
-    rows = [*settings.features.rows, "FraudCount(by='a', over='86399999ms')", "FraudRate(by='b', over='3600001ms')", "FraudRate(by='a', over='86399998ms', delay='1ms')"]
+    rows = [
+        *settings.features.rows,
+        "FraudCount(by='a', over='86399999ms')",
+        "FraudRate(by='b', over='3600001ms')",
+        "FraudRate(by='a', over='86399998ms', delay='1ms')",
+    ]
     settings = settings.model_copy(update={"features": settings.features.model_copy(update={"rows": rows})})
     items, table = with_known(items, waits), build_table(settings)
     times = sorted(item["known"] if "label" in item else item["t"] for item in items)
-    if not any("t" in item for item in items): return
+    if not any("t" in item for item in items):
+        return
     moment = times[int(share * (len(times) - 1))]
     stays = [item for item in items if item.get("known", moment - 1) < moment]
     expected, _ = oracle.naive_features(settings, table.rows, stays)
@@ -191,52 +315,108 @@ def test_features_with_labels_frozen_are_those_of_a_log_without_the_later_labels
         oracle.write_log(log, items, part_items)
         compute_features(log)
         parts = read_manifest(log.batch.folder)["parts"]
-        wanted, to = [part["name"] for i, part in enumerate(parts) if i % 7 not in left_out], log.batch.folder / "frozen"
-        with on_dask(log) as on: found = frozen_features(log, table, parts, set(wanted), moment, to, on)
-        assert found == any("label" in item and any(item["keys"][by] for by in ("a", "b")) for item in items if item not in stays)
-        if not found: event("nothing left out"); to = features_folder(log, table)
-        else: assert sorted(path.stem for path in (to / "parts").glob("*")) == wanted
+        wanted, to = (
+            [part["name"] for i, part in enumerate(parts) if i % 7 not in left_out],
+            log.batch.folder / "frozen",
+        )
+        with on_dask(log) as on:
+            found = frozen_features(log, table, parts, set(wanted), moment, to, on)
+        assert found == any(
+            "label" in item and any(item["keys"][by] for by in ("a", "b")) for item in items if item not in stays
+        )
+        if not found:
+            event("nothing left out")
+            to = features_folder(log, table)
+        else:
+            assert sorted(path.stem for path in (to / "parts").glob("*")) == wanted
         number = np.cumsum([0, *(part["events"] for part in parts)])
         for part, first, last in zip(parts, number, number[1:]):
-            if part["name"] not in wanted: continue
+            if part["name"] not in wanted:
+                continue
             got = pq.read_table(to / "parts" / f"{part['name']}.parquet")
-            assert not len(oracle.differing(expected[first:last][:, places], np.stack([got[table.names[place]].to_numpy() for place in places], 1)))
-    if len(stays) < len(items) and any("label" in item for item in stays): event("some labels stay")
+            assert not len(
+                oracle.differing(
+                    expected[first:last][:, places],
+                    np.stack([got[table.names[place]].to_numpy() for place in places], 1),
+                )
+            )
+    if len(stays) < len(items) and any("label" in item for item in stays):
+        event("some labels stay")
 
 
 def test_a_label_follows_the_one_before_it_that_stays():
     "Of an event that left the recent ones, one of three labels is left out, in the middle of the order of knowledge: the counts are right without it."
     at, keys = 1_700_000_000_000, {"a": 1, "b": 2, "c": 3}
     events = [{"t": at + i * MINUTE, "tag": i + 1, "amount": 100, "keys": keys} for i in range(41)]
-    for k, (left_out, chosen) in enumerate([((), [0, 0, 1]), ((1,), [0, 1, 0]), ((1,), [1, 0, 1]), ((0, 2), [1, 0, 0])]):
-        said = [{"ts": at, "tag": 1, "label": label, "previous": previous, "keys": keys, "known": at + (30 * DAY if i in left_out else (i + 1) * MINUTE)}
-                for i, (label, previous) in enumerate(zip(chosen, [-1, *chosen])) if label != previous]
+    for k, (left_out, chosen) in enumerate(
+        [((), [0, 0, 1]), ((1,), [0, 1, 0]), ((1,), [1, 0, 1]), ((0, 2), [1, 0, 0])]
+    ):
+        said = [
+            {
+                "ts": at,
+                "tag": 1,
+                "label": label,
+                "previous": previous,
+                "keys": keys,
+                "known": at + (30 * DAY if i in left_out else (i + 1) * MINUTE),
+            }
+            for i, (label, previous) in enumerate(zip(chosen, [-1, *chosen]))
+            if label != previous
+        ]
         items, moment = [*events[:40], *said, events[40]], at + 20 * DAY
-        settings = Settings.model_validate(BASE | {"features": BASE["features"] | {"rows": ["FraudCount(by='a', over='lifetime')", "FraudRate(by='b', over='90d')"]}})
-        expected, _ = oracle.naive_features(settings, build_table(settings).rows, [item for item in items if item.get("known", 0) < moment])
+        settings = Settings.model_validate(
+            BASE
+            | {
+                "features": BASE["features"]
+                | {"rows": ["FraudCount(by='a', over='lifetime')", "FraudRate(by='b', over='90d')"]}
+            }
+        )
+        expected, _ = oracle.naive_features(
+            settings, build_table(settings).rows, [item for item in items if item.get("known", 0) < moment]
+        )
         with folder_of(settings) as log:
             oracle.write_log(log, items, 42)  # the labels lie in two parts
             compute_features(log)
             parts, table = read_manifest(log.batch.folder)["parts"], build_table(log)
-            with on_dask(log) as on: found = frozen_features(log, table, parts, {part["name"] for part in parts}, moment, log.batch.folder / "frozen", on)
+            with on_dask(log) as on:
+                found = frozen_features(
+                    log, table, parts, {part["name"] for part in parts}, moment, log.batch.folder / "frozen", on
+                )
             assert found == bool(left_out), k
             rows = pq.read_table((log.batch.folder / "frozen" if found else features_folder(log, table)) / "parts")
             assert not len(oracle.differing(expected, np.stack([rows[name].to_numpy() for name in table.names], 1))), k
 
 
-def raw_files(settings: Settings, items: list[dict], again: list[int], order: np.random.Generator, path: Path) -> tuple[str, str]:
+def raw_files(
+    settings: Settings, items: list[dict], again: list[int], order: np.random.Generator, path: Path
+) -> tuple[str, str]:
     "A portion as files: its events in any order, some of `again` (events of this or earlier portions) delivered once more, its verdicts."
     events = [item for item in items if "t" in item] + again
     labels = [item for item in items if "label" in item]
     events = [events[place] for place in order.permutation(len(events))]
     now = max([item.get("t", item.get("ts")) for item in items], default=0)
     text = lambda key: f"k{key}" if key else None
-    data = {"id": [f"e{e['tag']}" for e in events], "at": [e["t"] for e in events], "amount": [e["amount"] / 100 for e in events],
-            **{name: [text(e["keys"][name]) for e in events] for name in "abc"}}
-    pq.write_table(pa.table(data, schema=pa.schema({"id": pa.string(), "at": pa.int64(), "amount": pa.float64(), **dict.fromkeys("abc", pa.string())})), path / "events.parquet")
+    data = {
+        "id": [f"e{e['tag']}" for e in events],
+        "at": [e["t"] for e in events],
+        "amount": [e["amount"] / 100 for e in events],
+        **{name: [text(e["keys"][name]) for e in events] for name in "abc"},
+    }
+    pq.write_table(
+        pa.table(
+            data,
+            schema=pa.schema(
+                {"id": pa.string(), "at": pa.int64(), "amount": pa.float64(), **dict.fromkeys("abc", pa.string())}
+            ),
+        ),
+        path / "events.parquet",
+    )
     known = [now + 1 + i for i in range(len(labels))]
     data = {"id": [f"e{item['tag']}" for item in labels], "fraud": [item["label"] for item in labels], "known": known}
-    pq.write_table(pa.table(data, schema=pa.schema({"id": pa.string(), "fraud": pa.int64(), "known": pa.int64()})), path / "labels.parquet")
+    pq.write_table(
+        pa.table(data, schema=pa.schema({"id": pa.string(), "fraud": pa.int64(), "known": pa.int64()})),
+        path / "labels.parquet",
+    )
     return str(path / "events.parquet") if events else "", str(path / "labels.parquet") if labels else ""
 
 
@@ -244,30 +424,47 @@ def files_of(settings: Settings) -> dict[str, bytes]:
     "Feature files by name, and the states of each entity as one table."
     table = build_table(settings)
     folder = features_folder(settings, table)
-    states = {entity.by: pa.concat_tables(read_states(settings, table, entity.by)).combine_chunks() for entity in table.entities}
+    states = {
+        entity.by: pa.concat_tables(read_states(settings, table, entity.by)).combine_chunks()
+        for entity in table.entities
+    }
     return {path.name: path.read_bytes() for path in sorted((folder / "parts").glob("*"))} | states
 
 
 @examples(7)
-@given(cases(), st.integers(1, 3), st.lists(st.integers(0, 1000), max_size=5), st.sampled_from([9, 100, 1_000_000]), st.integers(0, 2**32))
+@given(
+    cases(),
+    st.integers(1, 3),
+    st.lists(st.integers(0, 1000), max_size=5),
+    st.sampled_from([9, 100, 1_000_000]),
+    st.integers(0, 2**32),
+)
 def test_raw_portions_with_repeats(case, goes, repeats, part_rows, seed):
     settings, items = case
     settings = settings.model_copy(update={"input": settings.input.model_copy(update={"labels": "given each time"})})
     table, order, sent, told = build_table(settings), np.random.default_rng(seed), [], []
-    with folder_of(settings, part_rows=max(part_rows, len(items) // 20), step_rows=1, partitions=2) as go, folder_of(go, step_rows=10**6, partitions=7) as once:
+    with (
+        folder_of(settings, part_rows=max(part_rows, len(items) // 20), step_rows=1, partitions=2) as go,
+        folder_of(go, step_rows=10**6, partitions=7) as once,
+    ):
         cuts = [len(items) * number // goes for number in range(goes + 1)]
         for start, stop in zip(cuts, cuts[1:]):
             sent += [item for item in items[start:stop] if "t" in item]
             again = [sent[place % len(sent)] for place in repeats] if sent else []
             files = raw_files(settings, items[start:stop], again, order, go.batch.folder)
-            if not any(files): continue
+            if not any(files):
+                continue
             told.append(ingest(go, *files, clock=FUTURE) | {"again": len(again)})
             compute_features(go)
-            if len(told) == 1: shutil.copy(go.batch.folder / "hash_secret", once.batch.folder)  # else all keys differ
+            if len(told) == 1:
+                shutil.copy(go.batch.folder / "hash_secret", once.batch.folder)  # else all keys differ
             ingest(once, *files, clock=FUTURE)
-        if not told: return
+        if not told:
+            return
         compute_features(once)
-        assert [t["repeats"] for t in told] == [t["again"] for t in told] and not any(t["events_rejected"] for t in told)
+        assert [t["repeats"] for t in told] == [t["again"] for t in told] and not any(
+            t["events_rejected"] for t in told
+        )
         logged = oracle.log_items(go.batch.folder, go.columns)
         assert sum("t" in item for item in logged) == len(sent)
         live = oracle.stepped(table, logged)
@@ -278,10 +475,18 @@ def test_raw_portions_with_repeats(case, goes, repeats, part_rows, seed):
 
 def test_portions_in_order_are_one_run(tmp_path):
     "Orders that arrive month by month: ingest and features of each, against one ingest and one run over all."
-    orders = load_settings(CONFIG / "orders.toml", {"sample.orders": 6_000, "sample.customers": 700, "sample.days": 120})
+    orders = load_settings(
+        CONFIG / "orders.toml", {"sample.orders": 6_000, "sample.customers": 700, "sample.days": 120}
+    )
     make_data(orders, tmp_path / "raw")
-    raw = {kind: pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "raw" / kind).glob("*"))]) for kind in ("orders", "labels")}
-    month = {kind: raw[kind][column].cast(pa.int64()).to_numpy() // (30 * DAY) for kind, column in [("orders", "order_date"), ("labels", "known_at")]}
+    raw = {
+        kind: pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "raw" / kind).glob("*"))])
+        for kind in ("orders", "labels")
+    }
+    month = {
+        kind: raw[kind][column].cast(pa.int64()).to_numpy() // (30 * DAY)
+        for kind, column in [("orders", "order_date"), ("labels", "known_at")]
+    }
     made = {}
     for name, portions in [("once", [None]), ("months", np.unique(np.concatenate(list(month.values()))))]:
         made[name] = with_batch(orders, folder=tmp_path / name, partitions=len(portions), step_rows=2_000)
@@ -298,22 +503,37 @@ def test_portions_in_order_are_one_run(tmp_path):
             compute_features(made[name])
     assert len(read_manifest(tmp_path / "months")["ingests"]) > 4
     assert oracle.log_items(tmp_path / "months", orders.columns) == oracle.log_items(tmp_path / "once", orders.columns)
-    oracle.assert_same(build_table(orders), oracle.of_batch(made["once"]), oracle.of_batch(made["months"]), "one run and months one by one")
+    oracle.assert_same(
+        build_table(orders),
+        oracle.of_batch(made["once"]),
+        oracle.of_batch(made["months"]),
+        "one run and months one by one",
+    )
 
 
 # --- what only several writers can bring about ------------------------------------------------------------------------------------------
 
+
 def test_a_label_ahead_of_its_event():
     "Two writers may put a label into the log before its event: it is ignored, and the states are those of the events alone."
-    settings = Settings.model_validate(BASE | {"features": BASE["features"] | {"rows": ['FraudRate(by="a", over=["1h", "90d", "lifetime"])']}})
+    settings = Settings.model_validate(
+        BASE | {"features": BASE["features"] | {"rows": ['FraudRate(by="a", over=["1h", "90d", "lifetime"])']}}
+    )
     stepper, keys = Stepper(build_table(settings)), {"a": 7, "b": 8, "c": 9}
     once, twice = [[b""]], [[b""]]
     for states, ahead in ((once, False), (twice, True)):
         states.append(step_event(stepper, DAY, 1, 500, keys, states[-1])[2])
-        if ahead: states.append(step_label(stepper, 2 * DAY, 2, 1, -1, states[-1]))
+        if ahead:
+            states.append(step_label(stepper, 2 * DAY, 2, 1, -1, states[-1]))
         states.append(step_event(stepper, 2 * DAY, 2, 500, keys, states[-1])[2])
     assert once[-1] == twice[-1]
-    items = Items(np.array([DAY, 2 * DAY, 2 * DAY]), np.array([500, 0, 500]), np.zeros((0, 3), np.int64), np.array([1, 2, 2]),
-                  np.array([-1, 1, -1], np.int8), np.array([-1, -1, -1], np.int8))
+    items = Items(
+        np.array([DAY, 2 * DAY, 2 * DAY]),
+        np.array([500, 0, 500]),
+        np.zeros((0, 3), np.int64),
+        np.array([1, 2, 2]),
+        np.array([-1, 1, -1], np.int8),
+        np.array([-1, -1, -1], np.int8),
+    )
     *_, states, _ = fold_arrays(build_table(settings).entities[0].plan, np.full(3, 7, np.uint64), items)
     assert states["state"].to_pylist() == twice[-1]

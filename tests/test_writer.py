@@ -1,11 +1,11 @@
 """The writer: every entry of the log in the database once, whatever happens, in SQLite and in PostgreSQL."""
+
 import asyncio
 import json
 import logging
 import os
 import random
 import signal
-import time
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,35 +16,75 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 import xgboost
-from hypothesis import given, settings as examples, strategies as st
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from waiting import LONG, ended, in_time, until, until_so
 
 from fraud_poc.config import load_settings
 from fraud_poc.data.files import write_parquet
 from fraud_poc.desk import writer
 from fraud_poc.desk.access import audit, verify_audit
-from fraud_poc.desk.database import cases, days, decisions, labels, links, open_database, scores, unsigned, writers, writing
-from fraud_poc.desk.writer import Mark, Reading, begin_log, follow, keep, mark_of, run_writer, write_entries, write_until, writer_beside
+from fraud_poc.desk.database import (
+    cases,
+    days,
+    decisions,
+    labels,
+    links,
+    open_database,
+    scores,
+    unsigned,
+    writers,
+    writing,
+)
 from fraud_poc.desk.queries import catch_up, outcomes
+from fraud_poc.desk.writer import (
+    Mark,
+    Reading,
+    begin_log,
+    follow,
+    keep,
+    mark_of,
+    run_writer,
+    write_entries,
+    write_until,
+    writer_beside,
+)
 from fraud_poc.events import COMMAND_LINE, KEY, PERSON, WAITED, Actor, key_of, system_clock
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Record, pack_record
 from fraud_poc.live.labels import SOURCES, Ledger, extended, pack_ledger, without
 from fraud_poc.live.load import ARCHIVED
-from fraud_poc.live.store import ASSERT, RETRACT, Assertion, Change, Client, Entry, MemoryStore, Meta, Names, encode_entry, start_redis
+from fraud_poc.live.store import (
+    ASSERT,
+    RETRACT,
+    Assertion,
+    Change,
+    Client,
+    Entry,
+    MemoryStore,
+    Meta,
+    Names,
+    encode_entry,
+    start_redis,
+)
 from fraud_poc.model.policy import Policy, urgency
 from fraud_poc.model.reasons import explain
-from waiting import LONG, ended, in_time, until, until_so
 
 ROOT, DAY, NOW = Path(__file__).resolve().parents[1], 86_400_000, system_clock()
 COUNTED = {"decisions": decisions, "links": links, "cases": cases, "labels": labels}
 
 
 def settings_for(folder, url="", **changes):
-    return load_settings(ROOT / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": url, "live.redis_url": ""} | changes)
+    return load_settings(
+        ROOT / "config" / "orders.toml",
+        {"batch.folder": str(folder), "database.url": url, "live.redis_url": ""} | changes,
+    )
 
 
 @pytest.fixture
-def settings(tmp_path, database_url): return settings_for(tmp_path / "orders", database_url)
+def settings(tmp_path, database_url):
+    return settings_for(tmp_path / "orders", database_url)
 
 
 @pytest.fixture
@@ -55,11 +95,18 @@ def engine(settings):
 
 
 @pytest.fixture
-def reading(settings): return Reading(settings, explain=lambda model, vectors, orders: [[{"feature": "x", "value": None, "contribution": 1.0, "words": "y"}] for _ in orders])
+def reading(settings):
+    return Reading(
+        settings,
+        explain=lambda model, vectors, orders: [
+            [{"feature": "x", "value": None, "contribution": 1.0, "words": "y"}] for _ in orders
+        ],
+    )
 
 
 @cache
-def domain_settings(): return settings_for("x")
+def domain_settings():
+    return settings_for("x")
 
 
 @cache
@@ -69,30 +116,98 @@ def domain():
 
 
 def order(number, amount=9_500, band="low", action="pass", score=0.01, at=NOW, when=20_000 * DAY, **changed) -> bytes:
-    fields = {"order_id": f"o-{number}", "order_date": "2024-10-04T00:00:00", "order_amount": amount / 100, "customer_id": f"c-{number % 7}",
-              "email": f"u{number % 7}@example.org", "ip_addr": f"10.0.0.{number % 50}", "device": f"d-{number % 9}", "location": "US"} | changed
+    fields = {
+        "order_id": f"o-{number}",
+        "order_date": "2024-10-04T00:00:00",
+        "order_amount": amount / 100,
+        "customer_id": f"c-{number % 7}",
+        "email": f"u{number % 7}@example.org",
+        "ip_addr": f"10.0.0.{number % 50}",
+        "device": f"d-{number % 9}",
+        "location": "US",
+    } | changed
     columns, table = domain()
     keys = tuple(key_of(str(fields[name]), b"test") if fields[name] else 0 for name in columns.hashed)
-    record = Record(bytes(16), bytes(32), b"\1" * 32, bytes.fromhex(table.hash), score, score / 2, score * amount / 100, band, action, bytes([0, 1, 2, 4]),
-                    np.arange(len(table.names), dtype=np.float32))
-    return encode_entry(Entry("event", when + number, key_of(str(fields["order_id"]), b"test"), keys, amount=amount, decision=pack_record(record),
-                              body=json.dumps(fields).encode(), at=at, took=900))
+    record = Record(
+        bytes(16),
+        bytes(32),
+        b"\1" * 32,
+        bytes.fromhex(table.hash),
+        score,
+        score / 2,
+        score * amount / 100,
+        band,
+        action,
+        bytes([0, 1, 2, 4]),
+        np.arange(len(table.names), dtype=np.float32),
+    )
+    return encode_entry(
+        Entry(
+            "event",
+            when + number,
+            key_of(str(fields["order_id"]), b"test"),
+            keys,
+            amount=amount,
+            decision=pack_record(record),
+            body=json.dumps(fields).encode(),
+            at=at,
+            took=900,
+        )
+    )
 
 
 class Told:
     "The label entries of a log: ledgers and effective labels as the service would have them."
-    def __init__(self): self.ledgers, self.standing, self.at = {}, {}, 0
 
-    def label(self, number, said=1, source="analyst", at=NOW, note="", who=Actor(PERSON, "somebody"), day=20_000, retracts=None) -> bytes:
+    def __init__(self):
+        self.ledgers, self.standing, self.at = {}, {}, 0
+
+    def label(
+        self,
+        number,
+        said=1,
+        source="analyst",
+        at=NOW,
+        note="",
+        who=Actor(PERSON, "somebody"),
+        day=20_000,
+        retracts=None,
+    ) -> bytes:
         "An assertion, or the retraction of the one that was told as number `retracts`."
         before, priority = self.ledgers.get((number, day), Ledger()), domain_settings().labels.priority
-        if retracts is None: item, after = (SOURCES.index(source), said, at - 5), extended(before, (SOURCES.index(source), said, at - 5), priority)
-        else: item, after = self.standing[retracts], without(before, self.standing[retracts], priority)
+        if retracts is None:
+            item, after = (
+                (SOURCES.index(source), said, at - 5),
+                extended(before, (SOURCES.index(source), said, at - 5), priority),
+            )
+        else:
+            item, after = self.standing[retracts], without(before, self.standing[retracts], priority)
         self.ledgers[number, day], self.standing[self.at] = after, item
         self.at += 1
-        body = Assertion(f"o-{number}", item[1], SOURCES[item[0]], note, who.name, ASSERT if retracts is None else RETRACT, who.kind, retracts)
-        return encode_entry(Entry("label", day * DAY + number, key_of(f"o-{number}", b"test"), (), label=after.label, previous=before.label, known=at - 5, at=at,
-                                  decision=pack_ledger(after), body=msgspec.json.encode(body)))
+        body = Assertion(
+            f"o-{number}",
+            item[1],
+            SOURCES[item[0]],
+            note,
+            who.name,
+            ASSERT if retracts is None else RETRACT,
+            who.kind,
+            retracts,
+        )
+        return encode_entry(
+            Entry(
+                "label",
+                day * DAY + number,
+                key_of(f"o-{number}", b"test"),
+                (),
+                label=after.label,
+                previous=before.label,
+                known=at - 5,
+                at=at,
+                decision=pack_ledger(after),
+                body=msgspec.json.encode(body),
+            )
+        )
 
 
 def mixed(count, seed=0) -> list[bytes]:
@@ -101,100 +216,206 @@ def mixed(count, seed=0) -> list[bytes]:
     for _ in range(count):
         if days and rng.random() < 0.2:
             number = rng.randrange(len(days))
-            entries.append(told.label(number, rng.randrange(2), rng.choice(["analyst", "rule"]), NOW + len(entries), day=days[number]))
+            entries.append(
+                told.label(
+                    number, rng.randrange(2), rng.choice(["analyst", "rule"]), NOW + len(entries), day=days[number]
+                )
+            )
         else:
             band, action = rng.choice([("low", "pass"), ("medium", "review"), ("high", "block"), ("medium", "pass")])
             days.append(20_000 + rng.randrange(3))
-            entries.append(order(len(days) - 1, rng.randrange(100, 50_000), band, action, rng.random(), when=days[-1] * DAY))
+            entries.append(
+                order(len(days) - 1, rng.randrange(100, 50_000), band, action, rng.random(), when=days[-1] * DAY)
+            )
     return entries
 
 
-def numbered(entries, first=0): return list(enumerate(entries, first))
+def numbered(entries, first=0):
+    return list(enumerate(entries, first))
 
 
 def rows(engine, table, *names):
-    with engine.connect() as connection: return [tuple(row) for row in connection.execute(sa.select(*[table.c[name] for name in names]).order_by(*table.primary_key))]
+    with engine.connect() as connection:
+        return [
+            tuple(row)
+            for row in connection.execute(sa.select(*[table.c[name] for name in names]).order_by(*table.primary_key))
+        ]
 
 
 def content(engine) -> dict:
     "All that the writer wrote, without the numbers that may have gaps."
-    shown = {name: sorted(map(str, rows(engine, table, *[c.name for c in table.columns if c.name not in ("id", "decision_id")]))) for name, table in COUNTED.items()}
+    shown = {
+        name: sorted(
+            map(str, rows(engine, table, *[c.name for c in table.columns if c.name not in ("id", "decision_id")]))
+        )
+        for name, table in COUNTED.items()
+    }
     return shown | {"days": rows(engine, days, *days.c.keys()), "scores": rows(engine, scores, *scores.c.keys())}
 
 
 async def stored(entries, first=0, epoch="e") -> MemoryStore:
     store = MemoryStore(Meta(epoch, 1, "", {"next_seq": first}))
-    for number, entry in enumerate(entries): await store.commit(Change(b"%d" % number, b"", [], [], [], entry))
+    for number, entry in enumerate(entries):
+        await store.commit(Change(b"%d" % number, b"", [], [], [], entry))
     return store
 
 
-def run(store, engine, reading): return asyncio.run(follow(store, engine, reading, asyncio.Event(), to_end=True))
+def run(store, engine, reading):
+    return asyncio.run(follow(store, engine, reading, asyncio.Event(), to_end=True))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------------------------
+
 
 def test_a_decision_is_kept_whole(engine, reading):
     at = begin_log(engine, None, "e")
     packed = order(3, 12_345, "high", "block", 0.9, email="", customer_id=42)
     assert at == Mark("e", -1) and write_entries(engine, reading, at, [(7, packed)]) == Mark("e", 7) == mark_of(engine)
-    with engine.connect() as connection: row = connection.execute(sa.select(decisions)).one()
+    with engine.connect() as connection:
+        row = connection.execute(sa.select(decisions)).one()
     table = build_table(reading.settings)
-    assert (row.log, row.position, row.order_id, row.customer, row.amount, row.time, row.decided) == ("e", 7, "o-3", "42", 12_345, 20_000 * DAY + 3, NOW)
-    assert (row.score, row.probability, row.band, row.action, row.loss, row.took_us) == (0.9, 0.45, "high", "block", round(0.9 * 12_345), 900)
+    assert (row.log, row.position, row.order_id, row.customer, row.amount, row.time, row.decided) == (
+        "e",
+        7,
+        "o-3",
+        "42",
+        12_345,
+        20_000 * DAY + 3,
+        NOW,
+    )
+    assert (row.score, row.probability, row.band, row.action, row.loss, row.took_us) == (
+        0.9,
+        0.45,
+        "high",
+        "block",
+        round(0.9 * 12_345),
+        900,
+    )
     assert unsigned(row.id_key) == key_of("o-3", b"test") and json.loads(row.body)["location"] == "US"
     assert np.frombuffer(row.vector, np.float32).tolist() == list(range(len(table.names)))
-    assert (row.model, row.policy, row.feature_table) == ("00" * 32, "01" * 32, table.hash) and list(row.entities) == [e.by for e in table.entities]
+    assert (row.model, row.policy, row.feature_table) == ("00" * 32, "01" * 32, table.hash) and list(row.entities) == [
+        e.by for e in table.entities
+    ]
     assert row.reasons == [{"feature": "x", "value": None, "contribution": 1.0, "words": "y"}]
     linked = {entity: unsigned(key) for entity, key in rows(engine, links, "entity", "key")}
-    assert linked == {"customer_id": key_of("42", b"test"), "ip_addr": key_of("10.0.0.3", b"test"), "device": key_of("d-3", b"test")}
-    assert rows(engine, cases, "status", "opened", "closed", "customer", "amount") == [("open", NOW, None, "42", 12_345)]
+    assert linked == {
+        "customer_id": key_of("42", b"test"),
+        "ip_addr": key_of("10.0.0.3", b"test"),
+        "device": key_of("d-3", b"test"),
+    }
+    assert rows(engine, cases, "status", "opened", "closed", "customer", "amount") == [
+        ("open", NOW, None, "42", 12_345)
+    ]
 
 
 def test_only_decisions_that_people_look_at_have_reasons_and_cases(engine, reading):
-    entries = [order(1), order(2, band="medium", action="pass"), order(3, band="medium", action="review"), order(4, band="high", action="block")]
+    entries = [
+        order(1),
+        order(2, band="medium", action="pass"),
+        order(3, band="medium", action="review"),
+        order(4, band="high", action="block"),
+    ]
     write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
-    assert [found is not None for found, in rows(engine, decisions, "reasons")] == [False, True, True, True]
-    assert [action for action, in rows(engine, cases, "action")] == ["review", "block"]
+    assert [found is not None for (found,) in rows(engine, decisions, "reasons")] == [False, True, True, True]
+    assert [action for (action,) in rows(engine, cases, "action")] == ["review", "block"]
 
 
 def test_labels_settle_cases_and_move_the_counts(engine, reading):
-    at, told = write_entries(engine, reading, begin_log(engine, None, "e"), numbered([order(1, 10_000, "high", "block", 0.9), order(2, 10_000, "medium", "review", 0.3)])), Told()
+    at, told = (
+        write_entries(
+            engine,
+            reading,
+            begin_log(engine, None, "e"),
+            numbered([order(1, 10_000, "high", "block", 0.9), order(2, 10_000, "medium", "review", 0.3)]),
+        ),
+        Told(),
+    )
+
     def then(*entries):
         nonlocal at
         at = write_entries(engine, reading, at, numbered(entries, at.position + 1))
-        return {band: (frauds, lost, saved) for band, frauds, lost, saved in rows(engine, days, "band", "frauds", "fraud_amount", "saved")}
+        return {
+            band: (frauds, lost, saved)
+            for band, frauds, lost, saved in rows(engine, days, "band", "frauds", "fraud_amount", "saved")
+        }
+
     cost = reading.settings.policy
     fraud = round(10_000 * (1 - cost.recovery_share) + 100 * cost.fraud_fee)
     honest = round(10_000 * cost.margin_share + 100 * cost.churn_cost)
-    assert then(told.label(1, 1, "rule"))["high"] == (1, 10_000, fraud) and rows(engine, cases, "status") == [("open",)] * 2
+    assert (
+        then(told.label(1, 1, "rule"))["high"] == (1, 10_000, fraud)
+        and rows(engine, cases, "status") == [("open",)] * 2
+    )
     assert then(told.label(1, 1, "analyst", NOW + 1, "sure"))["high"] == (1, 10_000, fraud)
-    assert rows(engine, cases, "status", "closed", "closed_by", "note", "source")[0] == ("flagged", NOW + 1, "somebody", "sure", "analyst")
+    assert rows(engine, cases, "status", "closed", "closed_by", "note", "source")[0] == (
+        "flagged",
+        NOW + 1,
+        "somebody",
+        "sure",
+        "analyst",
+    )
     assert then(told.label(1, 0, "chargeback", NOW + 2, who=Actor(KEY, "somebody")))["high"] == (0, 0, -honest)
     assert rows(engine, cases, "status", "closed_by", "source")[0] == ("cleared", "key somebody", "chargeback")
-    assert then(told.label(1, 1, "analyst", NOW + 3))["high"] == (0, 0, -honest)  # says fraud, and the chargeback's word still counts
-    assert rows(engine, cases, "status", "closed_by")[0] == ("cleared", "key somebody") and rows(engine, labels, "said", "label")[-1] == (1, 0)
-    assert then(told.label(1, retracts=2, at=NOW + 4))["high"] == (1, 10_000, fraud)  # the chargeback is taken back: the analyst's last word counts again
-    assert rows(engine, cases, "status", "closed", "closed_by", "source")[0] == ("flagged", NOW + 3, "somebody", "analyst")
-    assert then(told.label(2, 0), told.label(99, 1))["medium"][:2] == (0, 0) and rows(engine, cases, "status")[1] == ("cleared",)
+    assert then(told.label(1, 1, "analyst", NOW + 3))["high"] == (
+        0,
+        0,
+        -honest,
+    )  # says fraud, and the chargeback's word still counts
+    assert rows(engine, cases, "status", "closed_by")[0] == ("cleared", "key somebody") and rows(
+        engine, labels, "said", "label"
+    )[-1] == (1, 0)
+    assert then(told.label(1, retracts=2, at=NOW + 4))["high"] == (
+        1,
+        10_000,
+        fraud,
+    )  # the chargeback is taken back: the analyst's last word counts again
+    assert rows(engine, cases, "status", "closed", "closed_by", "source")[0] == (
+        "flagged",
+        NOW + 3,
+        "somebody",
+        "analyst",
+    )
+    assert then(told.label(2, 0), told.label(99, 1))["medium"][:2] == (0, 0) and rows(engine, cases, "status")[1] == (
+        "cleared",
+    )
     about = rows(engine, labels, "order_id", "decision_id")
-    assert about[-1] == ("o-99", None) and [number for name, number in about if name == "o-2"] == [rows(engine, decisions, "id")[1][0]]
+    assert about[-1] == ("o-99", None) and [number for name, number in about if name == "o-2"] == [
+        rows(engine, decisions, "id")[1][0]
+    ]
 
 
 def test_an_assertion_that_is_taken_back_opens_the_case_again(engine, reading):
     at, told = begin_log(engine, None, "e"), Told()
+
     def then(entry):
         nonlocal at
         at = write_entries(engine, reading, at, numbered([entry], at.position + 1))
         return rows(engine, cases, "status", "note")
-    assert then(order(1, band="medium", action="review")) == [("open", "")] and then(told.label(1, 1, note="stolen")) == [("flagged", "stolen")]
-    assert then(told.label(1, retracts=0, at=NOW + 5)) == [("open", "")] and rows(engine, labels, "kind", "label", "previous")[-1] == ("retract", -1, 1)
-    assert {row[2:] for row in rows(engine, days, "day", "band", "frauds", "saved")} == {(0, 0)}, "what the assertion had moved is moved back"
-    assert then(told.label(1, 0, at=NOW + 9, note="undone: no, this is only text")) == [("cleared", "undone: no, this is only text")]
-    with writing(engine) as connection: connection.execute(sa.update(cases).values(status="flagged", closed=NOW + 99, note="by the desk", log="e", position=50))
-    assert then(told.label(1, retracts=2, at=NOW + 50)) == [("flagged", "by the desk")], "an older entry won over a newer one"
+
+    assert then(order(1, band="medium", action="review")) == [("open", "")] and then(
+        told.label(1, 1, note="stolen")
+    ) == [("flagged", "stolen")]
+    assert then(told.label(1, retracts=0, at=NOW + 5)) == [("open", "")] and rows(
+        engine, labels, "kind", "label", "previous"
+    )[-1] == ("retract", -1, 1)
+    assert {row[2:] for row in rows(engine, days, "day", "band", "frauds", "saved")} == {(0, 0)}, (
+        "what the assertion had moved is moved back"
+    )
+    assert then(told.label(1, 0, at=NOW + 9, note="undone: no, this is only text")) == [
+        ("cleared", "undone: no, this is only text")
+    ]
+    with writing(engine) as connection:
+        connection.execute(
+            sa.update(cases).values(status="flagged", closed=NOW + 99, note="by the desk", log="e", position=50)
+        )
+    assert then(told.label(1, retracts=2, at=NOW + 50)) == [("flagged", "by the desk")], (
+        "an older entry won over a newer one"
+    )
 
 
-words = st.tuples(st.integers(0, 1), st.sampled_from(SOURCES), st.integers(0, 1)) | st.integers(0, 9)  # order, source, label; or: that one of the assertions is taken back
+words = st.tuples(st.integers(0, 1), st.sampled_from(SOURCES), st.integers(0, 1)) | st.integers(
+    0, 9
+)  # order, source, label; or: that one of the assertions is taken back
 
 
 @examples(max_examples=30)
@@ -212,46 +433,86 @@ def test_cases_and_counts_follow_from_what_stands(words, batch, tmp_path_factory
             gone = sorted(stand)[word % len(stand)]
             entries.append(told.label(stand.pop(gone)[0], retracts=gone, at=NOW + told.at))
     at, some = begin_log(engine, None, "e"), numbered(entries)
-    for start in range(0, len(some), batch): at = write_entries(engine, Reading(settings, explain=lambda model, vectors, orders: [[] for _ in orders]), at, some[start:start + batch])
+    for start in range(0, len(some), batch):
+        at = write_entries(
+            engine,
+            Reading(settings, explain=lambda model, vectors, orders: [[] for _ in orders]),
+            at,
+            some[start : start + batch],
+        )
     frauds, cost = 0, settings.policy
     for number, (status, note) in enumerate(rows(engine, cases, "status", "note")):
-        mine = [max((one for one in stand.values() if one[:2] == (number, source)), key=lambda one: int(one[3][1:]), default=None) for source in settings.labels.priority]
+        mine = [
+            max(
+                (one for one in stand.values() if one[:2] == (number, source)),
+                key=lambda one: int(one[3][1:]),
+                default=None,
+            )
+            for source in settings.labels.priority
+        ]
         counts = next((one for one in mine if one), None)
         closes = counts if counts and counts[1] in ("chargeback", "analyst") else None
         assert (status, note) == ((("cleared", "flagged")[closes[2]], closes[3]) if closes else ("open", ""))
         frauds += bool(counts and counts[2])
     known = sum(bool([one for one in stand.values() if one[0] == number]) for number in (0, 1))
-    saved = frauds * round(10_000 * (1 - cost.recovery_share) + 100 * cost.fraud_fee) - (known - frauds) * round(10_000 * cost.margin_share + 100 * cost.churn_cost)
-    assert [(sum(f for f, in rows(engine, days, "frauds"))), sum(s for s, in rows(engine, days, "saved"))] == [frauds, saved]
+    saved = frauds * round(10_000 * (1 - cost.recovery_share) + 100 * cost.fraud_fee) - (known - frauds) * round(
+        10_000 * cost.margin_share + 100 * cost.churn_cost
+    )
+    assert [(sum(f for (f,) in rows(engine, days, "frauds"))), sum(s for (s,) in rows(engine, days, "saved"))] == [
+        frauds,
+        saved,
+    ]
     assert verify_audit(engine)[0] == len(entries) - 2 == len(rows(engine, labels, "id"))
-    while catch_up(engine, 2): pass
+    while catch_up(engine, 2):
+        pass
     assert [sum(row) for row in zip(*rows(engine, outcomes, "events", "known", "frauds"))] == [2, known, frauds]
     engine.dispose()
 
 
 def test_an_id_that_comes_again_has_labels_of_its_own(engine, reading):
-    told, entries = Told(), [order(1, band="high", action="block"), order(1, band="high", action="block", when=20_060 * DAY)]
+    told, entries = (
+        Told(),
+        [order(1, band="high", action="block"), order(1, band="high", action="block", when=20_060 * DAY)],
+    )
     entries += [told.label(1, 0, day=20_060), told.label(1, 1)]
     write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
-    assert rows(engine, cases, "status") == [("flagged",), ("cleared",)] and rows(engine, labels, "decision_id") == [(2,), (1,)]
+    assert rows(engine, cases, "status") == [("flagged",), ("cleared",)] and rows(engine, labels, "decision_id") == [
+        (2,),
+        (1,),
+    ]
 
 
 def test_every_assertion_has_its_audit_row_and_names_keys_and_people_apart(engine, reading):
     told = Told()
     doors = [Actor(PERSON, "ann"), Actor(KEY, "ann"), Actor(COMMAND_LINE, "root"), Actor(WAITED), Actor()]
-    entries = [order(1, band="high", action="block"), *(told.label(1, n % 2, "analyst", NOW + n, "a note", who) for n, who in enumerate(doors)), told.label(7, 1)]
+    entries = [
+        order(1, band="high", action="block"),
+        *(told.label(1, n % 2, "analyst", NOW + n, "a note", who) for n, who in enumerate(doors)),
+        told.label(7, 1),
+    ]
     write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
     found = rows(engine, audit, "who", "what", "about", "at", "detail")
     assert [row[0] for row in found] == ["ann", "key ann", "root (command line)", "waiting label", "", "somebody"]
     assert [row[1] for row in found] == ["legitimate asserted", "fraud asserted"] * 3
-    assert [row[2] for row in found] == ["decision 1"] * 5 + ["entry 6"] and [row[3] for row in found][:5] == [NOW + n for n in range(5)]
-    assert not any(word in str(found) for word in ("o-1", "a note")) and json.loads(found[1][4]) == {"label": 1, "log": "e", "position": 2, "source": "analyst"}
+    assert [row[2] for row in found] == ["decision 1"] * 5 + ["entry 6"] and [row[3] for row in found][:5] == [
+        NOW + n for n in range(5)
+    ]
+    assert not any(word in str(found) for word in ("o-1", "a note")) and json.loads(found[1][4]) == {
+        "label": 1,
+        "log": "e",
+        "position": 2,
+        "source": "analyst",
+    }
 
 
 def test_rollups_are_what_the_rows_add_up_to(engine, reading):
     run(asyncio.run(stored(mixed(300))), engine, reading)
     found = rows(engine, decisions, "time", "band", "action", "amount", "score")
-    assert sum(events for events, in rows(engine, days, "events")) == sum(events for events, in rows(engine, scores, "events")) == len(found)
+    assert (
+        sum(events for (events,) in rows(engine, days, "events"))
+        == sum(events for (events,) in rows(engine, scores, "events"))
+        == len(found)
+    )
     for day, band, action, events, amount in rows(engine, days, "day", "band", "action", "events", "amount"):
         mine = [row for row in found if (row[0] // DAY, row[1], row[2]) == (day, band, action)]
         assert (events, amount) == (len(mine), sum(row[3] for row in mine))
@@ -262,46 +523,78 @@ def test_rollups_are_what_the_rows_add_up_to(engine, reading):
 def test_reasons_and_urgency_come_from_the_model_that_decided(engine, settings, monkeypatch):
     table, rng = domain()[1], np.random.default_rng(1)
     values = rng.normal(size=(200, len(table.names))).astype(np.float32)
-    booster = xgboost.train({"max_depth": 2}, xgboost.DMatrix(values, (values[:, 0] > 0).astype(int), feature_names=table.names), 5)
+    booster = xgboost.train(
+        {"max_depth": 2}, xgboost.DMatrix(values, (values[:, 0] > 0).astype(int), feature_names=table.names), 5
+    )
     policy = Policy(1, settings.policy.model_dump(), 2, 10, 0.5, 0.5, {})
-    fake = lambda self, model: SimpleNamespace(booster=booster, names=table.names, policy=policy) if model == "00" * 32 else None
+    fake = lambda self, model: (
+        SimpleNamespace(booster=booster, names=table.names, policy=policy) if model == "00" * 32 else None
+    )
     monkeypatch.setattr(writer.Models, "bundle", fake)
-    write_entries(engine, Reading(settings), begin_log(engine, None, "e"), numbered([order(1, 9_000, "medium", "review", 0.4), order(2, 9_000, "high", "block", 0.9)]))
+    write_entries(
+        engine,
+        Reading(settings),
+        begin_log(engine, None, "e"),
+        numbered([order(1, 9_000, "medium", "review", 0.4), order(2, 9_000, "high", "block", 0.9)]),
+    )
     (body, vector, reasons), _ = rows(engine, decisions, "body", "vector", "reasons")
     expected = explain(booster, table.names, np.frombuffer(vector, np.float32), json.loads(body), 2)
-    assert reasons == [{"feature": r.feature, "value": r.value, "contribution": r.contribution, "words": r.words} for r in expected] and reasons
-    assert [found for found, in rows(engine, cases, "urgency")] == pytest.approx([urgency(policy, p, 9_000) for p in (0.2, 0.45)])
+    assert (
+        reasons
+        == [
+            {"feature": r.feature, "value": r.value, "contribution": r.contribution, "words": r.words} for r in expected
+        ]
+        and reasons
+    )
+    assert [found for (found,) in rows(engine, cases, "urgency")] == pytest.approx(
+        [urgency(policy, p, 9_000) for p in (0.2, 0.45)]
+    )
 
 
 def test_many_generated_decisions_look_like_written_ones(engine, settings, root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     from many_decisions import fill
+
     assert fill(engine, settings, 2_000, 100)["decisions"] == 2_000
-    found = [status for status, in rows(engine, cases, "status")]
-    assert found.count("open") == 100 and len(found) == 150 == len(rows(engine, labels, "id")) + 100 and len(rows(engine, links, "key")) == 8_000
-    assert sum(events for events, in rows(engine, days, "events")) == sum(events for events, in rows(engine, scores, "events")) == 2_000
-    assert write_entries(engine, Reading(settings), begin_log(engine, mark_of(engine), "e"), [(0, order(1))]) == Mark("e", 0)
+    found = [status for (status,) in rows(engine, cases, "status")]
+    assert (
+        found.count("open") == 100
+        and len(found) == 150 == len(rows(engine, labels, "id")) + 100
+        and len(rows(engine, links, "key")) == 8_000
+    )
+    assert (
+        sum(events for (events,) in rows(engine, days, "events"))
+        == sum(events for (events,) in rows(engine, scores, "events"))
+        == 2_000
+    )
+    assert write_entries(engine, Reading(settings), begin_log(engine, mark_of(engine), "e"), [(0, order(1))]) == Mark(
+        "e", 0
+    )
 
 
 # --- once, whatever happens -------------------------------------------------------------------------------------------------------------
+
 
 def test_what_was_written_is_not_written_again(engine, reading):
     entries = numbered(mixed(60))
     at = write_entries(engine, reading, begin_log(engine, None, "e"), entries)
     before = content(engine)
     assert write_entries(engine, reading, Mark("e", -1), entries) == at and content(engine) == before
-    with writing(engine) as connection: connection.execute(sa.delete(writers))  # the mark is lost
+    with writing(engine) as connection:
+        connection.execute(sa.delete(writers))  # the mark is lost
     assert run(asyncio.run(stored(mixed(60))), engine, reading) == at and content(engine) == before
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_two_writers_write_everything_once(engine, reading, seed, monkeypatch):
     monkeypatch.setattr(writer, "BATCH", 5 + seed)
+
     async def two():
         store = await stored(mixed(120, seed))
         return await asyncio.gather(*[follow(store, engine, reading, asyncio.Event(), to_end=True) for _ in range(3)])
+
     assert set(asyncio.run(two())) == {Mark("e", 119)}
-    assert sorted(p for table in (decisions, labels) for p, in rows(engine, table, "position")) == list(range(120))
+    assert sorted(p for table in (decisions, labels) for (p,) in rows(engine, table, "position")) == list(range(120))
 
 
 def test_a_crash_in_the_middle_of_a_batch_leaves_nothing(engine, reading, monkeypatch):
@@ -317,30 +610,51 @@ def test_a_crash_in_the_middle_of_a_batch_leaves_nothing(engine, reading, monkey
 
 def test_one_bad_entry_does_not_hold_up_the_others(engine, reading, caplog):
     good = [order(number) for number in range(20)]
-    entries = numbered([*good[:5], b"damaged", *good[5:10], encode_entry(Entry("event", 0, 1, (), body=b"{}")), order(50, score=float("nan")), *good[10:]])
+    entries = numbered(
+        [
+            *good[:5],
+            b"damaged",
+            *good[5:10],
+            encode_entry(Entry("event", 0, 1, (), body=b"{}")),
+            order(50, score=float("nan")),
+            *good[10:],
+        ]
+    )
     entries[9] = (9, order(77, customer_id="nul\0", order_id="id\0"))
-    with caplog.at_level(logging.ERROR, "fraud_poc.writer"): assert write_entries(engine, reading, begin_log(engine, None, "e"), entries) == Mark("e", 22)
-    there = {name for name, in rows(engine, decisions, "order_id")}
+    with caplog.at_level(logging.ERROR, "fraud_poc.writer"):
+        assert write_entries(engine, reading, begin_log(engine, None, "e"), entries) == Mark("e", 22)
+    there = {name for (name,) in rows(engine, decisions, "order_id")}
     assert len(there & {f"o-{number}" for number in range(20)}) == 19 and "id\ufffd" in there
-    assert {record.fields["position"] for record in caplog.records} >= {5, 11} and not any("o-" in str(record.fields) for record in caplog.records)
+    assert {record.fields["position"] for record in caplog.records} >= {5, 11} and not any(
+        "o-" in str(record.fields) for record in caplog.records
+    )
 
 
 def test_a_row_that_the_database_refuses_is_passed_over(engine, reading, caplog):
     at = write_entries(engine, reading, begin_log(engine, None, "e"), [(0, order(0))])
-    with writing(engine) as connection: connection.execute(sa.update(decisions).values(position=4))
-    with caplog.at_level(logging.ERROR, "fraud_poc.writer"): assert write_entries(engine, reading, at, numbered(map(order, range(1, 9)), 1)) == Mark("e", 8)
-    assert sorted(p for p, in rows(engine, decisions, "position")) == list(range(1, 9)) and "o-4" not in [name for name, in rows(engine, decisions, "order_id")]
+    with writing(engine) as connection:
+        connection.execute(sa.update(decisions).values(position=4))
+    with caplog.at_level(logging.ERROR, "fraud_poc.writer"):
+        assert write_entries(engine, reading, at, numbered(map(order, range(1, 9)), 1)) == Mark("e", 8)
+    assert sorted(p for (p,) in rows(engine, decisions, "position")) == list(range(1, 9)) and "o-4" not in [
+        name for (name,) in rows(engine, decisions, "order_id")
+    ]
     assert [record.fields["position"] for record in caplog.records] == [4]
 
 
 # --- other logs -------------------------------------------------------------------------------------------------------------------------
 
+
 def test_a_new_epoch_is_followed_and_the_rest_of_the_old_one_is_read_from_files(settings, engine, reading):
     old = mixed(40)
     at = write_entries(engine, reading, begin_log(engine, None, "old"), numbered(old[:10]))
     from fraud_poc.live.store import decode_entry
+
     for start in (0, 25):
-        some = [{"seq": start + n} | {name: getattr(decode_entry(entry), name) for name in ARCHIVED.names[1:]} for n, entry in enumerate(old[start:start + 25][:40 - start])]
+        some = [
+            {"seq": start + n} | {name: getattr(decode_entry(entry), name) for name in ARCHIVED.names[1:]}
+            for n, entry in enumerate(old[start : start + 25][: 40 - start])
+        ]
         path = settings.batch.folder / "live_log" / f"old-{start:012d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_parquet(path, pa.Table.from_pylist(some, ARCHIVED))
@@ -353,14 +667,19 @@ def test_an_epoch_may_change_while_it_is_followed(engine, reading, monkeypatch):
     async def scenario():
         store, stop = await stored(mixed(10), 0, "one"), asyncio.Event()
         task = asyncio.create_task(follow(store, engine, reading, stop))
-        def at(mark): return lambda: asyncio.to_thread(lambda: mark_of(engine) == mark)
+
+        def at(mark):
+            return lambda: asyncio.to_thread(lambda: mark_of(engine) == mark)
+
         await until_so(at(Mark("one", 9)), "all of the first epoch is written")
         store.fill(Meta("two", 2, "", {"next_seq": 0}), {})
         store.log, store.seq = [], -1
-        for number in range(4): await store.commit(Change(b"n%d" % number, b"", [], [], [], order(100 + number)))
+        for number in range(4):
+            await store.commit(Change(b"n%d" % number, b"", [], [], [], order(100 + number)))
         await until_so(at(Mark("two", 3)), "all of the second one is written")
         stop.set()
         return await in_time(task, "the writer")
+
     assert asyncio.run(scenario()) == Mark("two", 3)
 
 
@@ -369,19 +688,36 @@ def test_entries_that_are_gone_are_told(engine, reading, caplog):
     begin_log(engine, None, "e")
     write_entries(engine, reading, Mark("e", -1), store.log[:2])
     store.log = store.log[5:]
-    with caplog.at_level(logging.ERROR, "fraud_poc.writer"): run(store, engine, reading)
+    with caplog.at_level(logging.ERROR, "fraud_poc.writer"):
+        run(store, engine, reading)
     assert [(record.fields["first"], record.fields["last"]) for record in caplog.records] == [(2, 4)]
 
 
 def test_old_rows_go_and_rollups_stay(settings, engine, reading, monkeypatch):
     monkeypatch.setattr(writer, "PIECE", 10)
     told = Told()
-    entries = [order(n, band="high", action="block", at=NOW - 401 * DAY) for n in range(25)] + [told.label(1, 1, at=NOW - 401 * DAY), order(50), told.label(2, 1)]
+    entries = [order(n, band="high", action="block", at=NOW - 401 * DAY) for n in range(25)] + [
+        told.label(1, 1, at=NOW - 401 * DAY),
+        order(50),
+        told.label(2, 1),
+    ]
     at = write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
     before = rows(engine, days, *days.c.keys())
-    assert [keep(engine, settings, NOW) for _ in range(4)] == [writer.MORE_S, writer.MORE_S, writer.NO_MORE_S, writer.NO_MORE_S]
-    assert rows(engine, decisions, "order_id") == [("o-50",)] and rows(engine, cases, "status") == [] and len(rows(engine, links, "key")) == 4
-    assert rows(engine, labels, "order_id", "decision_id") == [("o-2", None)] and rows(engine, days, *days.c.keys()) == before
+    assert [keep(engine, settings, NOW) for _ in range(4)] == [
+        writer.MORE_S,
+        writer.MORE_S,
+        writer.NO_MORE_S,
+        writer.NO_MORE_S,
+    ]
+    assert (
+        rows(engine, decisions, "order_id") == [("o-50",)]
+        and rows(engine, cases, "status") == []
+        and len(rows(engine, links, "key")) == 4
+    )
+    assert (
+        rows(engine, labels, "order_id", "decision_id") == [("o-2", None)]
+        and rows(engine, days, *days.c.keys()) == before
+    )
     assert write_entries(engine, reading, at, [(99, order(60))]).position == 99
 
 
@@ -389,38 +725,70 @@ def test_what_was_removed_is_counted_apart(settings, engine, reading, caplog):
     old = NOW - 401 * DAY
     entries = [*(order(n, at=old) for n in range(3)), *(Told().label(n, 1, at=old) for n in (98, 99)), order(50)]
     write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
-    with caplog.at_level(logging.INFO, "fraud_poc.writer"): keep(engine, settings, NOW)
-    assert [record.fields for record in caplog.records if record.message == "old rows removed"] == [{"decisions": 3, "labels": 2}]
+    with caplog.at_level(logging.INFO, "fraud_poc.writer"):
+        keep(engine, settings, NOW)
+    assert [record.fields for record in caplog.records if record.message == "old rows removed"] == [
+        {"decisions": 3, "labels": 2}
+    ]
 
 
 def test_a_mark_that_was_removed_stays_away_and_nothing_is_written(engine, reading):
     at = write_entries(engine, reading, begin_log(engine, None, "e"), [(0, order(0))])
-    with writing(engine) as connection: connection.execute(sa.delete(writers))
-    assert begin_log(engine, at, "f") is None and write_entries(engine, reading, at, [(1, order(1))]) is None and mark_of(engine) is None
+    with writing(engine) as connection:
+        connection.execute(sa.delete(writers))
+    assert (
+        begin_log(engine, at, "f") is None
+        and write_entries(engine, reading, at, [(1, order(1))]) is None
+        and mark_of(engine) is None
+    )
     assert rows(engine, decisions, "position") == [(0,)]
 
 
 def test_a_model_that_is_gone_is_told_once_with_its_hash(settings, caplog):
     models = writer.Models(settings)
-    with caplog.at_level(logging.WARNING, "fraud_poc.writer"): assert models.bundle("ab" * 32) is None and models.policy("ab" * 32) == models.default
-    assert [(record.message, record.fields) for record in caplog.records] == [("decisions of this model are kept without reasons", {"model": "ab" * 32})]
+    with caplog.at_level(logging.WARNING, "fraud_poc.writer"):
+        assert models.bundle("ab" * 32) is None and models.policy("ab" * 32) == models.default
+    assert [(record.message, record.fields) for record in caplog.records] == [
+        ("decisions of this model are kept without reasons", {"model": "ab" * 32})
+    ]
 
 
 def test_a_model_is_found_by_its_hash_and_loaded_once(settings, monkeypatch):
     loaded = []
-    monkeypatch.setattr(writer, "list_bundles", lambda settings: [{"folder": "damaged"}, {"folder": "old", "hash": "aa"}, {"folder": "new", "hash": "bb"}])
-    monkeypatch.setattr(writer, "load_bundle", lambda folder, table, allow_rejected: loaded.append(str(folder)) or SimpleNamespace(policy=f"policy of {folder}"))
+    monkeypatch.setattr(
+        writer,
+        "list_bundles",
+        lambda settings: [{"folder": "damaged"}, {"folder": "old", "hash": "aa"}, {"folder": "new", "hash": "bb"}],
+    )
+    monkeypatch.setattr(
+        writer,
+        "load_bundle",
+        lambda folder, table, allow_rejected: (
+            loaded.append(str(folder)) or SimpleNamespace(policy=f"policy of {folder}")
+        ),
+    )
     models = writer.Models(settings)
-    assert [models.policy(model) for model in ("bb", "aa", "bb")] == ["policy of new", "policy of old", "policy of new"] and loaded == ["new", "old"]
+    assert [models.policy(model) for model in ("bb", "aa", "bb")] == [
+        "policy of new",
+        "policy of old",
+        "policy of new",
+    ] and loaded == ["new", "old"]
 
 
 def test_a_line_of_the_log_is_json_with_the_time_of_its_event():
     record = logging.LogRecord("fraud_poc.writer", logging.WARNING, __file__, 1, "the writer waits", None, None)
     record.created, record.fields = 1_748_779_200.25, {"kind": "StoreDown"}
-    assert json.loads(writer.JsonLines().format(record)) == {"time": "2025-06-01T12:00:00.250+00:00", "level": "warning", "event": "the writer waits", "process": os.getpid(), "kind": "StoreDown"}
+    assert json.loads(writer.JsonLines().format(record)) == {
+        "time": "2025-06-01T12:00:00.250+00:00",
+        "level": "warning",
+        "event": "the writer waits",
+        "process": os.getpid(),
+        "kind": "StoreDown",
+    }
 
 
 # --- processes --------------------------------------------------------------------------------------------------------------------------
+
 
 def open_log(url: str, settings, epoch="e") -> Names:
     "An empty live log in a real store."
@@ -434,7 +802,8 @@ def open_log(url: str, settings, epoch="e") -> Names:
 
 def append(url: str, names: Names, entries, first=0) -> None:
     with Client(url) as client:
-        for position, entry in numbered(entries, first): client.call("XADD", names.log, f"{position}-1", "e", entry)
+        for position, entry in numbered(entries, first):
+            client.call("XADD", names.log, f"{position}-1", "e", entry)
 
 
 @pytest.fixture
@@ -452,17 +821,25 @@ def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_twice(tmp_path,
         names = open_log(server.url, settings)
         with writer_beside(settings, server.url) as beside:
             for number in range(kills):
-                for start in range(450 * number, 450 * number + 450, 50): append(server.url, names, entries[start:start + 50], start)
-                until(lambda: (mark_of(engine) or Mark("", -1)).position >= 450 * number + rng.randrange(50), "something is written")
+                for start in range(450 * number, 450 * number + 450, 50):
+                    append(server.url, names, entries[start : start + 50], start)
+                until(
+                    lambda: (mark_of(engine) or Mark("", -1)).position >= 450 * number + rng.randrange(50),
+                    "something is written",
+                )
                 os.kill(beside.child.pid, signal.SIGKILL)
                 until(lambda: beside.restarts > number, "the writer is started again")
             until(lambda: mark_of(engine) == Mark("e", 450 * kills - 1), "all is written")
             assert last[-1] == beside.child.pid and len(set(last)) == kills + 1
-            assert os.getsid(beside.child.pid) == os.getsid(0) and os.getpgid(beside.child.pid) == beside.child.pid  # Ctrl-C does not reach it
+            assert (
+                os.getsid(beside.child.pid) == os.getsid(0) and os.getpgid(beside.child.pid) == beside.child.pid
+            )  # Ctrl-C does not reach it
         assert beside.child.returncode == 0 and beside.restarts == kills and not beside.thread.is_alive()
-    assert sorted(p for table in (decisions, labels) for p, in rows(engine, table, "position")) == list(range(450 * kills))
+    assert sorted(p for table in (decisions, labels) for (p,) in rows(engine, table, "position")) == list(
+        range(450 * kills)
+    )
     other = open_database(settings_for(tmp_path / "other"))
-    write_entries(other, Reading(settings), begin_log(other, None, "e"), numbered(entries[:450 * kills]))
+    write_entries(other, Reading(settings), begin_log(other, None, "e"), numbered(entries[: 450 * kills]))
     assert content(other) == content(engine)
     other.dispose()
 
@@ -473,15 +850,21 @@ def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
     with start_redis(tmp_path / "redis") as server:
         names = open_log(server.url, settings)
         append(server.url, names, map(order, range(5)))
+
         async def scenario():
             stop = asyncio.Event()
             task = asyncio.create_task(write_until(settings, server.url, stop))
             there = lambda: mark_of(engine) == Mark("e", at)
-            async def reached(): await until_so(lambda: asyncio.to_thread(there), "all is written")
+
+            async def reached():
+                await until_so(lambda: asyncio.to_thread(there), "all is written")
+
             engine, at = await asyncio.to_thread(open_database, settings), 4
             await reached()
             await asyncio.to_thread(server.kill)
-            await until_so(lambda: "the writer waits" in [record.message for record in caplog.records], "the writer notices")
+            await until_so(
+                lambda: "the writer waits" in [record.message for record in caplog.records], "the writer notices"
+            )
             await asyncio.to_thread(server.ensure)
             await asyncio.to_thread(append, server.url, names, map(order, range(5, 9)), 5)
             at = 8
@@ -489,8 +872,12 @@ def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
             stop.set()
             engine.dispose()
             return await in_time(task, "the writer")
-        with caplog.at_level(logging.INFO, "fraud_poc.writer"): assert asyncio.run(scenario()) == Mark("e", 8)
-    told = [record.message for record in caplog.records if record.levelname == "WARNING" and "reasons" not in record.message]
+
+        with caplog.at_level(logging.INFO, "fraud_poc.writer"):
+            assert asyncio.run(scenario()) == Mark("e", 8)
+    told = [
+        record.message for record in caplog.records if record.levelname == "WARNING" and "reasons" not in record.message
+    ]
     assert told[0] == "the writer waits" and told[-1] == "the writer goes on"
 
 
@@ -500,13 +887,22 @@ def test_a_locked_database_is_waited_for(tmp_path, caplog, monkeypatch):
     engine = open_database(settings)
     with start_redis(tmp_path / "redis") as server:
         append(server.url, open_log(server.url, settings), map(order, range(3)))
+
         async def scenario():
             stop = asyncio.Event()
             with writing(engine):
                 task = asyncio.create_task(write_until(settings, server.url, stop, to_end=True))
-                await until_so(lambda: "database is locked" in [getattr(record, "fields", {}).get("reason") for record in caplog.records], "the writer waits")
+                await until_so(
+                    lambda: (
+                        "database is locked"
+                        in [getattr(record, "fields", {}).get("reason") for record in caplog.records]
+                    ),
+                    "the writer waits",
+                )
             return await in_time(task, "the writer")
-        with caplog.at_level(logging.INFO, "fraud_poc.writer"): assert asyncio.run(scenario()) == Mark("e", 2)
+
+        with caplog.at_level(logging.INFO, "fraud_poc.writer"):
+            assert asyncio.run(scenario()) == Mark("e", 2)
     engine.dispose()
     assert "database is locked" in [record.fields.get("reason") for record in caplog.records]
 

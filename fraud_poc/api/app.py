@@ -6,7 +6,6 @@
 __all__ = ['desk_of', 'with_desk', 'whole_worker', 'announced', 'run_service']
 
 # %% ../../nbs/30_app.ipynb #c003
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,18 +29,25 @@ def desk_of(
     database: sa.Engine,  # of accounts, decisions and cases
 ) -> FastAPI:
     "The desk, whose verdicts go to the service's engine."
+
     async def speak(told: Told) -> tuple[str, Said]:
         said = await say(service.engine, service.settings, service.reader.secret, told, service.clock(), fresh=True)
         return (await service.engine.store.meta()).epoch, said
+
     policy = service.engine.bundle.policy
     return create_desk(service.settings, database, speak, service.reader.secret, service.clock, policy.review_over)
+
 
 def with_desk(front: Front, database: sa.Engine) -> Front:
     "A scoring application with the desk at /desk."
     front.cold.mount("/desk", desk_of(front.service, database))
+
     @front.cold.get("/", include_in_schema=False)
-    async def home() -> RedirectResponse: return RedirectResponse("/desk/")
+    async def home() -> RedirectResponse:
+        return RedirectResponse("/desk/")
+
     return front
+
 
 def whole_worker() -> Front:
     "The application of a worker process, made from its environment."
@@ -52,24 +58,34 @@ def whole_worker() -> Front:
 def announced(settings: Settings) -> Iterator[Callable[[str], None]]:
     "Within it, a function that registers an address at the feed of the settings, if there is one, until the end."
     stop, threads = threading.Event(), []
+
     def register(address: str) -> None:
-        if not settings.feed.url: return
+        if not settings.feed.url:
+            return
         key = fresh_key(settings, "feed", ("score", "labels"), "service")
-        threads.append(threading.Thread(target=keep_registered, args=(settings, address, key, stop), name="feed", daemon=True))
+        threads.append(
+            threading.Thread(target=keep_registered, args=(settings, address, key, stop), name="feed", daemon=True)
+        )
         threads[-1].start()
-    try: yield register
+
+    try:
+        yield register
     finally:
         stop.set()
-        for thread in threads: thread.join()
+        for thread in threads:
+            thread.join()
+
 
 def run_service(
     settings: Settings,
-    url: str,                                               # of the store, as live.store.server_for yields it
+    url: str,  # of the store, as live.store.server_for yields it
     announce: Callable[[str], Any] = lambda address: None,  # called with the service's address when the port is open
 ) -> None:
     "Serve orders and people, and write decisions, until SIGTERM or SIGINT; `OSError` when the port is taken."
     with writer_beside(settings, url), announced(settings) as register:
+
         def told(address: str) -> None:
             announce(address)
             register(address)
+
         serve(settings, url, told, "fraud_poc.api.app:whole_worker")

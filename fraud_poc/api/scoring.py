@@ -63,8 +63,26 @@ from ..desk.database import open_database
 from ..desk.writer import JsonLines, mark_of
 from ..events import KEY, UNPRINTED, Actor, clock_shift, key_of
 from ..features.table import build_table
-from ..live.decide import ACTIONS, BANDS, INTEGERS, MAX_TEXT, PLACES, Answer, Conflict, Engine, Event, Field, OrderError, OrderReader, Problem
-from ..live.decide import Watch, decide_all, read_dict, read_values, stepped
+from fraud_poc.live.decide import (
+    ACTIONS,
+    BANDS,
+    INTEGERS,
+    MAX_TEXT,
+    PLACES,
+    Answer,
+    Conflict,
+    Engine,
+    Event,
+    Field,
+    OrderError,
+    OrderReader,
+    Problem,
+    Watch,
+    decide_all,
+    read_dict,
+    read_values,
+    stepped,
+)
 from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
@@ -73,60 +91,85 @@ from ..model.inference import Scorer
 # %% ../../nbs/23_scoring.ipynb #c007
 class Detail(msgspec.Struct):
     "One reason of a refusal."
+
     loc: list[str | int]  # where: "body" and the field, "header" and its name
     msg: str
-    type: str             # for programs
+    type: str  # for programs
+
 
 class Refused(Exception):
     "A request that is not served."
+
     def __init__(self, status: int, details: list[Detail], reason: str, headers: tuple[tuple[bytes, bytes], ...] = ()):
         self.status, self.details, self.reason, self.headers = status, details, reason, headers
         super().__init__(f"{status} {reason}")
+
 
 def refusal(status: int, loc: list[str | int], msg: str, kind: str, wait: int = 0) -> Refused:
     "A refusal with one detail; `wait` seconds become Retry-After."
     headers = ((b"retry-after", str(wait).encode()),) if wait else ()
     return Refused(status, [Detail(loc, msg, kind)], kind, headers)
 
+
 def of_problems(problems: Iterable[Problem], *above: str | int) -> Refused:
     "The refusal of an order whose fields are wrong."
-    return Refused(422, [Detail(["body", *above, *([p.name] if p.name else [])], p.msg, p.type) for p in problems], "order")
+    return Refused(
+        422, [Detail(["body", *above, *([p.name] if p.name else [])], p.msg, p.type) for p in problems], "order"
+    )
 
 # %% ../../nbs/23_scoring.ipynb #c009
 class Pairs(list):
     "A JSON object as it stands: pairs of name and value."
 
+
 def whole_number(text: str) -> int | float:
     "Digits as a number; those that nobody can mean become infinite."
     return int(text) if len(text) <= 400 else -math.inf if text.startswith("-") else math.inf
 
+
 def strict_json(body: bytes) -> Any:
     "Read JSON with objects as `Pairs`; `Refused` says where it is broken."
-    try: return json.loads(body.decode("utf-8"), object_pairs_hook=Pairs, parse_int=whole_number)
-    except json.JSONDecodeError as error: raise refusal(400, ["body", error.pos], f"JSON is broken: {error.msg}", "json_invalid") from None
-    except UnicodeDecodeError as error: raise refusal(400, ["body", error.start], "body is not UTF-8", "json_invalid") from None
-    except RecursionError: raise refusal(400, ["body"], "JSON is nested too deeply", "json_invalid") from None
+    try:
+        return json.loads(body.decode("utf-8"), object_pairs_hook=Pairs, parse_int=whole_number)
+    except json.JSONDecodeError as error:
+        raise refusal(400, ["body", error.pos], f"JSON is broken: {error.msg}", "json_invalid") from None
+    except UnicodeDecodeError as error:
+        raise refusal(400, ["body", error.start], "body is not UTF-8", "json_invalid") from None
+    except RecursionError:
+        raise refusal(400, ["body"], "JSON is nested too deeply", "json_invalid") from None
+
 
 def duplicates(pairs: Pairs) -> list[Problem]:
     "A problem for each name that is there more than once."
     times = Counter(name for name, _ in pairs)
-    return [Problem(name, "field is there more than once", "duplicate_key") for name, count in times.items() if count > 1]
+    return [
+        Problem(name, "field is there more than once", "duplicate_key") for name, count in times.items() if count > 1
+    ]
+
 
 def read_pairs(reader: OrderReader, value: Any) -> Event:
     "An order from a JSON value; `OrderError` names each field that is wrong, or there twice."
-    if not isinstance(value, Pairs): raise OrderError([Problem("", "input should be an object with the fields of an order", "dict_type")])
+    if not isinstance(value, Pairs):
+        raise OrderError([Problem("", "input should be an object with the fields of an order", "dict_type")])
     problems = duplicates(value)
-    try: event = read_dict(reader, dict(value))
-    except OrderError as error: raise OrderError([*problems, *error.problems]) from None
-    if problems: raise OrderError(problems)
+    try:
+        event = read_dict(reader, dict(value))
+    except OrderError as error:
+        raise OrderError([*problems, *error.problems]) from None
+    if problems:
+        raise OrderError(problems)
     return event
 
 # %% ../../nbs/23_scoring.ipynb #c010
 class Codec:
     "Turns bodies into events, and answers into bytes."
+
     def __init__(self, reader: OrderReader, feature_names: Sequence[str] = ()):
         kinds = {"identity": str | int, "time": str, "number": int | float, "amount": int | float}
-        fields = [(f"f{i}", kinds[field.part] | None if field.optional else kinds[field.part]) for i, field in enumerate(reader.fields)]
+        fields = [
+            (f"f{i}", kinds[field.part] | None if field.optional else kinds[field.part])
+            for i, field in enumerate(reader.fields)
+        ]
         names = {f"f{i}": name for i, name in enumerate(reader.names)}
         order = msgspec.defstruct("Order", fields, rename=names, forbid_unknown_fields=True, gc=False)
         self.reader, self.decode = reader, msgspec.json.Decoder(order).decode
@@ -142,50 +185,92 @@ class Codec:
         "The order in a body; `OrderError` or `Refused` say what is wrong."
         body = bytes(body)
         if b"\\" not in body:
-            try: values = msgspec.structs.astuple(self.decode(body))
-            except (msgspec.MsgspecError, UnicodeDecodeError): return read_pairs(self.reader, strict_json(body))
-            if body.count(b'"') == 2 * (len(values) + sum(type(value) is str for value in values)): return read_values(self.reader, values)
+            try:
+                values = msgspec.structs.astuple(self.decode(body))
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                return read_pairs(self.reader, strict_json(body))
+            if body.count(b'"') == 2 * (len(values) + sum(type(value) is str for value in values)):
+                return read_values(self.reader, values)
         return read_pairs(self.reader, strict_json(body))
 
     def events(self, body: bytes) -> list[msgspec.Raw] | list[Any]:
         "The items of a batch, not yet read."
-        try: return self.items(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError): value = strict_json(body)
-        if isinstance(value, Pairs) or not isinstance(value, list): raise of_problems([Problem("", "input should be a list of orders", "list_type")])
+        try:
+            return self.items(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            value = strict_json(body)
+        if isinstance(value, Pairs) or not isinstance(value, list):
+            raise of_problems([Problem("", "input should be a list of orders", "list_type")])
         return value
 
 # %% ../../nbs/23_scoring.ipynb #c013
 KEY_HEADER = "X-API-Key"
-NEEDS = {"/score": "score", "/score/batch": "score", "/labels": "labels", "/orders/sample": "read", "/decisions/{id}": "read", "/model": "read",
-         "/metrics": "metrics"}  # scope of each route; routes that are not here need no key
+NEEDS = {
+    "/score": "score",
+    "/score/batch": "score",
+    "/labels": "labels",
+    "/orders/sample": "read",
+    "/decisions/{id}": "read",
+    "/model": "read",
+    "/metrics": "metrics",
+}  # scope of each route; routes that are not here need no key
+
 
 def check_key(service: "Service", key: bytes | None, scope: str) -> str:
-    "Name of the key, "" when none is asked for; `Refused` when there is none, or it has not the scope."
-    if service.open_to_all: return ""
+    "Name of the key,  when none is asked for; `Refused` when there is none, or it has not the scope."
+    if service.open_to_all:
+        return ""
     name = service.keys.admit(key, scope)
-    if name is not None: return name
-    if service.keys.find(key): raise refusal(403, ["header", KEY_HEADER], f"this needs an API key with the scope {scope}", "scope")
+    if name is not None:
+        return name
+    if service.keys.find(key):
+        raise refusal(403, ["header", KEY_HEADER], f"this needs an API key with the scope {scope}", "scope")
     raise refusal(401, ["header", KEY_HEADER], "API key is missing or unknown", "api_key")
 
 # %% ../../nbs/23_scoring.ipynb #c016
-BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)  # of the latency histogram, seconds
-TOTALS = {"requests": ("Requests by route and status.", ("route", "status")),
-          "entities": ("Entities of scored orders that were not simply known.", ("place",)),
-          "commits": ("Commits that were not simply accepted.", ("outcome",)), "degraded": ("Answers without a score, by reason.", ("reason",)),
-          "uncertain": ("Answers without a score to orders that may have been stored all the same, by reason.", ("reason",)),
-          "refused": ("Requests that were refused, by reason.", ("reason",)),
-          "statements": ("Statements on orders, by what came of them.", ("outcome",))}
-NAMES = {"entity": "entities", "commit": "commits", "degraded": "degraded", "uncertain": "uncertain"}  # what an engine counts
+BOUNDS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+)  # of the latency histogram, seconds
+TOTALS = {
+    "requests": ("Requests by route and status.", ("route", "status")),
+    "entities": ("Entities of scored orders that were not simply known.", ("place",)),
+    "commits": ("Commits that were not simply accepted.", ("outcome",)),
+    "degraded": ("Answers without a score, by reason.", ("reason",)),
+    "uncertain": ("Answers without a score to orders that may have been stored all the same, by reason.", ("reason",)),
+    "refused": ("Requests that were refused, by reason.", ("reason",)),
+    "statements": ("Statements on orders, by what came of them.", ("outcome",)),
+}
+NAMES = {
+    "entity": "entities",
+    "commit": "commits",
+    "degraded": "degraded",
+    "uncertain": "uncertain",
+}  # what an engine counts
+
 
 class Metrics(Watch):
     "Counters of one process."
+
     def __init__(self, folder: Path | None = None):  # shared by the workers; None = there is one
         self.folder, self.totals, self.spans, self.sums = folder, Counter(), {}, Counter()
         self.mine = folder / f"{os.getpid()}-{secrets.token_hex(4)}.counts" if folder else None
 
     def spent(self, part: str, seconds: float, orders: int = 1) -> None:
         "Note the time of a part of an order, of so many the same."
-        if part not in self.spans: self.spans[part] = [0] * (len(BOUNDS) + 1)
+        if part not in self.spans:
+            self.spans[part] = [0] * (len(BOUNDS) + 1)
         self.spans[part][bisect_left(BOUNDS, seconds)] += orders
         self.sums[part] += seconds * orders
 
@@ -200,11 +285,13 @@ class Metrics(Watch):
 # %% ../../nbs/23_scoring.ipynb #c017
 def save_counts(metrics: Metrics) -> None:
     "Write the counters of this process for the others."
-    if not metrics.mine: return
+    if not metrics.mine:
+        return
     data = msgspec.msgpack.encode([list(metrics.totals.items()), metrics.spans, metrics.sums])
     aside = metrics.mine.with_suffix(".new")
     aside.write_bytes(data)
     os.replace(aside, metrics.mine)
+
 
 def all_counts(metrics: Metrics) -> Metrics:
     "The counters of all workers together."
@@ -213,7 +300,8 @@ def all_counts(metrics: Metrics) -> Metrics:
     whole.sums.update(metrics.sums)
     whole.spans = {part: list(span) for part, span in metrics.spans.items()}
     for path in metrics.folder.glob("*.counts") if metrics.folder else []:
-        if path == metrics.mine: continue
+        if path == metrics.mine:
+            continue
         totals, spans, sums = msgspec.msgpack.decode(path.read_bytes())
         whole.totals.update({tuple(key): value for key, value in totals})
         whole.sums.update(sums)
@@ -224,7 +312,10 @@ def all_counts(metrics: Metrics) -> Metrics:
 # %% ../../nbs/23_scoring.ipynb #c019
 class Families:
     "Counters and gauges as Prometheus wants them; a collector for a registry."
-    def __init__(self, counts: Metrics, gauges: dict[str, tuple[str, float | None]]):  # name -> explanation, value; None = not known
+
+    def __init__(
+        self, counts: Metrics, gauges: dict[str, tuple[str, float | None]]
+    ):  # name -> explanation, value; None = not known
         self.counts, self.gauges = counts, gauges
 
     def collect(self) -> Iterator[Any]:
@@ -232,15 +323,22 @@ class Families:
         for name, (text, labels) in TOTALS.items():
             family = CounterMetricFamily(f"fraud_poc_{name}", text, labels=labels)
             for key, value in sorted(self.counts.totals.items()):
-                if key[0] == name: family.add_metric(key[1:], value)
+                if key[0] == name:
+                    family.add_metric(key[1:], value)
             yield family
-        family = HistogramMetricFamily("fraud_poc_seconds", "Time of the parts of POST /score, of repeats and refusals too.", labels=("part",))
+        family = HistogramMetricFamily(
+            "fraud_poc_seconds", "Time of the parts of POST /score, of repeats and refusals too.", labels=("part",)
+        )
         for part, span in sorted(self.counts.spans.items()):
             edges = [*map(str, BOUNDS), "+Inf"]
-            family.add_metric((part,), [(edge, sum(span[:i + 1])) for i, edge in enumerate(edges)], self.counts.sums[part])
+            family.add_metric(
+                (part,), [(edge, sum(span[: i + 1])) for i, edge in enumerate(edges)], self.counts.sums[part]
+            )
         yield family
         for name, (text, value) in self.gauges.items():
-            if value is not None: yield GaugeMetricFamily(f"fraud_poc_{name}", text, value=value)
+            if value is not None:
+                yield GaugeMetricFamily(f"fraud_poc_{name}", text, value=value)
+
 
 def exposition(families: Families) -> bytes:
     "The text that a scrape gets."
@@ -253,33 +351,43 @@ def logger() -> logging.Logger:
     "The service's own log."
     return logging.getLogger("fraud_poc.service")
 
+
 def tell(event: str, level: int = logging.INFO, **fields: Any) -> None:
     "Log an event with its fields."
     logger().log(level, event, extra={"fields": fields})
 
+
 def place_of_error(error: BaseException) -> str:
     "File and line where an error was raised."
     trace = error.__traceback__
-    while trace and trace.tb_next: trace = trace.tb_next
+    while trace and trace.tb_next:
+        trace = trace.tb_next
     return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
 
 # %% ../../nbs/23_scoring.ipynb #c024
 class Service:
     "What the routes share."
+
     def __init__(
         self,
         settings: Settings,
         engine: Engine,
-        secret: bytes | None = None,             # of the keyed hashes; None = that of the log
-        database: Database | None = None,        # where the API keys are
-        open_to_all: bool = False,               # ask for no API key
-        shared: Path | None = None,              # folder for the counters of several workers
+        secret: bytes | None = None,  # of the keyed hashes; None = that of the log
+        database: Database | None = None,  # where the API keys are
+        open_to_all: bool = False,  # ask for no API key
+        shared: Path | None = None,  # folder for the counters of several workers
     ):
-        if database is None and not open_to_all: raise ValueError("the service needs the database of the API keys: give it one of open_database")
+        if database is None and not open_to_all:
+            raise ValueError("the service needs the database of the API keys: give it one of open_database")
         self.settings, self.engine, self.clock, self.open_to_all = settings, engine, engine.clock, open_to_all
         self.keys = Keys(database) if database is not None else None
         self.reader = OrderReader(settings, secret or hash_secret(settings.batch.folder), self.clock)
-        self.codec, self.metrics, self.in_flight, self.closing = Codec(self.reader, engine.names), Metrics(shared), 0, False
+        self.codec, self.metrics, self.in_flight, self.closing = (
+            Codec(self.reader, engine.names),
+            Metrics(shared),
+            0,
+            False,
+        )
         self.intake, self.busy = Intake(self), as_reply(self.codec, busy())
         self.late_since = None  # since when no order got its answer in good time, by time.perf_counter
         engine.watch, engine.features = self.metrics, self.codec.features
@@ -287,13 +395,16 @@ class Service:
 # %% ../../nbs/23_scoring.ipynb #c026
 class Reply(NamedTuple):
     "What goes back to the caller."
+
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
+
 def as_reply(codec: Codec, refused: Refused) -> Reply:
     "A refusal as a reply."
     return Reply(refused.status, codec.encode({"detail": refused.details}), refused.headers)
+
 
 def refused_reply(service: Service, refused: Refused) -> Reply:
     "A refusal as a reply, counted."
@@ -303,18 +414,22 @@ def refused_reply(service: Service, refused: Refused) -> Reply:
 # %% ../../nbs/23_scoring.ipynb #c028
 IN_TIME_S, STANDING_S = 0.002, 0.02  # an answer in good time; so long without one, and the queue stands
 
+
 def note_wait(service: Service, start: float, now: float) -> None:  # by time.perf_counter
     "Note how long an order has waited for its answer."
     service.late_since = None if now - start < IN_TIME_S else service.late_since or now
+
 
 def is_full(service: Service) -> bool:
     "Whether the next order must be refused."
     taken, most, late = service.in_flight, service.settings.service.max_in_flight, service.late_since
     return taken >= most or late is not None and taken >= most / 2 and time.perf_counter() - late > STANDING_S
 
+
 def busy() -> Refused:
     "The refusal of an order that finds no place."
     return refusal(429, ["server"], "too many orders at once: wait a moment", "busy", wait=1)
+
 
 def busy_reply(service: Service) -> Reply:
     "That refusal as a reply, counted."
@@ -324,21 +439,27 @@ def busy_reply(service: Service) -> Reply:
 # %% ../../nbs/23_scoring.ipynb #c030
 BODY_SECONDS = 10.0  # for a body to arrive
 
+
 def check_head(service: Service, headers: list[tuple[bytes, bytes]], most: int, scope: str = "score") -> str:
     "Check key, kind of content and length, from the headers of a request that brings a body; the key's name, or `Refused`."
-    if service.closing: raise refusal(503, ["server"], "the service is shutting down: send the order again", "closing", wait=1)
-    if is_full(service): raise busy()
+    if service.closing:
+        raise refusal(503, ["server"], "the service is shutting down: send the order again", "closing", wait=1)
+    if is_full(service):
+        raise busy()
     found = dict(headers)
     name = check_key(service, found.get(b"x-api-key"), scope)
     if found.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
         raise refusal(415, ["header", "Content-Type"], "content type must be application/json", "content_type")
     length = found.get(b"content-length", b"0")
-    if not length.isdigit() or int(length) > most: raise long_body(most)
+    if not length.isdigit() or int(length) > most:
+        raise long_body(most)
     return name
+
 
 def take_place(service: Service) -> None:
     "Take one of the places for orders; `Refused` when there is none. Give it back by `in_flight -= 1`."
-    if is_full(service): raise busy()
+    if is_full(service):
+        raise busy()
     service.in_flight += 1
 
 # %% ../../nbs/23_scoring.ipynb #c032
@@ -350,14 +471,19 @@ async def read_body(receive: Callable[[], Awaitable[dict]], most: int) -> bytes:
             while (message := await receive())["type"] == "http.request":
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                if size > most: raise long_body(most)
-                if not message.get("more_body"): return parts[0] if len(parts) == 1 else b"".join(parts)
-    except TimeoutError: pass
+                if size > most:
+                    raise long_body(most)
+                if not message.get("more_body"):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError:
+        pass
     raise slow_body()
+
 
 def long_body(most: int) -> Refused:
     "The refusal of a body beyond the limit."
     return refusal(413, ["body"], f"body is longer than {most:,} bytes", "too_large")
+
 
 def slow_body() -> Refused:
     "The refusal of a body that does not come."
@@ -366,61 +492,84 @@ def slow_body() -> Refused:
 # %% ../../nbs/23_scoring.ipynb #c034
 class Order:
     "An order under way."
+
     def __init__(self, start: float, body: bytes, answer: Callable[[Reply], None]):  # start by time.perf_counter
         self.start, self.body, self.answer = start, body, answer
 
+
 def reply_of(service: Service, result: Answer | Exception) -> Reply:
     "What an order gets for its answer, or for what stands against it."
-    if isinstance(result, Answer): return Reply(200, service.codec.encode(result))
-    if isinstance(result, Refused): return refused_reply(service, result)
-    if isinstance(result, Conflict): return refused_reply(service, refusal(409, id_place(service), str(result), "conflict"))
-    if isinstance(result, OrderError): return refused_reply(service, of_problems(result.problems))
+    if isinstance(result, Answer):
+        return Reply(200, service.codec.encode(result))
+    if isinstance(result, Refused):
+        return refused_reply(service, result)
+    if isinstance(result, Conflict):
+        return refused_reply(service, refusal(409, id_place(service), str(result), "conflict"))
+    if isinstance(result, OrderError):
+        return refused_reply(service, of_problems(result.problems))
     return failed(service, result)
+
 
 def id_place(service: Service) -> list[str | int]:
     "Where the id stands."
     return ["body", *service.settings.columns.id[:1]] if len(service.settings.columns.id) == 1 else ["body"]
 
+
 def failed(service: Service, error: Exception) -> Reply:
     "An error of ours, logged without what it says."
     tell("error", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
-    return refused_reply(service, refusal(500, ["server"], "the service failed; this is not the order's fault", "internal"))
+    return refused_reply(
+        service, refusal(500, ["server"], "the service failed; this is not the order's fault", "internal")
+    )
 
 # %% ../../nbs/23_scoring.ipynb #c036
 async def score_lot(service: Service, orders: list[Order]) -> None:
     "Reply to some orders, each of which has a place."
     begun, events, waiting = time.perf_counter(), [], {}
+
     def finish(order: Order, result: Answer | Exception) -> None:
         service.in_flight -= 1
         reply, now = reply_of(service, result), time.perf_counter()
         service.metrics.spent("total", now - order.start)
-        if isinstance(result, Answer): note_wait(service, order.start, now)
+        if isinstance(result, Answer):
+            note_wait(service, order.start, now)
         order.answer(reply)
+
     for order in orders:
-        try: event = service.codec.event(order.body)
-        except Exception as error: finish(order, error)
+        try:
+            event = service.codec.event(order.body)
+        except Exception as error:
+            finish(order, error)
         else:
             waiting[len(events)] = order
             events.append(event)
     service.metrics.spent("parse", (time.perf_counter() - begun) / len(orders), len(orders))
-    try: await decide_all(service.engine, events, lambda place, result: finish(waiting.pop(place), result))
+    try:
+        await decide_all(service.engine, events, lambda place, result: finish(waiting.pop(place), result))
     except Exception as error:
-        while waiting: finish(waiting.popitem()[1], error)
+        while waiting:
+            finish(waiting.popitem()[1], error)
 
 # %% ../../nbs/23_scoring.ipynb #c038
 LOT = 8  # orders that are decided together, at most
 
+
 def lots(orders: list) -> Iterator[list]:
     "Some orders, a lot at a time."
-    for first in range(0, len(orders), LOT): yield orders[first:first + LOT]
+    for first in range(0, len(orders), LOT):
+        yield orders[first : first + LOT]
+
 
 class Intake:
     "Gathers orders into lots."
-    def __init__(self, service: Service): self.service, self.orders, self.tasks = service, [], set()
+
+    def __init__(self, service: Service):
+        self.service, self.orders, self.tasks = service, [], set()
 
     def add(self, order: Order) -> None:
         "Take in an order that has a place."
-        if not self.orders: asyncio.get_running_loop().call_soon(self.go)
+        if not self.orders:
+            asyncio.get_running_loop().call_soon(self.go)
         self.orders.append(order)
 
     def go(self) -> None:
@@ -432,7 +581,9 @@ class Intake:
             task.add_done_callback(self.tasks.discard)
 
 # %% ../../nbs/23_scoring.ipynb #c040
-async def score_order(service: Service, headers: list[tuple[bytes, bytes]], receive: Callable[[], Awaitable[dict]]) -> Reply:
+async def score_order(
+    service: Service, headers: list[tuple[bytes, bytes]], receive: Callable[[], Awaitable[dict]]
+) -> Reply:
     "POST /score, as FastAPI hands it over."
     start, reply = time.perf_counter(), asyncio.get_running_loop().create_future()
     try:
@@ -440,12 +591,15 @@ async def score_order(service: Service, headers: list[tuple[bytes, bytes]], rece
         check_head(service, headers, most)
         body = await read_body(receive, most)
         take_place(service)
-    except Refused as error: return refused_reply(service, error)
+    except Refused as error:
+        return refused_reply(service, error)
     service.intake.add(Order(start, body, lambda found: reply.done() or reply.set_result(found)))
     return await reply
 
 # %% ../../nbs/23_scoring.ipynb #c042
-async def score_batch(service: Service, headers: list[tuple[bytes, bytes]], receive: Callable[[], Awaitable[dict]]) -> Reply:
+async def score_batch(
+    service: Service, headers: list[tuple[bytes, bytes]], receive: Callable[[], Awaitable[dict]]
+) -> Reply:
     "POST /score/batch."
     try:
         limits = service.settings.service
@@ -458,58 +612,96 @@ async def score_batch(service: Service, headers: list[tuple[bytes, bytes]], rece
         take_place(service)
         results = {}
         try:
-            for lot in lots(list(enumerate(items))): await score_items(service, dict(lot), results)
-        finally: service.in_flight -= 1
+            for lot in lots(list(enumerate(items))):
+                await score_items(service, dict(lot), results)
+        finally:
+            service.in_flight -= 1
         return Reply(200, service.codec.encode({"results": [results[number] for number in range(len(items))]}))
-    except Refused as error: return refused_reply(service, error)
-    except Exception as error: return failed(service, error)
+    except Refused as error:
+        return refused_reply(service, error)
+    except Exception as error:
+        return failed(service, error)
 
 # %% ../../nbs/23_scoring.ipynb #c044
 async def score_items(service: Service, items: dict[int, Any], results: dict[int, dict]) -> None:
     "Add the results of some orders of a batch, by their numbers."
     events, errors = {}, []
+
     def told(number: int, result: Answer | Exception) -> None:
-        if isinstance(result, Answer): results[number] = {"status": 200, "answer": result}
+        if isinstance(result, Answer):
+            results[number] = {"status": 200, "answer": result}
         elif isinstance(result, Conflict):
-            results[number] = {"status": 409, "detail": [Detail(["body", number, *id_place(service)[1:]], str(result), "conflict")]}
-        else: errors.append(result)
+            results[number] = {
+                "status": 409,
+                "detail": [Detail(["body", number, *id_place(service)[1:]], str(result), "conflict")],
+            }
+        else:
+            errors.append(result)
+
     for number, item in items.items():
-        try: events[number] = service.codec.event(item) if isinstance(item, msgspec.Raw) else read_pairs(service.reader, item)
-        except OrderError as error: results[number] = {"status": 422, "detail": of_problems(error.problems, number).details}
+        try:
+            events[number] = (
+                service.codec.event(item) if isinstance(item, msgspec.Raw) else read_pairs(service.reader, item)
+            )
+        except OrderError as error:
+            results[number] = {"status": 422, "detail": of_problems(error.problems, number).details}
     numbers = list(events)
     await decide_all(service.engine, list(events.values()), lambda place, result: told(numbers[place], result))
-    if errors: raise errors[0]
+    if errors:
+        raise errors[0]
 
 # %% ../../nbs/23_scoring.ipynb #c046
 def statement_of(service: Service, value: Any, by: Actor) -> Told:
     "A statement or a retraction from a JSON value; `OrderError` names each field that is wrong, or there twice."
-    if not isinstance(value, Pairs): raise OrderError([Problem("", "input should be an object with the fields of a statement", "dict_type")])
+    if not isinstance(value, Pairs):
+        raise OrderError([Problem("", "input should be an object with the fields of a statement", "dict_type")])
     problems = duplicates(value)
-    try: statement = read_statement(service.reader, dict(value), by)
-    except OrderError as error: raise OrderError([*problems, *error.problems]) from None
-    if problems: raise OrderError(problems)
+    try:
+        statement = read_statement(service.reader, dict(value), by)
+    except OrderError as error:
+        raise OrderError([*problems, *error.problems]) from None
+    if problems:
+        raise OrderError(problems)
     return statement
+
 
 async def say_items(service: Service, items: list[Any], by: Actor) -> list[Said | list[Problem]]:
     "What came of each statement or retraction."
     results, sound = {}, []
     for number, item in enumerate(items):
-        try: sound.append((number, statement_of(service, item, by)))
-        except OrderError as error: results[number] = error.problems
+        try:
+            sound.append((number, statement_of(service, item, by)))
+        except OrderError as error:
+            results[number] = error.problems
     results |= dict(await say_lot(service.engine, service.settings, service.reader.secret, sound, service.clock()))
     for result in results.values():
-        outcome = "refused" if isinstance(result, list) else "known" if result.known_before else "changed" if result.changed else "kept"
+        outcome = (
+            "refused"
+            if isinstance(result, list)
+            else "known"
+            if result.known_before
+            else "changed"
+            if result.changed
+            else "kept"
+        )
         service.metrics.add("statements", outcome)
     return [results[number] for number in range(len(items))]
 
 # %% ../../nbs/23_scoring.ipynb #c048
 def said_reply(result: Said | list[Problem], *place: int) -> dict:
     "Status with answer or detail."
-    if isinstance(result, Said): return {"status": 200, "answer": result}
+    if isinstance(result, Said):
+        return {"status": 200, "answer": result}
     status = 404 if result[0].type == "not_found" else 422
-    return {"status": status, "detail": [Detail(["body", *place, *([p.name] if p.name else [])], p.msg, p.type) for p in result]}
+    return {
+        "status": status,
+        "detail": [Detail(["body", *place, *([p.name] if p.name else [])], p.msg, p.type) for p in result],
+    }
 
-async def take_labels(service: Service, headers: list[tuple[bytes, bytes]], receive: Callable[[], Awaitable[dict]]) -> Reply:
+
+async def take_labels(
+    service: Service, headers: list[tuple[bytes, bytes]], receive: Callable[[], Awaitable[dict]]
+) -> Reply:
     "POST /labels."
     try:
         limits = service.settings.service
@@ -521,41 +713,64 @@ async def take_labels(service: Service, headers: list[tuple[bytes, bytes]], rece
             what = f"a list has 1 to {limits.max_batch:,} statements, not {len(items):,}"
             raise of_problems([Problem("", what, "too_long" if items else "too_short")])
         take_place(service)
-        try: results = await say_items(service, items, by)
-        finally: service.in_flight -= 1
-        if items is value: return Reply(200, service.codec.encode({"results": [said_reply(r, number) for number, r in enumerate(results)]}))
+        try:
+            results = await say_items(service, items, by)
+        finally:
+            service.in_flight -= 1
+        if items is value:
+            return Reply(
+                200, service.codec.encode({"results": [said_reply(r, number) for number, r in enumerate(results)]})
+            )
         found = said_reply(results[0])
-        if found["status"] != 200: raise Refused(found["status"], found["detail"], "statement")
+        if found["status"] != 200:
+            raise Refused(found["status"], found["detail"], "statement")
         return Reply(200, service.codec.encode(found["answer"]))
-    except Refused as error: return refused_reply(service, error)
-    except (StoreDown, StoreSlow, StoreLost): return refused_reply(service, refusal(503, ["server"], "the store cannot be had", "store", wait=1))
-    except Exception as error: return failed(service, error)
+    except Refused as error:
+        return refused_reply(service, error)
+    except (StoreDown, StoreSlow, StoreLost):
+        return refused_reply(service, refusal(503, ["server"], "the store cannot be had", "store", wait=1))
+    except Exception as error:
+        return failed(service, error)
 
 # %% ../../nbs/23_scoring.ipynb #c050
 SAMPLES = 20  # orders that are offered
 
+
 def written_time(ms: int, settings: Settings) -> str | int | float:
     "A time as orders of this domain write it."
     form = settings.columns.time_format
-    if form == "iso": return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if form == "iso":
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return ms if form == "epoch_ms" else ms // 1000 if ms % 1000 == 0 else ms / 1000
+
 
 def written_order(service: Service, row: dict[str, Any], when: int) -> dict[str, Any]:
     "A row of the log as a new order at another time."
     columns, order = service.settings.columns, {}
     for field in service.reader.fields:
-        if field.part in ("time", "number"): order[field.name] = written_time(when, service.settings)
-        elif field.part == "amount": order[field.name] = row[columns.amount] / 10**columns.decimals
-        elif field.name in columns.hashed: order[field.name] = row[field.name]
-        else: order[field.name] = f"sample-{secrets.token_hex(6)}"
+        if field.part in ("time", "number"):
+            order[field.name] = written_time(when, service.settings)
+        elif field.part == "amount":
+            order[field.name] = row[columns.amount] / 10**columns.decimals
+        elif field.name in columns.hashed:
+            order[field.name] = row[field.name]
+        else:
+            order[field.name] = f"sample-{secrets.token_hex(6)}"
     return order
+
 
 def sample_orders(service: Service) -> list[dict[str, Any]]:
     "New orders of identities at the end of the log; none when there is no log."
     columns, fields = service.settings.columns, service.reader.fields
-    try: parts = [part for part in read_manifest(service.settings.batch.folder)["parts"] if part["events"]]
-    except ValueError: return []
-    table = read_part(service.settings.batch.folder, "events", parts[-1]["name"], ["time", columns.amount, *columns.hashed]) if parts else None
+    try:
+        parts = [part for part in read_manifest(service.settings.batch.folder)["parts"] if part["events"]]
+    except ValueError:
+        return []
+    table = (
+        read_part(service.settings.batch.folder, "events", parts[-1]["name"], ["time", columns.amount, *columns.hashed])
+        if parts
+        else None
+    )
     rows = table.slice(max(len(table) - 40 * SAMPLES, 0)).to_pylist()[::-1] if table else []
     needed = [field.name for field in fields if field.name in columns.hashed and not field.optional]
     whole = {row[columns.entities[0]]: row for row in rows if all(row[name] for name in needed)}
@@ -565,21 +780,30 @@ def sample_orders(service: Service) -> list[dict[str, Any]]:
 # %% ../../nbs/23_scoring.ipynb #c052
 REST = {True: r"02-29|", False: ""}  # of a leap year
 MONTHS = r"(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8])"
-CLOCK = r"([T ]([01][0-9]|2[0-3])(:[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?)?(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)?)?"
+CLOCK = (
+    r"([T ]([01][0-9]|2[0-3])(:[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?)?(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)?)?"
+)
+
 
 def date_pattern(
     first: date,
     last: date,  # inclusive
-) -> str:        # regular expression without anchors
+) -> str:  # regular expression without anchors
     "Dates from `first` to `last`."
     whole, parts = {True: [], False: []}, []
     for year in range(first.year, last.year + 1):
         start, end = max(first, date(year, 1, 1)), min(last, date(year, 12, 31))
-        if start.timetuple().tm_yday == 1 and (end.month, end.day) == (12, 31): whole[end.timetuple().tm_yday == 366].append(f"{year:04}")
-        else: parts += [f"{day:%Y-%m-%d}" for day in (start + timedelta(days=n) for n in range((end - start).days + 1))]
+        if start.timetuple().tm_yday == 1 and (end.month, end.day) == (12, 31):
+            whole[end.timetuple().tm_yday == 366].append(f"{year:04}")
+        else:
+            parts += [f"{day:%Y-%m-%d}" for day in (start + timedelta(days=n) for n in range((end - start).days + 1))]
     months = Counter(day[:7] for day in parts)
     some = [f"{month}-({'|'.join(day[8:] for day in parts if day.startswith(month))})" for month in months]
-    return "(" + "|".join([f"({'|'.join(years)})-({REST[leap]}{MONTHS})" for leap, years in whole.items() if years] + some) + ")"
+    return (
+        "("
+        + "|".join([f"({'|'.join(years)})-({REST[leap]}{MONTHS})" for leap, years in whole.items() if years] + some)
+        + ")"
+    )
 
 # %% ../../nbs/23_scoring.ipynb #c055
 def field_schema(service: Service, field: Field) -> dict:
@@ -587,22 +811,41 @@ def field_schema(service: Service, field: Field) -> dict:
     limits, columns, now = service.settings.limits, service.settings.columns, service.clock()
     if field.part == "amount":
         bound = MAX_MINOR_UNITS / 10**columns.decimals
-        return {"type": "number", "minimum": max(limits.min_amount, -bound), "maximum": min(limits.max_amount, bound), "description": "major units"}
+        return {
+            "type": "number",
+            "minimum": max(limits.min_amount, -bound),
+            "maximum": min(limits.max_amount, bound),
+            "description": "major units",
+        }
     if field.part == "number":
         unit = 1 if columns.time_format == "epoch_ms" else 1000
-        return {"type": "number", "minimum": service.reader.earliest / unit, "maximum": min(service.reader.latest - 1, now) / unit,
-                "description": f"{'milliseconds' if unit == 1 else 'seconds'} since 1970"}
+        return {
+            "type": "number",
+            "minimum": service.reader.earliest / unit,
+            "maximum": min(service.reader.latest - 1, now) / unit,
+            "description": f"{'milliseconds' if unit == 1 else 'seconds'} since 1970",
+        }
     if field.part == "time":
         edges, day = [date.fromisoformat(side[:10]) for side in (limits.earliest, limits.latest)], timedelta(days=1)
-        first, last = edges[0] + day, min(datetime.fromtimestamp(now / 1000, UTC).date(), edges[1] - 2 * day)  # within the limits at any offset
-        return {"type": "string", "pattern": f"^{date_pattern(first, last)}{CLOCK}$",
-                "description": f"ISO date or time, {columns.timezone} where it names no offset"}
-    kinds = [{"type": "string", "minLength": 0 if field.optional else 1, "maxLength": MAX_TEXT},
-             {"type": "integer", "minimum": INTEGERS[0], "maximum": INTEGERS[1]}]
+        first, last = (
+            edges[0] + day,
+            min(datetime.fromtimestamp(now / 1000, UTC).date(), edges[1] - 2 * day),
+        )  # within the limits at any offset
+        return {
+            "type": "string",
+            "pattern": f"^{date_pattern(first, last)}{CLOCK}$",
+            "description": f"ISO date or time, {columns.timezone} where it names no offset",
+        }
+    kinds = [
+        {"type": "string", "minLength": 0 if field.optional else 1, "maxLength": MAX_TEXT},
+        {"type": "integer", "minimum": INTEGERS[0], "maximum": INTEGERS[1]},
+    ]
     if not field.optional:
         kinds[0]["not"] = {"pattern": missing_pattern(service.reader.missing)}
-        if numbers := [int(word) for word in service.reader.missing if word.lstrip("-").isdecimal()]: kinds[1]["not"] = {"enum": sorted(numbers)}
-    return {"anyOf": kinds + [{"type": "null"}] * field.optional, "description": "identity; 17 and \"17\" are the same"}
+        if numbers := [int(word) for word in service.reader.missing if word.lstrip("-").isdecimal()]:
+            kinds[1]["not"] = {"enum": sorted(numbers)}
+    return {"anyOf": kinds + [{"type": "null"}] * field.optional, "description": 'identity; 17 and "17" are the same'}
+
 
 def missing_pattern(
     missing: frozenset[str],  # as `missing_words` gives them
@@ -611,6 +854,7 @@ def missing_pattern(
     blanks = f"[{BLANKS}]*"
     letter = lambda c: f"[{c}{c.upper()}]" if "a" <= c <= "z" else re.sub(r"[][\\^$.|?*+(){}/]", r"\\\g<0>", c)
     return f"^{blanks}({'|'.join(''.join(map(letter, word)) for word in sorted(missing))}){blanks}$"
+
 
 def example_order(service: Service) -> dict[str, Any]:
     "An order that fits the configuration."
@@ -622,99 +866,238 @@ def example_order(service: Service) -> dict[str, Any]:
 # %% ../../nbs/23_scoring.ipynb #c057
 TEXT, NUMBER = {"type": "string"}, {"type": ["number", "null"]}
 
+
 def ref(name: str) -> dict:
     "A schema by its name."
     return {"$ref": f"#/components/schemas/{name}"}
+
 
 def listed(items: dict, **more: int) -> dict:
     "A list of one kind."
     return {"type": "array", "items": items, **more}
 
+
 def closed(properties: dict[str, dict], **more: Any) -> dict:
     "An object that has exactly these properties."
-    return {"type": "object", "additionalProperties": False, "required": list(properties), "properties": properties, **more}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(properties),
+        "properties": properties,
+        **more,
+    }
+
 
 def answer_schema(service: Service) -> dict:
     "JSON schema of an answer."
     entities, features = [entity.by for entity in service.engine.table.entities], service.engine.table.names[:3]
-    example = {"id": "o-1", "score": 0.031, "probability": 0.012, "band": "low", "action": "pass", "expected_loss": 0.3,
-               "features": dict.fromkeys(features, 1.0), "entities": dict.fromkeys(entities, "known"), "model": "ab" * 32, "policy": "ef" * 32,
-               "feature_table": "cd" * 32, "position": 1024, "degraded": None, "known_before": False, "stored": "yes"}
-    return closed({
-        "id": TEXT, "score": NUMBER, "probability": NUMBER, "band": {"enum": list(BANDS)}, "action": {"enum": list(ACTIONS)},
-        "expected_loss": NUMBER | {"description": "what passing is expected to cost, major units"},
-        "features": {"type": "object", "additionalProperties": NUMBER, "description": "what the model saw; null = not known"},
-        "entities": {"type": "object", "additionalProperties": {"enum": list(PLACES)}}, "model": TEXT, "policy": TEXT, "feature_table": TEXT,
-        "position": {"type": ["integer", "null"], "description": "in the log"},
-        "degraded": {"type": ["string", "null"], "description": "why there is no score"}, "known_before": {"type": "boolean"},
-        "stored": {"enum": ["yes", "no", "unknown"], "description": "whether this request's decision is in the log; unknown: the store did "
-                   "not say. Send the same order again: if it was stored, that decision is the answer"}}, example=example)
+    example = {
+        "id": "o-1",
+        "score": 0.031,
+        "probability": 0.012,
+        "band": "low",
+        "action": "pass",
+        "expected_loss": 0.3,
+        "features": dict.fromkeys(features, 1.0),
+        "entities": dict.fromkeys(entities, "known"),
+        "model": "ab" * 32,
+        "policy": "ef" * 32,
+        "feature_table": "cd" * 32,
+        "position": 1024,
+        "degraded": None,
+        "known_before": False,
+        "stored": "yes",
+    }
+    return closed(
+        {
+            "id": TEXT,
+            "score": NUMBER,
+            "probability": NUMBER,
+            "band": {"enum": list(BANDS)},
+            "action": {"enum": list(ACTIONS)},
+            "expected_loss": NUMBER | {"description": "what passing is expected to cost, major units"},
+            "features": {
+                "type": "object",
+                "additionalProperties": NUMBER,
+                "description": "what the model saw; null = not known",
+            },
+            "entities": {"type": "object", "additionalProperties": {"enum": list(PLACES)}},
+            "model": TEXT,
+            "policy": TEXT,
+            "feature_table": TEXT,
+            "position": {"type": ["integer", "null"], "description": "in the log"},
+            "degraded": {"type": ["string", "null"], "description": "why there is no score"},
+            "known_before": {"type": "boolean"},
+            "stored": {
+                "enum": ["yes", "no", "unknown"],
+                "description": "whether this request's decision is in the log; unknown: the store did "
+                "not say. Send the same order again: if it was stored, that decision is the answer",
+            },
+        },
+        example=example,
+    )
 
 # %% ../../nbs/23_scoring.ipynb #c059
 def label_schemas(service: Service, detail: dict) -> dict[str, dict]:
     "JSON schemas of statements and of what comes of them."
-    identity, moment = (field_schema(service, Field(*field)) for field in (("order", "identity", True, False), known_field(service.settings)))
-    note = TEXT | {"maxLength": MAX_NOTE, "pattern": f"^[^{UNPRINTED}]*$", "description": "text for people, without control characters"}
-    fields = {"order": identity, "fraud": {"type": "boolean"}, "source": {"enum": list(SOURCES)},
-              "known": {"anyOf": [moment, {"type": "null"}], "description": "when it was known; null = now"}, "note": note}
+    identity, moment = (
+        field_schema(service, Field(*field))
+        for field in (("order", "identity", True, False), known_field(service.settings))
+    )
+    note = TEXT | {
+        "maxLength": MAX_NOTE,
+        "pattern": f"^[^{UNPRINTED}]*$",
+        "description": "text for people, without control characters",
+    }
+    fields = {
+        "order": identity,
+        "fraud": {"type": "boolean"},
+        "source": {"enum": list(SOURCES)},
+        "known": {"anyOf": [moment, {"type": "null"}], "description": "when it was known; null = now"},
+        "note": note,
+    }
     first = {"order": "o-1", "fraud": True, "source": "chargeback", "note": "reason 4837"}
-    statement = {"type": "object", "additionalProperties": False, "required": ["order", "fraud", "source"], "properties": fields, "example": first}
-    place = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "in the log, as the answer to the statement said"}
-    back = {"type": "object", "additionalProperties": False, "required": ["order", "retracts"], "example": {"order": "o-1", "retracts": 1056},
-            "properties": {"order": identity, "retracts": place, "note": note}}
+    statement = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["order", "fraud", "source"],
+        "properties": fields,
+        "example": first,
+    }
+    place = {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 2**63 - 1,
+        "description": "in the log, as the answer to the statement said",
+    }
+    back = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["order", "retracts"],
+        "example": {"order": "o-1", "retracts": 1056},
+        "properties": {"order": identity, "retracts": place, "note": note},
+    }
     either = [ref("Statement"), ref("Retraction")]
-    several = listed({"anyOf": [*either, {"description": "anything else gets an error of its own"}]}, minItems=1,
-                     maxItems=service.settings.service.max_batch)
+    several = listed(
+        {"anyOf": [*either, {"description": "anything else gets an error of its own"}]},
+        minItems=1,
+        maxItems=service.settings.service.max_batch,
+    )
     truth = {"enum": [-1, 0, 1], "description": "1 fraud, 0 legitimate, -1 unresolved"}
     source = {"enum": ["", *SOURCES], "description": "whose assertion the label follows from"}
-    said = closed({"order": TEXT, "label": truth, "source": source, "previous": truth,
-                   "position": {"type": ["integer", "null"], "description": "in the log"},
-                   "changed": {"type": "boolean"},
-                   "known_before": {"type": "boolean", "description": "the same was said before: nothing was done"}},
-                  example={"order": "o-1", "label": 1, "source": "chargeback", "previous": 0, "position": 1056, "changed": True,
-                           "known_before": False})
-    result = {"type": "object", "required": ["status"],
-              "properties": {"status": {"enum": [200, 404, 422]}, "answer": ref("Said"), "detail": listed(detail)}}
-    return {"Statement": statement, "Retraction": back, "Statements": {"anyOf": [*either, several], "example": [first]}, "Said": said,
-            "Told": {"anyOf": [ref("Said"), closed({"results": listed(result)})]}}
+    said = closed(
+        {
+            "order": TEXT,
+            "label": truth,
+            "source": source,
+            "previous": truth,
+            "position": {"type": ["integer", "null"], "description": "in the log"},
+            "changed": {"type": "boolean"},
+            "known_before": {"type": "boolean", "description": "the same was said before: nothing was done"},
+        },
+        example={
+            "order": "o-1",
+            "label": 1,
+            "source": "chargeback",
+            "previous": 0,
+            "position": 1056,
+            "changed": True,
+            "known_before": False,
+        },
+    )
+    result = {
+        "type": "object",
+        "required": ["status"],
+        "properties": {"status": {"enum": [200, 404, 422]}, "answer": ref("Said"), "detail": listed(detail)},
+    }
+    return {
+        "Statement": statement,
+        "Retraction": back,
+        "Statements": {"anyOf": [*either, several], "example": [first]},
+        "Said": said,
+        "Told": {"anyOf": [ref("Said"), closed({"results": listed(result)})]},
+    }
 
 # %% ../../nbs/23_scoring.ipynb #c061
 def schemas(service: Service) -> dict[str, dict]:
     "JSON schemas of all that goes in and out."
     fields, most = service.reader.fields, service.settings.service.max_batch
     detail = closed({"loc": listed({"anyOf": [TEXT, {"type": "integer"}]}), "msg": TEXT, "type": TEXT})
-    result = {"type": "object", "required": ["status"],
-              "properties": {"status": {"enum": [200, 409, 422]}, "answer": ref("Answer"), "detail": listed(detail)}}
+    result = {
+        "type": "object",
+        "required": ["status"],
+        "properties": {"status": {"enum": [200, 409, 422]}, "answer": ref("Answer"), "detail": listed(detail)},
+    }
     anything = {"anyOf": [ref("Order"), {"description": "anything else gets an error of its own"}]}
     return {
         "Order": closed({field.name: field_schema(service, field) for field in fields}, example=example_order(service)),
         "Answer": answer_schema(service),
         "Orders": listed(anything, minItems=1, maxItems=most),
-        "Results": closed({"results": listed(result)}), **label_schemas(service, detail),
-        "Samples": closed({"orders": listed({"type": "object"}), "known": {"type": "object", "additionalProperties": {"type": "array"}}}),
+        "Results": closed({"results": listed(result)}),
+        **label_schemas(service, detail),
+        "Samples": closed(
+            {
+                "orders": listed({"type": "object"}),
+                "known": {"type": "object", "additionalProperties": {"type": "array"}},
+            }
+        ),
         "Ready": closed({"ready": {"type": "boolean"}, "reasons": listed(TEXT)}),
         "Model": {"type": "object", "required": ["hash", "feature_table", "features"]},
-        "Problem": closed({"detail": listed(detail)})}
+        "Problem": closed({"detail": listed(detail)}),
+    }
 
 # %% ../../nbs/23_scoring.ipynb #c063
-MEANINGS = {400: "The JSON is broken.", 401: "The API key is missing or unknown.", 403: "The API key has not the scope.",
-            404: "There is no such thing: no order with this id, or nothing to take back.", 408: "The body did not arrive in time.",
-            409: "Another order with this id was taken before.", 413: "The body is too long.",
-            415: "The content is not application/json.",
-            422: "Fields are missing, wrong, unknown or there twice.", 429: "Too many orders at once.", 500: "The service failed.",
-            503: "The service is shutting down, or its store cannot be had."}
+MEANINGS = {
+    400: "The JSON is broken.",
+    401: "The API key is missing or unknown.",
+    403: "The API key has not the scope.",
+    404: "There is no such thing: no order with this id, or nothing to take back.",
+    408: "The body did not arrive in time.",
+    409: "Another order with this id was taken before.",
+    413: "The body is too long.",
+    415: "The content is not application/json.",
+    422: "Fields are missing, wrong, unknown or there twice.",
+    429: "Too many orders at once.",
+    500: "The service failed.",
+    503: "The service is shutting down, or its store cannot be had.",
+}
 HOT = (400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503)
 ROUTES = {  # method, path -> operation, summary, schema of 200, statuses, what comes in
     ("post", "/score"): ("score", "Score an order, and take it in.", "Answer", HOT, "Order"),
-    ("post", "/score/batch"): ("scoreBatch", "Score several orders, one after the other.", "Results", tuple(s for s in HOT if s != 409), "Orders"),
-    ("post", "/labels"): ("tellLabels", "Say of orders whether they were fraud, or take that back.", "Told", tuple(sorted({404, *HOT} - {409})),
-                          "Statements"),
-    ("get", "/orders/sample"): ("sampleOrders", "Orders to try, of identities that are known.", "Samples", (401, 403, 500), ""),
-    ("get", "/decisions/{id}"): ("getDecision", "The answer that an order got.", "Answer", (401, 403, 404, 500, 503), "id"),
+    ("post", "/score/batch"): (
+        "scoreBatch",
+        "Score several orders, one after the other.",
+        "Results",
+        tuple(s for s in HOT if s != 409),
+        "Orders",
+    ),
+    ("post", "/labels"): (
+        "tellLabels",
+        "Say of orders whether they were fraud, or take that back.",
+        "Told",
+        tuple(sorted({404, *HOT} - {409})),
+        "Statements",
+    ),
+    ("get", "/orders/sample"): (
+        "sampleOrders",
+        "Orders to try, of identities that are known.",
+        "Samples",
+        (401, 403, 500),
+        "",
+    ),
+    ("get", "/decisions/{id}"): (
+        "getDecision",
+        "The answer that an order got.",
+        "Answer",
+        (401, 403, 404, 500, 503),
+        "id",
+    ),
     ("get", "/model"): ("getModel", "What the model is, and how it was judged.", "Model", (401, 403, 500), ""),
     ("get", "/healthz"): ("health", "Whether the process is up.", "Ready", (500,), ""),
     ("get", "/readyz"): ("readiness", "Whether orders are scored, not only answered.", "Ready", (500, 503), ""),
-    ("get", "/metrics"): ("metrics", "Counters and gauges for Prometheus.", "", (401, 403, 500), "")}
+    ("get", "/metrics"): ("metrics", "Counters and gauges for Prometheus.", "", (401, 403, 500), ""),
+}
+
 
 def json_content(schema: str) -> dict:
     "JSON of a schema."
@@ -724,50 +1107,92 @@ def json_content(schema: str) -> dict:
 def operation(path: str, name: str, summary: str, schema: str, statuses: tuple[int, ...], takes: str) -> dict:
     "One operation of the document."
     retry = {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}}
-    responses = {"200": {"description": "Done.", "content": json_content(schema) if schema else {"text/plain": {"schema": {"type": "string"}}}}}
+    responses = {
+        "200": {
+            "description": "Done.",
+            "content": json_content(schema) if schema else {"text/plain": {"schema": {"type": "string"}}},
+        }
+    }
     for status in statuses:
         body = json_content("Ready" if (path, status) == ("/readyz", 503) else "Problem")
         responses[str(status)] = {"description": MEANINGS[status], "content": body}
-        if status == 429 or status == 503 and path != "/readyz": responses[str(status)] |= retry
-    found = {"operationId": name, "summary": summary, "responses": responses, "security": [{"key": [NEEDS[path]]}] if path in NEEDS else []}
+        if status == 429 or status == 503 and path != "/readyz":
+            responses[str(status)] |= retry
+    found = {
+        "operationId": name,
+        "summary": summary,
+        "responses": responses,
+        "security": [{"key": [NEEDS[path]]}] if path in NEEDS else [],
+    }
     if takes == "id":
-        found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1, "maxLength": 4 * MAX_TEXT},
-                                "description": "the order's id; the parts of one that has several are joined by ':'"}]
-    elif takes: found["requestBody"] = {"required": True, "content": json_content(takes)}
-    if path == "/score": responses["200"]["links"] = {"decision": {"operationId": "getDecision", "parameters": {"id": "$response.body#/id"}}}
+        found["parameters"] = [
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "minLength": 1, "maxLength": 4 * MAX_TEXT},
+                "description": "the order's id; the parts of one that has several are joined by ':'",
+            }
+        ]
+    elif takes:
+        found["requestBody"] = {"required": True, "content": json_content(takes)}
+    if path == "/score":
+        responses["200"]["links"] = {
+            "decision": {"operationId": "getDecision", "parameters": {"id": "$response.body#/id"}}
+        }
     return found
+
 
 def openapi(service: Service) -> dict:
     "The OpenAPI document."
     paths = {}
-    for (method, path), row in ROUTES.items(): paths.setdefault(path, {})[method] = operation(path, *row)
+    for (method, path), row in ROUTES.items():
+        paths.setdefault(path, {})[method] = operation(path, *row)
     keys = {"key": {"type": "apiKey", "in": "header", "name": KEY_HEADER}}
-    return {"openapi": "3.1.0", "info": {"title": f"fraud_poc: {service.settings.domain.name}", "version": service.engine.table.hash[:12]},
-            "paths": paths, "components": {"schemas": schemas(service), "securitySchemes": keys}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": f"fraud_poc: {service.settings.domain.name}", "version": service.engine.table.hash[:12]},
+        "paths": paths,
+        "components": {"schemas": schemas(service), "securitySchemes": keys},
+    }
 
 # %% ../../nbs/23_scoring.ipynb #c066
 def as_response(reply: Reply, kind: str = "application/json") -> Response:
     "A reply as FastAPI knows it."
-    return Response(reply.body, reply.status, {name.decode(): value.decode() for name, value in reply.headers}, media_type=kind)
+    return Response(
+        reply.body, reply.status, {name.decode(): value.decode() for name, value in reply.headers}, media_type=kind
+    )
 
-def guarded(service: Service, answer: Callable[..., Awaitable[Reply]], scope: str) -> Callable[[Request], Awaitable[Response]]:
+
+def guarded(
+    service: Service, answer: Callable[..., Awaitable[Reply]], scope: str
+) -> Callable[[Request], Awaitable[Response]]:
     "A route that asks for a key with a scope, and turns refusals and failures into replies."
+
     async def route(request: Request) -> Response:
         try:
             check_key(service, request.headers.get(KEY_HEADER, "").encode("latin-1"), scope)
             return as_response(await answer(service, request))
-        except Refused as error: return as_response(refused_reply(service, error))
+        except Refused as error:
+            return as_response(refused_reply(service, error))
         except (StoreDown, StoreSlow, StoreLost):
-            return as_response(refused_reply(service, refusal(503, ["server"], "the store cannot be had", "store", wait=1)))
-        except Exception as error: return as_response(failed(service, error))
+            return as_response(
+                refused_reply(service, refusal(503, ["server"], "the store cannot be had", "store", wait=1))
+            )
+        except Exception as error:
+            return as_response(failed(service, error))
+
     return route
+
 
 async def get_decision(service: Service, request: Request) -> Reply:
     "GET /decisions/{id}."
     ident = request.path_params["id"]
     found = await service.engine.find(ident, key_of(ident, service.reader.secret))
-    if found is None: raise refusal(404, ["path", "id"], "no order with this id is remembered", "not_found")
+    if found is None:
+        raise refusal(404, ["path", "id"], "no order with this id is remembered", "not_found")
     return Reply(200, service.codec.encode(found))
+
 
 async def get_samples(service: Service, request: Request) -> Reply:
     "GET /orders/sample."
@@ -778,47 +1203,80 @@ async def get_samples(service: Service, request: Request) -> Reply:
 # %% ../../nbs/23_scoring.ipynb #c068
 UNTOLD = ("names", "table_hash", "settings", "files", "seal")  # parts of a manifest that nobody asks for
 
+
 async def get_model(service: Service, request: Request) -> Reply:
     "GET /model."
     bundle, scorer = service.engine.bundle, service.engine.scorer
     told = {name: value for name, value in bundle.manifest.items() if name not in UNTOLD}
-    return Reply(200, service.codec.encode(told | {
-        "hash": bundle.hash, "feature_table": bundle.table_hash, "features": bundle.names,
-        "calibration": bundle.calibration, "policy": bundle.policy.fields | {"hash": bundle.policy.hash},
-        "compiled": getattr(scorer, "compiled", False), "not_compiled_because": getattr(scorer, "reason", "")}))
+    return Reply(
+        200,
+        service.codec.encode(
+            told
+            | {
+                "hash": bundle.hash,
+                "feature_table": bundle.table_hash,
+                "features": bundle.names,
+                "calibration": bundle.calibration,
+                "policy": bundle.policy.fields | {"hash": bundle.policy.hash},
+                "compiled": getattr(scorer, "compiled", False),
+                "not_compiled_because": getattr(scorer, "reason", ""),
+            }
+        ),
+    )
+
 
 async def unready(service: Service) -> list[str]:
     "Why orders would not be scored; empty when they would."
     reasons, ours = [], service.engine.table.hash
-    if service.closing: reasons.append("the service is shutting down")
-    if not service.open_to_all and not service.keys.held: reasons.append("no API key was made yet")
+    if service.closing:
+        reasons.append("the service is shutting down")
+    if not service.open_to_all and not service.keys.held:
+        reasons.append("no API key was made yet")
     try:
-        async with asyncio.timeout(2 * service.engine.timeout): found = (await service.engine.store.meta()).table_hash
-        if found != ours: reasons.append(f"the store holds feature table {found[:12]}, this process serves {ours[:12]}: run `fraud-poc prepare-db`")
-    except (StoreDown, StoreSlow, TimeoutError): reasons.append("the store cannot be reached")
-    except StoreLost: reasons.append("the store does not hold what was loaded: run `fraud-poc prepare-db`")
+        async with asyncio.timeout(2 * service.engine.timeout):
+            found = (await service.engine.store.meta()).table_hash
+        if found != ours:
+            reasons.append(
+                f"the store holds feature table {found[:12]}, this process serves {ours[:12]}: run `fraud-poc prepare-db`"
+            )
+    except (StoreDown, StoreSlow, TimeoutError):
+        reasons.append("the store cannot be reached")
+    except StoreLost:
+        reasons.append("the store does not hold what was loaded: run `fraud-poc prepare-db`")
     return reasons
+
 
 async def get_ready(service: Service, request: Request) -> Response:
     "GET /readyz."
     reasons = await unready(service)
-    return Response(service.codec.encode({"ready": not reasons, "reasons": reasons}), 503 if reasons else 200, media_type="application/json")
+    return Response(
+        service.codec.encode({"ready": not reasons, "reasons": reasons}),
+        503 if reasons else 200,
+        media_type="application/json",
+    )
 
 # %% ../../nbs/23_scoring.ipynb #c070
 def model_age(service: Service) -> float | None:
     "Seconds since the model was made; None when its manifest does not say."
-    try: made = datetime.fromisoformat(str(service.engine.bundle.manifest["created"]))
-    except (KeyError, ValueError): return None
+    try:
+        made = datetime.fromisoformat(str(service.engine.bundle.manifest["created"]))
+    except (KeyError, ValueError):
+        return None
     return service.clock() / 1000 - (made if made.tzinfo else made.replace(tzinfo=UTC)).timestamp()
+
 
 async def decisions_behind(service: Service) -> int | None:
     "Entries of the live log that the database does not have yet; None when it cannot say. Store troubles are raised."
-    if service.keys is None: return None
-    try: mark = await asyncio.to_thread(mark_of, service.keys.engine)
-    except SQLAlchemyError: return None
+    if service.keys is None:
+        return None
+    try:
+        mark = await asyncio.to_thread(mark_of, service.keys.engine)
+    except SQLAlchemyError:
+        return None
     meta, newest = await service.engine.store.meta(), await service.engine.store.newest()
     begun = mark is not None and mark.log == meta.epoch and mark.position >= 0
     return max(newest - (mark.position if begun else meta.base["next_seq"] - 1), 0)
+
 
 async def get_metrics(service: Service, request: Request) -> Reply:
     "GET /metrics."
@@ -827,68 +1285,114 @@ async def get_metrics(service: Service, request: Request) -> Reply:
         async with asyncio.timeout(2 * service.engine.timeout):
             length = await service.engine.store.log_length()
             behind = await decisions_behind(service)
-    gauges = {"log_length": ("Entries in the live log.", length), "store_up": ("Whether the store answers.", float(length is not None)),
-              "decisions_behind": ("Entries of the live log that are not in the database yet.", behind),
-              "model_age_seconds": ("Time since the model was made.", model_age(service)),
-              "model_compiled": ("Whether the fast walk of the trees is in use.", float(getattr(service.engine.scorer, "compiled", False))),
-              "in_flight": ("Orders being scored in the process that answers.", service.in_flight),
-              "keys_age_seconds": ("Time since the API keys were read.", time.monotonic() - service.keys.read_at if service.keys else None)}
+    gauges = {
+        "log_length": ("Entries in the live log.", length),
+        "store_up": ("Whether the store answers.", float(length is not None)),
+        "decisions_behind": ("Entries of the live log that are not in the database yet.", behind),
+        "model_age_seconds": ("Time since the model was made.", model_age(service)),
+        "model_compiled": (
+            "Whether the fast walk of the trees is in use.",
+            float(getattr(service.engine.scorer, "compiled", False)),
+        ),
+        "in_flight": ("Orders being scored in the process that answers.", service.in_flight),
+        "keys_age_seconds": (
+            "Time since the API keys were read.",
+            time.monotonic() - service.keys.read_at if service.keys else None,
+        ),
+    }
     return Reply(200, await asyncio.to_thread(exposition, Families(all_counts(service.metrics), gauges)))
 
 # %% ../../nbs/23_scoring.ipynb #c072
 def routes(service: Service) -> list[tuple[str, str, Callable]]:
     "Path, method and function of each route."
-    async def health(request: Request) -> Response: return Response(b'{"ready":true,"reasons":[]}', media_type="application/json")
-    async def ready(request: Request) -> Response: return await get_ready(service, request)
-    async def score(request: Request) -> Response: return as_response(await score_order(service, request.headers.raw, request.receive))
-    async def batch(request: Request) -> Response: return as_response(await score_batch(service, request.headers.raw, request.receive))
-    async def labels(request: Request) -> Response: return as_response(await take_labels(service, request.headers.raw, request.receive))
+
+    async def health(request: Request) -> Response:
+        return Response(b'{"ready":true,"reasons":[]}', media_type="application/json")
+
+    async def ready(request: Request) -> Response:
+        return await get_ready(service, request)
+
+    async def score(request: Request) -> Response:
+        return as_response(await score_order(service, request.headers.raw, request.receive))
+
+    async def batch(request: Request) -> Response:
+        return as_response(await score_batch(service, request.headers.raw, request.receive))
+
+    async def labels(request: Request) -> Response:
+        return as_response(await take_labels(service, request.headers.raw, request.receive))
+
     async def metrics(request: Request) -> Response:
         response = await guarded(service, get_metrics, NEEDS["/metrics"])(request)
-        if response.status_code == 200: response.headers["content-type"] = "text/plain; version=0.0.4; charset=utf-8"
+        if response.status_code == 200:
+            response.headers["content-type"] = "text/plain; version=0.0.4; charset=utf-8"
         return response
-    def cold(path: str, answer: Callable) -> tuple[str, str, Callable]: return path, "GET", guarded(service, answer, NEEDS[path.replace(":path", "")])
-    return [("/score", "POST", score), ("/score/batch", "POST", batch), ("/labels", "POST", labels),
-            ("/healthz", "GET", health), ("/readyz", "GET", ready),
-            ("/metrics", "GET", metrics), cold("/orders/sample", get_samples), cold("/decisions/{id:path}", get_decision), cold("/model", get_model)]
+
+    def cold(path: str, answer: Callable) -> tuple[str, str, Callable]:
+        return path, "GET", guarded(service, answer, NEEDS[path.replace(":path", "")])
+
+    return [
+        ("/score", "POST", score),
+        ("/score/batch", "POST", batch),
+        ("/labels", "POST", labels),
+        ("/healthz", "GET", health),
+        ("/readyz", "GET", ready),
+        ("/metrics", "GET", metrics),
+        cold("/orders/sample", get_samples),
+        cold("/decisions/{id:path}", get_decision),
+        cold("/model", get_model),
+    ]
+
 
 def cold_app(service: Service, lifespan: Callable | None = None) -> FastAPI:
     "All routes in FastAPI, the hot ones too."
     app = FastAPI(lifespan=lifespan, redirect_slashes=False)
     app.openapi = lambda: openapi(service)
-    for path, method, route in routes(service): app.add_api_route(path, route, methods=[method], include_in_schema=False, response_model=None)
+    for path, method, route in routes(service):
+        app.add_api_route(path, route, methods=[method], include_in_schema=False, response_model=None)
+
     @app.exception_handler(StarletteHTTPException)
     async def told(request: Request, error: StarletteHTTPException) -> Response:
         kind = "not_found" if error.status_code == 404 else "http"
         found = refused_reply(service, refusal(error.status_code, ["path"], str(error.detail), kind))
         return Response(found.body, found.status, error.headers, media_type="application/json")
+
     return app
 
 # %% ../../nbs/23_scoring.ipynb #c074
 KNOWN_PATHS = {path for _, path in ROUTES} | {"/docs", "/redoc", "/openapi.json"}
 
+
 class Front:
     "The ASGI application."
+
     def __init__(self, service: Service, cold: FastAPI):
         self.service, self.cold = service, cold
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         "Serve one request."
-        if scope["type"] != "http": return await self.cold(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.cold(scope, receive, send)
         path = scope["path"]
         route = path if path in KNOWN_PATHS else "/decisions/{id}" if path.startswith("/decisions/") else "other"
+
         async def counted(message: dict) -> None:
-            if message["type"] == "http.response.start": self.service.metrics.add("requests", route, str(message["status"]))
+            if message["type"] == "http.response.start":
+                self.service.metrics.add("requests", route, str(message["status"]))
             await send(message)
+
         await self.cold(scope, receive, counted)
 
 # %% ../../nbs/23_scoring.ipynb #c076
 class Nobody:
     "An event that nobody waits for."
-    def set(self) -> None: pass
+
+    def set(self) -> None:
+        pass
+
 
 class Exchange(Order):
     "A request to the hot route, and where its answer goes."
+
     message_event = Nobody()
 
     def __init__(self, start: float, protocol: "Answering"):
@@ -902,11 +1406,20 @@ class Exchange(Order):
 # %% ../../nbs/23_scoring.ipynb #c078
 def written(reply: Reply, keep_alive: bool) -> bytes:
     "A reply as it goes over the wire."
-    headers = b"".join([b"%s: %s\r\n" % header for header in reply.headers]) + (b"" if keep_alive else b"connection: close\r\n")
-    return b"%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s" % (STATUS_LINE[reply.status], len(reply.body), headers, reply.body)
+    headers = b"".join([b"%s: %s\r\n" % header for header in reply.headers]) + (
+        b"" if keep_alive else b"connection: close\r\n"
+    )
+    return b"%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s" % (
+        STATUS_LINE[reply.status],
+        len(reply.body),
+        headers,
+        reply.body,
+    )
+
 
 class Answering(HttpToolsProtocol):
     "Answers to the hot route."
+
     hot: Exchange | None = None  # whose body is arriving
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -917,12 +1430,16 @@ class Answering(HttpToolsProtocol):
     def answer(self, exchange: Exchange, reply: Reply) -> None:
         "Write an answer in one piece."
         self.app.service.metrics.add("requests", "/score", str(reply.status))
-        if self.hot is exchange: self.hot = None
-        if exchange.timer: exchange.timer.cancel()
+        if self.hot is exchange:
+            self.hot = None
+        if exchange.timer:
+            exchange.timer.cancel()
         exchange.response_complete = True
-        if exchange.disconnected or self.transport.is_closing(): return
+        if exchange.disconnected or self.transport.is_closing():
+            return
         self.transport.write(written(reply, exchange.keep_alive))
-        if not exchange.keep_alive: self.transport.close()
+        if not exchange.keep_alive:
+            self.transport.close()
         self.on_response_complete()
 
 # %% ../../nbs/23_scoring.ipynb #c080
@@ -936,13 +1453,27 @@ class Headed(Answering):
     def on_headers_complete(self) -> None:
         "Decide which way the request goes."
         parser, free = self.parser, self.cycle is None or self.cycle.response_complete
-        plain = self.url == b"/score" and parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and not self.expect_100_continue
-        if plain and free and parser.should_keep_alive() and not parser.should_upgrade() and isinstance(self.app, Front):
+        plain = (
+            self.url == b"/score"
+            and parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and not self.expect_100_continue
+        )
+        if (
+            plain
+            and free
+            and parser.should_keep_alive()
+            and not parser.should_upgrade()
+            and isinstance(self.app, Front)
+        ):
             self.cycle = self.hot = Exchange(time.perf_counter(), self)
             service = self.app.service
-            if is_full(service) and not service.closing: return self.hot.answer(busy_reply(service))
-            try: check_head(service, self.headers, service.settings.service.max_body_bytes)
-            except Refused as error: self.hot.answer(refused_reply(service, error))
+            if is_full(service) and not service.closing:
+                return self.hot.answer(busy_reply(service))
+            try:
+                check_head(service, self.headers, service.settings.service.max_body_bytes)
+            except Refused as error:
+                self.hot.answer(refused_reply(service, error))
         else:
             url, headers, asked = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()
@@ -953,19 +1484,23 @@ class Headed(Answering):
 # %% ../../nbs/23_scoring.ipynb #c082
 class ScoringProtocol(Headed):
     "The short way from the body on."
+
     def data_received(self, data: bytes) -> None:
         "Bytes of a request; if its body is still to come, it has some time."
         super().data_received(data)
-        if self.hot and not self.hot.timer: self.hot.timer = self.loop.call_later(BODY_SECONDS, self.give_up, self.hot)
+        if self.hot and not self.hot.timer:
+            self.hot.timer = self.loop.call_later(BODY_SECONDS, self.give_up, self.hot)
 
     def give_up(self, exchange: Exchange) -> None:
         "The body took too long."
         exchange.keep_alive = False
-        if self.hot is exchange: exchange.answer(refused_reply(self.app.service, slow_body()))
+        if self.hot is exchange:
+            exchange.answer(refused_reply(self.app.service, slow_body()))
 
     def on_body(self, body: bytes) -> None:
         "A piece of a body."
-        if self.hot is None: return super().on_body(body)
+        if self.hot is None:
+            return super().on_body(body)
         self.hot.body += body
         if len(self.hot.body) > (most := self.app.service.settings.service.max_body_bytes):
             self.hot.answer(refused_reply(self.app.service, long_body(most)))
@@ -973,31 +1508,42 @@ class ScoringProtocol(Headed):
     def on_message_complete(self) -> None:
         "The body is there."
         exchange, self.hot = self.hot, None
-        if exchange is None: return super().on_message_complete()
-        try: take_place(self.app.service)
-        except Refused as error: return exchange.answer(refused_reply(self.app.service, error))
+        if exchange is None:
+            return super().on_message_complete()
+        try:
+            take_place(self.app.service)
+        except Refused as error:
+            return exchange.answer(refused_reply(self.app.service, error))
         self.app.service.intake.add(exchange)
 
 # %% ../../nbs/23_scoring.ipynb #c084
 TOLD = ("degraded", "refused", "commits")  # counters whose growth is logged
+
 
 async def tick(service: Service, seconds: float = 1.0) -> None:
     "Until it is cancelled: save, tell."
     before = Counter()
     while True:
         await asyncio.sleep(seconds)
-        try: save_counts(service.metrics)
-        except OSError as error: tell("tick failed", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
+        try:
+            save_counts(service.metrics)
+        except OSError as error:
+            tell("tick failed", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
         now = Counter({" ".join(key): value for key, value in service.metrics.totals.items() if key[0] in TOLD})
-        if now - before: tell("counts", logging.WARNING, **dict(now - before))
+        if now - before:
+            tell("counts", logging.WARNING, **dict(now - before))
         before = now
+
 
 async def keep_keys(service: Service, seconds: float = 1.0) -> None:
     "Until it is cancelled: read the keys again; those that are known stay when they cannot be read."
     while service.keys:
         await asyncio.sleep(seconds)
-        try: await asyncio.to_thread(service.keys.refresh)
-        except (SQLAlchemyError, ValueError) as error: tell("keys were not read", logging.ERROR, kind=type(error).__name__)
+        try:
+            await asyncio.to_thread(service.keys.refresh)
+        except (SQLAlchemyError, ValueError) as error:
+            tell("keys were not read", logging.ERROR, kind=type(error).__name__)
+
 
 async def keep_waiting(service: Service, seconds: float = 1.0) -> None:
     "Until it is cancelled: take waiting labels into the log when their time has come. Each worker does so; a label is taken once."
@@ -1006,61 +1552,91 @@ async def keep_waiting(service: Service, seconds: float = 1.0) -> None:
         try:
             told = await enter_due(service.engine, service.settings, service.reader.secret, service.clock())
             level = logging.WARNING if told["rejected"] else logging.INFO
-            if told["entered"] or told["rejected"] > rejected: tell("labels that waited", level, **told)
+            if told["entered"] or told["rejected"] > rejected:
+                tell("labels that waited", level, **told)
             rejected = told["rejected"]
-        except (StoreDown, StoreSlow, StoreLost): pass  # /readyz and the metrics show it; the labels go on waiting
+        except (StoreDown, StoreSlow, StoreLost):
+            pass  # /readyz and the metrics show it; the labels go on waiting
         except (ValueError, OSError) as error:
             tell("labels that wait were not taken", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
         await asyncio.sleep(seconds)
 
+
 async def watch_parent(seconds: float = 1.0) -> None:
     "Until it is cancelled: stop this process in good order when the one that started it, if it is one of ours, has died."
     parent = multiprocessing.parent_process()
-    while parent is None or parent.is_alive(): await asyncio.sleep(seconds)
+    while parent is None or parent.is_alive():
+        await asyncio.sleep(seconds)
     tell("the process above died", logging.WARNING)
     os.kill(os.getpid(), signal.SIGTERM)
 
 # %% ../../nbs/23_scoring.ipynb #c086
 def note_signal(service: Service) -> None:
     "Mark the service as closing when the process is told to stop, and pass the signal on."
-    if threading.current_thread() is not threading.main_thread(): return
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
-        if not callable(before): continue
+        if not callable(before):
+            continue
+
         def closing(which, frame, before=before):
             service.closing = True
             before(which, frame)
+
         signal.signal(number, closing)
 
 # %% ../../nbs/23_scoring.ipynb #c088
 def create_app(
     settings: Settings,
     engine: Engine,
-    opened: Callable[[], Any] | None = None,  # gives an async context in which the store is open, entered in the event loop
-    **options: Any,                           # of Service: secret, database, open_to_all, shared
-) -> Front:                                   # an ASGI application
+    opened: Callable[[], Any]
+    | None = None,  # gives an async context in which the store is open, entered in the event loop
+    **options: Any,  # of Service: secret, database, open_to_all, shared
+) -> Front:  # an ASGI application
     "The scoring service as an application."
     service = Service(settings, engine, **options)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            if opened: engine.store = await stack.enter_async_context(opened())
+            if opened:
+                engine.store = await stack.enter_async_context(opened())
             note_signal(service)
-            ticking = [asyncio.create_task(task) for task in (tick(service), keep_keys(service), keep_waiting(service), watch_parent())]
+            ticking = [
+                asyncio.create_task(task)
+                for task in (tick(service), keep_keys(service), keep_waiting(service), watch_parent())
+            ]
             gc.freeze()
-            gc.set_threshold(50_000, 20, 100)  # an order leaves nothing that only the collector could free: let it look more rarely
-            if clock_shift(): tell("the clock is shifted", logging.WARNING, seconds=clock_shift() / 1000)
-            tell("started", model=engine.bundle.hash[:12], feature_table=engine.table.hash[:12], reasons=await unready(service))
+            gc.set_threshold(
+                50_000, 20, 100
+            )  # an order leaves nothing that only the collector could free: let it look more rarely
+            if clock_shift():
+                tell("the clock is shifted", logging.WARNING, seconds=clock_shift() / 1000)
+            tell(
+                "started",
+                model=engine.bundle.hash[:12],
+                feature_table=engine.table.hash[:12],
+                reasons=await unready(service),
+            )
             yield
             service.closing = True
-            if service.intake.tasks: await asyncio.wait(service.intake.tasks, timeout=STOPPING)
-            for task in ticking: task.cancel()
+            if service.intake.tasks:
+                await asyncio.wait(service.intake.tasks, timeout=STOPPING)
+            for task in ticking:
+                task.cancel()
             save_counts(service.metrics)
             tell("stopped")
+
     return Front(service, cold_app(service, lifespan))
 
 # %% ../../nbs/23_scoring.ipynb #c090
-SETTINGS, STORE, SHARED = "FRAUD_POC_SETTINGS", "FRAUD_POC_STORE", "FRAUD_POC_SHARED_COUNTS"  # environment variables of workers
+SETTINGS, STORE, SHARED = (
+    "FRAUD_POC_SETTINGS",
+    "FRAUD_POC_STORE",
+    "FRAUD_POC_SHARED_COUNTS",
+)  # environment variables of workers
+
 
 def warm(engine: Engine, reader: OrderReader) -> None:
     "Run the step and the model once, so that nothing is compiled while a customer waits."
@@ -1070,19 +1646,26 @@ def warm(engine: Engine, reader: OrderReader) -> None:
     engine.scorer.score(vector)
     stepped(engine, event, there, states)
 
+
 def worker_app(
     engine_of: Callable[[Settings], Engine] | None = None,
-    complete: Callable[[Front, Database], Front] = lambda front, database: front,  # adds what else the application serves
+    complete: Callable[[Front, Database], Front] = lambda front, database: (
+        front
+    ),  # adds what else the application serves
 ) -> Front:
     "The application of a worker, made from its environment."
     settings, url = Settings.model_validate(json.loads(os.environ[SETTINGS])), os.environ[STORE]
     shared = os.environ.get(SHARED)
     engine, database = (engine_of or default_engine)(settings), open_database(settings)
+
     @asynccontextmanager
     async def opened() -> AsyncIterator[Any]:
         try:
-            async with open_store(settings, url) as store: yield store
-        finally: database.dispose()
+            async with open_store(settings, url) as store:
+                yield store
+        finally:
+            database.dispose()
+
     app = create_app(settings, engine, opened, database=database, shared=Path(shared) if shared else None)
     warm(engine, app.service.reader)
     return complete(app, database)
@@ -1093,75 +1676,115 @@ def default_engine(settings: Settings) -> Engine:
     table = build_table(settings)
     bundle = latest_bundle(settings, table)
     scorer = Scorer(bundle.booster, bundle.sample)
-    if not scorer.compiled: tell("model is not compiled", logging.WARNING, reason=scorer.reason)
+    if not scorer.compiled:
+        tell("model is not compiled", logging.WARNING, reason=scorer.reason)
     return Engine(settings, table, bundle, scorer, None)
 
 # %% ../../nbs/23_scoring.ipynb #c094
 class Workers(Multiprocess):
     "Worker processes, each replaced when it dies."
+
     def keep_subprocess_alive(self) -> None:
         "Replace those that died; stop when one could not start."
         for number, worker in enumerate(self.processes):
-            if self.should_exit.is_set() or worker.process.is_alive(): continue
+            if self.should_exit.is_set() or worker.process.is_alive():
+                continue
             worker.kill()  # closes its pipe
             worker.join()
             tell("worker died", logging.WARNING, worker=worker.pid, code=worker.exitcode)
-            if worker.exitcode == STARTUP_FAILURE: return self.should_exit.set()
+            if worker.exitcode == STARTUP_FAILURE:
+                return self.should_exit.set()
             self.processes[number] = type(worker)(self.config, self.sockets)
             self.processes[number].start()
 
 # %% ../../nbs/23_scoring.ipynb #c096
 STOPPING = 20  # seconds that accepted requests may take after the signal to stop
-IDLE = 75      # seconds that an open connection may be silent: longer than the pools of callers keep one, so that they close it and not we
+IDLE = 75  # seconds that an open connection may be silent: longer than the pools of callers keep one, so that they close it and not we
+
 
 def log_config() -> dict:
     "Logging of all processes: JSON lines on standard error."
     handler = {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}
-    return {"version": 1, "disable_existing_loggers": False, "handlers": {"json": handler},
-            "formatters": {"json": {"()": JsonLines}},
-            "loggers": {"fraud_poc": {"handlers": ["json"], "level": "INFO", "propagate": False},
-                        "uvicorn": {"handlers": ["json"], "level": "WARNING", "propagate": False}}}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"json": handler},
+        "formatters": {"json": {"()": JsonLines}},
+        "loggers": {
+            "fraud_poc": {"handlers": ["json"], "level": "INFO", "propagate": False},
+            "uvicorn": {"handlers": ["json"], "level": "WARNING", "propagate": False},
+        },
+    }
+
 
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
     "Set environment variables for a while."
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
-    try: yield
+    try:
+        yield
     finally:
         for name, value in before.items():
-            if value is None: os.environ.pop(name)
-            else: os.environ[name] = value
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 # %% ../../nbs/23_scoring.ipynb #c098
 @contextmanager
 def in_order() -> Iterator[None]:
     "Within it, SIGTERM ends the process by `SystemExit`."
-    if threading.current_thread() is not threading.main_thread(): yield
+    if threading.current_thread() is not threading.main_thread():
+        yield
     else:
-        def leave(number, frame): raise SystemExit(0)
+
+        def leave(number, frame):
+            raise SystemExit(0)
+
         before = signal.signal(signal.SIGTERM, leave)
-        try: yield
-        finally: signal.signal(signal.SIGTERM, before)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/23_scoring.ipynb #c100
 def serve(
     settings: Settings,
-    url: str,                                        # of the store, as live.store.server_for yields it
+    url: str,  # of the store, as live.store.server_for yields it
     announce: Callable[[str], Any] = lambda address: None,  # called with the service's address when the port is open
     factory: str = "fraud_poc.api.scoring:worker_app",
 ) -> None:
     "Serve until SIGTERM or SIGINT; `OSError` when the port is taken."
     service = settings.service
-    config = uvicorn.Config(factory, service.host, service.port, factory=True, workers=service.workers, http=ScoringProtocol, loop="uvloop",
-                            ws="none", lifespan="on", log_config=log_config(), access_log=False, proxy_headers=False, server_header=False,
-                            timeout_graceful_shutdown=STOPPING, timeout_keep_alive=IDLE)
+    config = uvicorn.Config(
+        factory,
+        service.host,
+        service.port,
+        factory=True,
+        workers=service.workers,
+        http=ScoringProtocol,
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=log_config(),
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOPPING,
+        timeout_keep_alive=IDLE,
+    )
     with TemporaryDirectory() as shared, open_port(service.host, service.port) as port:
-        with environment({SETTINGS: settings.model_dump_json(), STORE: url} | ({SHARED: shared} if service.workers > 1 else {})):
+        with environment(
+            {SETTINGS: settings.model_dump_json(), STORE: url} | ({SHARED: shared} if service.workers > 1 else {})
+        ):
             announce(f"http://{service.host}:{port.getsockname()[1]}")
-            if service.workers > 1: Workers(config, [port]).run()
+            if service.workers > 1:
+                Workers(config, [port]).run()
             else:
-                with in_order(): uvicorn.Server(config).run([port])
+                with in_order():
+                    uvicorn.Server(config).run([port])
+
 
 @contextmanager
 def open_port(host: str, port: int) -> Iterator[socket.socket]:
@@ -1169,8 +1792,12 @@ def open_port(host: str, port: int) -> Iterator[socket.socket]:
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(kind, socket.SOCK_STREAM) as found:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: found.bind((host, port))
+        try:
+            found.bind((host, port))
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}: {host}:{port} cannot be opened; set service.port to another one, or to 0") from None
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {host}:{port} cannot be opened; set service.port to another one, or to 0",
+            ) from None
         found.set_inheritable(True)
         yield found

@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 
 # %% ../../nbs/02_files.ipynb #c005
 Progress = Callable[[int, int], None]  # called as progress(rows done, rows in all; 0 = not known yet)
-PARTIAL = ".partial"                   # ending of a file that is being written
+PARTIAL = ".partial"  # ending of a file that is being written
+
 
 @contextmanager
 def write_aside(
     path: str | Path,  # where the file shall appear
-) -> Iterator[Path]:   # where to write it
+) -> Iterator[Path]:  # where to write it
     "Yield a path to write to; on success it becomes `path` in one step, on any error it is removed."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,21 +35,28 @@ def write_aside(
     try:
         yield aside
         for part in (aside, path.parent):
-            if part == path.parent: os.replace(aside, path)
+            if part == path.parent:
+                os.replace(aside, path)
             handle = os.open(part, os.O_RDONLY)
-            try: os.fsync(handle)
-            finally: os.close(handle)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; {path} was not written and nothing of it is left", str(path)) from error
-    finally: aside.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"{error.strerror or error}; {path} was not written and nothing of it is left", str(path)
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
 
 # %% ../../nbs/02_files.ipynb #c009
 def remove_partials(
     folder: str | Path,  # searched with all its subfolders
-) -> int:                # files removed
+) -> int:  # files removed
     "Remove what killed runs left half-written. Call it only while nothing writes to the folder."
     found = [path for path in Path(folder).rglob(f".*{PARTIAL}") if path.is_file()]
-    for path in found: path.unlink(missing_ok=True)
+    for path in found:
+        path.unlink(missing_ok=True)
     return len(found)
 
 # %% ../../nbs/02_files.ipynb #c011
@@ -60,26 +68,36 @@ def sole_use(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise ValueError(f"another run is writing to {folder}: wait until it ends, or set another batch.folder") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another run is writing to {folder}: wait until it ends, or set another batch.folder"
+            ) from None
         yield
 
 # %% ../../nbs/02_files.ipynb #c014
 def write_json(path: str | Path, content: Any) -> None:
     "Write a JSON document whole, with sorted keys."
-    with write_aside(path) as aside: aside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
 
 def read_json(path: str | Path) -> Any:
     "Read a JSON document; `ValueError` names the file when it is not one."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error: raise ValueError(f"{path} is not valid JSON ({error}): delete it and rerun the step that wrote it") from None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): delete it and rerun the step that wrote it") from None
 
 # %% ../../nbs/02_files.ipynb #c016
 def sha256_of(
     path: str | Path,
 ) -> str:  # 64 hexadecimal digits
     "Checksum of a file."
-    with open(path, "rb") as handle: return hashlib.file_digest(handle, "sha256").hexdigest()
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
 
 def write_parquet(
     path: str | Path,

@@ -50,43 +50,65 @@ import pyarrow.parquet as pq
 
 from ..config import MAX_MINOR_UNITS, Columns, Limits, Settings, duration_ms
 from .files import Progress, read_json, remove_partials, sole_use, write_aside, write_json, write_parquet
-from ..events import EMPTY_TEXT, FRAUD, HONEST, UNRESOLVED, Clock, LabelReader, event_schema, keys_of, label_schema, minor_units
-from ..events import missing_words, system_clock, without_missing
+from fraud_poc.events import (
+    EMPTY_TEXT,
+    FRAUD,
+    HONEST,
+    UNRESOLVED,
+    Clock,
+    LabelReader,
+    event_schema,
+    keys_of,
+    label_schema,
+    minor_units,
+    missing_words,
+    system_clock,
+    without_missing,
+)
 
 # %% ../../nbs/04_ingest.ipynb #c009
 LOG, REJECTS, WORK = "log", "rejects", ".ingest"  # folders under settings.batch.folder
 FORMAT = 2  # of the log: in format 1, labels could stand before events that happened before the labels were known
 
+
 def part_path(
     folder: str | Path,  # settings.batch.folder
-    kind: str,           # "events", "labels", "statements" or "waiting"
-    name: str,           # of a part, as the manifest has it
+    kind: str,  # "events", "labels", "statements" or "waiting"
+    name: str,  # of a part, as the manifest has it
 ) -> Path:
     "Where a part of the log lies."
     return Path(folder) / LOG / kind / f"{name}.parquet"
 
+
 def read_manifest(
     folder: str | Path,  # settings.batch.folder
-) -> dict:               # format, domain, columns, next_seq, parts, ingests
+) -> dict:  # format, domain, columns, next_seq, parts, ingests
     "Read what the log holds; `ValueError` when there is none."
     path = Path(folder) / LOG / "manifest.json"
-    if not path.exists(): raise ValueError(f"no event log at {path}: run `fraud-poc ingest` first, or set batch.folder to where the log is")
+    if not path.exists():
+        raise ValueError(
+            f"no event log at {path}: run `fraud-poc ingest` first, or set batch.folder to where the log is"
+        )
     manifest = read_json(path)
     if manifest.get("format") not in (1, FORMAT):
-        raise ValueError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}: ingest anew with replace")
-    if manifest["format"] == 1: check_early_labels(folder, manifest)
+        raise ValueError(
+            f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}: ingest anew with replace"
+        )
+    if manifest["format"] == 1:
+        check_early_labels(folder, manifest)
     return manifest | {"format": FORMAT}
 
 # %% ../../nbs/04_ingest.ipynb #c011
 def read_part(
-    folder: str | Path,               # settings.batch.folder
-    kind: str,                        # "events" or "labels"
-    name: str,                        # of a part, as the manifest has it
+    folder: str | Path,  # settings.batch.folder
+    kind: str,  # "events" or "labels"
+    name: str,  # of a part, as the manifest has it
     columns: list[str] | None = None,  # None = all
-) -> pa.Table:                        # rows in the order of `seq`
+) -> pa.Table:  # rows in the order of `seq`
     "Read one part of the log; `ValueError` names the file when it is missing or damaged."
     path = part_path(folder, kind, name)
-    try: return pq.read_table(path, columns=columns)
+    try:
+        return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}): bring the file back, or ingest anew with replace") from None
 
@@ -94,13 +116,19 @@ def read_part(
 def time_span(path: Path, column: str = "time") -> tuple[int, int]:
     "First and last time of a column in a file of the log, UTC ms, from its statistics; (0, -1) when it is empty."
     found, at = pq.ParquetFile(path).metadata, pq.read_schema(path).get_field_index(column)
-    groups = [found.row_group(g).column(at).statistics for g in range(found.num_row_groups) if found.row_group(g).num_rows]
+    groups = [
+        found.row_group(g).column(at).statistics for g in range(found.num_row_groups) if found.row_group(g).num_rows
+    ]
     as_ms = lambda moment: int(np.datetime64(moment.replace(tzinfo=None), "ms").astype(np.int64))
     return (min(as_ms(g.min) for g in groups), max(as_ms(g.max) for g in groups)) if groups else (0, -1)
 
+
 def horizon_of(folder: str | Path, parts: list[dict]) -> int | None:  # UTC ms; None = no event yet
     "Time of the newest event in some parts of the log."
-    return max((time_span(part_path(folder, "events", part["name"]))[1] for part in parts if part["events"]), default=None)
+    return max(
+        (time_span(part_path(folder, "events", part["name"]))[1] for part in parts if part["events"]), default=None
+    )
+
 
 def check_early_labels(folder: str | Path, manifest: dict) -> None:
     "`ValueError` when a log of format 1 has labels before events that happened before those labels were known."
@@ -109,42 +137,61 @@ def check_early_labels(folder: str | Path, manifest: dict) -> None:
         read = lambda kind, column: read_part(folder, kind, part["name"], [column])[column].cast(pa.int64()).to_numpy()
         events, labels = read("events", "time"), read("labels", "known")
         ahead = np.sort(events[events > horizon])
-        if len(ahead) and len(pending): early += int((np.searchsorted(ahead, pending) > 0).sum())
-        if len(ahead): horizon, pending = int(ahead[-1]), pending[np.searchsorted(ahead, pending) == 0]
+        if len(ahead) and len(pending):
+            early += int((np.searchsorted(ahead, pending) > 0).sum())
+        if len(ahead):
+            horizon, pending = int(ahead[-1]), pending[np.searchsorted(ahead, pending) == 0]
         pending = np.append(pending, labels)
         pending = pending[pending > horizon]
     if early:
-        elsewhere = ", into another batch.folder: this log goes on in a live log" if any("live" in part for part in manifest["parts"]) else ""
-        raise ValueError(f"the log in {folder} was written by an earlier version: {early:,} of its labels stand before events that happened before "
-                         f"those labels were known, so features saw the future. Ingest the same files anew with replace{elsewhere}")
+        elsewhere = (
+            ", into another batch.folder: this log goes on in a live log"
+            if any("live" in part for part in manifest["parts"])
+            else ""
+        )
+        raise ValueError(
+            f"the log in {folder} was written by an earlier version: {early:,} of its labels stand before events that happened before "
+            f"those labels were known, so features saw the future. Ingest the same files anew with replace{elsewhere}"
+        )
 
 # %% ../../nbs/04_ingest.ipynb #c013
 def hash_secret(
     folder: str | Path,  # settings.batch.folder
-) -> bytes:              # 32 bytes
+) -> bytes:  # 32 bytes
     "The key of the keyed hashes, made on first use; `ValueError` when a log is there but its secret is gone or damaged."
     path = Path(folder) / "hash_secret"
     if not path.exists():
         if (Path(folder) / LOG / "manifest.json").exists():
-            raise ValueError(f"{path} is gone, and the log beside it was hashed with it: bring it back, or remove the log and ingest anew")
+            raise ValueError(
+                f"{path} is gone, and the log beside it was hashed with it: bring it back, or remove the log and ingest anew"
+            )
         with write_aside(path) as aside:
-            with open(os.open(aside, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as handle: handle.write(secrets.token_hex(32))
-    try: secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except ValueError: secret = b""
-    if len(secret) != 32: raise ValueError(f"{path} must hold 64 hexadecimal digits: bring it back, or remove it and the log and ingest anew")
+            with open(os.open(aside, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as handle:
+                handle.write(secrets.token_hex(32))
+    try:
+        secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except ValueError:
+        secret = b""
+    if len(secret) != 32:
+        raise ValueError(
+            f"{path} must hold 64 hexadecimal digits: bring it back, or remove it and the log and ingest anew"
+        )
     return secret
 
 # %% ../../nbs/04_ingest.ipynb #c016
 ENDINGS = (".parquet", ".pq", ".csv", ".csv.gz")  # files that are taken from a folder
 
+
 @dataclass(frozen=True)
 class Source:
     "One raw file."
-    place: str     # path or fsspec address
-    number: int    # rank among all the files of an ingest, events first
-    size: int      # bytes
+
+    place: str  # path or fsspec address
+    number: int  # rank among all the files of an ingest, events first
+    size: int  # bytes
     parquet: bool  # else CSV
-    labels: bool   # holds verdicts; else events
+    labels: bool  # holds verdicts; else events
+
 
 def open_source(source: Source) -> io.IOBase:
     "Open a raw file to read its bytes, unpacked when its name ends in .gz."
@@ -154,42 +201,62 @@ def open_source(source: Source) -> io.IOBase:
 
 # %% ../../nbs/04_ingest.ipynb #c018
 def find_sources(
-    place: str,           # file, folder, glob or fsspec address
+    place: str,  # file, folder, glob or fsspec address
     labels: bool = False,  # what the files hold: verdicts, or else events
-    first: int = 0,        # number of the first file
-) -> list[Source]:         # at least one, in the order of their names
+    first: int = 0,  # number of the first file
+) -> list[Source]:  # at least one, in the order of their names
     "List the raw files of an input; `ValueError` when there is none."
     system, root = fsspec.url_to_fs(place)
     if system.isdir(root):
         visible = lambda path: not any(part.startswith((".", "_")) for part in path.removeprefix(root).split("/"))
         paths = [path for path in system.find(root) if path.lower().endswith(ENDINGS) and visible(path)]
-    elif system.exists(root): paths = [root]
-    else: paths = [path for path in system.glob(root) if system.isfile(path)]
-    if not paths: raise ValueError(f"no file at {place}: name a file, a glob, or a folder with files that end in {', '.join(ENDINGS)}")
+    elif system.exists(root):
+        paths = [root]
+    else:
+        paths = [path for path in system.glob(root) if system.isfile(path)]
+    if not paths:
+        raise ValueError(
+            f"no file at {place}: name a file, a glob, or a folder with files that end in {', '.join(ENDINGS)}"
+        )
     local = "file" in system.protocol if isinstance(system.protocol, tuple) else system.protocol == "file"
     names = [path if local else system.unstrip_protocol(path) for path in sorted(paths)]
-    return [Source(name, number, system.size(path) or 0, is_parquet(system, path), labels)
-            for number, (name, path) in enumerate(zip(names, sorted(paths)), first)]
+    return [
+        Source(name, number, system.size(path) or 0, is_parquet(system, path), labels)
+        for number, (name, path) in enumerate(zip(names, sorted(paths)), first)
+    ]
+
 
 def is_parquet(system: fsspec.AbstractFileSystem, path: str) -> bool:
     "By its name, else by its first bytes."
-    if path.lower().endswith(ENDINGS): return path.lower().endswith(ENDINGS[:2])
-    with system.open(path, "rb") as handle: return handle.read(4) == b"PAR1"
+    if path.lower().endswith(ENDINGS):
+        return path.lower().endswith(ENDINGS[:2])
+    with system.open(path, "rb") as handle:
+        return handle.read(4) == b"PAR1"
 
 # %% ../../nbs/04_ingest.ipynb #c021
-BROKEN = "\ufdd0"     # stands where bytes were not UTF-8: a code point that no text may hold
+BROKEN = "\ufdd0"  # stands where bytes were not UTF-8: a code point that no text may hold
 END = f"{BROKEN}end"  # line added to the end of a CSV file
 codecs.register_error("fraud_poc_mark", lambda error: (BROKEN, error.end))
 
+
 class MarkedUtf8(io.RawIOBase):
     "Bytes of a text file as clean UTF-8: no byte order mark, broken bytes marked, the line `END` added."
-    def __init__(self, handle: io.IOBase):
-        self.handle, self.decoder, self.rest, self.done = handle, codecs.getincrementaldecoder("utf-8-sig")("fraud_poc_mark"), memoryview(b""), False
 
-    def readable(self) -> bool: return True
+    def __init__(self, handle: io.IOBase):
+        self.handle, self.decoder, self.rest, self.done = (
+            handle,
+            codecs.getincrementaldecoder("utf-8-sig")("fraud_poc_mark"),
+            memoryview(b""),
+            False,
+        )
+
+    def readable(self) -> bool:
+        return True
 
     def readinto(self, buffer: memoryview) -> int:
-        filled = 0  # all of the buffer, or what is left: a short read would end a block, and a header could be cut in two
+        filled = (
+            0  # all of the buffer, or what is left: a short read would end a block, and a header could be cut in two
+        )
         while filled < len(buffer) and (self.rest or not self.done):
             if not self.rest:
                 data = self.handle.read(1 << 20)
@@ -197,7 +264,7 @@ class MarkedUtf8(io.RawIOBase):
                 text = self.decoder.decode(data, final=self.done) + (f"\n{END}\n" if self.done else "")
                 self.rest = memoryview(text.encode("utf-8"))
             count = min(len(buffer) - filled, len(self.rest))
-            buffer[filled:filled + count], self.rest = self.rest[:count], self.rest[count:]
+            buffer[filled : filled + count], self.rest = self.rest[:count], self.rest[count:]
             filled += count
         return filled
 
@@ -208,14 +275,22 @@ class MarkedUtf8(io.RawIOBase):
 # %% ../../nbs/04_ingest.ipynb #c024
 BLOCK = 8 << 20  # bytes of CSV parsed at once; no row may be longer
 
+
 @contextmanager
 def reading(source: Source) -> Iterator[None]:
     "Turn errors of reading into a `ValueError` that names the file and the remedy."
-    try: yield
+    try:
+        yield
     except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
-        kind = "Parquet file: it was cut, or is something else" if source.parquet else \
-               f"CSV file: it was cut, or a quote stays open for more than {BLOCK >> 20} MB"
-        raise ValueError(f"{source.place} is not a whole {kind} ({error}). Copy it again or repair it; nothing was ingested") from None
+        kind = (
+            "Parquet file: it was cut, or is something else"
+            if source.parquet
+            else f"CSV file: it was cut, or a quote stays open for more than {BLOCK >> 20} MB"
+        )
+        raise ValueError(
+            f"{source.place} is not a whole {kind} ({error}). Copy it again or repair it; nothing was ingested"
+        ) from None
+
 
 def open_csv(source: Source, wanted: list[str], skip: Callable) -> pv.CSVStreamingReader:
     "Read the wanted columns (none = all) as text; `skip` is told of each line with a wrong number of fields."
@@ -223,32 +298,45 @@ def open_csv(source: Source, wanted: list[str], skip: Callable) -> pv.CSVStreami
         pa.PythonFile(MarkedUtf8(open_source(source)), mode="r"),
         read_options=pv.ReadOptions(use_threads=False, block_size=BLOCK),
         parse_options=pv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
-        convert_options=pv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())))
+        convert_options=pv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
+    )
 
 # %% ../../nbs/04_ingest.ipynb #c026
 ORDER = "@order"  # number of the file in the upper bits, data row (from 1) in the lower 40
 OPEN_QUOTE = "a quote is never closed and takes in all that follows"
 
+
 def read_csv(
     source: Source,
-    wanted: list[str],                                # columns
-) -> Iterator[tuple[pa.Table, list[tuple[int, str, str]]]]:  # rows as text with `@order`; wrong lines: row, reason, text
+    wanted: list[str],  # columns
+) -> Iterator[
+    tuple[pa.Table, list[tuple[int, str, str]]]
+]:  # rows as text with `@order`; wrong lines: row, reason, text
     "Read a CSV file batch by batch, at least one, in the order of its rows; `ValueError` names a file that cannot be read."
     lines, before, good, ended, held = [], array("q"), 0, [], None
+
     def skip(line: pv.InvalidRow) -> str:
-        if END in line.text: ended.append(True)
+        if END in line.text:
+            ended.append(True)
         if line.text != END:
             before.append(line.number - 2 - len(before))  # good rows above this line
-            reason = OPEN_QUOTE if END in line.text else f"too {'few' if line.actual_columns < line.expected_columns else 'many'} fields"
+            reason = (
+                OPEN_QUOTE
+                if END in line.text
+                else f"too {'few' if line.actual_columns < line.expected_columns else 'many'} fields"
+            )
             lines.append((line.number - 1, reason, line.text))
         return "skip"
+
     with reading(source):
         reader = open_csv(source, wanted, skip)
         held = numbered(source, reader.schema.empty_table(), np.zeros(0, np.int64))
         for batch in reader:
             yield held, due_lines(lines, held)
             rows = np.arange(good, good + len(batch))
-            held = numbered(source, pa.table(batch), rows + 1 + np.searchsorted(np.array(before, np.int64), rows, side="right"))
+            held = numbered(
+                source, pa.table(batch), rows + 1 + np.searchsorted(np.array(before, np.int64), rows, side="right")
+            )
             good += len(batch)
     if not ended and len(held):
         lines.append((held[ORDER][-1].as_py() & ROW, OPEN_QUOTE, ""))
@@ -257,7 +345,8 @@ def read_csv(
 
 # %% ../../nbs/04_ingest.ipynb #c028
 ROW = (1 << 40) - 1  # mask of the row in `@order`
-ROWS = 500_000       # rows handled at once
+ROWS = 500_000  # rows handled at once
+
 
 def due_lines(lines: list[tuple[int, str, str]], table: pa.Table) -> list[tuple[int, str, str]]:
     "Take out the wrong lines above the last row of a table: the parser is ahead of us. All of them when they are too many to hold."
@@ -266,15 +355,17 @@ def due_lines(lines: list[tuple[int, str, str]], table: pa.Table) -> list[tuple[
     due, lines[:count] = lines[:count], []
     return due
 
+
 def numbered(source: Source, table: pa.Table, rows: np.ndarray) -> pa.Table:
     "Add `@order` to rows of a file."
     return table.append_column(ORDER, pa.array((source.number << 40) + np.asarray(rows, np.int64)))
 
+
 def read_parquet(
     source: Source,
-    wanted: list[str],              # columns
-    groups: list[int],              # row groups
-    first: int,                     # rows of the file before them
+    wanted: list[str],  # columns
+    groups: list[int],  # row groups
+    first: int,  # rows of the file before them
 ) -> Iterator[tuple[pa.Table, list]]:  # rows with `@order`; no wrong lines
     "Read row groups of a Parquet file batch by batch; `ValueError` names a file that cannot be read."
     with reading(source), open_source(source) as handle:
@@ -286,7 +377,7 @@ def read_parquet(
 def needed_columns(
     settings: Settings,
     labels: bool,  # of a file of verdicts; else of events
-    own: bool,     # the events carry their verdicts
+    own: bool,  # the events carry their verdicts
 ) -> list[tuple[str, str]]:  # column, setting that names it
     "Columns that a file must have."
     columns = [(name, "columns.id") for name in settings.columns.id]
@@ -294,30 +385,41 @@ def needed_columns(
         columns += [(settings.columns.time, "columns.time"), (settings.columns.amount, "columns.amount")]
         columns += [(name, "columns.entities") for name in settings.columns.entities]
         columns += [(name, "columns.categories") for name in settings.columns.categories]
-    if labels or own: columns += [(settings.labels.column, "labels.column"), (settings.labels.time_column, "labels.time_column")]
+    if labels or own:
+        columns += [(settings.labels.column, "labels.column"), (settings.labels.time_column, "labels.time_column")]
     return [(name, setting) for name, setting in columns if name]
 
 # %% ../../nbs/04_ingest.ipynb #c033
 def is_text(kind: pa.DataType) -> bool:
     "Text or bytes."
     is_ = pa.types
-    return is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind) or is_.is_binary(kind) or is_.is_large_binary(kind)
+    return (
+        is_.is_string(kind)
+        or is_.is_large_string(kind)
+        or is_.is_string_view(kind)
+        or is_.is_binary(kind)
+        or is_.is_large_binary(kind)
+    )
+
 
 def misfit(
     kind: pa.DataType,  # type found in a Parquet file
-    setting: str,       # that names the column
-    time_format: str,   # settings.columns.time_format
-) -> str:               # what was expected; "" = the type fits
+    setting: str,  # that names the column
+    time_format: str,  # settings.columns.time_format
+) -> str:  # what was expected; "" = the type fits
     "Say what a column should have been."
     is_, kind = pa.types, kind.value_type if pa.types.is_dictionary(kind) else kind
     number = is_.is_integer(kind) or is_.is_floating(kind) or is_.is_decimal(kind)
     text, moment = is_text(kind), is_.is_timestamp(kind) or is_.is_date(kind)
-    if setting == "columns.amount": return "" if number else "numbers"
+    if setting == "columns.amount":
+        return "" if number else "numbers"
     if setting in ("columns.time", "labels.time_column"):
         iso = 'timestamps or ISO text (columns.time_format = "iso"; for numbers set epoch_s or epoch_ms)'
-        if time_format == "iso": return "" if text or moment else iso
+        if time_format == "iso":
+            return "" if text or moment else iso
         return "" if number else f'numbers (columns.time_format = "{time_format}")'
-    if setting == "columns.id": return "" if number or text or moment else "text or numbers"
+    if setting == "columns.id":
+        return "" if number or text or moment else "text or numbers"
     return "" if number or text or moment or is_.is_boolean(kind) or is_.is_null(kind) else "text, numbers or booleans"
 
 # %% ../../nbs/04_ingest.ipynb #c035
@@ -325,10 +427,15 @@ def schema_of(source: Source) -> pa.Schema:
     "Columns of a raw file; `ValueError` when it cannot be read or is empty."
     with reading(source):
         if source.parquet:
-            with open_source(source) as handle: return pq.ParquetFile(handle).schema_arrow
+            with open_source(source) as handle:
+                return pq.ParquetFile(handle).schema_arrow
         schema = open_csv(source, [], lambda line: "skip").schema
-    if schema.names == [END]: raise ValueError(f"{source.place} is empty, without even a header: copy it again, or remove it; nothing was ingested")
+    if schema.names == [END]:
+        raise ValueError(
+            f"{source.place} is empty, without even a header: copy it again, or remove it; nothing was ingested"
+        )
     return schema
+
 
 def check_columns(
     source: Source,
@@ -340,14 +447,21 @@ def check_columns(
     for name, setting in needed_columns(settings, source.labels, own):
         lower = {found.lower(): found for found in schema.names}
         near = difflib.get_close_matches(name.lower(), lower, n=1)
-        if schema.names.count(name) > 1: faults.append(f"column {name!r} ({setting}) is there {schema.names.count(name)} times: rename all but one")
+        if schema.names.count(name) > 1:
+            faults.append(f"column {name!r} ({setting}) is there {schema.names.count(name)} times: rename all but one")
         elif name not in schema.names:
             hint = f"; {lower[near[0]]!r} looks closest" if near else ""
             faults.append(f"column {name!r} ({setting}) is missing{hint}: rename the column, or change the setting")
         elif source.parquet and (expected := misfit(schema.field(name).type, setting, settings.columns.time_format)):
             faults.append(f"column {name!r} ({setting}) should hold {expected}, but holds {schema.field(name).type}")
-    if schema.names[1:] == [] and not source.parquet: faults.append("there is one column only: fields must be separated by commas")
-    if faults: raise ValueError("\n  ".join([f"{source.place} does not fit the settings:", *faults, f"columns found: {', '.join(schema.names)}"]))
+    if schema.names[1:] == [] and not source.parquet:
+        faults.append("there is one column only: fields must be separated by commas")
+    if faults:
+        raise ValueError(
+            "\n  ".join(
+                [f"{source.place} does not fit the settings:", *faults, f"columns found: {', '.join(schema.names)}"]
+            )
+        )
 
 # %% ../../nbs/04_ingest.ipynb #c038
 def utf8(values: pa.Array) -> pa.Array:
@@ -358,13 +472,16 @@ def utf8(values: pa.Array) -> pa.Array:
         return text
     except pa.ArrowInvalid:
         coded = values.cast(pa.binary()).dictionary_encode()
-        whole = [None if value is None else value.decode("utf-8", "fraud_poc_mark") for value in coded.dictionary.to_pylist()]
+        whole = [
+            None if value is None else value.decode("utf-8", "fraud_poc_mark") for value in coded.dictionary.to_pylist()
+        ]
         return pa.array(whole, pa.string()).take(coded.indices)
 
+
 def as_text(
-    values: pa.Array | pa.ChunkedArray,       # n values of any simple type
-    missing: frozenset[str] = EMPTY_TEXT,     # texts that stand for a missing value, from `events.missing_words`
-) -> pa.Array:                                # n texts; null where missing or NaN
+    values: pa.Array | pa.ChunkedArray,  # n values of any simple type
+    missing: frozenset[str] = EMPTY_TEXT,  # texts that stand for a missing value, from `events.missing_words`
+) -> pa.Array:  # n texts; null where missing or NaN
     "Identities as text."
     values = one_chunk(values)
     if pa.types.is_floating(values.type):
@@ -377,37 +494,45 @@ def as_text(
 # %% ../../nbs/04_ingest.ipynb #c040
 def one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     "A column as one array, without a dictionary."
-    if isinstance(values, pa.ChunkedArray): values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
     return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+
 
 def broken(text: pa.Array) -> np.ndarray:
     "(n,) bool: texts in which bytes were not UTF-8."
     data = text.buffers()[2]
-    if data is None or BROKEN.encode() not in data.to_pybytes(): return np.zeros(len(text), bool)
+    if data is None or BROKEN.encode() not in data.to_pybytes():
+        return np.zeros(len(text), bool)
     return pc.fill_null(pc.match_substring(text, BROKEN), False).to_numpy(zero_copy_only=False)
 
 # %% ../../nbs/04_ingest.ipynb #c043
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
+
 def as_numbers(
-    values: pa.Array | pa.ChunkedArray,   # n numbers, or texts of numbers
+    values: pa.Array | pa.ChunkedArray,  # n numbers, or texts of numbers
     missing: frozenset[str] = EMPTY_TEXT,  # texts that stand for a missing value, from `events.missing_words`
-) -> tuple[np.ndarray, np.ndarray]:       # (n,) float64, NaN where it is no number; (n,) bool, True where empty
+) -> tuple[np.ndarray, np.ndarray]:  # (n,) float64, NaN where it is no number; (n,) bool, True where empty
     "Numbers and where they are missing."
     values = one_chunk(values)
     if is_text(values.type):
         text = pc.utf8_trim_whitespace(utf8(values))
         values = pc.if_else(pc.equal(text, ""), None, text)
     empty = values.is_null().to_numpy(zero_copy_only=False)
-    try: numbers = pc.cast(values, pa.float64(), safe=False)
-    except pa.ArrowInvalid: numbers = pc.if_else(pc.match_substring_regex(values, NUMBER), values, None).cast(pa.float64())
+    try:
+        numbers = pc.cast(values, pa.float64(), safe=False)
+    except pa.ArrowInvalid:
+        numbers = pc.if_else(pc.match_substring_regex(values, NUMBER), values, None).cast(pa.float64())
     numbers = numbers.to_numpy(zero_copy_only=False)
     return numbers, empty | stand_ins(values, ~np.isfinite(numbers), missing)
+
 
 def stand_ins(values: pa.Array, unread: np.ndarray, missing: frozenset[str]) -> np.ndarray:
     "(n,) bool: which of the texts that could not be read stand for a missing value."
     found, at = np.zeros(len(values), bool), np.flatnonzero(unread)
-    if len(at) and is_text(values.type): found[at] = without_missing(values.take(pa.array(at)), missing).is_null().to_numpy(zero_copy_only=False)
+    if len(at) and is_text(values.type):
+        found[at] = without_missing(values.take(pa.array(at)), missing).is_null().to_numpy(zero_copy_only=False)
     return found
 
 # %% ../../nbs/04_ingest.ipynb #c046
@@ -415,49 +540,68 @@ EMPTY, UNREADABLE, NONEXISTENT, AMBIGUOUS = 1, 2, 3, 4  # what is wrong with a t
 ISO = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{1,9})?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?$"
 ZONE = r":.*(Z|[+-]\d\d(:?\d\d)?)$|[T ]\d\d(Z|[+-]\d\d(:?\d\d)?)$"
 
+
 def parse_iso(
-    text: pa.Array,                      # n texts, trimmed; null where empty
-) -> tuple[pa.Array, np.ndarray]:        # n timestamps, null where unreadable; (n,) bool, True where the text names its offset
+    text: pa.Array,  # n texts, trimmed; null where empty
+) -> tuple[
+    pa.Array, np.ndarray
+]:  # n timestamps, null where unreadable; (n,) bool, True where the text names its offset
     "Read ISO 8601 dates and times: the whole column at once where it is uniform, else each kind apart."
     for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
-        try: return text.cast(kind).cast(pa.timestamp("us")), np.full(len(text), kind.tz is not None)
-        except pa.ArrowInvalid: continue
+        try:
+            return text.cast(kind).cast(pa.timestamp("us")), np.full(len(text), kind.tz is not None)
+        except pa.ArrowInvalid:
+            continue
     text = pc.if_else(pc.match_substring_regex(text, ISO), text, None)
     text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
     zoned = pc.fill_null(pc.match_substring_regex(text, ZONE), False)
-    local, utc = (pd.to_datetime(pc.if_else(chosen, text, None).to_pandas(), format="ISO8601", errors="coerce", utc=with_zone)
-                  for chosen, with_zone in [(pc.invert(zoned), False), (zoned, True)])
+    local, utc = (
+        pd.to_datetime(pc.if_else(chosen, text, None).to_pandas(), format="ISO8601", errors="coerce", utc=with_zone)
+        for chosen, with_zone in [(pc.invert(zoned), False), (zoned, True)]
+    )
     both = local.astype("datetime64[us]").fillna(utc.dt.tz_localize(None).astype("datetime64[us]"))
     return pa.array(both, pa.timestamp("us"), from_pandas=True), zoned.to_numpy(zero_copy_only=False)
 
 # %% ../../nbs/04_ingest.ipynb #c048
 FAR = 10**14  # ms, the years -1199 to 5138: times beyond are cut to it, and lie outside of any limits
 
+
 def to_ms(values: pa.Array) -> np.ndarray:
     "Timestamps or dates as (n,) int64 ms, rounded half up; 0 where null."
-    if pa.types.is_date(values.type): values = values.cast(pa.timestamp("ms"))
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.timestamp("ms"))
     ticks = pc.fill_null(values.cast(pa.timestamp(values.type.unit)).cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-    if values.type.unit == "s": return np.clip(ticks, -FAR // 1000, FAR // 1000) * 1000
+    if values.type.unit == "s":
+        return np.clip(ticks, -FAR // 1000, FAR // 1000) * 1000
     per_ms = {"ms": 1, "us": 1_000, "ns": 1_000_000}[values.type.unit]
     return np.clip((ticks // per_ms) + (ticks % per_ms * 2 >= per_ms) * (per_ms > 1), -FAR, FAR)
 
+
 def localise(
     ms: np.ndarray,  # (n,) int64, local time
-    zone: str,       # as in "Europe/Paris"
+    zone: str,  # as in "Europe/Paris"
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) int64 UTC ms; (n,) int8: 0, NONEXISTENT or AMBIGUOUS
     "Local times to UTC, the earlier one where there are two; `ValueError` when the zone is unknown."
     local = pa.array(ms).cast(pa.timestamp("ms"))
-    try: early, late = (pc.assume_timezone(local, zone, ambiguous=side, nonexistent=side) for side in ("earliest", "latest"))
-    except pa.ArrowInvalid: raise ValueError(f"columns.timezone {zone!r} is no known time zone: write one as in 'Europe/Paris' or 'UTC'") from None
+    try:
+        early, late = (
+            pc.assume_timezone(local, zone, ambiguous=side, nonexistent=side) for side in ("earliest", "latest")
+        )
+    except pa.ArrowInvalid:
+        raise ValueError(
+            f"columns.timezone {zone!r} is no known time zone: write one as in 'Europe/Paris' or 'UTC'"
+        ) from None
     exists = pc.equal(pc.local_timestamp(early), local).to_numpy(zero_copy_only=False)
     twice = pc.not_equal(early, late).to_numpy(zero_copy_only=False)
-    return early.cast(pa.int64()).to_numpy(), np.where(~exists, NONEXISTENT, np.where(twice, AMBIGUOUS, 0)).astype(np.int8)
+    return early.cast(pa.int64()).to_numpy(), np.where(~exists, NONEXISTENT, np.where(twice, AMBIGUOUS, 0)).astype(
+        np.int8
+    )
 
 # %% ../../nbs/04_ingest.ipynb #c050
 def as_times(
     values: pa.Array | pa.ChunkedArray,  # n raw times
-    columns: Columns,                    # how to read them
-) -> tuple[np.ndarray, np.ndarray]:      # (n,) int64 UTC ms; (n,) int8: 0 or what is wrong
+    columns: Columns,  # how to read them
+) -> tuple[np.ndarray, np.ndarray]:  # (n,) int64 UTC ms; (n,) int8: 0 or what is wrong
     "Read a column of times as `time_format` says."
     if columns.time_format != "iso":
         numbers, empty = as_numbers(values, missing_words(columns))
@@ -470,28 +614,34 @@ def as_times(
         values = pc.utf8_trim_whitespace(utf8(values))
         values = pc.if_else(pc.equal(values, ""), None, values)
         stamps, zoned = parse_iso(values)
-    else: stamps, zoned = values, np.full(len(values), pa.types.is_timestamp(values.type) and values.type.tz is not None)
+    else:
+        stamps, zoned = values, np.full(len(values), pa.types.is_timestamp(values.type) and values.type.tz is not None)
     empty, unread = (column.is_null().to_numpy(zero_copy_only=False) for column in (values, stamps))
     empty |= stand_ins(values, unread & ~empty, missing_words(columns))
     ms, state = to_ms(stamps), np.where(empty, EMPTY, np.where(unread, UNREADABLE, 0)).astype(np.int8)
     at = np.flatnonzero(~zoned & (state == 0))
-    if len(at) and columns.timezone != "UTC": ms[at], state[at] = localise(ms[at], columns.timezone)
+    if len(at) and columns.timezone != "UTC":
+        ms[at], state[at] = localise(ms[at], columns.timezone)
     return ms, state
 
 # %% ../../nbs/04_ingest.ipynb #c054
 Fault = tuple[str, pa.Array, str, np.ndarray]  # column, its n raw values, reason, (n,) bool: rows concerned
 REFUSED = pa.schema([(ORDER, pa.int64()), ("column", pa.string()), ("value", pa.string()), ("reason", pa.string())])
 
+
 def refuse(
-    order: np.ndarray,    # (n,) int64, `@order` of the rows
+    order: np.ndarray,  # (n,) int64, `@order` of the rows
     faults: list[Fault],  # in order of precedence
-) -> tuple[np.ndarray, pa.Table]:  # (n,) bool: rows without a fault; the refused rows, schema REFUSED, in the order of the rows
+) -> tuple[
+    np.ndarray, pa.Table
+]:  # (n,) bool: rows without a fault; the refused rows, schema REFUSED, in the order of the rows
     "Refuse each row for the first fault it has."
     ok, found = np.ones(len(order), bool), [REFUSED.empty_table()]
     for column, values, reason, mask in faults:
         at = np.flatnonzero(mask & ok)
         ok &= ~mask
-        if not len(at): continue
+        if not len(at):
+            continue
         values = one_chunk(values).take(at)
         text = utf8(values) if is_text(values.type) else values.cast(pa.string())
         text = pc.replace_substring(pc.utf8_slice_codeunits(text, 0, 100), BROKEN, "\ufffd")
@@ -502,91 +652,145 @@ def refuse(
 # %% ../../nbs/04_ingest.ipynb #c056
 STANDS = "stands for a missing value (columns.missing_values)"
 
+
 def time_faults(
-    name: str,           # column
-    raw: pa.Array,       # n raw values
-    ms: np.ndarray,      # (n,) int64 UTC ms
-    state: np.ndarray,   # (n,) int8, from `as_times`
+    name: str,  # column
+    raw: pa.Array,  # n raw values
+    ms: np.ndarray,  # (n,) int64 UTC ms
+    state: np.ndarray,  # (n,) int8, from `as_times`
     settings: Settings,
     what: str = "time",  # how the reasons call it
     now: int | None = None,  # UTC ms; None = times later than the clock are not looked for
 ) -> list[Fault]:
     "Times that are empty, unreadable, do not exist, lie outside of the limits or beyond the clock."
-    form = {"iso": "an ISO date or time", "epoch_s": "a number of seconds", "epoch_ms": "a number of milliseconds"}[settings.columns.time_format]
+    form = {"iso": "an ISO date or time", "epoch_s": "a number of seconds", "epoch_ms": "a number of milliseconds"}[
+        settings.columns.time_format
+    ]
     earliest, latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
-    return [*empty_faults(name, raw, state == EMPTY, what), (name, raw, f"{what} is not {form}", state == UNREADABLE),
-            (name, raw, f"{what} does not exist in {settings.columns.timezone}: the clocks were put forward", state == NONEXISTENT),
-            (name, raw, f"{what} is before limits.earliest", ms < earliest), (name, raw, f"{what} is not before limits.latest", ms >= latest),
-            (name, raw, beyond_clock(settings, what), ms > (FAR if now is None else now + duration_ms(settings.live.future_skew)))]
+    return [
+        *empty_faults(name, raw, state == EMPTY, what),
+        (name, raw, f"{what} is not {form}", state == UNREADABLE),
+        (
+            name,
+            raw,
+            f"{what} does not exist in {settings.columns.timezone}: the clocks were put forward",
+            state == NONEXISTENT,
+        ),
+        (name, raw, f"{what} is before limits.earliest", ms < earliest),
+        (name, raw, f"{what} is not before limits.latest", ms >= latest),
+        (
+            name,
+            raw,
+            beyond_clock(settings, what),
+            ms > (FAR if now is None else now + duration_ms(settings.live.future_skew)),
+        ),
+    ]
+
 
 def empty_faults(name: str, raw: pa.Array, empty: np.ndarray, what: str) -> list[Fault]:
     "Values that are missing and must not be: empty ones, and words that stand for a missing value."
     words, at = np.zeros(len(empty), bool), np.flatnonzero(empty)
-    if len(at): words[at] = as_text(one_chunk(raw).take(pa.array(at))).is_valid().to_numpy(zero_copy_only=False)
+    if len(at):
+        words[at] = as_text(one_chunk(raw).take(pa.array(at))).is_valid().to_numpy(zero_copy_only=False)
     return [(name, raw, f"{what} is empty", empty & ~words), (name, raw, f"{what} {STANDS}", words)]
+
 
 def beyond_clock(settings: Settings, what: str = "time") -> str:
     "Why a time later than the clock is rejected."
     return f"{what} is later than the clock by more than live.future_skew ({settings.live.future_skew})"
 
+
 def date_ms(limits: Limits, side: str) -> int:
     "An ISO date of the limits as UTC ms; `ValueError` names the setting."
-    try: date = datetime.fromisoformat(getattr(limits, side))
-    except ValueError: raise ValueError(f"limits.{side} = {getattr(limits, side)!r} is not an ISO date: write it as in '2025-01-31'") from None
+    try:
+        date = datetime.fromisoformat(getattr(limits, side))
+    except ValueError:
+        raise ValueError(
+            f"limits.{side} = {getattr(limits, side)!r} is not an ISO date: write it as in '2025-01-31'"
+        ) from None
     return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() * 1000)
 
 # %% ../../nbs/04_ingest.ipynb #c058
 def amount_faults(
-    name: str,            # column
-    raw: pa.Array,        # n raw values
-    amount: np.ndarray,   # (n,) float64, major units
-    empty: np.ndarray,    # (n,) bool
+    name: str,  # column
+    raw: pa.Array,  # n raw values
+    amount: np.ndarray,  # (n,) float64, major units
+    empty: np.ndarray,  # (n,) bool
     settings: Settings,
 ) -> list[Fault]:
     "Amounts that are empty, no finite number, outside of the limits, or too large for exact sums."
     limits, finite = settings.limits, np.isfinite(amount)
     known = np.where(finite, amount, 0.0)
-    return [*empty_faults(name, raw, empty, "amount"), (name, raw, "amount is not a finite number", ~finite),
-            (name, raw, "amount is below limits.min_amount", known < limits.min_amount),
-            (name, raw, "amount is above limits.max_amount", known > limits.max_amount),
-            (name, raw, "amount is above 2**36 minor units", np.abs(np.rint(known * 10**settings.columns.decimals)) > MAX_MINOR_UNITS)]
+    return [
+        *empty_faults(name, raw, empty, "amount"),
+        (name, raw, "amount is not a finite number", ~finite),
+        (name, raw, "amount is below limits.min_amount", known < limits.min_amount),
+        (name, raw, "amount is above limits.max_amount", known > limits.max_amount),
+        (
+            name,
+            raw,
+            "amount is above 2**36 minor units",
+            np.abs(np.rint(known * 10**settings.columns.decimals)) > MAX_MINOR_UNITS,
+        ),
+    ]
+
 
 def id_faults(name: str, parts: list[pa.Array], missing: frozenset[str] = EMPTY_TEXT) -> tuple[pa.Array, list[Fault]]:
     "Several id columns joined by ':', and ids with a part that is empty, stands for a missing value, or is broken."
-    raw = pc.binary_join_element_wise(*parts, ":", null_handling="replace", null_replacement="") if len(parts) > 1 else parts[0]
-    empty, words = (np.logical_or.reduce([part.is_null().to_numpy(zero_copy_only=False) for part in found])
-                    for found in (parts, [without_missing(part, missing) for part in parts]))
-    return raw, [(name, raw, "id is empty", empty), (name, raw, f"id {STANDS}", words), (name, raw, "id is not valid UTF-8", broken(raw))]
+    raw = (
+        pc.binary_join_element_wise(*parts, ":", null_handling="replace", null_replacement="")
+        if len(parts) > 1
+        else parts[0]
+    )
+    empty, words = (
+        np.logical_or.reduce([part.is_null().to_numpy(zero_copy_only=False) for part in found])
+        for found in (parts, [without_missing(part, missing) for part in parts])
+    )
+    return raw, [
+        (name, raw, "id is empty", empty),
+        (name, raw, f"id {STANDS}", words),
+        (name, raw, "id is not valid UTF-8", broken(raw)),
+    ]
 
 # %% ../../nbs/04_ingest.ipynb #c060
-DAY = 86_400_000                         # ms
-NONE = -2                                # no verdict is to be read from this row
-KNOWN, LABEL = "@known", "@label"        # UTC ms, null = event time plus delay; verdict
+DAY = 86_400_000  # ms
+NONE = -2  # no verdict is to be read from this row
+KNOWN, LABEL = "@known", "@label"  # UTC ms, null = event time plus delay; verdict
 UNLISTED = "label is in none of labels.fraud_values, labels.legitimate_values and labels.unresolved_values"
 
+
 def read_verdicts(
-    batch: pa.Table,     # n raw rows
+    batch: pa.Table,  # n raw rows
     settings: Settings,
     now: int | None = None,  # UTC ms; None = times later than the clock are not looked for
-) -> tuple[np.ndarray, pa.Array, list[Fault]]:  # (n,) int8 verdicts; n int64 UTC ms known, null = after the delay; faults
+) -> tuple[
+    np.ndarray, pa.Array, list[Fault]
+]:  # (n,) int8 verdicts; n int64 UTC ms known, null = after the delay; faults
     "Read verdicts and when they were known."
     labels, text = settings.labels, as_text(batch[settings.labels.column])
     label, other = LabelReader(labels, missing_words(settings.columns)).column(text)
     faults = [(labels.column, text, "label is not valid UTF-8", broken(text))]
-    if labels.other_values == "refuse": faults.append((labels.column, text, UNLISTED, other))
-    if not labels.time_column: return label, pa.nulls(len(batch), pa.int64()), faults
+    if labels.other_values == "refuse":
+        faults.append((labels.column, text, UNLISTED, other))
+    if not labels.time_column:
+        return label, pa.nulls(len(batch), pa.int64()), faults
     raw = one_chunk(batch[labels.time_column])
     ms, state = as_times(raw, settings.columns)
     late = time_faults(labels.time_column, raw, ms, state, settings, "label time", now)
-    return label, pa.array(ms), faults + [(name, values, reason, mask & (label != UNRESOLVED)) for name, values, reason, mask in late]
+    return (
+        label,
+        pa.array(ms),
+        faults + [(name, values, reason, mask & (label != UNRESOLVED)) for name, values, reason, mask in late],
+    )
 
 # %% ../../nbs/04_ingest.ipynb #c062
 TWICE = "@twice"  # the local time happened twice
 
+
 def check_events(
-    batch: pa.Table,     # n raw rows with `@order`
+    batch: pa.Table,  # n raw rows with `@order`
     settings: Settings,
-    own: bool = False,   # the rows carry their verdicts
+    own: bool = False,  # the rows carry their verdicts
     now: int | None = None,  # UTC ms; None = times later than the clock are not looked for
 ) -> tuple[pa.Table, pa.Table]:  # clean rows; refused rows, schema REFUSED
     "Validate raw events."
@@ -604,59 +808,84 @@ def check_events(
         label, known, faults = read_verdicts(batch, settings, now)
         sound, more = refuse(order, [(name, values, reason, mask & ok) for name, values, reason, mask in faults])
         label, refused = np.where(sound, label, NONE), pa.concat_tables([refused, more]).sort_by(ORDER)
-    clean = {ORDER: order, "id": ident, "time": ms, columns.amount: minor_units(np.where(ok, amount, 0.0), columns.decimals), **hashed,
-             TWICE: state == AMBIGUOUS, LABEL: pa.array(label, pa.int8()), KNOWN: known}
+    clean = {
+        ORDER: order,
+        "id": ident,
+        "time": ms,
+        columns.amount: minor_units(np.where(ok, amount, 0.0), columns.decimals),
+        **hashed,
+        TWICE: state == AMBIGUOUS,
+        LABEL: pa.array(label, pa.int8()),
+        KNOWN: known,
+    }
     return pa.table(clean).filter(pa.array(ok)), refused
 
 # %% ../../nbs/04_ingest.ipynb #c064
 def check_labels(
-    batch: pa.Table,     # n raw rows with `@order`
+    batch: pa.Table,  # n raw rows with `@order`
     settings: Settings,
     now: int | None = None,  # UTC ms; None = times later than the clock are not looked for
 ) -> tuple[pa.Table, pa.Table]:  # clean rows: `@order`, id, `@label`, `@known`; refused rows, schema REFUSED
     "Validate raw verdicts from an input of their own."
     missing = missing_words(settings.columns)
-    ident, faults = id_faults(":".join(settings.columns.id), [as_text(batch[name]) for name in settings.columns.id], missing)
+    ident, faults = id_faults(
+        ":".join(settings.columns.id), [as_text(batch[name]) for name in settings.columns.id], missing
+    )
     label, known, more = read_verdicts(batch, settings, now)
     ok, refused = refuse(batch[ORDER].to_numpy(), faults + more)
-    return pa.table({ORDER: batch[ORDER], "id": ident, LABEL: pa.array(label, pa.int8()), KNOWN: known}).filter(pa.array(ok)), refused
+    return pa.table({ORDER: batch[ORDER], "id": ident, LABEL: pa.array(label, pa.int8()), KNOWN: known}).filter(
+        pa.array(ok)
+    ), refused
 
 # %% ../../nbs/04_ingest.ipynb #n011
 UNLISTED_SHOWN = 20  # values in none of the lists that a summary names
 
+
 def count_labels(batch: pa.Table, clean: pa.Table, settings: Settings, carried: bool) -> Counter:
     "Clean labels by what they say, and raw values that are in none of the lists; nothing when the rows carry no labels."
-    if not carried: return Counter()
+    if not carried:
+        return Counter()
     label, told = numpy_of(clean, LABEL), Counter()
-    for name, value in (("fraud", FRAUD), ("legitimate", HONEST)): told[f"label {name}"] = int((label == value).sum())
+    for name, value in (("fraud", FRAUD), ("legitimate", HONEST)):
+        told[f"label {name}"] = int((label == value).sum())
     text = as_text(batch[settings.labels.column])
     _, other = LabelReader(settings.labels, missing_words(settings.columns)).column(text)
-    if other.any(): told.update({("unlisted", value): rows for value, rows in rows_by_text(text.filter(pa.array(other)))[:1_000]})
+    if other.any():
+        told.update({("unlisted", value): rows for value, rows in rows_by_text(text.filter(pa.array(other)))[:1_000]})
     return told
+
 
 def rows_by_text(text: pa.Array) -> list[tuple[str, int]]:
     "Distinct texts, cut to 100 characters, and their rows; the most frequent first."
     found = pc.value_counts(pc.replace_substring(pc.utf8_slice_codeunits(text, 0, 100), BROKEN, "\ufffd")).to_pylist()
     return sorted(((item["values"], item["counts"]) for item in found), key=lambda item: (-item[1], item[0]))
 
+
 def count_stand_ins(batch: pa.Table, clean: pa.Table, settings: Settings, carried: bool) -> Counter:
     "Words that were taken for missing, of rows that were kept, by column and word; carried: the rows carry labels."
     told, kept = Counter(), np.searchsorted(batch[ORDER].to_numpy(), numpy_of(clean, ORDER))
     absent = {name: clean[name].is_null().to_numpy() for name in settings.columns.hashed if name in clean.column_names}
-    if carried: absent[settings.labels.column] = numpy_of(clean, LABEL) == UNRESOLVED
+    if carried:
+        absent[settings.labels.column] = numpy_of(clean, LABEL) == UNRESOLVED
     for name, mask in absent.items():
-        if not mask.any(): continue
+        if not mask.any():
+            continue
         text = as_text(one_chunk(batch[name]).take(pa.array(kept[mask]))).drop_null()
         words = text.filter(without_missing(text, missing_words(settings.columns)).is_null())
         told.update({("stands", name, word): rows for word, rows in rows_by_text(words)})
     return told
 
+
 def days_of(clean: pa.Table) -> Counter:
-    "Rows by kind of time and UTC day: (\"time\" or \"known\", day number)."
-    told, resolved = Counter(), numpy_of(clean, LABEL) >= HONEST if LABEL in clean.column_names else np.zeros(len(clean), bool)
+    'Rows by kind of time and UTC day: ("time" or "known", day number).'
+    told, resolved = (
+        Counter(),
+        numpy_of(clean, LABEL) >= HONEST if LABEL in clean.column_names else np.zeros(len(clean), bool),
+    )
     known = clean[KNOWN].filter(pa.array(resolved)).drop_null().to_numpy()
     for kind, ms in (("known", known), *([("time", numpy_of(clean, "time"))] if "time" in clean.column_names else [])):
-        if not len(ms): continue
+        if not len(ms):
+            continue
         first = int(ms.min()) // DAY
         counts = np.bincount(ms // DAY - first)
         told.update({(kind, first + int(day)): int(counts[day]) for day in np.flatnonzero(counts)})
@@ -670,6 +899,7 @@ def spill(
 ) -> Iterator[Callable]:  # call it with a table, and with (n,) piece numbers when there are several
     "Write tables of one schema to a working file, cut into pieces."
     writer = None
+
     def write(table: pa.Table, piece: np.ndarray | None = None) -> None:
         nonlocal writer
         writer = writer or pa.ipc.new_file(path, table.schema)
@@ -681,42 +911,62 @@ def spill(
         for start, stop in zip(cuts[:-1], cuts[1:]):
             rows = table.slice(start, stop - start).to_batches()
             writer.write_batch(rows[0] if rows else pa.RecordBatch.from_pylist([], schema=table.schema))
-    try: yield write
+
+    try:
+        yield write
     finally:
-        if writer: writer.close()
+        if writer:
+            writer.close()
 
 # %% ../../nbs/04_ingest.ipynb #c069
 def picked(
-    folder: Path,     # working folder
-    name: str,        # files NAME-*.arrow are read
+    folder: Path,  # working folder
+    name: str,  # files NAME-*.arrow are read
     schema: pa.Schema,  # of the rows
     piece: int = 0,
     pieces: int = 1,
 ) -> pa.Table:
     "Rows of one piece from all working files of a name, mapped rather than read."
     readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in sorted(folder.glob(f"{name}-*.arrow"))]
-    return pa.Table.from_batches([reader.get_batch(i) for reader in readers for i in range(piece, reader.num_record_batches, pieces)], schema)
+    return pa.Table.from_batches(
+        [reader.get_batch(i) for reader in readers for i in range(piece, reader.num_record_batches, pieces)], schema
+    )
 
 # %% ../../nbs/04_ingest.ipynb #c071
 def events_schema(columns: Columns) -> pa.Schema:
     "Schema of events between the stages."
-    fields = [(ORDER, pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), ("time", pa.int64()), (columns.amount, pa.int64())]
-    fields += [(name, pa.string()) for name in columns.hashed] + [(f"{name}_key", pa.uint64()) for name in columns.hashed]
+    fields = [
+        (ORDER, pa.int64()),
+        ("id", pa.string()),
+        ("id_key", pa.uint64()),
+        ("time", pa.int64()),
+        (columns.amount, pa.int64()),
+    ]
+    fields += [(name, pa.string()) for name in columns.hashed] + [
+        (f"{name}_key", pa.uint64()) for name in columns.hashed
+    ]
     return pa.schema(fields + [(LABEL, pa.int8()), (KNOWN, pa.int64())])
+
 
 def verdicts_schema() -> pa.Schema:
     "Schema of verdicts between the stages."
-    return pa.schema([(ORDER, pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), (LABEL, pa.int8()), (KNOWN, pa.int64())])
+    return pa.schema(
+        [(ORDER, pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), (LABEL, pa.int8()), (KNOWN, pa.int64())]
+    )
+
 
 def logged_schema(columns: Columns, labels: bool) -> pa.Schema:
     "Columns of the log that a later portion is held against, as integers."
-    if labels: return pa.schema([("id_key", pa.uint64()), ("seq", pa.int64()), ("known", pa.int64()), ("label", pa.int8())])
+    if labels:
+        return pa.schema([("id_key", pa.uint64()), ("seq", pa.int64()), ("known", pa.int64()), ("label", pa.int8())])
     fields = [("id_key", pa.uint64()), ("time", pa.int64()), (columns.amount, pa.int64())]
     return pa.schema(fields + [(f"{name}_key", pa.uint64()) for name in columns.hashed])
+
 
 def piece_of(key: np.ndarray, pieces: int) -> np.ndarray:
     "Piece of each key by its upper bits, (n,) uint64 -> (n,) int64."
     return ((key >> np.uint64(32)) * np.uint64(pieces) >> np.uint64(32)).astype(np.int64)
+
 
 def numpy_of(table: pa.Table, name: str) -> np.ndarray:
     "A column without nulls as numpy."
@@ -725,18 +975,23 @@ def numpy_of(table: pa.Table, name: str) -> np.ndarray:
 # %% ../../nbs/04_ingest.ipynb #c073
 COARSE = 26  # bits of an id's key that a later look-up in the log goes by
 
+
 @dataclass(frozen=True)
 class Scan:
     "One task of reading."
+
     source: Source
     groups: tuple[int, ...]  # row groups of a Parquet file
-    first: int               # rows of the file before them
-    rows: int                # rows, 0 = not known
+    first: int  # rows of the file before them
+    rows: int  # rows, 0 = not known
+
 
 def plan_scans(source: Source) -> list[Scan]:
     "Split a Parquet file into runs of row groups of about `ROWS` rows; a CSV file is one task."
-    if not source.parquet: return [Scan(source, (), 0, 0)]
-    with reading(source), open_source(source) as handle: found = pq.ParquetFile(handle).metadata
+    if not source.parquet:
+        return [Scan(source, (), 0, 0)]
+    with reading(source), open_source(source) as handle:
+        found = pq.ParquetFile(handle).metadata
     scans, groups, first, rows = [], [], 0, 0
     for group in range(found.num_row_groups):
         groups, rows = [*groups, group], rows + found.row_group(group).num_rows
@@ -754,61 +1009,91 @@ def large_tables(parts: Iterator[tuple[pa.Table, list]]) -> Iterator[tuple[pa.Ta
         if sum(map(len, tables)) + len(lines) >= ROWS:
             yield pa.concat_tables(tables), lines
             tables, lines = [], []
-    if tables: yield pa.concat_tables(tables), lines
+    if tables:
+        yield pa.concat_tables(tables), lines
+
 
 def refused_lines(source: Source, lines: list[tuple[int, str, str]]) -> pa.Table:
     "Lines with a wrong number of fields as refused rows."
-    rows = {ORDER: [(source.number << 40) + row for row, _, _ in lines], "column": [""] * len(lines),
-            "value": [text[:100].replace(BROKEN, "\ufffd") for _, _, text in lines], "reason": [reason for _, reason, _ in lines]}
+    rows = {
+        ORDER: [(source.number << 40) + row for row, _, _ in lines],
+        "column": [""] * len(lines),
+        "value": [text[:100].replace(BROKEN, "\ufffd") for _, _, text in lines],
+        "reason": [reason for _, reason, _ in lines],
+    }
     return pa.table(rows, schema=REFUSED)
 
 # %% ../../nbs/04_ingest.ipynb #c077
 def scan(
     task: Scan,
-    index: int,          # of the task
+    index: int,  # of the task
     settings: Settings,
-    own: bool,           # the events carry their verdicts
-    pieces: int,         # of the ids
-    coarse: bool,        # tell which ids were seen
+    own: bool,  # the events carry their verdicts
+    pieces: int,  # of the ids
+    coarse: bool,  # tell which ids were seen
     now: int | None = None,  # UTC ms, by the clock
-) -> dict:               # told: counts; seen: bits of the coarse keys; days: rows by day
+) -> dict:  # told: counts; seen: bits of the coarse keys; days: rows by day
     "Read, check and hash rows, and spread them over working files."
     work, secret, source = settings.batch.folder / WORK, hash_secret(settings.batch.folder), task.source
     wanted = list(dict.fromkeys(name for name, _ in needed_columns(settings, source.labels, own)))
     rows = read_parquet(source, wanted, list(task.groups), task.first) if source.parquet else read_csv(source, wanted)
-    told, days, seen, kind = Counter(), Counter(), np.zeros(1 << COARSE if coarse else 0, bool), "labels" if source.labels else "events"
-    with spill(work / f"{kind}-{index:06d}.arrow", pieces) as write, spill(work / f"refused-{index:06d}.arrow") as write_refused:
+    told, days, seen, kind = (
+        Counter(),
+        Counter(),
+        np.zeros(1 << COARSE if coarse else 0, bool),
+        "labels" if source.labels else "events",
+    )
+    with (
+        spill(work / f"{kind}-{index:06d}.arrow", pieces) as write,
+        spill(work / f"refused-{index:06d}.arrow") as write_refused,
+    ):
         for table, lines in large_tables(rows):
-            clean, refused = check_labels(table, settings, now) if source.labels else check_events(table, settings, own, now)
-            told.update(count_labels(table, clean, settings, source.labels or own) + count_stand_ins(table, clean, settings, source.labels or own))
+            clean, refused = (
+                check_labels(table, settings, now) if source.labels else check_events(table, settings, own, now)
+            )
+            told.update(
+                count_labels(table, clean, settings, source.labels or own)
+                + count_stand_ins(table, clean, settings, source.labels or own)
+            )
             days.update(days_of(clean))
             clean = hashed_rows(clean, settings.columns, secret, source.labels)
             refused = pa.concat_tables([refused, refused_lines(source, lines)]).sort_by(ORDER)
             key = numpy_of(clean[0], "id_key")
             write(clean[0], piece_of(key, pieces))
             write_refused(refused)
-            if coarse: seen[key >> np.uint64(64 - COARSE)] = True
+            if coarse:
+                seen[key >> np.uint64(64 - COARSE)] = True
             read, kept = len(table) + len(lines), len(key)
-            told.update(clean[1] + Counter({"label_rows": read, "label_rows_refused": read - kept} if source.labels else
-                                           {"rows": read, "label_rows_refused": len(refused) - (read - kept)}))
+            told.update(
+                clean[1]
+                + Counter(
+                    {"label_rows": read, "label_rows_refused": read - kept}
+                    if source.labels
+                    else {"rows": read, "label_rows_refused": len(refused) - (read - kept)}
+                )
+            )
     return {"told": told, "seen": np.packbits(seen), "days": days}
 
 # %% ../../nbs/04_ingest.ipynb #c079
 def hashed_rows(clean: pa.Table, columns: Columns, secret: bytes, labels: bool) -> tuple[pa.Table, Counter]:
     "Add keys to clean rows, and count entities that are missing and times that happened twice."
     clean = clean.append_column("id_key", pa.array(keys_of(clean["id"], secret)))
-    if labels: return clean.select(verdicts_schema().names), Counter()
-    told = Counter({TWICE: pc.sum(clean[TWICE]).as_py() or 0}) + Counter({f"missing {name}": clean[name].null_count for name in columns.hashed})
-    for name in columns.hashed: clean = clean.append_column(f"{name}_key", pa.array(keys_of(clean[name], secret)))
+    if labels:
+        return clean.select(verdicts_schema().names), Counter()
+    told = Counter({TWICE: pc.sum(clean[TWICE]).as_py() or 0}) + Counter(
+        {f"missing {name}": clean[name].null_count for name in columns.hashed}
+    )
+    for name in columns.hashed:
+        clean = clean.append_column(f"{name}_key", pa.array(keys_of(clean[name], secret)))
     return clean.select(events_schema(columns).names), told
 
 # %% ../../nbs/04_ingest.ipynb #c081
 def match_log(
-    name: str,           # part of the log
-    index: int,          # of the part
+    name: str,  # part of the log
+    index: int,  # of the part
     settings: Settings,
-    pieces: int,         # of the ids
-    seen: np.ndarray,    # (2**COARSE / 8,) uint8, bits of the coarse keys of the portion
+    pieces: int,  # of the ids
+    seen: np.ndarray,  # (2**COARSE / 8,) uint8, bits of the coarse keys of the portion
 ) -> None:
     "Put the rows of a part whose ids may be in the portion into working files."
     folder, seen = settings.batch.folder, np.unpackbits(seen).view(bool)
@@ -823,47 +1108,70 @@ def match_log(
 # %% ../../nbs/04_ingest.ipynb #n013
 def bulk_of(
     days: dict[int, int],  # UTC day number -> rows
-    gap: str,              # limits.gap; "" = everything is bulk
-) -> tuple[int, int]:      # first and last day of the bulk
+    gap: str,  # limits.gap; "" = everything is bulk
+) -> tuple[int, int]:  # first and last day of the bulk
     "Where the rows lie, but for those few, one in a thousand at most, that an empty stretch longer than the gap cuts off at either end."
     ordered, total = sorted(days), sum(days.values())
-    if not (gap and ordered): return -FAR, FAR
+    if not (gap and ordered):
+        return -FAR, FAR
     most, stretch, ends = max(total // 1000, int(total >= 100)), duration_ms(gap) // DAY, []
     for side in (ordered, ordered[::-1]):
         end, apart = side[0], 0
         for day, following in zip(side, side[1:]):
             apart += days[day]
-            if apart > most: break
-            if abs(following - day) > stretch: end = following
+            if apart > most:
+                break
+            if abs(following - day) > stretch:
+                end = following
         ends.append(end)
     return ends[0], ends[1]
+
 
 def bulks(days: dict[tuple[str, int], int], parts: list[dict], gap: str) -> dict[str, tuple[int, int]]:
     "First and last day of the bulk of event times, and of times at which labels were known: those may follow the events by long."
     times, known = Counter(), Counter()
     for part in parts:
-        for end, rows in (("first_known_ms", 1), ("last_known_ms", part["events"] + part["labels"] - 1)): times[part[end] // DAY] += rows
-    for (kind, day), rows in days.items(): (times if kind == "time" else known)[day] += rows
+        for end, rows in (("first_known_ms", 1), ("last_known_ms", part["events"] + part["labels"] - 1)):
+            times[part[end] // DAY] += rows
+    for (kind, day), rows in days.items():
+        (times if kind == "time" else known)[day] += rows
     first, last = bulk_of(times, gap)
     known.update({day: rows for day, rows in times.items() if first <= day <= last})
     return {"time": (first, last), "known": (-FAR, bulk_of(known, gap)[1])}
 
 # %% ../../nbs/04_ingest.ipynb #n016
-def outlying(batch: pa.RecordBatch, spans: dict[str, tuple[int, int]], settings: Settings) -> tuple[pa.RecordBatch, pa.Table, int]:
+def outlying(
+    batch: pa.RecordBatch, spans: dict[str, tuple[int, int]], settings: Settings
+) -> tuple[pa.RecordBatch, pa.Table, int]:
     "Rows of a working file without those that lie apart; the latter as refused rows; how many labels are among these."
     outside = lambda ms, kind: (ms // DAY < spans[kind][0]) | (ms // DAY > spans[kind][1])
-    label, order, gone, found = batch[LABEL].to_numpy(), batch[ORDER].to_numpy(), np.zeros(len(batch), bool), [REFUSED.empty_table()]
+    label, order, gone, found = (
+        batch[LABEL].to_numpy(),
+        batch[ORDER].to_numpy(),
+        np.zeros(len(batch), bool),
+        [REFUSED.empty_table()],
+    )
     stated = ~batch[KNOWN].is_null().to_numpy(zero_copy_only=False) & (label >= HONEST)
     late = stated & outside(batch[KNOWN].fill_null(0).to_numpy(), "known")
     events = "time" in batch.schema.names
-    if events: gone = outside(batch["time"].to_numpy(), "time")
-    for name, column, what, mask in ((settings.columns.time, "time", "time", gone), (settings.labels.time_column, KNOWN, "label time", late & ~gone)):
-        if not mask.any(): continue
+    if events:
+        gone = outside(batch["time"].to_numpy(), "time")
+    for name, column, what, mask in (
+        (settings.columns.time, "time", "time", gone),
+        (settings.labels.time_column, KNOWN, "label time", late & ~gone),
+    ):
+        if not mask.any():
+            continue
         rows = batch[column].filter(pa.array(mask)).cast(pa.timestamp("ms")).cast(pa.string())
-        reason = f"{what} lies apart from all but one in a thousand rows by more than limits.gap ({settings.limits.gap})"
+        reason = (
+            f"{what} lies apart from all but one in a thousand rows by more than limits.gap ({settings.limits.gap})"
+        )
         found.append(pa.table([order[mask], [name] * len(rows), rows, [reason] * len(rows)], schema=REFUSED))
-    kept = batch.set_column(batch.schema.get_field_index(LABEL), LABEL, pa.array(np.where(late & events, NONE, label).astype(np.int8)))
+    kept = batch.set_column(
+        batch.schema.get_field_index(LABEL), LABEL, pa.array(np.where(late & events, NONE, label).astype(np.int8))
+    )
     return kept.filter(pa.array(~(gone if events else late))), pa.concat_tables(found), int((late & ~gone).sum())
+
 
 def set_aside(path: Path, spans: dict[str, tuple[int, int]], settings: Settings) -> Counter:
     "Write a working file again without the rows that lie apart; counts."
@@ -876,36 +1184,42 @@ def set_aside(path: Path, spans: dict[str, tuple[int, int]], settings: Settings)
             refused.append(gone)
             told.update({"label_rows_refused": labels})
     os.replace(aside, path)
-    with spill(path.with_name(f"refused_pairs-apart-{path.name}")) as write: write(pa.concat_tables(refused))
+    with spill(path.with_name(f"refused_pairs-apart-{path.name}")) as write:
+        write(pa.concat_tables(refused))
     return told
 
 # %% ../../nbs/04_ingest.ipynb #n009
 def leave_bulk(
     settings: Settings,
     days: dict[tuple[str, int], int],  # of all tasks, as `days_of` counts them
-    parts: list[dict],                 # of the log that is appended to
-) -> Counter:                          # counts
+    parts: list[dict],  # of the log that is appended to
+) -> Counter:  # counts
     "Set aside what lies apart from the bulk of the rows."
     spans, told = bulks(days, parts, settings.limits.gap), Counter()
-    if all(spans[kind][0] <= day <= spans[kind][1] for kind, day in days): return told
-    files = [path for kind in ("events", "labels") for path in sorted((settings.batch.folder / WORK).glob(f"{kind}-*.arrow"))]
-    for counts in run_tasks(set_aside, [(path, spans, settings) for path in files], settings): told.update(counts)
+    if all(spans[kind][0] <= day <= spans[kind][1] for kind, day in days):
+        return told
+    files = [
+        path for kind in ("events", "labels") for path in sorted((settings.batch.folder / WORK).glob(f"{kind}-*.arrow"))
+    ]
+    for counts in run_tasks(set_aside, [(path, spans, settings) for path in files], settings):
+        told.update(counts)
     return told
 
 # %% ../../nbs/04_ingest.ipynb #c083
 KEPT, REPEAT, CONFLICT = 0, 1, 2
 
+
 def compare_ids(
-    key: np.ndarray,          # (n,) uint64, ids: rows of the log first, then the portion
-    order: np.ndarray,        # (n,) int64 `@order`, -1 for rows of the log
-    body: list[np.ndarray],   # (n,) each: time first, then all that must agree
-) -> np.ndarray:              # (n,) int8: KEPT, REPEAT or CONFLICT
+    key: np.ndarray,  # (n,) uint64, ids: rows of the log first, then the portion
+    order: np.ndarray,  # (n,) int64 `@order`, -1 for rows of the log
+    body: list[np.ndarray],  # (n,) each: time first, then all that must agree
+) -> np.ndarray:  # (n,) int8: KEPT, REPEAT or CONFLICT
     "Find the first row of each id, and hold the others against it."
     outcome, by_key = np.zeros(len(key), np.int8), np.argsort(key, kind="stable")
     same = key[by_key][1:] == key[by_key][:-1]
     rows = by_key[np.append(same, False) | np.append(False, same)] if len(key) else by_key
     rows = rows[np.lexsort((order[rows], body[0][rows], order[rows] >= 0, key[rows]))]
-    starts = np.append(True, key[rows][1:] != key[rows][:-1])[:len(rows)]
+    starts = np.append(True, key[rows][1:] != key[rows][:-1])[: len(rows)]
     lead = rows[np.maximum.accumulate(np.where(starts, np.arange(len(rows)), 0))]
     agree = np.logical_and.reduce([column[rows] == column[lead] for column in body])
     outcome[rows] = np.where(starts, KEPT, np.where(agree, REPEAT, CONFLICT))
@@ -914,39 +1228,50 @@ def compare_ids(
 # %% ../../nbs/04_ingest.ipynb #c086
 WAITED = -1  # `@order` of a verdict that waited beside the log
 
+
 def settle_verdicts(
-    key: np.ndarray,     # (n,) uint64, ids of verdicts, each of which has an event
-    known: np.ndarray,   # (n,) int64 UTC ms, after the event
+    key: np.ndarray,  # (n,) uint64, ids of verdicts, each of which has an event
+    known: np.ndarray,  # (n,) int64 UTC ms, after the event
     stated: np.ndarray,  # (n,) int64 UTC ms, as stated; orders what was moved to one moment
-    order: np.ndarray,   # (n,) int64 `@order`
-    label: np.ndarray,   # (n,) int8
-    said: pa.Table,      # verdicts of the log, schema logged_schema
-) -> tuple[np.ndarray, np.ndarray, Counter]:  # rows that count; previous verdict of each, the same one where nothing changes; counts
+    order: np.ndarray,  # (n,) int64 `@order`
+    label: np.ndarray,  # (n,) int8
+    said: pa.Table,  # verdicts of the log, schema logged_schema
+) -> tuple[
+    np.ndarray, np.ndarray, Counter
+]:  # rows that count; previous verdict of each, the same one where nothing changes; counts
     "Put verdicts of each event in order, without those that another one of the same moment, or the log, supersedes."
     newest = said.sort_by([("id_key", "ascending"), ("seq", "ascending")])
-    last = np.append(np.diff(numpy_of(newest, "id_key")) != 0, True)[:len(newest)]
+    last = np.append(np.diff(numpy_of(newest, "id_key")) != 0, True)[: len(newest)]
     old_key, old_known, old_label = (numpy_of(newest, name)[last] for name in ("id_key", "known", "label"))
     rows = np.lexsort((order, stated, known, key))
-    same = np.append((key[rows][1:] == key[rows][:-1]) & (known[rows][1:] == known[rows][:-1]), False)[:len(rows)]
-    again = same & (order[rows] == WAITED) & (label[rows] == np.append(label[rows][1:], 0)[:len(rows)])  # it waits already
+    same = np.append((key[rows][1:] == key[rows][:-1]) & (known[rows][1:] == known[rows][:-1]), False)[: len(rows)]
+    again = (
+        same & (order[rows] == WAITED) & (label[rows] == np.append(label[rows][1:], 0)[: len(rows)])
+    )  # it waits already
     current = rows[~same]
     at = np.minimum(np.searchsorted(old_key, key[current]), max(len(old_key) - 1, 0))
     logged = old_key[at] == key[current] if len(old_key) else np.zeros(len(current), bool)
     stale = logged & (known[current] < (old_known[at] if len(old_key) else 0))
     before = np.where(logged, old_label[at] if len(old_key) else 0, UNRESOLVED)[~stale]
     current = current[~stale]
-    follows = np.append(False, key[current][1:] == key[current][:-1])[:len(current)]
-    previous = np.where(follows, np.append(0, label[current][:-1])[:len(current)], before)
+    follows = np.append(False, key[current][1:] == key[current][:-1])[: len(current)]
+    previous = np.where(follows, np.append(0, label[current][:-1])[: len(current)], before)
     repeated = int(again.sum())
-    return current, previous.astype(np.int8), Counter(superseded=len(rows) - len(current) - repeated, unchanged=repeated)
+    return (
+        current,
+        previous.astype(np.int8),
+        Counter(superseded=len(rows) - len(current) - repeated, unchanged=repeated),
+    )
 
 # %% ../../nbs/04_ingest.ipynb #c089
 def join_verdicts(
-    verdicts: pa.Table,    # schema verdicts_schema
-    facts: pa.Table,       # events that they may speak of, columns of logged_schema
-    said: pa.Table,        # verdicts of the log
+    verdicts: pa.Table,  # schema verdicts_schema
+    facts: pa.Table,  # events that they may speak of, columns of logged_schema
+    said: pa.Table,  # verdicts of the log
     settings: Settings,
-) -> tuple[pa.Table, pa.Table, Counter]:  # rows of the label log without seq, and `stated`, sorted by known; refused; counts
+) -> tuple[
+    pa.Table, pa.Table, Counter
+]:  # rows of the label log without seq, and `stated`, sorted by known; refused; counts
     "Join verdicts to their events."
     facts = facts.take(np.argsort(numpy_of(facts, "id_key"), kind="stable"))
     key, new = numpy_of(verdicts, "id_key"), numpy_of(verdicts, ORDER) != WAITED
@@ -954,20 +1279,33 @@ def join_verdicts(
     at = np.searchsorted(numpy_of(facts, "id_key"), key)
     found = np.append(numpy_of(facts, "id_key"), np.uint64(0))[at] == key
     found &= at < len(facts)
-    _, refused = refuse(numpy_of(verdicts, ORDER), [(":".join(settings.columns.id), verdicts["id"], "label of an id that is not in the log", ~found)])
+    _, refused = refuse(
+        numpy_of(verdicts, ORDER),
+        [(":".join(settings.columns.id), verdicts["id"], "label of an id that is not in the log", ~found)],
+    )
     verdicts, at = verdicts.filter(pa.array(found)), at[found]
     time = numpy_of(facts, "time")[at]
     delay = duration_ms(settings.labels.delay) if settings.labels.delay else 0
     stated = np.where(verdicts[KNOWN].is_null().to_numpy(), time + delay, verdicts[KNOWN].fill_null(0).to_numpy())
     known, label = np.maximum(stated, time + 1), numpy_of(verdicts, LABEL)
     clear = np.flatnonzero(label != UNRESOLVED)
-    told.update(unresolved=len(label) - len(clear), clamped=int(((known != stated) & (numpy_of(verdicts, ORDER) != WAITED))[clear].sum()))
+    told.update(
+        unresolved=len(label) - len(clear),
+        clamped=int(((known != stated) & (numpy_of(verdicts, ORDER) != WAITED))[clear].sum()),
+    )
     facing = (numpy_of(verdicts, "id_key"), known, stated, numpy_of(verdicts, ORDER), label)
     rows, previous, more = settle_verdicts(*(column[clear] for column in facing), said)
     rows = clear[rows]
-    table = {"id": verdicts["id"].take(rows), "id_key": verdicts["id_key"].take(rows), "time": time[rows], "known": known[rows],
-             "stated": stated[rows], "label": label[rows],
-             "previous": previous, **{f"{name}_key": facts[f"{name}_key"].take(at[rows]) for name in settings.columns.entities}}
+    table = {
+        "id": verdicts["id"].take(rows),
+        "id_key": verdicts["id_key"].take(rows),
+        "time": time[rows],
+        "known": known[rows],
+        "stated": stated[rows],
+        "label": label[rows],
+        "previous": previous,
+        **{f"{name}_key": facts[f"{name}_key"].take(at[rows]) for name in settings.columns.entities},
+    }
     return pa.table(table).take(np.argsort(known[rows], kind="stable")), refused, told + more
 
 # %% ../../nbs/04_ingest.ipynb #c091
@@ -975,7 +1313,9 @@ def settle(
     piece: int,
     pieces: int,
     settings: Settings,
-) -> dict:  # told: counts; days: events accepted by UTC day number; horizon: time of the newest, ms, None = there is none
+) -> (
+    dict
+):  # told: counts; days: events accepted by UTC day number; horizon: time of the newest, ms, None = there is none
     "Find repeats and conflicts, and join the verdicts, of one piece of the ids."
     work, columns = settings.batch.folder / WORK, settings.columns
     pick = lambda name, schema: picked(work, name, schema, piece, pieces)
@@ -983,17 +1323,34 @@ def settle(
     both = pa.concat_tables([logged, events.select(logged.column_names)])
     order = np.append(np.full(len(logged), -1), numpy_of(events, ORDER))
     outcome = compare_ids(numpy_of(both, "id_key"), order, [numpy_of(both, name) for name in both.column_names[1:]])
-    facts, outcome = both.filter(pa.array(outcome == KEPT)), outcome[len(logged):]
-    _, conflicts = refuse(numpy_of(events, ORDER), [(":".join(columns.id), events["id"], "id seen before with another body", outcome == CONFLICT)])
-    own = events.filter(pa.array((outcome != CONFLICT) & (numpy_of(events, LABEL) != NONE))).select(verdicts_schema().names)
+    facts, outcome = both.filter(pa.array(outcome == KEPT)), outcome[len(logged) :]
+    _, conflicts = refuse(
+        numpy_of(events, ORDER),
+        [(":".join(columns.id), events["id"], "id seen before with another body", outcome == CONFLICT)],
+    )
+    own = events.filter(pa.array((outcome != CONFLICT) & (numpy_of(events, LABEL) != NONE))).select(
+        verdicts_schema().names
+    )
     verdicts = pa.concat_tables([own, pick("labels", own.schema)])
     labels, unknown, told = join_verdicts(verdicts, facts, pick("log_labels", logged_schema(columns, True)), settings)
     events = events.filter(pa.array(outcome == KEPT))
     events = events.take(np.argsort(numpy_of(events, "time"), kind="stable"))
-    for name, table in [("sorted_events", events), ("sorted_labels", labels), ("refused_pairs", pa.concat_tables([conflicts, unknown]))]:
-        with spill(work / f"{name}-{piece:06d}.arrow") as write: write(table)
-    told.update(events=len(events), repeats=int((outcome == REPEAT).sum()), conflicts=len(conflicts), unknown=len(unknown))
-    return {"told": told, "days": count_days(numpy_of(events, "time")), "horizon": events["time"][-1].as_py() if len(events) else None}
+    for name, table in [
+        ("sorted_events", events),
+        ("sorted_labels", labels),
+        ("refused_pairs", pa.concat_tables([conflicts, unknown])),
+    ]:
+        with spill(work / f"{name}-{piece:06d}.arrow") as write:
+            write(table)
+    told.update(
+        events=len(events), repeats=int((outcome == REPEAT).sum()), conflicts=len(conflicts), unknown=len(unknown)
+    )
+    return {
+        "told": told,
+        "days": count_days(numpy_of(events, "time")),
+        "horizon": events["time"][-1].as_py() if len(events) else None,
+    }
+
 
 def count_days(ms: np.ndarray) -> dict[int, int]:
     "How many times fall on each UTC day, by its number."
@@ -1001,14 +1358,23 @@ def count_days(ms: np.ndarray) -> dict[int, int]:
     return dict(zip(days.tolist(), counts.tolist()))
 
 # %% ../../nbs/04_ingest.ipynb #n004
-WAITING = pa.schema([("id", pa.string()), ("id_key", pa.uint64()), ("time", pa.int64()), ("known", pa.int64()), ("stated", pa.int64()),
-                     ("label", pa.int8())])
+WAITING = pa.schema(
+    [
+        ("id", pa.string()),
+        ("id_key", pa.uint64()),
+        ("time", pa.int64()),
+        ("known", pa.int64()),
+        ("stated", pa.int64()),
+        ("label", pa.int8()),
+    ]
+)
+
 
 def admit(
     piece: int,
     horizon: int,  # UTC ms: time of the newest event of the log, with this portion
     settings: Settings,
-) -> dict:         # told: counts; days: labels that enter, by the UTC day number on which they were known
+) -> dict:  # told: counts; days: labels that enter, by the UTC day number on which they were known
     "Divide the labels of a piece into those that enter the log and those that wait."
     work = settings.batch.folder / WORK
     labels = pa.ipc.open_file(pa.memory_map(str(work / f"sorted_labels-{piece:06d}.arrow"))).read_all()
@@ -1016,56 +1382,77 @@ def admit(
     known, waiting = labels.slice(0, count), labels.slice(count)
     entering = known.filter(pc.not_equal(known["label"], known["previous"])).drop_columns("stated")
     for name, table in [("known_labels", entering), ("waiting", waiting.select(WAITING.names))]:
-        with spill(work / f"{name}-{piece:06d}.arrow") as write: write(table)
+        with spill(work / f"{name}-{piece:06d}.arrow") as write:
+            write(table)
     told = Counter(labels=len(entering), unchanged=count - len(entering), labels_waiting=len(waiting))
     return {"told": told, "days": count_days(numpy_of(entering, "known"))}
 
 # %% ../../nbs/04_ingest.ipynb #n006
 def read_waiting(
     folder: str | Path,  # settings.batch.folder
-    manifest: dict,      # of the log
-) -> pa.Table:           # schema WAITING, sorted by `known`
+    manifest: dict,  # of the log
+) -> pa.Table:  # schema WAITING, sorted by `known`
     "Labels that are known later than the newest event of the log, and wait; `ValueError` when their file is gone or damaged."
-    if not (found := manifest.get("waiting")): return WAITING.empty_table()
+    if not (found := manifest.get("waiting")):
+        return WAITING.empty_table()
     return read_part(folder, "waiting", found["name"]).cast(WAITING)
+
 
 def spill_waiting(settings: Settings, manifest: dict, pieces: int) -> np.ndarray:
     "Put the labels that wait into a working file, among the verdicts of the portion; returns the keys of their ids."
     waiting = read_waiting(settings.batch.folder, manifest)
     key = numpy_of(waiting, "id_key")
-    columns = {ORDER: np.full(len(key), WAITED, np.int64), "id": waiting["id"], "id_key": key, LABEL: waiting["label"], KNOWN: waiting["stated"]}
+    columns = {
+        ORDER: np.full(len(key), WAITED, np.int64),
+        "id": waiting["id"],
+        "id_key": key,
+        LABEL: waiting["label"],
+        KNOWN: waiting["stated"],
+    }
     path, rows = settings.batch.folder / WORK / "labels-waiting.arrow", pa.table(columns).cast(verdicts_schema())
     if len(key):
-        with spill(path, pieces) as write: write(rows, piece_of(key, pieces))
+        with spill(path, pieces) as write:
+            write(rows, piece_of(key, pieces))
     return key
+
 
 def write_waiting(log: Path, name: str, labels: pa.Table) -> dict | None:
     "Write the labels that wait, schema WAITING, to a file of a name beside the log; what the manifest says of them, None = there are none."
-    if not len(labels): return None
+    if not len(labels):
+        return None
     table = labels.sort_by([("known", "ascending"), ("id_key", "ascending")]).combine_chunks()
     known, label = numpy_of(table, "known"), numpy_of(table, "label")
     write_parquet(log / "waiting" / f"{name}.parquet", table)
     rows = np.lexsort((label, known))  # a digest that stays when ids get other names
     digest = hashlib.sha256(known[rows].tobytes() + label[rows].tobytes()).hexdigest()
-    return {"name": name, "labels": len(table), "first_known_ms": int(known[0]), "last_known_ms": int(known[-1]), "digest": digest}
+    return {
+        "name": name,
+        "labels": len(table),
+        "first_known_ms": int(known[0]),
+        "last_known_ms": int(known[-1]),
+        "digest": digest,
+    }
 
 # %% ../../nbs/04_ingest.ipynb #c093
 def sequence(
-    time: np.ndarray,   # (n,) int64 ms, time known of events
+    time: np.ndarray,  # (n,) int64 ms, time known of events
     known: np.ndarray,  # (m,) int64 ms, time known of labels
-    ids: Callable,      # rows -> their ids as text; labels are numbered behind the events
-) -> np.ndarray:        # (n + m,) int64: rank of each event, then of each label
+    ids: Callable,  # rows -> their ids as text; labels are numbered behind the events
+) -> np.ndarray:  # (n + m,) int64: rank of each event, then of each label
     "Rank events and labels together."
     place = np.append(time * 2 + 1, known * 2)
     rows = np.argsort(place, kind="stable")
     same = place[rows][1:] == place[rows][:-1]
-    ties = np.flatnonzero(np.append(same, False)[:len(rows)] | np.append(False, same)[:len(rows)])
+    ties = np.flatnonzero(np.append(same, False)[: len(rows)] | np.append(False, same)[: len(rows)])
     if len(ties):
         tied = pa.table({"place": place[rows[ties]], "id": ids(rows[ties])})
-        rows[ties] = rows[ties][pc.sort_indices(tied, sort_keys=[("place", "ascending"), ("id", "ascending")]).to_numpy()]
+        rows[ties] = rows[ties][
+            pc.sort_indices(tied, sort_keys=[("place", "ascending"), ("id", "ascending")]).to_numpy()
+        ]
     rank = np.empty(len(rows), np.int64)
     rank[rows] = np.arange(len(rows))
     return rank
+
 
 def with_seq(table: pa.Table, rank: np.ndarray, first: int, schema: pa.Schema) -> pa.Table:
     "Rows in the order of their rank, with `seq` and the columns of the log."
@@ -1076,26 +1463,29 @@ def with_seq(table: pa.Table, rank: np.ndarray, first: int, schema: pa.Schema) -
 @dataclass(frozen=True)
 class Month:
     "One task of writing: a calendar month of the time known."
+
     spans: tuple[tuple[int, int], ...]  # UTC ms from and to, each small enough to be sorted at once
-    rows: int                           # events and labels
+    rows: int  # events and labels
     first_seq: int
     first_part: int
 
+
 def plan_months(
     days: dict[int, int],  # UTC day number -> rows
-    first_seq: int,        # next number of the log
-    first_part: int,       # next part of the log
-    part_rows: int,        # most rows in a part
+    first_seq: int,  # next number of the log
+    first_part: int,  # next part of the log
+    part_rows: int,  # most rows in a part
 ) -> list[Month]:
     "Share out the days: months in order, and in each month spans of about `ROWS` rows."
-    months, spans, rows, pending = [], [], 0, 0
+    months, spans, rows, pending, start = [], [], 0, 0, 0
     month = lambda day: str(np.datetime64(day, "D"))[:7]
     ordered = sorted(days)
     for day, following in zip(ordered, [*ordered[1:], None]):
         start = start if pending else day
         rows, pending = rows + days[day], pending + days[day]
         ends = following is None or month(following) != month(day)
-        if pending >= ROWS or ends: spans, pending = [*spans, (start * DAY, (day + 1) * DAY)], 0
+        if pending >= ROWS or ends:
+            spans, pending = [*spans, (start * DAY, (day + 1) * DAY)], 0
         if ends:
             months.append(Month(tuple(spans), rows, first_seq, first_part))
             first_seq, first_part, spans, rows = first_seq + rows, first_part + -(-rows // part_rows), [], 0
@@ -1106,7 +1496,7 @@ def read_span(
     work: Path,
     settings: Settings,
     start: int,  # UTC ms
-    stop: int,   # UTC ms, exclusive
+    stop: int,  # UTC ms, exclusive
 ) -> tuple[pa.Table, pa.Table]:  # events and labels that became known in the span, not in order
     "Collect a stretch of time from all pieces."
     tables = []
@@ -1125,11 +1515,23 @@ def write_part(log: Path, number: int, events: pa.Table, labels: pa.Table) -> di
     seq = np.append(numpy_of(events, "seq"), numpy_of(labels, "seq"))
     known = np.append(events["time"].cast(pa.int64()).to_numpy(), labels["known"].cast(pa.int64()).to_numpy())
     name = f"{number:06d}_{np.datetime64(int(known.min()), 'ms').astype('datetime64[D]')}"
-    digests = {f"{kind}_sha256": write_parquet(log / kind / f"{name}.parquet", table.combine_chunks())
-               for kind, table in [("events", events), ("labels", labels)]}
+    digests = {
+        f"{kind}_sha256": write_parquet(log / kind / f"{name}.parquet", table.combine_chunks())
+        for kind, table in [("events", events), ("labels", labels)]
+    }
     frauds = int((numpy_of(labels, "label") == FRAUD).sum())
-    return {"name": name, "first_seq": int(seq.min()), "next_seq": int(seq.max()) + 1, "events": len(events), "labels": len(labels), "frauds": frauds,
-            "first_known_ms": int(known.min()), "last_known_ms": int(known.max()), **digests}
+    return {
+        "name": name,
+        "first_seq": int(seq.min()),
+        "next_seq": int(seq.max()) + 1,
+        "events": len(events),
+        "labels": len(labels),
+        "frauds": frauds,
+        "first_known_ms": int(known.min()),
+        "last_known_ms": int(known.max()),
+        **digests,
+    }
+
 
 def write_month(month: Month, settings: Settings, log: Path) -> list[dict]:
     "Number the rows of a month and write its parts; returns their descriptions."
@@ -1139,29 +1541,35 @@ def write_month(month: Month, settings: Settings, log: Path) -> list[dict]:
         events, labels = read_span(settings.batch.folder / WORK, settings, start, stop)
         ids = lambda rows: pa.chunked_array([*events["id"].chunks, *labels["id"].chunks], pa.string()).take(rows)
         rank = sequence(numpy_of(events, "time"), numpy_of(labels, "known"), ids)
-        ranks = (rank[:len(events)], rank[len(events):])
-        held = [pa.concat_tables([h, with_seq(t, r, seq, s)]) for h, t, r, s in zip(held, (events, labels), ranks, schemas)]
+        ranks = (rank[: len(events)], rank[len(events) :])
+        held = [
+            pa.concat_tables([h, with_seq(t, r, seq, s)]) for h, t, r, s in zip(held, (events, labels), ranks, schemas)
+        ]
         seq += len(rank)
         while (rows := sum(map(len, held))) >= settings.batch.part_rows or (rows and stop == month.spans[-1][1]):
             end = seq - rows + min(rows, settings.batch.part_rows)
             cuts = [int(np.searchsorted(numpy_of(table, "seq"), end)) for table in held]
-            parts.append(write_part(log, month.first_part + len(parts), *(table.slice(0, cut) for table, cut in zip(held, cuts))))
+            parts.append(
+                write_part(log, month.first_part + len(parts), *(table.slice(0, cut) for table, cut in zip(held, cuts)))
+            )
             held = [table.slice(cut) for table, cut in zip(held, cuts)]
     return parts
 
 # %% ../../nbs/04_ingest.ipynb #c101
 def run_tasks(
     function: Callable,
-    tasks: list[tuple],                        # arguments of each call
+    tasks: list[tuple],  # arguments of each call
     settings: Settings,
     done: Callable = lambda task, result: None,  # called as tasks end, in order
-) -> list:                                     # results, in order
+) -> list:  # results, in order
     "Run a function over tasks on Dask."
     threads, results = settings.batch.threads or os.cpu_count() or 1, []
     with dask.config.set(num_workers=threads):
         for start in range(0, len(tasks), 2 * threads):
-            group = tasks[start:start + 2 * threads]
-            for task, result in zip(group, dask.compute(*[dask.delayed(function, pure=False, traverse=False)(*task) for task in group])):
+            group = tasks[start : start + 2 * threads]
+            for task, result in zip(
+                group, dask.compute(*[dask.delayed(function, pure=False, traverse=False)(*task) for task in group])
+            ):
                 done(task, result)
                 results.append(result)
     return results
@@ -1172,49 +1580,76 @@ def working_folder(folder: Path) -> Iterator[Path]:  # settings.batch.folder -> 
     "Hold the batch folder, clear what killed runs left in it, and clear up at the end; `ValueError` when another run is in it."
     work, log = folder / WORK, folder / LOG
     with sole_use(folder):
-        if (work / "old").exists() and not log.exists(): os.replace(work / "old", log)
+        if (work / "old").exists() and not log.exists():
+            os.replace(work / "old", log)
         try:
             clear(folder)
             work.mkdir()
             yield work
-        finally: clear(folder)
+        finally:
+            clear(folder)
+
 
 def clear(folder: Path) -> None:
     "Remove working files, half-written files and parts that no manifest names."
     shutil.rmtree(folder / WORK, ignore_errors=True)
-    for name in (LOG, REJECTS): remove_partials(folder / name)
+    for name in (LOG, REJECTS):
+        remove_partials(folder / name)
     manifest = folder / LOG / "manifest.json"
     found = read_json(manifest) if manifest.exists() else {"parts": []}
     named = {part["name"] for part in [*found["parts"], found.get("waiting") or {"name": ""}]}
     for path in (folder / LOG).glob("*/*.parquet"):
-        if path.stem not in named: path.unlink()
+        if path.stem not in named:
+            path.unlink()
 
 # %% ../../nbs/04_ingest.ipynb #c105
 def opened_log(settings: Settings, replace: bool) -> dict:
     "The manifest to go on from; `ValueError` when the log was written with other columns."
-    shape = {key: value for key, value in settings.columns.model_dump().items() if key in ("id", "amount", "decimals", "entities", "categories")}
-    empty = {"format": FORMAT, "domain": settings.domain.name, "columns": settings.columns.model_dump(), "next_seq": 0, "parts": [], "ingests": []}
-    if not (settings.batch.folder / LOG / "manifest.json").exists(): return empty
+    shape = {
+        key: value
+        for key, value in settings.columns.model_dump().items()
+        if key in ("id", "amount", "decimals", "entities", "categories")
+    }
+    empty = {
+        "format": FORMAT,
+        "domain": settings.domain.name,
+        "columns": settings.columns.model_dump(),
+        "next_seq": 0,
+        "parts": [],
+        "ingests": [],
+    }
+    if not (settings.batch.folder / LOG / "manifest.json").exists():
+        return empty
     if replace:
         check_live(settings.batch.folder, read_json(settings.batch.folder / LOG / "manifest.json").get("parts", []))
         return empty
     manifest = read_manifest(settings.batch.folder)
     for key, value in shape.items():
         if manifest["columns"].get(key) != value:
-            raise ValueError(f"the log in {settings.batch.folder} was written with columns.{key} = {manifest['columns'].get(key)!r}, "
-                             f"the settings have {value!r}: put the setting back, rebuild the log with replace, or set another batch.folder")
+            raise ValueError(
+                f"the log in {settings.batch.folder} was written with columns.{key} = {manifest['columns'].get(key)!r}, "
+                f"the settings have {value!r}: put the setting back, rebuild the log with replace, or set another batch.folder"
+            )
     return manifest
+
 
 def check_live(folder: Path, parts: list[dict]) -> None:
     "`ValueError` when a log holds parts that were collected from a live log."
-    if not any("live" in part for part in parts): return
-    raise ValueError(f"the log in {folder} goes on in a live log, part of which was collected into it: numbers of new rows would be used "
-                     "twice, and a rebuilt log would lose what came in live. Send new orders to the service and verdicts to `fraud-poc labels`, "
-                     "or set another batch.folder")
+    if not any("live" in part for part in parts):
+        return
+    raise ValueError(
+        f"the log in {folder} goes on in a live log, part of which was collected into it: numbers of new rows would be used "
+        "twice, and a rebuilt log would lose what came in live. Send new orders to the service and verdicts to `fraud-poc labels`, "
+        "or set another batch.folder"
+    )
+
 
 def pieces_for(sources: list[Source]) -> int:
     "Pieces of the ids, such that one is about `ROWS` rows: counted for Parquet, guessed for CSV at 80 bytes a row (16 when packed)."
-    rows = sum(sum(task.rows for task in plan_scans(source)) or source.size // (16 if source.place.endswith(".gz") else 80) for source in sources)
+    rows = sum(
+        sum(task.rows for task in plan_scans(source)) or source.size // (16 if source.place.endswith(".gz") else 80)
+        for source in sources
+    )
     return min(-(-max(rows, 1) // ROWS), 1024)
 
 # %% ../../nbs/04_ingest.ipynb #c107
@@ -1226,7 +1661,8 @@ def write_rejects(
     "Collect the refused rows of all tasks: those found in reading, by source and row, then those found in comparing ids."
     pairs, told = picked(work, "refused_pairs", REFUSED).sort_by(ORDER), Counter()
     scanned = [pa.ipc.open_file(pa.memory_map(str(found))).read_all() for found in sorted(work.glob("refused-*.arrow"))]
-    if not sum(map(len, [*scanned, pairs])): return told
+    if not sum(map(len, [*scanned, pairs])):
+        return told
     places = pa.array([source.place for source in sources])
     with write_aside(path) as aside:
         os.close(os.open(aside, os.O_CREAT | os.O_WRONLY, 0o600))
@@ -1244,13 +1680,19 @@ def write_rejects(
 # %% ../../nbs/04_ingest.ipynb #c109
 def gather_sources(settings: Settings, events: str | None, labels: str | None) -> tuple[list[Source], bool]:
     "Files to read, checked, and whether events carry their own verdicts."
-    events, labels = (settings.input.events if events is None else events), (settings.input.labels if labels is None else labels)
-    if not (events or labels): raise ValueError("nothing to read: name a file, folder, glob or address with --input, or set input.events")
+    events, labels = (
+        (settings.input.events if events is None else events),
+        (settings.input.labels if labels is None else labels),
+    )
+    if not (events or labels):
+        raise ValueError("nothing to read: name a file, folder, glob or address with --input, or set input.events")
     own = not (settings.input.labels or labels)
     sources = find_sources(events) if events else []
     sources += find_sources(labels, labels=True, first=len(sources)) if labels else []
-    for source in sources: check_columns(source, settings, own)
-    for side in ("earliest", "latest"): date_ms(settings.limits, side)
+    for source in sources:
+        check_columns(source, settings, own)
+    for side in ("earliest", "latest"):
+        date_ms(settings.limits, side)
     localise(np.zeros(1, np.int64), settings.columns.timezone)
     return sources, own
 
@@ -1258,25 +1700,40 @@ def gather_sources(settings: Settings, events: str | None, labels: str | None) -
 def read_rows(
     settings: Settings,
     sources: list[Source],
-    own: bool,                    # the events carry their verdicts
-    manifest: dict,               # of the log that is appended to
+    own: bool,  # the events carry their verdicts
+    manifest: dict,  # of the log that is appended to
     progress: Progress | None,
-    now: int,                     # UTC ms, by the clock
+    now: int,  # UTC ms, by the clock
 ) -> tuple[Counter, dict[int, int]]:  # counts; UTC day number -> rows accepted
     "Scan, look up, settle and admit: what is accepted lies in working files, sorted by time within each piece."
     parts = manifest["parts"]
-    tasks, pieces, told, days = [task for source in sources for task in plan_scans(source)], pieces_for(sources), Counter(), Counter()
+    tasks, pieces, told, days = (
+        [task for source in sources for task in plan_scans(source)],
+        pieces_for(sources),
+        Counter(),
+        Counter(),
+    )
     rows = 0 if any(not task.rows for task in tasks) else sum(task.rows for task in tasks)
+
     def done(task: tuple, result: dict) -> None:
         told.update(result["told"])
-        if progress: progress((told["rows"] + told["label_rows"]) // 2, rows)
-    found = run_tasks(scan, [(task, index, settings, own, pieces, bool(parts), now) for index, task in enumerate(tasks)], settings, done)
+        if progress:
+            progress((told["rows"] + told["label_rows"]) // 2, rows)
+
+    found = run_tasks(
+        scan,
+        [(task, index, settings, own, pieces, bool(parts), now) for index, task in enumerate(tasks)],
+        settings,
+        done,
+    )
     told.update(leave_bulk(settings, sum((result["days"] for result in found), Counter()), parts))
     if parts:
         seen = np.unpackbits(np.bitwise_or.reduce([result.pop("seen") for result in found]))
         seen[spill_waiting(settings, manifest, pieces) >> np.uint64(64 - COARSE)] = 1
         seen = np.packbits(seen)
-        run_tasks(match_log, [(part["name"], index, settings, pieces, seen) for index, part in enumerate(parts)], settings)
+        run_tasks(
+            match_log, [(part["name"], index, settings, pieces, seen) for index, part in enumerate(parts)], settings
+        )
     settled = run_tasks(settle, [(piece, pieces, settings) for piece in range(pieces)], settings)
     newest = [horizon_of(settings.batch.folder, parts), *(result["horizon"] for result in settled)]
     horizon = max((moment for moment in newest if moment is not None), default=-FAR)
@@ -1291,80 +1748,117 @@ def unlisted(told: Counter) -> dict[str, int]:
     found = {name[1]: rows for name, rows in told.items() if name[0] == "unlisted"}
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:UNLISTED_SHOWN])
 
+
 def stand_ins_of(told: Counter) -> dict[str, dict[str, int]]:
     "Words that were taken for missing: column -> word -> rows."
     found = {}
-    for name, rows in sorted((item for item in told.items() if item[0][0] == "stands"), key=lambda item: (item[0][1], -item[1], item[0][2])):
+    for name, rows in sorted(
+        (item for item in told.items() if item[0][0] == "stands"), key=lambda item: (item[0][1], -item[1], item[0][2])
+    ):
         found.setdefault(name[1], {})[name[2]] = rows
     return found
+
 
 def note_of(told: Counter, settings: Settings) -> str:
     "What a summary says of labels: none means fraud, or there are values in none of the lists; else nothing."
     notes, labels = [], settings.labels
     strange = sum(rows for name, rows in told.items() if name[0] == "unlisted")
     if not told["label fraud"] and (others := told["label legitimate"] + strange):
-        notes.append(f"no fraud: none of {others:,} labels means fraud; check labels.column and labels.fraud_values ({labels.fraud_values})")
+        notes.append(
+            f"no fraud: none of {others:,} labels means fraud; check labels.column and labels.fraud_values ({labels.fraud_values})"
+        )
     if strange:
         values = ", ".join(f"{value!r}" for value in list(unlisted(told))[:3])
-        done = {"refuse": "rejected", "legitimate": "taken for legitimate", "unresolved": "left unresolved"}[labels.other_values]
-        notes.append(f"{strange:,} labels, such as {values}, are in none of labels.fraud_values, legitimate_values and unresolved_values, "
-                     f'and were {done} (labels.other_values = "{labels.other_values}"): list what they mean')
+        done = {"refuse": "rejected", "legitimate": "taken for legitimate", "unresolved": "left unresolved"}[
+            labels.other_values
+        ]
+        notes.append(
+            f"{strange:,} labels, such as {values}, are in none of labels.fraud_values, legitimate_values and unresolved_values, "
+            f'and were {done} (labels.other_values = "{labels.other_values}"): list what they mean'
+        )
     return "; ".join(notes)
+
 
 def summarise(told: Counter, settings: Settings, parts: list[dict], next_seq: int) -> dict:
     "Counts of an ingest. rows_read = events + repeats + events_rejected; labels_read + labels_waited = the six kinds of labels below them."
     refused = told["label_rows_refused"]
     return {
-        "rows_read": told["rows"], "events": told["events"], "repeats": told["repeats"],          # repeats: identical, dropped
+        "rows_read": told["rows"],
+        "events": told["events"],
+        "repeats": told["repeats"],  # repeats: identical, dropped
         "events_rejected": told["rows"] - told["events"] - told["repeats"],
-        "labels_read": told["labels_read"] + refused, "labels_waited": told["labels_waited"],     # waited: beside the log, until now
-        "labels": told["labels"], "labels_waiting": told["labels_waiting"],                       # rows of the label log; known later
-        "labels_unresolved": told["unresolved"], "labels_unchanged": told["unchanged"],           # empty; the verdict that was known
-        "labels_superseded": told["superseded"], "labels_rejected": refused + told["unknown"],    # superseded: a newer one is known
-        "labels_fraud": told["label fraud"], "labels_legitimate": told["label legitimate"],       # of the labels read, before the above
-        "labels_unlisted": unlisted(told),                                                        # values in none of the lists: rows
-        "labels_clamped": told["clamped"],                                                        # moved to 1 ms after their event
-        "missing": {name: told[f"missing {name}"] for name in settings.columns.hashed},           # empty, kept with key 0
-        "ambiguous_times": told[TWICE],                                                           # the earlier reading was taken
-        "stand_ins": stand_ins_of(told),                                                          # columns.missing_values found, by column
+        "labels_read": told["labels_read"] + refused,
+        "labels_waited": told["labels_waited"],  # waited: beside the log, until now
+        "labels": told["labels"],
+        "labels_waiting": told["labels_waiting"],  # rows of the label log; known later
+        "labels_unresolved": told["unresolved"],
+        "labels_unchanged": told["unchanged"],  # empty; the verdict that was known
+        "labels_superseded": told["superseded"],
+        "labels_rejected": refused + told["unknown"],  # superseded: a newer one is known
+        "labels_fraud": told["label fraud"],
+        "labels_legitimate": told["label legitimate"],  # of the labels read, before the above
+        "labels_unlisted": unlisted(told),  # values in none of the lists: rows
+        "labels_clamped": told["clamped"],  # moved to 1 ms after their event
+        "missing": {name: told[f"missing {name}"] for name in settings.columns.hashed},  # empty, kept with key 0
+        "ambiguous_times": told[TWICE],  # the earlier reading was taken
+        "stand_ins": stand_ins_of(told),  # columns.missing_values found, by column
         "note": note_of(told, settings),
-        "parts": len(parts), "first_seq": next_seq, "next_seq": next_seq + told["events"] + told["labels"]}
+        "parts": len(parts),
+        "first_seq": next_seq,
+        "next_seq": next_seq + told["events"] + told["labels"],
+    }
 
 # %% ../../nbs/04_ingest.ipynb #c115
-def commit(settings: Settings, manifest: dict, parts: list[dict], summary: dict, sources: list[Source], replace: bool) -> dict:
+def commit(
+    settings: Settings, manifest: dict, parts: list[dict], summary: dict, sources: list[Source], replace: bool
+) -> dict:
     "Write the rejects and, if anything is new, the manifest; returns the summary."
     folder, work = settings.batch.folder, settings.batch.folder / WORK
     log, rejects = work / LOG if replace else folder / LOG, folder / REJECTS
     numbers = [] if replace else [int(path.stem) for path in rejects.glob("*.parquet")]
     name = f"{max(numbers, default=-1) + 1:06d}.parquet"
-    if (parts or summary["labels_waiting"] != summary["labels_waited"]) and not replace: check_live(folder, manifest["parts"])
+    if (parts or summary["labels_waiting"] != summary["labels_waited"]) and not replace:
+        check_live(folder, manifest["parts"])
     reasons = write_rejects(work / name, work, sources)
     waiting = write_waiting(log, f"{len(manifest['ingests']):06d}_waiting", picked(work, "waiting", WAITING))
     same = [found and found["digest"] for found in (waiting, manifest.get("waiting"))]
-    size = sum((log / kind / f"{part['name']}.parquet").stat().st_size for part in parts for kind in ("events", "labels"))
-    summary |= {"rejected": dict(sorted(reasons.items())), "rejects": f"{REJECTS}/{name}" if reasons else "", "bytes": size}
+    size = sum(
+        (log / kind / f"{part['name']}.parquet").stat().st_size for part in parts for kind in ("events", "labels")
+    )
+    summary |= {
+        "rejected": dict(sorted(reasons.items())),
+        "rejects": f"{REJECTS}/{name}" if reasons else "",
+        "bytes": size,
+    }
     first = not (log / "manifest.json").exists()
-    if replace: shutil.rmtree(rejects, ignore_errors=True)
+    if replace:
+        shutil.rmtree(rejects, ignore_errors=True)
     rejects.mkdir(exist_ok=True)
-    if reasons: os.replace(work / name, rejects / name)
+    if reasons:
+        os.replace(work / name, rejects / name)
     if parts or first or same[0] != same[1]:
-        manifest |= {"next_seq": summary["next_seq"], "parts": manifest["parts"] + parts, "waiting": waiting,
-                     "ingests": [*manifest["ingests"], summary]}
+        manifest |= {
+            "next_seq": summary["next_seq"],
+            "parts": manifest["parts"] + parts,
+            "waiting": waiting,
+            "ingests": [*manifest["ingests"], summary],
+        }
         write_json(log / "manifest.json", manifest)
     if replace:
-        if (folder / LOG).exists(): os.replace(folder / LOG, work / "old")
+        if (folder / LOG).exists():
+            os.replace(folder / LOG, work / "old")
         os.replace(log, folder / LOG)
     return summary | {"files": len(sources), "input_bytes": sum(source.size for source in sources)}
 
 # %% ../../nbs/04_ingest.ipynb #c117
 def ingest(
     settings: Settings,
-    events: str | None = None,           # place of raw events; None = settings.input.events, "" = none this time
-    labels: str | None = None,           # place of raw verdicts; None = settings.input.labels, "" = none this time
-    replace: bool = False,               # rebuild the log from nothing; else append
-    progress: Progress | None = None,    # called as progress(rows done, rows in all; 0 = not known yet)
+    events: str | None = None,  # place of raw events; None = settings.input.events, "" = none this time
+    labels: str | None = None,  # place of raw verdicts; None = settings.input.labels, "" = none this time
+    replace: bool = False,  # rebuild the log from nothing; else append
+    progress: Progress | None = None,  # called as progress(rows done, rows in all; 0 = not known yet)
     clock: Clock = system_clock,
-) -> dict:                               # counts, see `summarise`; files, input_bytes, bytes written, rejects by reason
+) -> dict:  # counts, see `summarise`; files, input_bytes, bytes written, rejects by reason
     "Read raw files into the event log; `ValueError` on a file or setting that cannot be right, and the log stays as it was."
     with working_folder(settings.batch.folder) as work:
         sources, own = gather_sources(settings, events, labels)
@@ -1373,8 +1867,17 @@ def ingest(
         told, days = read_rows(settings, sources, own, manifest, progress, clock())
         months = plan_months(days, manifest["next_seq"], len(manifest["parts"]), settings.batch.part_rows)
         read, new = told["rows"] + told["label_rows"], max(sum(days.values()), 1)
+
         def done(task: tuple, result: list) -> None:
             written = task[0].first_seq + task[0].rows - manifest["next_seq"]
-            if progress: progress(read // 2 + (read - read // 2) * written // new, read)
-        parts = [part for found in run_tasks(write_month, [(month, settings, log) for month in months], settings, done) for part in found]
-        return commit(settings, manifest, parts, summarise(told, settings, parts, manifest["next_seq"]), sources, replace)
+            if progress:
+                progress(read // 2 + (read - read // 2) * written // new, read)
+
+        parts = [
+            part
+            for found in run_tasks(write_month, [(month, settings, log) for month in months], settings, done)
+            for part in found
+        ]
+        return commit(
+            settings, manifest, parts, summarise(told, settings, parts, manifest["next_seq"]), sources, replace
+        )

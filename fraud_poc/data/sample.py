@@ -39,24 +39,33 @@ from ..events import TIME
 
 # %% ../../nbs/03_sample_data.ipynb #c005
 HOUR, DAY = UNITS_MS["h"], UNITS_MS["d"]
-AT_START = 0.35                                               # share of the customers who are there from the start
-WEEK = np.array([1.0, 0.97, 0.96, 1.0, 1.08, 1.22, 1.18])     # how busy the days are, Monday first
+AT_START = 0.35  # share of the customers who are there from the start
+WEEK = np.array([1.0, 0.97, 0.96, 1.0, 1.08, 1.22, 1.18])  # how busy the days are, Monday first
+
 
 def period(sample: Sample) -> tuple[int, int]:
     "First moment of the period and the one after its last, UTC milliseconds; `ValueError` when the start is no date."
-    try: start = int(np.datetime64(sample.start, "D").astype("datetime64[ms]").astype(np.int64))
-    except ValueError: raise ValueError(f"sample.start is {sample.start!r}: write an ISO date, as in '2025-01-01'") from None
+    try:
+        start = int(np.datetime64(sample.start, "D").astype("datetime64[ms]").astype(np.int64))
+    except ValueError:
+        raise ValueError(f"sample.start is {sample.start!r}: write an ISO date, as in '2025-01-01'") from None
     return start, start + sample.days * DAY
+
 
 def customers_at(sample: Sample, time: np.ndarray) -> np.ndarray:
     "Customers who have arrived by each moment, at least one."
     start, end = period(sample)
-    return np.maximum(1, sample.customers * (AT_START + (1 - AT_START) * (time - start) / (end - start))).astype(np.int64)
+    return np.maximum(1, sample.customers * (AT_START + (1 - AT_START) * (time - start) / (end - start))).astype(
+        np.int64
+    )
+
 
 def rhythm(time: np.ndarray) -> np.ndarray:
     "How busy a moment is by hour and weekday, about 1 on average."
     hour, day = time / HOUR % 24, (time // DAY + 3) % 7
-    return WEEK[day] * np.maximum(0.12, 1 + 0.75 * np.sin((hour - 11) * np.pi / 12) - 0.3 * np.cos((hour - 2) * np.pi / 6))
+    return WEEK[day] * np.maximum(
+        0.12, 1 + 0.75 * np.sin((hour - 11) * np.pi / 12) - 0.3 * np.cos((hour - 2) * np.pi / 6)
+    )
 
 # %% ../../nbs/03_sample_data.ipynb #c007
 @lru_cache(maxsize=8)
@@ -73,14 +82,17 @@ def expected_orders(
 # %% ../../nbs/03_sample_data.ipynb #c010
 BATCH_DAYS, SLICE_ORDERS = 30, 150_000
 
+
 @dataclass(frozen=True)
 class Slice:
     "A stretch of time that is generated at once."
-    number: int    # counts through all batches
+
+    number: int  # counts through all batches
     batch: int
-    start: int     # UTC milliseconds, inclusive
-    end: int       # exclusive
+    start: int  # UTC milliseconds, inclusive
+    end: int  # exclusive
     orders: float  # expected in it
+
 
 @lru_cache(maxsize=8)
 def slices_of(sample: Sample) -> tuple[Slice, ...]:
@@ -91,8 +103,12 @@ def slices_of(sample: Sample) -> tuple[Slice, ...]:
         cuts = np.linspace(*ends, 2 + max(1, int(np.ptp(ends) // SLICE_ORDERS)))
         edges = np.interp(cuts, until, time).astype(np.int64)
         edges[[0, -1]] = first, min(first + BATCH_DAYS * DAY, end)
-        found += [Slice(len(found) + i, batch, int(edges[i]), int(edges[i + 1]), cuts[i + 1] - cuts[i]) for i in range(len(edges) - 1)]
+        found += [
+            Slice(len(found) + i, batch, int(edges[i]), int(edges[i + 1]), cuts[i + 1] - cuts[i])
+            for i in range(len(edges) - 1)
+        ]
     return tuple(found)
+
 
 def generator(sample: Sample, part: Slice, purpose: int) -> np.random.Generator:
     "Random numbers that depend on the seed, the slice and the purpose alone."
@@ -115,13 +131,14 @@ def moments(
 # %% ../../nbs/03_sample_data.ipynb #c016
 def scramble(
     number: np.ndarray,  # (n,) non-negative integers, or earlier results
-    salt: int,           # which question is asked
-) -> np.ndarray:         # (n,) uint64, as if random
+    salt: int,  # which question is asked
+) -> np.ndarray:  # (n,) uint64, as if random
     "Mix numbers and a salt into 64 bits."
     bits = number.astype(np.uint64) + np.uint64((salt + 1) * 0x9E3779B97F4A7C15 % 2**64)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
+
 
 def chance(number: np.ndarray, salt: int) -> np.ndarray:
     "Uniform numbers in [0, 1) that belong to the given numbers for ever."
@@ -130,11 +147,12 @@ def chance(number: np.ndarray, salt: int) -> np.ndarray:
 # %% ../../nbs/03_sample_data.ipynb #c018
 BLOCK, SKEW, RECENT = 1024, 2.5, 1.3
 
+
 def pick_customers(
     rng: np.random.Generator,
     arrived: np.ndarray,  # (n,) customers there are at each moment
-    skew: float = SKEW,   # 1 = all equally often; larger = fewer customers place more of the orders
-) -> np.ndarray:          # (n,) customer numbers below `arrived`
+    skew: float = SKEW,  # 1 = all equally often; larger = fewer customers place more of the orders
+) -> np.ndarray:  # (n,) customer numbers below `arrived`
     "Choose the customers of n orders."
     rank = (BLOCK * rng.random(len(arrived)) ** skew).astype(np.uint64)
     block = (arrived / BLOCK * (1 - rng.random(len(arrived)) ** RECENT)).astype(np.uint64)
@@ -144,16 +162,19 @@ def pick_customers(
 # %% ../../nbs/03_sample_data.ipynb #c021
 HOME, CARRIER, SHARED = 10 << 24, (100 << 24) + (64 << 16), (198 << 24) + (18 << 16)  # the first address of each range
 
+
 def household(customer: np.ndarray) -> np.ndarray:
     "Who lives together: the number of a family's first member, or the customer's own."
     family = customer // np.uint64(3)
     return np.where(chance(family, 10) < 0.25, family * np.uint64(3), customer)
+
 
 def home_address(customer: np.ndarray, time: np.ndarray) -> np.ndarray:
     "Address of a household, changed by its provider every 150 to 600 days."
     home = household(customer)
     lease = (time / DAY / (150 + 450 * chance(home, 11)) + chance(home, 12)).astype(np.uint64)
     return HOME + (scramble(home * np.uint64(256) + lease % np.uint64(256), 13) & np.uint64(0xFFFFFF)).astype(np.int64)
+
 
 def pool_address(sample: Sample, draw: np.ndarray, people: int) -> np.ndarray:
     "One of the shared addresses, about one for so many `people`; `draw` in [0, 1) chooses, low ones far more often."
@@ -164,14 +185,19 @@ def pool_address(sample: Sample, draw: np.ndarray, people: int) -> np.ndarray:
 # %% ../../nbs/03_sample_data.ipynb #c023
 OFFICE, MOBILE, TUNNEL = 40, 150, 1_500  # people for each address in a shared pool
 
+
 def usual_address(
     rng: np.random.Generator,
     sample: Sample,
     customer: np.ndarray,  # (n,) customer numbers
-    time: np.ndarray,      # (n,) UTC milliseconds
-) -> np.ndarray:           # (n,) int64 IPv4 addresses
+    time: np.ndarray,  # (n,) UTC milliseconds
+) -> np.ndarray:  # (n,) int64 IPv4 addresses
     "Where customers order from on an ordinary day."
-    way, spot, habit = rng.random(len(customer)), rng.integers(0, 3, len(customer), dtype=np.uint64), chance(customer, 20)
+    way, spot, habit = (
+        rng.random(len(customer)),
+        rng.integers(0, 3, len(customer), dtype=np.uint64),
+        chance(customer, 20),
+    )
     phone = pool_address(sample, chance(customer * np.uint64(4) + spot, 21), MOBILE)
     address = np.where(way < 0.45 * habit, phone, home_address(customer, time))
     at_work = (way > 0.82) & (chance(customer, 22) < 0.4)
@@ -188,6 +214,7 @@ def usual_email(rng: np.random.Generator, sample: Sample, customer: np.ndarray, 
     owner = np.where(chance(household(customer), 32) < 0.2, household(customer), customer)
     return scramble(owner * np.uint64(4) + version, 33)
 
+
 def usual_device(rng: np.random.Generator, customer: np.ndarray, time: np.ndarray) -> np.ndarray:
     "The device of each order, as 64 bits: an own one, replaced after 200 to 900 days, a second one, or the family's."
     which, habit = rng.random(len(customer)), chance(customer, 40)
@@ -197,27 +224,44 @@ def usual_device(rng: np.random.Generator, customer: np.ndarray, time: np.ndarra
     return np.where(which > 0.85, scramble(household(customer), 43), own)
 
 # %% ../../nbs/03_sample_data.ipynb #c027
-PLACES = ("DE-BER DE-HAM DE-MUC DE-CGN DE-FRA FR-PAR FR-LYS FR-MRS GB-LON GB-MAN GB-BHX ES-MAD ES-BCN ES-VLC IT-ROM IT-MIL IT-NAP "
-          "NL-AMS NL-RTM BE-BRU AT-VIE CH-ZRH PL-WAW PL-KRK CZ-PRG SE-STO DK-CPH NO-OSL FI-HEL PT-LIS IE-DUB GR-ATH HU-BUD RO-BUH "
-          "US-NYC US-CHI CA-YYZ TR-IST").split()
+PLACES = (
+    "DE-BER DE-HAM DE-MUC DE-CGN DE-FRA FR-PAR FR-LYS FR-MRS GB-LON GB-MAN GB-BHX ES-MAD ES-BCN ES-VLC IT-ROM IT-MIL IT-NAP "
+    "NL-AMS NL-RTM BE-BRU AT-VIE CH-ZRH PL-WAW PL-KRK CZ-PRG SE-STO DK-CPH NO-OSL FI-HEL PT-LIS IE-DUB GR-ATH HU-BUD RO-BUH "
+    "US-NYC US-CHI CA-YYZ TR-IST"
+).split()
+
 
 def place_of(draw: np.ndarray) -> np.ndarray:
     "One of the places, by a number in [0, 1); the first are the largest."
     return (len(PLACES) * draw**1.7).astype(np.int64)
+
 
 def level(customer: np.ndarray) -> np.ndarray:
     "What a customer usually spends on an order, major units: log-logistic around 45."
     odds = chance(customer, 50)
     return 45 * ((odds + 0.003) / (1.003 - odds)) ** 0.35
 
+
 def spread(rng: np.random.Generator, count: int, width: float) -> np.ndarray:
     "Lognormal factors around 1; `width` is the standard deviation of the logarithm."
     return np.exp(width * rng.standard_normal(count, dtype=np.float32)).astype(np.float64)
 
 # %% ../../nbs/03_sample_data.ipynb #c029
-PATTERNS = ("everyday", "traveller", "large purchase", "mover", "flash sale", "club",  # honest, unless the buyer disputes it
-            "friendly fraud", "stolen account", "card testing", "ring", "outlier")
+PATTERNS = (
+    "everyday",
+    "traveller",
+    "large purchase",
+    "mover",
+    "flash sale",
+    "club",  # honest, unless the buyer disputes it
+    "friendly fraud",
+    "stolen account",
+    "card testing",
+    "ring",
+    "outlier",
+)
 EVERYDAY, TRAVELLER, LARGE, MOVER, FLASH, CLUB, FRIENDLY, STOLEN, TESTING, RING, OUTLIER = range(len(PATTERNS))
+
 
 def away(customer: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Whether a customer is on a journey, and the journey's number: both (n,)."
@@ -226,12 +270,19 @@ def away(customer: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray
     day = time / DAY - stretch * 45.0 - 35 * chance(journey, 60)
     return (chance(journey, 61) < 0.13) & (day > 0) & (day < 3 + 10 * chance(journey, 62)), journey
 
+
 def usual(rng: np.random.Generator, sample: Sample, customer: np.ndarray, time: np.ndarray) -> dict[str, np.ndarray]:
     "Orders as these customers usually place them at these moments: columns of (n,)."
-    return {"time": time, "customer": customer, "email": usual_email(rng, sample, customer, time),
-            "ip": usual_address(rng, sample, customer, time), "device": usual_device(rng, customer, time),
-            "place": place_of(chance(household(customer), 51)), "amount": level(customer) * spread(rng, len(time), 0.6),
-            "pattern": np.full(len(time), EVERYDAY, np.int8)}
+    return {
+        "time": time,
+        "customer": customer,
+        "email": usual_email(rng, sample, customer, time),
+        "ip": usual_address(rng, sample, customer, time),
+        "device": usual_device(rng, customer, time),
+        "place": place_of(chance(household(customer), 51)),
+        "amount": level(customer) * spread(rng, len(time), 0.6),
+        "pattern": np.full(len(time), EVERYDAY, np.int8),
+    }
 
 # %% ../../nbs/03_sample_data.ipynb #c030
 def everyday(rng: np.random.Generator, sample: Sample, part: Slice, count: int) -> dict[str, np.ndarray]:
@@ -251,10 +302,12 @@ def everyday(rng: np.random.Generator, sample: Sample, part: Slice, count: int) 
 # %% ../../nbs/03_sample_data.ipynb #c034
 LONGEST = 9 * DAY  # orders of a story that come later than this after its slice are dropped
 
+
 def unroll(size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "For stories of so many orders: the story of each order, and its place in it, counted from 0."
     story = np.repeat(np.arange(len(size)), size)
     return story, np.arange(len(story)) - (np.cumsum(size) - size)[story]
+
 
 def unfold(start: np.ndarray, story: np.ndarray, step: np.ndarray, wait: np.ndarray) -> np.ndarray:
     "Moments of orders: a story's first at its start, each other after a wait (milliseconds) from the one before."
@@ -262,15 +315,19 @@ def unfold(start: np.ndarray, story: np.ndarray, step: np.ndarray, wait: np.ndar
     first = np.flatnonzero(step == 0)
     return start[story] + (since - since[first][story]).astype(np.int64)
 
+
 def strangers(rng: np.random.Generator, count: int) -> np.ndarray:
     "64 bits each: accounts, emails or devices never seen before."
     return rng.integers(0, 2**64, count, dtype=np.uint64)
+
 
 def hideout(rng: np.random.Generator, sample: Sample, count: int) -> np.ndarray:
     "Addresses that thieves work from: a hijacked home, a phone, a tunnel. Honest people are behind each of them too."
     fresh = HOME + rng.integers(0, 2**24, count)
     kind, draw = rng.random(count), rng.random(count)
-    return np.where(kind < 0.5, fresh, np.where(kind < 0.8, pool_address(sample, draw, MOBILE), pool_address(sample, draw, TUNNEL)))
+    return np.where(
+        kind < 0.5, fresh, np.where(kind < 0.8, pool_address(sample, draw, MOBILE), pool_address(sample, draw, TUNNEL))
+    )
 
 # %% ../../nbs/03_sample_data.ipynb #c037
 def takeover(rng: np.random.Generator, sample: Sample, start: np.ndarray, pattern: int) -> dict[str, np.ndarray]:
@@ -280,10 +337,12 @@ def takeover(rng: np.random.Generator, sample: Sample, start: np.ndarray, patter
     time = unfold(start, story, step, (3 if thief else 9) * HOUR * spread(rng, len(story), 1.2))
     victim = pick_customers(rng, customers_at(sample, start), 1.5)
     orders = usual(rng, sample, victim[story], time)
-    for column, share, new in [("email", 0.45 if thief else 0.2, strangers(rng, len(start))),
-                               ("device", 0.75 if thief else 0.35, strangers(rng, len(start))),
-                               ("ip", 0.93, hideout(rng, sample, len(start)) if thief else HOME + rng.integers(0, 2**24, len(start))),
-                               ("place", 0.5 if thief else 0.35, place_of(rng.random(len(start))))]:
+    for column, share, new in [
+        ("email", 0.45 if thief else 0.2, strangers(rng, len(start))),
+        ("device", 0.75 if thief else 0.35, strangers(rng, len(start))),
+        ("ip", 0.93, hideout(rng, sample, len(start)) if thief else HOME + rng.integers(0, 2**24, len(start))),
+        ("place", 0.5 if thief else 0.35, place_of(rng.random(len(start)))),
+    ]:
         orders[column] = np.where((rng.random(len(start)) < share)[story], new[story], orders[column])
     pace = np.exp(np.where(thief, 0.3, 0.18) * rng.random(len(start)))[story]
     orders["amount"] *= (1.3 if thief else 1.15) * pace ** np.minimum(step, 8)
@@ -303,9 +362,13 @@ def burst(rng: np.random.Generator, sample: Sample, start: np.ndarray, pattern: 
     orders["email"] = np.where(new, strangers(rng, len(story)), orders["email"])
     tools = scramble(strangers(rng, len(start))[story], 70) + rng.integers(0, 3, len(story), dtype=np.uint64)
     reused = rng.random(len(story)) < (rng.random(len(start)) * (0.7 if thief else 0.1))[story]
-    orders["device"] = np.where(reused, scramble(tools, 71), np.where(new | thief, strangers(rng, len(story)), orders["device"]))
+    orders["device"] = np.where(
+        reused, scramble(tools, 71), np.where(new | thief, strangers(rng, len(story)), orders["device"])
+    )
     place = pool_address(sample, rng.random(len(start)), MOBILE)
-    orders["ip"] = (np.where(rng.random(len(start)) < 0.4, hideout(rng, sample, len(start)), place) if thief else place)[story]
+    orders["ip"] = (
+        np.where(rng.random(len(start)) < 0.4, hideout(rng, sample, len(start)), place) if thief else place
+    )[story]
     orders["place"] = np.where(rng.random(len(story)) < 0.7, place_of(rng.random(len(start)))[story], orders["place"])
     orders["amount"] = (9 * spread(rng, len(start), 0.6))[story] * spread(rng, len(story), 0.7 if thief else 0.45)
     orders["pattern"][:] = pattern
@@ -324,9 +387,15 @@ def group(rng: np.random.Generator, sample: Sample, start: np.ndarray, pattern: 
     for column, salt in [("customer", 81), ("email", 82)]:
         orders[column] = np.where(new, scramble(secret + member, salt), orders[column])
     tool = rng.integers(0, 3, count, dtype=np.uint64)
-    orders["device"] = np.where(rng.random(count) < (0.7 if thief else 0.5), scramble(secret + tool, 83), orders["device"])
+    orders["device"] = np.where(
+        rng.random(count) < (0.7 if thief else 0.5), scramble(secret + tool, 83), orders["device"]
+    )
     spot = pool_address(sample, chance(secret + tool, 84), MOBILE if thief else OFFICE)
-    shared = np.where(chance(secret + tool, 85) < 0.5, HOME + (scramble(secret + tool, 86) & np.uint64(0xFFFFFF)).astype(np.int64), spot)
+    shared = np.where(
+        chance(secret + tool, 85) < 0.5,
+        HOME + (scramble(secret + tool, 86) & np.uint64(0xFFFFFF)).astype(np.int64),
+        spot,
+    )
     orders["ip"] = np.where(rng.random(count) < 0.85, shared, orders["ip"])
     orders["place"] = np.where(rng.random(count) < 0.8, place_of(chance(secret, 87)), orders["place"])
     orders["amount"] *= (1.5 if thief else 0.9) * spread(rng, len(start), 0.4)[story]
@@ -348,19 +417,29 @@ def outlier(rng: np.random.Generator, sample: Sample, start: np.ndarray, pattern
     return orders
 
 # %% ../../nbs/03_sample_data.ipynb #c045
-NOTICED = 14 / 15       # share of the orders in fraud stories that end as fraud
-FRIENDLY_SHARE = 0.12   # share of all fraud that is friendly fraud
+NOTICED = 14 / 15  # share of the orders in fraud stories that end as fraud
+FRIENDLY_SHARE = 0.12  # share of all fraud that is friendly fraud
+
 
 @dataclass(frozen=True)
 class Recipe:
     "How a story is told, and how much of it there is."
-    tell: Callable  # (rng, sample, starts, pattern) -> columns
-    share: float    # of all fraud for fraud stories, of all orders for honest ones
-    size: float     # mean number of orders in a story
 
-RECIPES = {STOLEN: Recipe(takeover, 0.36, 1 + 1 / 0.3), TESTING: Recipe(burst, 0.22, 30), RING: Recipe(group, 0.2, 16),
-           OUTLIER: Recipe(outlier, 0.1, 1.5),
-           MOVER: Recipe(takeover, 0.006, 1 + 1 / 0.35), FLASH: Recipe(burst, 0.008, 30), CLUB: Recipe(group, 0.006, 16)}
+    tell: Callable  # (rng, sample, starts, pattern) -> columns
+    share: float  # of all fraud for fraud stories, of all orders for honest ones
+    size: float  # mean number of orders in a story
+
+
+RECIPES = {
+    STOLEN: Recipe(takeover, 0.36, 1 + 1 / 0.3),
+    TESTING: Recipe(burst, 0.22, 30),
+    RING: Recipe(group, 0.2, 16),
+    OUTLIER: Recipe(outlier, 0.1, 1.5),
+    MOVER: Recipe(takeover, 0.006, 1 + 1 / 0.35),
+    FLASH: Recipe(burst, 0.008, 30),
+    CLUB: Recipe(group, 0.006, 16),
+}
+
 
 def share_of(sample: Sample, pattern: int) -> float:
     "Share of all orders that belong to stories of a pattern."
@@ -371,11 +450,16 @@ def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     "Columns of several groups of orders as one."
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+
 def stories_in(sample: Sample, part: Slice, rate: float, pattern: int) -> int:
     "How many stories start in a slice, when there are `rate` for each order."
     time, until = expected_orders(sample)
-    low, high = np.floor(np.interp([part.start, part.end], time, until) * rate + chance(np.array([sample.seed % 2**64], np.uint64), pattern))
+    low, high = np.floor(
+        np.interp([part.start, part.end], time, until) * rate
+        + chance(np.array([sample.seed % 2**64], np.uint64), pattern)
+    )
     return int(high - low)
+
 
 def stories(sample: Sample, part: Slice) -> dict[str, np.ndarray]:
     "All orders of the stories that start in a slice: columns of (n,), in no order; their times may lie beyond the slice."
@@ -403,18 +487,28 @@ def truth(rng: np.random.Generator, sample: Sample, orders: dict[str, np.ndarray
 def batch_columns(
     sample: Sample,
     batch: int,  # from 0
-) -> Iterator[tuple[Slice, dict[str, np.ndarray]]]:  # slice; columns of (n,), sorted by time, `fraud` and `pattern` among them
+) -> Iterator[
+    tuple[Slice, dict[str, np.ndarray]]
+]:  # slice; columns of (n,), sorted by time, `fraud` and `pattern` among them
     "The orders of a batch, one slice after the other."
     parts = slices_of(sample)
     mine = [part for part in parts if part.batch == batch]
-    if not mine: raise ValueError(f"there is no batch {batch}: {sample.days} days make {parts[-1].batch + 1} batches, counted from 0")
+    if not mine:
+        raise ValueError(
+            f"there is no batch {batch}: {sample.days} days make {parts[-1].batch + 1} batches, counted from 0"
+        )
     waiting = [stories(sample, part) for part in parts if part.batch < batch and part.end > mine[0].start - LONGEST]
     calm = 1 - sum(share_of(sample, pattern) for pattern in RECIPES)
     for part in mine:
         rng, pending = generator(sample, part, EVERYDAY), join([*waiting, stories(sample, part)])
         due = (pending["time"] >= part.start) & (pending["time"] < part.end)
         waiting = [{name: column[pending["time"] >= part.end] for name, column in pending.items()}]
-        orders = join([everyday(rng, sample, part, rng.poisson(part.orders * calm)), {name: column[due] for name, column in pending.items()}])
+        orders = join(
+            [
+                everyday(rng, sample, part, rng.poisson(part.orders * calm)),
+                {name: column[due] for name, column in pending.items()},
+            ]
+        )
         order = np.argsort(orders["time"], kind="stable")
         orders = {name: column[order] for name, column in orders.items()}
         yield part, orders | {"fraud": truth(rng, sample, orders)}
@@ -422,15 +516,20 @@ def batch_columns(
 # %% ../../nbs/03_sample_data.ipynb #c060
 NEVER = np.iinfo(np.int64).max
 
+
 def verdicts(
     rng: np.random.Generator,
-    time: np.ndarray,      # (n,) order times, UTC milliseconds
-    fraud: np.ndarray,     # (n,) bool, how it ends
+    time: np.ndarray,  # (n,) order times, UTC milliseconds
+    fraud: np.ndarray,  # (n,) bool, how it ends
     doubtful: np.ndarray,  # (n,) bool, an order that makes an analyst look twice
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # first verdict (bool); when it is known; when it is corrected (ms, NEVER = not)
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # first verdict (bool); when it is known; when it is corrected (ms, NEVER = not)
     "First verdicts of orders, and the moments of correction."
     count = len(time)
-    waits = (rng.standard_exponential((3, count), dtype=np.float32) * np.array([[1.2], [2], [8]]) * DAY).astype(np.int64)
+    waits = (rng.standard_exponential((3, count), dtype=np.float32) * np.array([[1.2], [2], [8]]) * DAY).astype(
+        np.int64
+    )
     review, appeal = time + HOUR + waits[0], 2 * DAY + waits[2]
     complaint = time + DAY + (20 * DAY * spread(rng, count, 0.75)).astype(np.int64)
     served, closing, settling = time + 13 * DAY + waits[1], time + 45 * DAY + waits[1] // 8, rng.random(count)
@@ -438,20 +537,32 @@ def verdicts(
     reviewed = rng.random(count) < np.where(doubtful, 0.35, 0.02)
     first = np.where(reviewed, fraud ^ (rng.random(count) < 1 / 12), fraud & (complaint < closing))
     known = np.where(reviewed, review, np.where(fraud, np.minimum(complaint, closing), settled))
-    known_late = np.where(first != fraud, np.maximum(known, np.where(fraud, complaint, known + appeal - DAY)) + DAY, NEVER)
+    known_late = np.where(
+        first != fraud, np.maximum(known, np.where(fraud, complaint, known + appeal - DAY)) + DAY, NEVER
+    )
     return first, known, known_late
 
 # %% ../../nbs/03_sample_data.ipynb #c064
-FIRST = ("ada ali amir ana ben carla dan eli emma eva finn gita hana ida ivan jan jo kai lea leo lin luca mia nils noor omar pia ravi "
-         "sara tom yara zoe").split()
-LAST = ("abel bauer berg costa cruz dale diaz ek fischer fox garcia haas holm ito jansen keller kim lange lopez meyer moreau novak okafor park "
-        "rossi sato silva singh vogel weber wolf yilmaz").split()
-DOMAINS = [f"@{host}" for host in ("example.com example.org example.net mail.example.com post.example.org web.example.net example.com "
-                                   "example.org").split()]
+FIRST = (
+    "ada ali amir ana ben carla dan eli emma eva finn gita hana ida ivan jan jo kai lea leo lin luca mia nils noor omar pia ravi "
+    "sara tom yara zoe"
+).split()
+LAST = (
+    "abel bauer berg costa cruz dale diaz ek fischer fox garcia haas holm ito jansen keller kim lange lopez meyer moreau novak okafor park "
+    "rossi sato silva singh vogel weber wolf yilmaz"
+).split()
+DOMAINS = [
+    f"@{host}"
+    for host in (
+        "example.com example.org example.net mail.example.com post.example.org web.example.net example.com example.org"
+    ).split()
+]
+
 
 def pieces(words: list[str], bits: np.ndarray, shift: int) -> pa.Array:
     "Words chosen by some of the bits; their number must be a power of two."
     return pa.array(words).take(pa.array((bits >> np.uint64(shift)) & np.uint64(len(words) - 1)))
+
 
 def email_text(bits: np.ndarray) -> pa.Array:
     "Handles such as `mia.keller4821@example.org` from (n,) uint64."
@@ -459,19 +570,24 @@ def email_text(bits: np.ndarray) -> pa.Array:
     name = [pieces(FIRST, bits, 0), pieces([".", "", "_", "."], bits, 5), pieces(LAST, bits, 7)]
     return pc.binary_join_element_wise(*name, number, pieces(DOMAINS, bits, 12), "")
 
+
 def address_text(address: np.ndarray) -> pa.Array:
     "Dotted text from (n,) IPv4 addresses."
     numbers = pa.array([str(n) for n in range(256)])
-    return pc.binary_join_element_wise(*[numbers.take(pa.array(address >> shift & 255)) for shift in (24, 16, 8, 0)], ".")
+    return pc.binary_join_element_wise(
+        *[numbers.take(pa.array(address >> shift & 255)) for shift in (24, 16, 8, 0)], "."
+    )
 
 # %% ../../nbs/03_sample_data.ipynb #c065
 PAIRS = np.array([f"{n:02x}".encode() for n in range(256)], dtype="S2").view(np.uint16)
+
 
 def hex_text(bits: np.ndarray, digits: int) -> pa.Array:
     "The lower bits of (n,) uint64 as hexadecimal text of an even number of digits."
     text = np.ascontiguousarray(PAIRS[bits.astype("<u8").view(np.uint8).reshape(-1, 8)[:, : digits // 2]])
     offsets = np.arange(0, digits * len(bits) + 1, digits, dtype=np.int32)
     return pa.StringArray.from_buffers(len(bits), pa.py_buffer(offsets), pa.py_buffer(text))
+
 
 def coded(values: np.ndarray, text: Callable) -> pa.DictionaryArray:
     "A text column: `text` turns distinct values into strings."
@@ -486,17 +602,21 @@ def prices(rng: np.random.Generator, amount: np.ndarray) -> np.ndarray:
     neat = np.where(rng.random(len(amount)) < 0.7, cents // 100 * 100 + ending, cents)
     return np.clip(neat, 50, 2_000_000) / 100.0
 
+
 def orders_table(rng: np.random.Generator, orders: dict[str, np.ndarray], first_id: int) -> pa.Table:
     "Orders as they are written; identifiers count up from `first_id` in order of time and say nothing else."
-    return pa.table({
-        "order_id": pa.array(np.arange(first_id, first_id + len(orders["time"]))).cast(pa.string()),
-        "order_date": pa.array(orders["time"]).cast(TIME),
-        "customer_id": coded(scramble(orders["customer"], 100), lambda bits: hex_text(bits, 10)),
-        "email": coded(orders["email"], email_text),
-        "ip_addr": coded(orders["ip"], address_text),
-        "device": coded(orders["device"], lambda bits: hex_text(bits, 12)),
-        "location": pa.DictionaryArray.from_arrays(pa.array(orders["place"].astype(np.int32)), pa.array(PLACES)),
-        "order_amount": prices(rng, orders["amount"])})
+    return pa.table(
+        {
+            "order_id": pa.array(np.arange(first_id, first_id + len(orders["time"]))).cast(pa.string()),
+            "order_date": pa.array(orders["time"]).cast(TIME),
+            "customer_id": coded(scramble(orders["customer"], 100), lambda bits: hex_text(bits, 10)),
+            "email": coded(orders["email"], email_text),
+            "ip_addr": coded(orders["ip"], address_text),
+            "device": coded(orders["device"], lambda bits: hex_text(bits, 12)),
+            "location": pa.DictionaryArray.from_arrays(pa.array(orders["place"].astype(np.int32)), pa.array(PLACES)),
+            "order_amount": prices(rng, orders["amount"]),
+        }
+    )
 
 # %% ../../nbs/03_sample_data.ipynb #c070
 def labels_table(rng: np.random.Generator, orders: dict[str, np.ndarray], order_id: pa.Array, end: int) -> pa.Table:
@@ -505,8 +625,14 @@ def labels_table(rng: np.random.Generator, orders: dict[str, np.ndarray], order_
     first, known, corrected = verdicts(rng, orders["time"], orders["fraud"], doubtful)
     verdict, moment = np.stack([first, ~first], 1).ravel(), np.stack([known, corrected], 1).ravel()
     rows = np.flatnonzero(moment < end)
-    return pa.table({"order_id": order_id.take(pa.array(rows // 2)), "is_fraud": verdict[rows].astype(np.int8),
-                     "known_at": pa.array(moment[rows]).cast(TIME)})
+    return pa.table(
+        {
+            "order_id": order_id.take(pa.array(rows // 2)),
+            "is_fraud": verdict[rows].astype(np.int8),
+            "known_at": pa.array(moment[rows]).cast(TIME),
+        }
+    )
+
 
 def batch_tables(sample: Sample, batch: int) -> Iterator[tuple[pa.Table, pa.Table, dict[str, np.ndarray]]]:
     "Orders, labels and raw columns of a batch, one slice after the other."
@@ -516,6 +642,7 @@ def batch_tables(sample: Sample, batch: int) -> Iterator[tuple[pa.Table, pa.Tabl
         table = orders_table(rng, orders, next_id)
         next_id += len(table)
         yield table, labels_table(rng, orders, table["order_id"].combine_chunks(), period(sample)[1]), orders
+
 
 def orders_of_batch(
     sample: Sample,
@@ -528,40 +655,63 @@ def orders_of_batch(
 # %% ../../nbs/03_sample_data.ipynb #c074
 @contextmanager
 def folder_aside(
-    folder: Path,          # shall be replaced as a whole
-) -> Iterator[Path]:       # an empty folder to fill
+    folder: Path,  # shall be replaced as a whole
+) -> Iterator[Path]:  # an empty folder to fill
     "On success the filled folder takes the place of `folder`; on any error it is removed. `ValueError` when `folder` holds other files."
     if folder.exists():
-        foreign = sorted(p.name for p in folder.iterdir() if not re.fullmatch(r"\d{3,}_\d{4}-\d\d-\d\d\.parquet|\..*\.partial", p.name))
-        if foreign: raise ValueError(f"{folder} holds {foreign[0]!r}, which is not sample data: empty the folder or name another one")
+        foreign = sorted(
+            p.name
+            for p in folder.iterdir()
+            if not re.fullmatch(r"\d{3,}_\d{4}-\d\d-\d\d\.parquet|\..*\.partial", p.name)
+        )
+        if foreign:
+            raise ValueError(
+                f"{folder} holds {foreign[0]!r}, which is not sample data: empty the folder or name another one"
+            )
     aside, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "replaced"))
-    if old.exists() and not folder.exists(): old.rename(folder)  # an earlier run was killed between the two renames
-    for left in (aside, old): shutil.rmtree(left, ignore_errors=True)
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # an earlier run was killed between the two renames
+    for left in (aside, old):
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         yield aside
-        if folder.exists(): folder.rename(old)
+        if folder.exists():
+            folder.rename(old)
         aside.rename(folder)
     finally:
-        if old.exists() and not folder.exists(): old.rename(folder)
-        for left in (aside, old): shutil.rmtree(left, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (aside, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 # %% ../../nbs/03_sample_data.ipynb #c076
 def writer_for(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     "A Parquet file to which row groups can be added; the same tables give the same bytes."
     text = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     times = [field.name for field in schema if pa.types.is_timestamp(field.type)]
-    return pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=text, write_statistics=times, dictionary_pagesize_limit=1 << 24,
-                            store_schema=False)
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="lz4",
+        use_dictionary=text,
+        write_statistics=times,
+        dictionary_pagesize_limit=1 << 24,
+        store_schema=False,
+    )
+
 
 def write_batch(
     sample: Sample,
     batch: int,
     folders: tuple[Path, Path],  # for orders and for labels
-    tell: Callable[[int], None], # called with the orders of each slice that is written; may raise to stop
-) -> Counter:                    # orders, frauds, labels, corrections, and orders by pattern
+    tell: Callable[[int], None],  # called with the orders of each slice that is written; may raise to stop
+) -> Counter:  # orders, frauds, labels, corrections, and orders by pattern
     "Write a batch's two files, each whole or not at all."
-    name, counts = f"{batch:03d}_{np.datetime64(period(sample)[0] + batch * BATCH_DAYS * DAY, 'ms').astype('datetime64[D]')}.parquet", Counter()
+    name, counts = (
+        f"{batch:03d}_{np.datetime64(period(sample)[0] + batch * BATCH_DAYS * DAY, 'ms').astype('datetime64[D]')}.parquet",
+        Counter(),
+    )
     with ExitStack() as stack:
         asides, writers = [stack.enter_context(write_aside(folder / name)) for folder in folders], []
         for *tables, columns in batch_tables(sample, batch):
@@ -571,50 +721,79 @@ def write_batch(
                 writers[i].write_table(table)
             patterns = np.bincount(columns["pattern"], minlength=len(PATTERNS))
             counts.update({f"pattern {PATTERNS[i]}": int(n) for i, n in enumerate(patterns)})
-            counts.update(orders=len(tables[0]), labels=len(tables[1]), frauds=int(columns["fraud"].sum()),
-                          corrections=len(tables[1]) - len(pc.unique(tables[1]["order_id"])))
+            counts.update(
+                orders=len(tables[0]),
+                labels=len(tables[1]),
+                frauds=int(columns["fraud"].sum()),
+                corrections=len(tables[1]) - len(pc.unique(tables[1]["order_id"])),
+            )
             tell(len(tables[0]))
     return counts
 
 # %% ../../nbs/03_sample_data.ipynb #c078
 def target_folders(settings: Settings, folder: Path | None) -> tuple[Path, Path]:
     "Folders for orders and labels; `ValueError` when the settings name none."
-    if folder is not None: return Path(folder) / "orders", Path(folder) / "labels"
+    if folder is not None:
+        return Path(folder) / "orders", Path(folder) / "labels"
     for name, place in [("input.events", settings.input.events), ("input.labels", settings.input.labels)]:
         if not place or "://" in place or any(sign in place for sign in "*?["):
-            raise ValueError(f"{name} is {place!r}: sample data needs a plain local folder; set one, or give the folder to write to")
+            raise ValueError(
+                f"{name} is {place!r}: sample data needs a plain local folder; set one, or give the folder to write to"
+            )
     return Path(settings.input.events), Path(settings.input.labels)
 
+
 def make_data(
-    settings: Settings,                 # its section `sample` says what to make
-    folder: Path | None = None,         # write to its subfolders `orders` and `labels`; None = where settings.input points
-    workers: int = 0,                   # threads; 0 = settings.batch.threads, and when that is 0 one for each core
-    progress: Progress | None = None,   # called with orders written and orders expected, from any thread but one at a time
-) -> dict:                              # counts of orders, frauds, labels, corrections, files; orders by pattern; folders
+    settings: Settings,  # its section `sample` says what to make
+    folder: Path | None = None,  # write to its subfolders `orders` and `labels`; None = where settings.input points
+    workers: int = 0,  # threads; 0 = settings.batch.threads, and when that is 0 one for each core
+    progress: Progress
+    | None = None,  # called with orders written and orders expected, from any thread but one at a time
+) -> dict:  # counts of orders, frauds, labels, corrections, files; orders by pattern; folders
     "Write the sample of a domain; what was there before is replaced. `ValueError` when the domain has none or a folder is not ours."
     sample = settings.sample
-    if sample is None: raise ValueError(f"domain {settings.domain.name!r} has no section [sample]: only domains with one can be generated")
+    if sample is None:
+        raise ValueError(
+            f"domain {settings.domain.name!r} has no section [sample]: only domains with one can be generated"
+        )
     folders, lock, stop, done = target_folders(settings, folder), threading.Lock(), threading.Event(), [0]
+
     def tell(count):
-        if stop.is_set(): raise InterruptedError("stopped because another batch failed")
+        if stop.is_set():
+            raise InterruptedError("stopped because another batch failed")
         with lock:
             done[0] += count
-            if progress: progress(done[0], max(done[0], sample.orders))
+            if progress:
+                progress(done[0], max(done[0], sample.orders))
+
     with folder_aside(folders[0]) as first, folder_aside(folders[1]) as second:
-        counts = _write_batches(sample, (first, second), workers or settings.batch.threads or os.cpu_count(), tell, stop)
+        counts = _write_batches(
+            sample, (first, second), workers or settings.batch.threads or os.cpu_count(), tell, stop
+        )
     patterns = {name: counts.pop(f"pattern {name}", 0) for name in PATTERNS}
-    return dict(sorted(counts.items())) | {"files": 2 * (slices_of(sample)[-1].batch + 1), "patterns": patterns, "folders": [str(f) for f in folders]}
+    return dict(sorted(counts.items())) | {
+        "files": 2 * (slices_of(sample)[-1].batch + 1),
+        "patterns": patterns,
+        "folders": [str(f) for f in folders],
+    }
 
 # %% ../../nbs/03_sample_data.ipynb #c080
-def _write_batches(sample: Sample, folders: tuple[Path, Path], workers: int, tell: Callable, stop: threading.Event) -> Counter:
+def _write_batches(
+    sample: Sample, folders: tuple[Path, Path], workers: int, tell: Callable, stop: threading.Event
+) -> Counter:
     "Write all batches with some threads; the first error stops the others and is raised."
     with ThreadPoolExecutor(workers) as pool:
-        running = [pool.submit(write_batch, sample, batch, folders, tell) for batch in reversed(range(slices_of(sample)[-1].batch + 1))]
+        running = [
+            pool.submit(write_batch, sample, batch, folders, tell)
+            for batch in reversed(range(slices_of(sample)[-1].batch + 1))
+        ]
         try:
             counts = Counter()
-            for job in as_completed(running): counts.update(job.result())
+            for job in as_completed(running):
+                counts.update(job.result())
             return counts
         except BaseException:
             stop.set()
-            for job in running: job.cancel()
+            for job in running:
+                job.cancel()
             raise

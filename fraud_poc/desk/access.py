@@ -43,124 +43,247 @@ from ..events import Clock, system_clock
 ROLES = ("viewer", "analyst", "admin")  # each may do what those before it may
 SCOPES = ("score", "labels", "read", "metrics")  # of an API key
 
-def _text(name: str, **more) -> sa.Column: return sa.Column(name, sa.Text, nullable=False, **more)
-def _number(name: str, **more) -> sa.Column: return sa.Column(name, NUMBER, nullable=False, **more)
+
+def _text(name: str, **more) -> sa.Column:
+    return sa.Column(name, sa.Text, nullable=False, **more)
+
+
+def _number(name: str, **more) -> sa.Column:
+    return sa.Column(name, NUMBER, nullable=False, **more)
+
 
 accounts = new_table(
-    "accounts", _text("name", primary_key=True), _text("password"), _text("role"), _number("created"), sa.Column("disabled", NUMBER),
-    sa.CheckConstraint("role IN ('viewer', 'analyst', 'admin')", name="ck_accounts_role"))
+    "accounts",
+    _text("name", primary_key=True),
+    _text("password"),
+    _text("role"),
+    _number("created"),
+    sa.Column("disabled", NUMBER),
+    sa.CheckConstraint("role IN ('viewer', 'analyst', 'admin')", name="ck_accounts_role"),
+)
 sessions = new_table(
-    "sessions", _text("token", primary_key=True), sa.Column("account", sa.Text, sa.ForeignKey("accounts.name"), nullable=False, index=True),
-    _number("created"), _number("expires"), _text("csrf"))  # token: its SHA-256
+    "sessions",
+    _text("token", primary_key=True),
+    sa.Column("account", sa.Text, sa.ForeignKey("accounts.name"), nullable=False, index=True),
+    _number("created"),
+    _number("expires"),
+    _text("csrf"),
+)  # token: its SHA-256
 attempts = new_table(
-    "attempts", _number("number", primary_key=True, autoincrement=True), _text("subject"), _number("at"),
-    sa.Index("ix_attempts_subject_at", "subject", "at"))
+    "attempts",
+    _number("number", primary_key=True, autoincrement=True),
+    _text("subject"),
+    _number("at"),
+    sa.Index("ix_attempts_subject_at", "subject", "at"),
+)
 api_keys = new_table(
-    "api_keys", _number("number", primary_key=True, autoincrement=True), _text("name"), _text("sha256", unique=True), _text("scopes"),
-    _number("created"), _text("created_by"), sa.Column("revoked", NUMBER), sa.Column("revoked_by", sa.Text),  # scopes: words
-    sa.Index("ix_api_keys_in_use", "name", unique=True, sqlite_where=sa.text("revoked IS NULL"), postgresql_where=sa.text("revoked IS NULL")))
+    "api_keys",
+    _number("number", primary_key=True, autoincrement=True),
+    _text("name"),
+    _text("sha256", unique=True),
+    _text("scopes"),
+    _number("created"),
+    _text("created_by"),
+    sa.Column("revoked", NUMBER),
+    sa.Column("revoked_by", sa.Text),  # scopes: words
+    sa.Index(
+        "ix_api_keys_in_use",
+        "name",
+        unique=True,
+        sqlite_where=sa.text("revoked IS NULL"),
+        postgresql_where=sa.text("revoked IS NULL"),
+    ),
+)
 
 # %% ../../nbs/21_access.ipynb #c007
 audit = new_table(
-    "audit", _number("number", primary_key=True, autoincrement=False), _number("at"), _text("who"), _text("what"), _text("about"),
-    _text("detail"), _text("previous"), _text("hash"))
-audit_head = new_table("audit_head", _number("only", primary_key=True, autoincrement=False), _number("length"), _text("hash"))
+    "audit",
+    _number("number", primary_key=True, autoincrement=False),
+    _number("at"),
+    _text("who"),
+    _text("what"),
+    _text("about"),
+    _text("detail"),
+    _text("previous"),
+    _text("hash"),
+)
+audit_head = new_table(
+    "audit_head", _number("only", primary_key=True, autoincrement=False), _number("length"), _text("hash")
+)
 
 # %% ../../nbs/21_access.ipynb #c010
 FIRST = "0" * 64  # stands for the hash before the first row
 
+
 def canonical(value: Any) -> str:
     "JSON that is always written the same."
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 def row_hash(previous: str, row: dict[str, Any]) -> str:
     "The hash that seals an audit row."
     told = {name: row[name] for name in ("number", "at", "who", "what", "about", "detail")}
     return hashlib.sha256(f"{previous}\n{canonical(told)}".encode("ascii")).hexdigest()
 
+
 class Done(NamedTuple):
     "What an audit row tells."
-    who: str                # account, or key, or who was at the command line, in the words of events.Actor
-    what: str               # in words that a program can compare: "key made"
-    about: str              # number of a decision, name of an account or a key
+
+    who: str  # account, or key, or who was at the command line, in the words of events.Actor
+    what: str  # in words that a program can compare: "key made"
+    about: str  # number of a decision, name of an account or a key
     detail: dict[str, Any]  # JSON
-    at: int                 # UTC ms
+    at: int  # UTC ms
+
 
 def record_all(connection: Connection, done: Sequence[Done]) -> None:
     "Append rows to the audit, in the transaction of the changes that they tell of."
-    if not done: return
+    if not done:
+        return
     one = audit_head.c.only == 1
-    locked = update(audit_head).where(one).values(length=audit_head.c.length).returning(audit_head.c.length, audit_head.c.hash)
-    (number, previous), rows = connection.execute(locked).one(), []
-    for number, told in enumerate(done, number + 1):
+    locked = (
+        update(audit_head)
+        .where(one)
+        .values(length=audit_head.c.length)
+        .returning(audit_head.c.length, audit_head.c.hash)
+    )
+    (length, previous), rows = connection.execute(locked).one(), []
+    for number, told in enumerate(done, length + 1):
         row = {"number": number} | told._asdict() | {"detail": canonical(told.detail)}
         rows.append(row | {"previous": previous, "hash": row_hash(previous, row)})
         previous = rows[-1]["hash"]
     connection.execute(insert(audit), rows)
     # the head counts up one by one: a trigger refuses a leap
     heads = [{"counted": row["number"], "sealed": row["hash"]} for row in rows]
-    connection.execute(update(audit_head).where(one).values(length=bindparam("counted"), hash=bindparam("sealed")), heads)
+    connection.execute(
+        update(audit_head).where(one).values(length=bindparam("counted"), hash=bindparam("sealed")), heads
+    )
 
-def record(connection: Connection, who: str, what: str, about: str, detail: dict[str, Any] | None = None, now: int | None = None) -> None:
+
+def record(
+    connection: Connection,
+    who: str,
+    what: str,
+    about: str,
+    detail: dict[str, Any] | None = None,
+    now: int | None = None,
+) -> None:
     "Append a row to the audit, as `record_all` does; `now` is UTC ms, None = by system_clock."
     record_all(connection, [Done(who, what, about, detail or {}, system_clock() if now is None else now)])
 
 # %% ../../nbs/21_access.ipynb #c012
 def list_audit(engine: Engine, last: int = 50) -> list[dict[str, Any]]:
     "The newest rows of the audit, the newest last."
-    with engine.connect() as connection: rows = connection.execute(select(audit).order_by(audit.c.number.desc()).limit(last)).mappings().all()
+    with engine.connect() as connection:
+        rows = connection.execute(select(audit).order_by(audit.c.number.desc()).limit(last)).mappings().all()
     return [dict(row) | {"detail": json.loads(row["detail"])} for row in reversed(rows)]
+
 
 def check_row(row: Any, number: int, previous: str) -> None:
     "`ValueError` when a row is not the one that must stand here."
-    if row.number < number: raise ValueError(f"audit row {row.number} was inserted: rows are counted from 1")
-    if row.number > number: raise ValueError(f"audit row {number} is missing: after row {number - 1} comes row {row.number}")
-    if row.previous != previous: raise ValueError(f"audit row {number} does not follow row {number - 1}: one of them was changed, inserted or moved")
-    if row.hash != row_hash(previous, row._mapping): raise ValueError(f"audit row {number} was changed: its hash does not fit")
+    if row.number < number:
+        raise ValueError(f"audit row {row.number} was inserted: rows are counted from 1")
+    if row.number > number:
+        raise ValueError(f"audit row {number} is missing: after row {number - 1} comes row {row.number}")
+    if row.previous != previous:
+        raise ValueError(
+            f"audit row {number} does not follow row {number - 1}: one of them was changed, inserted or moved"
+        )
+    if row.hash != row_hash(previous, row._mapping):
+        raise ValueError(f"audit row {number} was changed: its hash does not fit")
 
 # %% ../../nbs/21_access.ipynb #c014
 def check_audit(connection: Connection, noted: tuple[int, str] | None = None) -> tuple[int, str]:
     "As `verify_audit`, on a connection."
     number, last, row = 0, FIRST, None
     head = audit_head.c
-    together = select(audit, head.length, head.hash.label("end")).select_from(audit_head.outerjoin(audit, true())).order_by(audit.c.number)
+    together = (
+        select(audit, head.length, head.hash.label("end"))
+        .select_from(audit_head.outerjoin(audit, true()))
+        .order_by(audit.c.number)
+    )
     for row in connection.execute(together, execution_options={"yield_per": 1000}):
-        if row.number is None: break
+        if row.number is None:
+            break
         check_row(row, number + 1, last)
         number, last = row.number, row.hash
-        if noted and noted[0] == number and noted[1] != last: raise ValueError(f"audit row {number} was written anew: another was noted")
-    if row is None: raise ValueError("the head of the audit is gone: restore the database from a backup")
-    if number < row.length: raise ValueError(f"audit row {number + 1} is missing: the audit has {number:,} rows, and its head says {row.length:,}")
-    if (number, last) != (row.length, row.end): raise ValueError(f"audit row {number} was inserted or changed: the head does not know it")
-    if noted and noted[0] > number: raise ValueError(f"audit row {number + 1} is missing: {noted[0]:,} rows were noted, and there are {number:,}")
+        if noted and noted[0] == number and noted[1] != last:
+            raise ValueError(f"audit row {number} was written anew: another was noted")
+    if row is None:
+        raise ValueError("the head of the audit is gone: restore the database from a backup")
+    if number < row.length:
+        raise ValueError(
+            f"audit row {number + 1} is missing: the audit has {number:,} rows, and its head says {row.length:,}"
+        )
+    if (number, last) != (row.length, row.end):
+        raise ValueError(f"audit row {number} was inserted or changed: the head does not know it")
+    if noted and noted[0] > number:
+        raise ValueError(f"audit row {number + 1} is missing: {noted[0]:,} rows were noted, and there are {number:,}")
     return number, last
+
 
 def verify_audit(
     engine: Engine,
     noted: tuple[int, str] | None = None,  # length and last hash at an earlier time, kept outside of the database
-) -> tuple[int, str]:                      # length and last hash now
+) -> tuple[int, str]:  # length and last hash now
     "Check every row of the audit; `ValueError` names the first that was changed, removed, inserted or moved."
-    with engine.connect() as connection: return check_audit(connection, noted)
+    with engine.connect() as connection:
+        return check_audit(connection, noted)
 
 # %% ../../nbs/21_access.ipynb #c019
 HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)  # memory in KiB
 HASHING = threading.BoundedSemaphore(2)
 LEAST, MOST = 12, 256  # characters of a password
-COMMON = ("password", "passwort", "qwerty", "qwertz", "azerty", "iloveyou", "welcome", "letmein", "admin", "administrator", "changeme", "secret",
-          "login", "dragon", "monkey", "football", "baseball", "sunshine", "princess", "superman", "trustno",
-          "master", "hello", "frauddesk", "fraudpoc")
-RUNS = ("01234567890123456789", "abcdefghijklmnopqrstuvwxyz", "qwertyuiopasdfghjklzxcvbnm", "qwertzuiopasdfghjklyxcvbnm",
-        "azertyuiopqsdfghjklmwxcvbn")
+COMMON = (
+    "password",
+    "passwort",
+    "qwerty",
+    "qwertz",
+    "azerty",
+    "iloveyou",
+    "welcome",
+    "letmein",
+    "admin",
+    "administrator",
+    "changeme",
+    "secret",
+    "login",
+    "dragon",
+    "monkey",
+    "football",
+    "baseball",
+    "sunshine",
+    "princess",
+    "superman",
+    "trustno",
+    "master",
+    "hello",
+    "frauddesk",
+    "fraudpoc",
+)
+RUNS = (
+    "01234567890123456789",
+    "abcdefghijklmnopqrstuvwxyz",
+    "qwertyuiopasdfghjklzxcvbnm",
+    "qwertzuiopasdfghjklyxcvbnm",
+    "azertyuiopqsdfghjklmwxcvbn",
+)
+
 
 def check_password(name: str, password: str) -> None:
     "`ValueError` when a password is too short, or among the first that anybody would guess."
     low = password.lower()
     plain = re.sub(r"[\W\d_]", "", low)
-    if not LEAST <= len(password) <= MOST: raise ValueError(f"a password has {LEAST} to {MOST} characters, this one {len(password)}: take a sentence")
-    if len(set(password)) < 5: raise ValueError("the password has fewer than five different characters: take a sentence")
-    if name in low and len(password) - len(name) < LEAST: raise ValueError("the password is little more than the account's name")
+    if not LEAST <= len(password) <= MOST:
+        raise ValueError(f"a password has {LEAST} to {MOST} characters, this one {len(password)}: take a sentence")
+    if len(set(password)) < 5:
+        raise ValueError("the password has fewer than five different characters: take a sentence")
+    if name in low and len(password) - len(name) < LEAST:
+        raise ValueError("the password is little more than the account's name")
     runs = [run for line in RUNS for run in (line, line[::-1])]
-    if any(low[i:i + 6] in run for run in runs for i in range(len(low) - 5)) or any(plain.replace(word, "") == "" for word in COMMON):
+    if any(low[i : i + 6] in run for run in runs for i in range(len(low) - 5)) or any(
+        plain.replace(word, "") == "" for word in COMMON
+    ):
         raise ValueError("the password is a very common one: take a sentence")
 
 # %% ../../nbs/21_access.ipynb #c022
@@ -169,28 +292,40 @@ def nobodys_hash() -> str:
     "The hash that is checked for accounts that do not exist."
     return hashed(secrets.token_urlsafe(32))
 
+
 def hashed(password: str) -> str:
     "The hash of a password, with its salt and parameters."
-    with HASHING: return HASHER.hash(password.encode("utf-8", "surrogatepass"))
+    with HASHING:
+        return HASHER.hash(password.encode("utf-8", "surrogatepass"))
+
 
 def fits(hash: str, password: str) -> bool:
     "Whether a password is the one of a hash."
     with HASHING:
-        try: return HASHER.verify(hash, password[:MOST].encode("utf-8", "surrogatepass"))
-        except VerificationError: return False
+        try:
+            return HASHER.verify(hash, password[:MOST].encode("utf-8", "surrogatepass"))
+        except VerificationError:
+            return False
 
 # %% ../../nbs/21_access.ipynb #c024
 ACCOUNT = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 
+
 def account_name(text: str) -> str:
     "A name as accounts have it; `ValueError` when it cannot be one."
     name = text.strip().lower()
-    if ACCOUNT.fullmatch(name): return name
-    raise ValueError("the name of an account has 1 to 64 of a-z, 0-9, '.', '_', '@', '-', and begins with a letter or digit")
+    if ACCOUNT.fullmatch(name):
+        return name
+    raise ValueError(
+        "the name of an account has 1 to 64 of a-z, 0-9, '.', '_', '@', '-', and begins with a letter or digit"
+    )
+
 
 def check_role(role: str) -> None:
     "`ValueError` when there is no such role."
-    if role not in ROLES: raise ValueError(f"there is no role {role!r}: take one of {', '.join(ROLES)}")
+    if role not in ROLES:
+        raise ValueError(f"there is no role {role!r}: take one of {', '.join(ROLES)}")
+
 
 def new_account(engine: Engine, name: str, password: str, role: str, who: str, now: int | None = None) -> None:
     "Make an account; `ValueError` when the name is taken, or the password too weak."
@@ -202,10 +337,15 @@ def new_account(engine: Engine, name: str, password: str, role: str, who: str, n
         with writing(engine) as connection:
             connection.execute(insert(accounts).values(**row))
             record(connection, who, "account made", name, {"role": role}, now)
-    except IntegrityError: raise ValueError(f"there is an account {name!r} already: take another name, or give it a new password") from None
+    except IntegrityError:
+        raise ValueError(
+            f"there is an account {name!r} already: take another name, or give it a new password"
+        ) from None
 
 # %% ../../nbs/21_access.ipynb #c025
-def change_account(engine: Engine, name: str, values: dict[str, Any], who: str, what: str, detail: dict[str, Any], now: int | None) -> None:
+def change_account(
+    engine: Engine, name: str, values: dict[str, Any], who: str, what: str, detail: dict[str, Any], now: int | None
+) -> None:
     "Change an account, end its sessions, and record it; `ValueError` when there is none of that name."
     with writing(engine) as connection:
         if not connection.execute(update(accounts).where(accounts.c.name == name).values(**values)).rowcount:
@@ -213,10 +353,12 @@ def change_account(engine: Engine, name: str, values: dict[str, Any], who: str, 
         connection.execute(delete(sessions).where(sessions.c.account == name))
         record(connection, who, what, name, detail, now)
 
+
 def set_role(engine: Engine, name: str, role: str, who: str, now: int | None = None) -> None:
     "Give an account another role."
     check_role(role)
     change_account(engine, account_name(name), {"role": role}, who, "role set", {"role": role}, now)
+
 
 def set_password(engine: Engine, name: str, password: str, who: str, now: int | None = None) -> None:
     "Give an account a new password; one that was disabled may log in again."
@@ -224,21 +366,34 @@ def set_password(engine: Engine, name: str, password: str, who: str, now: int | 
     check_password(name, password)
     change_account(engine, name, {"password": hashed(password), "disabled": None}, who, "password set", {}, now)
 
+
 def disable(engine: Engine, name: str, who: str, now: int | None = None) -> None:
     "Let an account in no more, until it gets a new password."
-    change_account(engine, account_name(name), {"disabled": system_clock() if now is None else now}, who, "account disabled", {}, now)
+    change_account(
+        engine,
+        account_name(name),
+        {"disabled": system_clock() if now is None else now},
+        who,
+        "account disabled",
+        {},
+        now,
+    )
+
 
 def list_accounts(engine: Engine) -> list[dict[str, Any]]:
     "Name, role, created, disabled of all accounts."
     wanted = select(accounts.c.name, accounts.c.role, accounts.c.created, accounts.c.disabled).order_by(accounts.c.name)
-    with engine.connect() as connection: return [dict(row) for row in connection.execute(wanted).mappings()]
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(wanted).mappings()]
 
 # %% ../../nbs/21_access.ipynb #c027
 LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 that are not taken for each other
 
+
 def random_password() -> str:
     "A password that can be shown once: 20 random letters in groups of five, 100 bits."
     return "-".join("".join(secrets.choice(LETTERS) for _ in range(5)) for _ in range(4))
+
 
 def fresh_account(settings: Settings, name: str, role: str, who: str = "command line") -> str:
     "Open the database of a domain and make an account, or give the one of that name role and password anew; its random password."
@@ -247,63 +402,89 @@ def fresh_account(settings: Settings, name: str, role: str, who: str = "command 
         if any(account["name"] == account_name(name) for account in list_accounts(engine)):
             set_role(engine, name, role, who)
             set_password(engine, name, password, who)
-        else: new_account(engine, name, password, role, who)
-    finally: engine.dispose()
+        else:
+            new_account(engine, name, password, role, who)
+    finally:
+        engine.dispose()
     return password
 
 # %% ../../nbs/21_access.ipynb #c030
 WINDOW = 15 * 60_000  # ms in which attempts count
 
+
 class Refused(ValueError):
     "A login that is refused; its text says no more than that."
 
+
 class Throttled(Refused):
     "Too many logins were tried; `wait` seconds until the next may be."
+
     def __init__(self, wait: int):
         self.wait = wait
         minutes = (wait + 59) // 60
         super().__init__(f"too many attempts: wait {minutes} minute{'s' * (minutes > 1)}")
 
+
 def subjects_of(name: str, address: str) -> list[str]:
     "What an attempt counts for: account and address, as hashes."
-    try: place = str(ipaddress.ip_network(f"{address}/64", strict=False)) if ":" in address else address
-    except ValueError: place = address
-    return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in (f"account {name.strip().lower()}", f"address {place}")]
+    try:
+        place = str(ipaddress.ip_network(f"{address}/64", strict=False)) if ":" in address else address
+    except ValueError:
+        place = address
+    return [
+        hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        for text in (f"account {name.strip().lower()}", f"address {place}")
+    ]
+
 
 def waiting(connection: Connection, subjects: list[str], most: int, now: int) -> int:
     "Seconds until none of the subjects has more attempts than `most`; 0 = none has."
-    mine = select(func.count(), func.min(attempts.c.at)).where(attempts.c.subject.in_(subjects), attempts.c.at > now - WINDOW)
+    mine = select(func.count(), func.min(attempts.c.at)).where(
+        attempts.c.subject.in_(subjects), attempts.c.at > now - WINDOW
+    )
     oldest = [first for count, first in connection.execute(mine.group_by(attempts.c.subject)).all() if count > most]
     return max((max(oldest) + WINDOW - now + 999) // 1000, 1) if oldest else 0
 
+
 def take_attempt(engine: Engine, subjects: list[str], most: int, now: int) -> list[int]:
     "Count an attempt, and forget old ones; its numbers. `Throttled` when there were too many."
-    with engine.connect() as connection: wait = waiting(connection, subjects, most - 1, now)
-    if wait: raise Throttled(wait)  # a flood writes nothing
+    with engine.connect() as connection:
+        wait = waiting(connection, subjects, most - 1, now)
+    if wait:
+        raise Throttled(wait)  # a flood writes nothing
     with writing(engine) as connection:
         connection.execute(delete(attempts).where(attempts.c.at <= now - WINDOW))
-        mine = [connection.execute(insert(attempts).values(subject=one, at=now)).inserted_primary_key[0] for one in subjects]
+        mine = [
+            connection.execute(insert(attempts).values(subject=one, at=now)).inserted_primary_key[0] for one in subjects
+        ]
     with writing(engine) as connection:
-        if wait := waiting(connection, subjects, most, now): connection.execute(delete(attempts).where(attempts.c.number.in_(mine)))
-    if wait: raise Throttled(wait)
+        if wait := waiting(connection, subjects, most, now):
+            connection.execute(delete(attempts).where(attempts.c.number.in_(mine)))
+    if wait:
+        raise Throttled(wait)
     return mine
 
 # %% ../../nbs/21_access.ipynb #c032
 class Session(NamedTuple):
     "Who is logged in."
+
     account: str
     role: str
     csrf: str  # that requests which change something must bring along
+
 
 def sha256(text: str) -> str:
     "Hash of a token, in hexadecimal digits; of random 256 bits no slower one is needed."
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
+
 def open_session(connection: Connection, name: str, lasts: int, now: int) -> tuple[str, str]:
     "Token and csrf token of a new session that lasts some ms; sessions that are over are removed."
     token, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
     connection.execute(delete(sessions).where(sessions.c.expires <= now))
-    connection.execute(insert(sessions).values(token=sha256(token), account=name, created=now, expires=now + lasts, csrf=csrf))
+    connection.execute(
+        insert(sessions).values(token=sha256(token), account=name, created=now, expires=now + lasts, csrf=csrf)
+    )
     return token, csrf
 
 # %% ../../nbs/21_access.ipynb #c034
@@ -312,20 +493,29 @@ def log_in(
     settings: Settings,
     name: str,
     password: str,
-    address: str,            # of the computer that asks
+    address: str,  # of the computer that asks
     now: int | None = None,  # UTC ms
-) -> tuple[str, str]:        # token for the cookie, csrf token
+) -> tuple[str, str]:  # token for the cookie, csrf token
     "Open a session. `Throttled`: too many attempts. `Refused` tells nobody whether there is such an account, and takes as long either way."
     now, nobody, subjects = system_clock() if now is None else now, nobodys_hash(), subjects_of(name, address)
     mine, name = take_attempt(engine, subjects, settings.desk.login_attempts, now), name.strip().lower()
-    known = select(accounts.c.password).where(accounts.c.name == (name if ACCOUNT.fullmatch(name) else ""), accounts.c.disabled.is_(None))
-    with engine.connect() as connection: hash = connection.execute(known).scalar()
+    known = select(accounts.c.password).where(
+        accounts.c.name == (name if ACCOUNT.fullmatch(name) else ""), accounts.c.disabled.is_(None)
+    )
+    with engine.connect() as connection:
+        hash = connection.execute(known).scalar()
     right = fits(hash or nobody, password)
-    if not (hash and right): raise Refused("name or password is wrong")
+    if not (hash and right):
+        raise Refused("name or password is wrong")
     newer = hashed(password) if HASHER.check_needs_rehash(hash) else hash
-    same = update(accounts).where(accounts.c.name == name, accounts.c.password == hash, accounts.c.disabled.is_(None)).values(password=newer)
+    same = (
+        update(accounts)
+        .where(accounts.c.name == name, accounts.c.password == hash, accounts.c.disabled.is_(None))
+        .values(password=newer)
+    )
     with writing(engine) as connection:
-        if not connection.execute(same).rowcount: raise Refused("name or password is wrong")
+        if not connection.execute(same).rowcount:
+            raise Refused("name or password is wrong")
         connection.execute(delete(attempts).where((attempts.c.subject == subjects[0]) | attempts.c.number.in_(mine)))
         opened = open_session(connection, name, duration_ms(settings.desk.session), now)
         record(connection, name, "logged in", name, {}, now)
@@ -335,64 +525,93 @@ def log_in(
 def session_of(engine: Engine, token: str | None, now: int | None = None) -> Session | None:
     "Who a token belongs to; None when it is unknown, over, or its account disabled."
     now = system_clock() if now is None else now
-    known = (select(accounts.c.name, accounts.c.role, sessions.c.csrf).join_from(sessions, accounts)
-             .where(sessions.c.token == sha256(token or ""), sessions.c.expires > now, accounts.c.disabled.is_(None)))
-    with engine.connect() as connection: row = connection.execute(known).first()
+    known = (
+        select(accounts.c.name, accounts.c.role, sessions.c.csrf)
+        .join_from(sessions, accounts)
+        .where(sessions.c.token == sha256(token or ""), sessions.c.expires > now, accounts.c.disabled.is_(None))
+    )
+    with engine.connect() as connection:
+        row = connection.execute(known).first()
     return Session(*row) if row else None
+
 
 def log_out(engine: Engine, token: str | None, now: int | None = None) -> None:
     "End a session."
     with writing(engine) as connection:
-        name = connection.execute(delete(sessions).where(sessions.c.token == sha256(token or "")).returning(sessions.c.account)).scalar()
-        if name: record(connection, name, "logged out", name, {}, now)
+        name = connection.execute(
+            delete(sessions).where(sessions.c.token == sha256(token or "")).returning(sessions.c.account)
+        ).scalar()
+        if name:
+            record(connection, name, "logged out", name, {}, now)
 
 # %% ../../nbs/21_access.ipynb #c039
 KEY_NAME = re.compile(r"[\w .@:-]{1,64}")
 
+
 def new_key(
     engine: Engine,
-    name: str,              # whose key it is
+    name: str,  # whose key it is
     scopes: Iterable[str],  # of SCOPES
-    who: str,               # makes it
+    who: str,  # makes it
     now: int | None = None,
-) -> str:                   # the key, which is kept nowhere
+) -> str:  # the key, which is kept nowhere
     "Make an API key; `ValueError` when a key in use has the name, or a scope does not exist."
     wanted, now = sorted(set(scopes)), system_clock() if now is None else now
-    if not wanted or set(wanted) - set(SCOPES): raise ValueError(f"a key needs scopes, of {', '.join(SCOPES)}; given: {', '.join(wanted) or 'none'}")
-    if not KEY_NAME.fullmatch(name): raise ValueError("the name of a key has 1 to 64 letters, digits, spaces and '.', '_', '@', ':', '-'")
+    if not wanted or set(wanted) - set(SCOPES):
+        raise ValueError(f"a key needs scopes, of {', '.join(SCOPES)}; given: {', '.join(wanted) or 'none'}")
+    if not KEY_NAME.fullmatch(name):
+        raise ValueError("the name of a key has 1 to 64 letters, digits, spaces and '.', '_', '@', ':', '-'")
     key = "fp_" + secrets.token_urlsafe(32)
     try:
         with writing(engine) as connection:
-            connection.execute(insert(api_keys).values(name=name, sha256=sha256(key), scopes=" ".join(wanted), created=now, created_by=who))
+            connection.execute(
+                insert(api_keys).values(
+                    name=name, sha256=sha256(key), scopes=" ".join(wanted), created=now, created_by=who
+                )
+            )
             record(connection, who, "key made", name, {"scopes": wanted}, now)
-    except IntegrityError: raise ValueError(f"there is a key of {name!r} already: revoke it first, or take another name") from None
+    except IntegrityError:
+        raise ValueError(f"there is a key of {name!r} already: revoke it first, or take another name") from None
     return key
+
 
 def revoke_key(engine: Engine, name: str, who: str, now: int | None = None) -> None:
     "Let a key in no more; `ValueError` when no key in use has the name."
     now = system_clock() if now is None else now
     with writing(engine) as connection:
-        mine = update(api_keys).where(api_keys.c.name == name, api_keys.c.revoked.is_(None)).values(revoked=now, revoked_by=who)
-        if not connection.execute(mine).rowcount: raise ValueError(f"there is no key {name!r} in use: `fraud-poc keys list` shows them")
+        mine = (
+            update(api_keys)
+            .where(api_keys.c.name == name, api_keys.c.revoked.is_(None))
+            .values(revoked=now, revoked_by=who)
+        )
+        if not connection.execute(mine).rowcount:
+            raise ValueError(f"there is no key {name!r} in use: `fraud-poc keys list` shows them")
         record(connection, who, "key revoked", name, {}, now)
+
 
 def list_keys(engine: Engine) -> list[dict[str, Any]]:
     "All keys ever made, without the keys: name, scopes, created, created_by, revoked, revoked_by."
-    wanted = select(*[column for column in api_keys.c if column.name not in ("number", "sha256")]).order_by(api_keys.c.number)
-    with engine.connect() as connection: return [dict(row) | {"scopes": row["scopes"].split()} for row in connection.execute(wanted).mappings()]
+    wanted = select(*[column for column in api_keys.c if column.name not in ("number", "sha256")]).order_by(
+        api_keys.c.number
+    )
+    with engine.connect() as connection:
+        return [dict(row) | {"scopes": row["scopes"].split()} for row in connection.execute(wanted).mappings()]
 
 # %% ../../nbs/21_access.ipynb #c041
 def fresh_key(settings: Settings, name: str, scopes: Iterable[str] = SCOPES, who: str = "command line") -> str:
     "Open the database of a domain and make a key; one of that name that is in use is revoked first."
     engine = open_database(settings)
     try:
-        if any(key["name"] == name and key["revoked"] is None for key in list_keys(engine)): revoke_key(engine, name, who)
+        if any(key["name"] == name and key["revoked"] is None for key in list_keys(engine)):
+            revoke_key(engine, name, who)
         return new_key(engine, name, scopes, who)
-    finally: engine.dispose()
+    finally:
+        engine.dispose()
 
 # %% ../../nbs/21_access.ipynb #c043
 class Keys:
     "The keys that are let in, in memory."
+
     def __init__(self, engine: Engine):
         self.engine, self.held, self.read_at = engine, {}, 0.0
         self.refresh()
@@ -400,8 +619,12 @@ class Keys:
     def refresh(self) -> None:
         "Read the keys in use; an error of the database leaves those that are held."
         wanted = select(api_keys.c.sha256, api_keys.c.name, api_keys.c.scopes).where(api_keys.c.revoked.is_(None))
-        with self.engine.connect() as connection: rows = connection.execute(wanted).all()
-        self.held, self.read_at = {bytes.fromhex(row.sha256): (row.name, frozenset(row.scopes.split())) for row in rows}, time.monotonic()
+        with self.engine.connect() as connection:
+            rows = connection.execute(wanted).all()
+        self.held, self.read_at = (
+            {bytes.fromhex(row.sha256): (row.name, frozenset(row.scopes.split())) for row in rows},
+            time.monotonic(),
+        )
 
     def find(self, key: bytes | None) -> tuple[str, frozenset[str]] | None:
         "Name and scopes of a key that is in use; None = unknown or revoked."
@@ -415,29 +638,43 @@ class Keys:
 # %% ../../nbs/21_access.ipynb #c046
 COOKIE, CSRF_HEADER, CSRF_FIELD = "fraud_poc", "X-CSRF-Token", "csrf"
 HARMLESS = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
-FORM_BYTES = 65_536                    # of a form that is looked into
+FORM_BYTES = 65_536  # of a form that is looked into
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+
 
 def check_origin(request: Request) -> None:
     "`HTTPException` 403 when a browser says that another site has started the request."
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    foreign = site not in ("same-origin", "none") if site else origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if foreign: raise HTTPException(403, "the request comes from another site: open the desk in this browser and try again")
+    foreign = (
+        site not in ("same-origin", "none")
+        if site
+        else origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    )
+    if foreign:
+        raise HTTPException(403, "the request comes from another site: open the desk in this browser and try again")
+
 
 async def check_csrf(request: Request, session: Session) -> None:
     "`HTTPException` 403 when a request that changes something does not show the session's csrf token; 413 for a form that is too long."
     check_origin(request)
-    shown, kind = request.headers.get(CSRF_HEADER), request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    shown, kind = (
+        request.headers.get(CSRF_HEADER),
+        request.headers.get("content-type", "").partition(";")[0].strip().lower(),
+    )
     if shown is None and kind in FORMS:
         length = request.headers.get("content-length", "")
-        if not length.isdigit() or int(length) > FORM_BYTES: raise HTTPException(413, f"a form names its length, of at most {FORM_BYTES:,} bytes")
+        if not length.isdigit() or int(length) > FORM_BYTES:
+            raise HTTPException(413, f"a form names its length, of at most {FORM_BYTES:,} bytes")
         shown = (await request.form()).get(CSRF_FIELD)
-    if not isinstance(shown, str) or not hmac.compare_digest(shown.encode("utf-8", "surrogatepass"), session.csrf.encode()):
+    if not isinstance(shown, str) or not hmac.compare_digest(
+        shown.encode("utf-8", "surrogatepass"), session.csrf.encode()
+    ):
         raise HTTPException(403, "the page is too old: load it again")
 
 # %% ../../nbs/21_access.ipynb #c048
 class Door:
     "What lets people in to the pages under a path."
+
     def __init__(self, settings: Settings, engine: Engine, clock: Clock = system_clock, path: str = "/desk"):
         self.settings, self.engine, self.clock, self.path = settings, engine, clock, path
         self.cookie, self.guards, self.entering = ("__Secure-" if settings.desk.secure_cookies else "") + COOKIE, {}, 0
@@ -449,38 +686,69 @@ class Door:
     def guard(self, role: str) -> Callable[[Request], Awaitable[Session]]:
         "A dependency for routes that need a role: gives the session, or refuses by `HTTPException` 303, 401 or 403."
         check_role(role)
-        if role in self.guards: return self.guards[role]  # the same one, so that FastAPI asks it once for a request
+        if role in self.guards:
+            return self.guards[role]  # the same one, so that FastAPI asks it once for a request
+
         async def guarded(request: Request) -> Session:
             session = await self.session(request)
-            if session is None: raise to_login(request, self.path)
-            if request.method not in HARMLESS: await check_csrf(request, session)
-            if ROLES.index(session.role) < ROLES.index(role): raise HTTPException(403, f"this needs the role {role}, not {session.role}")
+            if session is None:
+                raise to_login(request, self.path)
+            if request.method not in HARMLESS:
+                await check_csrf(request, session)
+            if ROLES.index(session.role) < ROLES.index(role):
+                raise HTTPException(403, f"this needs the role {role}, not {session.role}")
             return session
+
         guarded.role, self.guards[role] = role, guarded
         return guarded
 
+
 def to_login(request: Request, path: str) -> HTTPException:
     "The way to the login page, for pages and for parts of pages that htmx asks for; 401 for all else."
-    page = request.method in HARMLESS and "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
-    return HTTPException(303, headers={"Location": f"{path}/login"}) if page else HTTPException(401, "log in first", {"HX-Redirect": f"{path}/login"})
+    page = (
+        request.method in HARMLESS
+        and "text/html" in request.headers.get("accept", "")
+        and "hx-request" not in request.headers
+    )
+    return (
+        HTTPException(303, headers={"Location": f"{path}/login"})
+        if page
+        else HTTPException(401, "log in first", {"HX-Redirect": f"{path}/login"})
+    )
 
 # %% ../../nbs/21_access.ipynb #c050
 CROWD = 4  # people who are at the login at once
 
+
 async def enter(door: Door, request: Request, name: str, password: str) -> str:
     "Log in; the token for `give_cookie`. `Refused` and `Throttled` as `log_in`, `HTTPException` 403 when another site has sent the form."
     check_origin(request)
-    if door.entering >= CROWD: raise Throttled(1)
+    if door.entering >= CROWD:
+        raise Throttled(1)
     address, door.entering = request.client.host if request.client else "", door.entering + 1
-    try: return (await asyncio.to_thread(log_in, door.engine, door.settings, name, password, address, door.clock()))[0]
-    finally: door.entering -= 1
+    try:
+        return (await asyncio.to_thread(log_in, door.engine, door.settings, name, password, address, door.clock()))[0]
+    finally:
+        door.entering -= 1
+
 
 def give_cookie(door: Door, response: Response, token: str) -> None:
     "Put a session's token into a response."
     lasts = duration_ms(door.settings.desk.session) // 1000
-    response.set_cookie(door.cookie, token, max_age=lasts, path=door.path, secure=door.settings.desk.secure_cookies, httponly=True, samesite="strict")
+    response.set_cookie(
+        door.cookie,
+        token,
+        max_age=lasts,
+        path=door.path,
+        secure=door.settings.desk.secure_cookies,
+        httponly=True,
+        samesite="strict",
+    )
+
 
 async def leave(door: Door, request: Request, response: Response) -> None:
     "End the session of a request and take its cookie back."
     await asyncio.to_thread(log_out, door.engine, request.cookies.get(door.cookie), door.clock())
-    response.delete_cookie(door.cookie, path=door.path, secure=door.settings.desk.secure_cookies, httponly=True, samesite="strict")
+    response.delete_cookie(
+        door.cookie, path=door.path, secure=door.settings.desk.secure_cookies, httponly=True, samesite="strict"
+    )

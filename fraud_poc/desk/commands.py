@@ -15,7 +15,7 @@ import getpass
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,16 +27,34 @@ from rich.table import Table
 from ..config import Settings, load_settings
 from ..data.files import Progress
 from ..events import COMMAND_LINE, Actor
-from ..terminal import (DEFAULT_CONFIG, FAILED, STOPPED, Config, Json, Set, Step, consoles, ending, flattened, parse_overrides,
-                                run_step, table_of, timed, write_line)
+from fraud_poc.terminal import (
+    DEFAULT_CONFIG,
+    FAILED,
+    STOPPED,
+    Config,
+    Json,
+    Set,
+    Step,
+    consoles,
+    ending,
+    flattened,
+    parse_overrides,
+    run_step,
+    table_of,
+    timed,
+    write_line,
+)
 
 desk_app = typer.Typer()  # its commands become commands of `fraud-poc`
 
 # %% ../../nbs/37_desk_commands.ipynb #c005
 def operator() -> Actor:
     "Who is at the command line."
-    try: return Actor(COMMAND_LINE, getpass.getuser())
-    except (KeyError, OSError): return Actor(COMMAND_LINE)
+    try:
+        return Actor(COMMAND_LINE, getpass.getuser())
+    except (KeyError, OSError):
+        return Actor(COMMAND_LINE)
+
 
 @contextmanager
 def database_of(settings: Settings) -> Iterator[Any]:
@@ -44,66 +62,101 @@ def database_of(settings: Settings) -> Iterator[Any]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from fraud_poc.desk.database import open_database
-    engine = open_database(settings)
-    try: yield engine
-    except SQLAlchemyError as error: raise OSError(f"the database failed ({type(error).__name__}): {getattr(error, 'orig', '')}") from error
-    finally: engine.dispose()
 
-def run_access(name: str, config: Path, overrides: list[str] | None, as_json: bool, act: Callable[[Settings, Any], dict]) -> dict:
+    engine = open_database(settings)
+    try:
+        yield engine
+    except SQLAlchemyError as error:
+        raise OSError(f"the database failed ({type(error).__name__}): {getattr(error, 'orig', '')}") from error
+    finally:
+        engine.dispose()
+
+
+def run_access(
+    name: str, config: Path, overrides: list[str] | None, as_json: bool, act: Callable[[Settings, Any], dict]
+) -> dict:
     "Run a command on the desk's database, and show its result: lists of rows as tables, all else as lines."
     about, (out, _) = {}, consoles(as_json)
     with ending(name, as_json, about):
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
-        with database_of(settings) as database: result = act(settings, database)
+        with database_of(settings) as database:
+            result = act(settings, database)
         for title, rows in result.items():
-            if isinstance(rows, list): out.print(rows_table(f"{name}: {title}", rows) if rows else f"{title}: none")
+            if isinstance(rows, list):
+                out.print(rows_table(f"{name}: {title}", rows) if rows else f"{title}: none")
         if lines := {key: value for key, value in result.items() if not isinstance(value, list)}:
             out.print(table_of(name, ["", ""], [list(item) for item in flattened(lines).items()]))
-        if as_json: write_line({"command": name, "ok": True, **result})
+        if as_json:
+            write_line({"command": name, "ok": True, **result})
     return result
 
 # %% ../../nbs/37_desk_commands.ipynb #c007
 MOMENTS = ("at", "created", "revoked", "disabled")  # columns that hold ms since 1970
 
+
 def rows_table(title: str, rows: list[dict]) -> Table:
     "Rows of the database as a table of words."
+
     def shown(name: str, value: Any) -> str:
-        if value is None: return ""
-        if name in MOMENTS: return datetime.fromtimestamp(value / 1000, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
-        if isinstance(value, dict): return ", ".join(f"{key} {word}" for key, word in value.items())
+        if value is None:
+            return ""
+        if name in MOMENTS:
+            return datetime.fromtimestamp(value / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {word}" for key, word in value.items())
         return " ".join(value) if isinstance(value, list) else str(value)
+
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for name in rows[0]: table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows: table.add_row(*[escape(shown(name, value)) for name, value in row.items()])
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*[escape(shown(name, value)) for name, value in row.items()])
     return table
 
 # %% ../../nbs/37_desk_commands.ipynb #c010
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of the service: made, listed, revoked.")
 Named = Annotated[str, typer.Argument(metavar="NAME")]
 
-@keys_app.command("new", epilog="Examples:\n\nfraud-poc keys new shop --scope score --scope labels\n\nfraud-poc keys new prometheus --scope metrics")
+
+@keys_app.command(
+    "new",
+    epilog="Examples:\n\nfraud-poc keys new shop --scope score --scope labels\n\nfraud-poc keys new prometheus --scope metrics",
+)
 def keys_new(
-    name: Named, scopes: Annotated[list[str], typer.Option("--scope", help="score, labels, read or metrics; may be repeated.")],
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
+    name: Named,
+    scopes: Annotated[list[str], typer.Option("--scope", help="score, labels, read or metrics; may be repeated.")],
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
 ):
     "Make a key and show it this once."
     from fraud_poc.desk.access import new_key
-    made = lambda settings, database: {"name": name, "scopes": " ".join(scopes), "key": new_key(database, name, scopes, str(operator()))}
+
+    made = lambda settings, database: {
+        "name": name,
+        "scopes": " ".join(scopes),
+        "key": new_key(database, name, scopes, str(operator())),
+    }
     run_access("keys new", config, overrides, as_json, made)
+
 
 @keys_app.command("list", epilog="Examples:\n\nfraud-poc keys list\n\nfraud-poc keys list --json | jq .keys")
 def keys_list(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
     "All keys ever made, without the keys themselves."
     from fraud_poc.desk.access import list_keys
+
     run_access("keys list", config, overrides, as_json, lambda settings, database: {"keys": list_keys(database)})
+
 
 @keys_app.command("revoke", epilog="Examples:\n\nfraud-poc keys revoke shop")
 def keys_revoke(name: Named, config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
     "Let a key in no more."
     from fraud_poc.desk.access import revoke_key
+
     def act(settings: Settings, database: Any) -> dict:
         revoke_key(database, name, str(operator()))
         return {"revoked": name}
+
     run_access("keys revoke", config, overrides, as_json, act)
 
 # %% ../../nbs/37_desk_commands.ipynb #c012
@@ -111,132 +164,271 @@ accounts_app = typer.Typer(no_args_is_help=True, help="Accounts of the desk: mad
 Role = Annotated[str, typer.Option("--role", help="viewer, analyst or admin.")]
 Random = Annotated[bool, typer.Option("--random", help="Make a password up and show it this once.")]
 
+
 def read_password(name: str, random: bool) -> str:
     "A new password: made up, asked for, or the first line of standard input; `ValueError` when there is none."
     from fraud_poc.desk.access import random_password
-    if random: return random_password()
-    if sys.stdin.isatty(): return typer.prompt(f"Password of {name}", hide_input=True, confirmation_prompt=True)
-    if password := sys.stdin.readline().rstrip("\r\n"): return password
+
+    if random:
+        return random_password()
+    if sys.stdin.isatty():
+        return typer.prompt(f"Password of {name}", hide_input=True, confirmation_prompt=True)
+    if password := sys.stdin.readline().rstrip("\r\n"):
+        return password
     raise ValueError("there is no password on standard input: give one as its first line, or take --random")
 
-def change_account(name: str, config: Path, overrides: list[str] | None, as_json: bool, command: str, change: Callable, random: bool = False,
-                   asked: bool = True) -> None:
+
+def change_account(
+    name: str,
+    config: Path,
+    overrides: list[str] | None,
+    as_json: bool,
+    command: str,
+    change: Callable,
+    random: bool = False,
+    asked: bool = True,
+) -> None:
     "Run a command that changes an account; `change` gets database, password and operator."
+
     def act(settings: Settings, database: Any) -> dict:
         password = read_password(name, random) if asked else ""
         change(database, password, str(operator()))
         return {"account": name} | ({"password": password} if random else {})
+
     run_access(f"accounts {command}", config, overrides, as_json, act)
 
 # %% ../../nbs/37_desk_commands.ipynb #c014
-@accounts_app.command("new", epilog="Examples:\n\nfraud-poc accounts new alex --role analyst\n\nfraud-poc accounts new alex --role admin --random")
-def accounts_new(name: Named, role: Role, random: Random = False, config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
+@accounts_app.command(
+    "new",
+    epilog="Examples:\n\nfraud-poc accounts new alex --role analyst\n\nfraud-poc accounts new alex --role admin --random",
+)
+def accounts_new(
+    name: Named,
+    role: Role,
+    random: Random = False,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+):
     "Make an account for a person."
     from fraud_poc.desk.access import new_account
+
     made = lambda database, password, who: new_account(database, name, password, role, who)
     change_account(name, config, overrides, as_json, "new", made, random)
 
-@accounts_app.command("password", epilog="Examples:\n\nfraud-poc accounts password alex\n\nfraud-poc accounts password alex < secret.txt")
-def accounts_password(name: Named, random: Random = False, config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
+
+@accounts_app.command(
+    "password", epilog="Examples:\n\nfraud-poc accounts password alex\n\nfraud-poc accounts password alex < secret.txt"
+)
+def accounts_password(
+    name: Named, random: Random = False, config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False
+):
     "Give an account a new password; one that was disabled may log in again."
     from fraud_poc.desk.access import set_password
-    change_account(name, config, overrides, as_json, "password", lambda database, password, who: set_password(database, name, password, who), random)
+
+    change_account(
+        name,
+        config,
+        overrides,
+        as_json,
+        "password",
+        lambda database, password, who: set_password(database, name, password, who),
+        random,
+    )
+
 
 @accounts_app.command("role", epilog="Examples:\n\nfraud-poc accounts role alex admin")
-def accounts_role(name: Named, role: Annotated[str, typer.Argument(metavar="ROLE", help="viewer, analyst or admin.")],
-                  config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
+def accounts_role(
+    name: Named,
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="viewer, analyst or admin.")],
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+):
     "Give an account another role."
     from fraud_poc.desk.access import set_role
-    change_account(name, config, overrides, as_json, "role", lambda database, _, who: set_role(database, name, role, who), asked=False)
+
+    change_account(
+        name,
+        config,
+        overrides,
+        as_json,
+        "role",
+        lambda database, _, who: set_role(database, name, role, who),
+        asked=False,
+    )
 
 # %% ../../nbs/37_desk_commands.ipynb #c016
 @accounts_app.command("disable", epilog="Examples:\n\nfraud-poc accounts disable alex")
 def accounts_disable(name: Named, config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
     "Let an account in no more; it stays in the list, since the audit speaks of it."
     from fraud_poc.desk.access import disable
-    change_account(name, config, overrides, as_json, "disable", lambda database, _, who: disable(database, name, who), asked=False)
+
+    change_account(
+        name, config, overrides, as_json, "disable", lambda database, _, who: disable(database, name, who), asked=False
+    )
+
 
 @accounts_app.command("list", epilog="Examples:\n\nfraud-poc accounts list")
 def accounts_list(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
     "All accounts with their roles."
     from fraud_poc.desk.access import list_accounts
-    run_access("accounts list", config, overrides, as_json, lambda settings, database: {"accounts": list_accounts(database)})
+
+    run_access(
+        "accounts list", config, overrides, as_json, lambda settings, database: {"accounts": list_accounts(database)}
+    )
 
 # %% ../../nbs/37_desk_commands.ipynb #c018
-audit_app = typer.Typer(no_args_is_help=True, help="The audit: who did what, and whether anybody has touched the record of it.")
+audit_app = typer.Typer(
+    no_args_is_help=True, help="The audit: who did what, and whether anybody has touched the record of it."
+)
+
 
 def parse_noted(text: str) -> tuple[int, str] | None:
     "Length and hash from `12:ab34...`; `ValueError` when it is something else."
-    if not text: return None
+    if not text:
+        return None
     length, _, seal = text.partition(":")
-    if length.isdigit() and len(seal) == 64: return int(length), seal
-    raise ValueError(f"--noted {text!r} is not what `fraud-poc audit verify` prints: a number, ':' and 64 digits of a hash")
+    if length.isdigit() and len(seal) == 64:
+        return int(length), seal
+    raise ValueError(
+        f"--noted {text!r} is not what `fraud-poc audit verify` prints: a number, ':' and 64 digits of a hash"
+    )
 
-@audit_app.command("verify", epilog="Examples:\n\nfraud-poc audit verify\n\nfraud-poc audit verify --noted 12:$HASH || echo somebody was here")
-def audit_verify(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-                 noted: Annotated[str, typer.Option(metavar="LENGTH:HASH", help="What an earlier run printed, kept elsewhere.")] = ""):
+
+@audit_app.command(
+    "verify",
+    epilog="Examples:\n\nfraud-poc audit verify\n\nfraud-poc audit verify --noted 12:$HASH || echo somebody was here",
+)
+def audit_verify(
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    noted: Annotated[
+        str, typer.Option(metavar="LENGTH:HASH", help="What an earlier run printed, kept elsewhere.")
+    ] = "",
+):
     "Check every row of the audit; code 1, and the first bad row, when it is not whole."
+
     def act(settings: Settings, database: Any) -> dict:
         from fraud_poc.desk.access import verify_audit
-        earlier = parse_noted(noted)
-        try: length, seal = verify_audit(database, earlier)
-        except ValueError as error: return {"verdict": str(error)}
-        return {"verdict": "whole", "rows": length, "note": f"{length}:{seal}"}
-    if run_access("audit verify", config, overrides, as_json, act)["verdict"] != "whole": raise typer.Exit(FAILED)
 
-@audit_app.command("list", epilog="Examples:\n\nfraud-poc audit list --last 20\n\nfraud-poc audit list --json | jq .audit")
-def audit_list(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-               last: Annotated[int, typer.Option(help="How many rows, the newest last.", min=1)] = 50):
+        earlier = parse_noted(noted)
+        try:
+            length, seal = verify_audit(database, earlier)
+        except ValueError as error:
+            return {"verdict": str(error)}
+        return {"verdict": "whole", "rows": length, "note": f"{length}:{seal}"}
+
+    if run_access("audit verify", config, overrides, as_json, act)["verdict"] != "whole":
+        raise typer.Exit(FAILED)
+
+
+@audit_app.command(
+    "list", epilog="Examples:\n\nfraud-poc audit list --last 20\n\nfraud-poc audit list --json | jq .audit"
+)
+def audit_list(
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    last: Annotated[int, typer.Option(help="How many rows, the newest last.", min=1)] = 50,
+):
     "The newest rows of the audit."
-    from fraud_poc.desk.access import list_audit
+
     def act(settings: Settings, database: Any) -> dict:
-        return {"audit": [{name: row[name] for name in ("number", "at", "who", "what", "about", "detail")} for row in list_audit(database, last)]}
+        return {
+            "audit": [
+                {name: row[name] for name in ("number", "at", "who", "what", "about", "detail")}
+                for row in list_audit(database, last)
+            ]
+        }
+
     run_access("audit list", config, overrides, as_json, act)
 
 # %% ../../nbs/37_desk_commands.ipynb #c021
 SHOWN_ROWS = 1_000  # refused rows that are listed in the JSON
 
+
 def labels_step(place: str, err: Console, refused: list[dict]) -> Step:
     "Statements on orders; what is refused is told and listed."
+
     def complain(row: int, problem: Any) -> None:
-        err.print(f"row {row}, {problem.name or 'the row'}: {problem.msg}", markup=False, highlight=False, soft_wrap=True)
-        if len(refused) < SHOWN_ROWS: refused.append({"row": row, "column": problem.name, "reason": problem.msg})
+        err.print(
+            f"row {row}, {problem.name or 'the row'}: {problem.msg}", markup=False, highlight=False, soft_wrap=True
+        )
+        if len(refused) < SHOWN_ROWS:
+            refused.append({"row": row, "column": problem.name, "reason": problem.msg})
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.live.labels import say_file
         from fraud_poc.live.store import server_for
-        with server_for(settings) as url: return asyncio.run(say_file(settings, url, place, complain, operator(), progress))
+
+        with server_for(settings) as url:
+            return asyncio.run(say_file(settings, url, place, complain, operator(), progress))
+
     return step
+
 
 def collect_step(drop: bool) -> Step:
     "The live log, brought into the batch log."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.live.labels import collect
         from fraud_poc.live.store import server_for
-        with server_for(settings) as url: told = collect(settings, url, progress, drop)
-        return told | ({"note": f"no fraud: none of {told['labels']:,} labels says fraud"} if told["labels"] and not told["frauds"] else {})
+
+        with server_for(settings) as url:
+            told = collect(settings, url, progress, drop)
+        return told | (
+            {"note": f"no fraud: none of {told['labels']:,} labels says fraud"}
+            if told["labels"] and not told["frauds"]
+            else {}
+        )
+
     return step
 
 # %% ../../nbs/37_desk_commands.ipynb #c023
-@desk_app.command("labels", epilog="Examples:\n\nfraud-poc labels chargebacks.csv\n\nfraud-poc labels verdicts.parquet --json | jq .changed"
-                              "\n\necho 'order,fraud,source\\no17,1,analyst' | fraud-poc labels -")
+@desk_app.command(
+    "labels",
+    epilog="Examples:\n\nfraud-poc labels chargebacks.csv\n\nfraud-poc labels verdicts.parquet --json | jq .changed"
+    "\n\necho 'order,fraud,source\\no17,1,analyst' | fraud-poc labels -",
+)
 def labels_command(
-    place: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet or JSON Lines: order, fraud; source, known, note if you like; "
-                                                              "- = standard input.")],
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="CSV, Parquet or JSON Lines: order, fraud; source, known, note if you like; - = standard input.",
+        ),
+    ],
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
 ):
     "Say of orders whether they were fraud: each row is a statement, kept in the live log; code 1 when a row cannot be right."
     about, refused, (out, err) = {}, [], consoles(as_json)
     with ending("labels", as_json, about):
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
         result = timed("labels", lambda progress: labels_step(place, err, refused)(settings, progress), err)
-        out.print(table_of(f"labels: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()]))
-        if as_json: write_line({"command": "labels", "ok": not result["refused"], **result, "refused_rows": refused})
-        if result["refused"]: raise typer.Exit(FAILED)
+        out.print(
+            table_of(f"labels: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])
+        )
+        if as_json:
+            write_line({"command": "labels", "ok": not result["refused"], **result, "refused_rows": refused})
+        if result["refused"]:
+            raise typer.Exit(FAILED)
+
 
 @desk_app.command("collect", epilog="Examples:\n\nfraud-poc collect && fraud-poc features\n\nfraud-poc collect --json")
 def collect_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-    drop: Annotated[bool, typer.Option("--drop-others", help="Drop parts of the batch log that were ingested after the store was filled.")] = False,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    drop: Annotated[
+        bool,
+        typer.Option(
+            "--drop-others", help="Drop parts of the batch log that were ingested after the store was filled."
+        ),
+    ] = False,
 ):
     "Bring live orders and verdicts into the batch log, where the next training set is made; the service goes on meanwhile."
     run_step("collect", collect_step(drop), config, overrides, as_json)
@@ -244,15 +436,25 @@ def collect_command(
 # %% ../../nbs/37_desk_commands.ipynb #c025
 def write_step(to_end: bool) -> Step:
     "The live log into the database."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.desk.writer import run_writer
+
         return run_writer(settings, to_end=to_end, progress=progress)
+
     return step
 
-@desk_app.command("write-decisions", epilog="Examples:\n\nfraud-poc write-decisions\n\nfraud-poc write-decisions --to-end --json")
+
+@desk_app.command(
+    "write-decisions", epilog="Examples:\n\nfraud-poc write-decisions\n\nfraud-poc write-decisions --to-end --json"
+)
 def write_command(
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
-    to_end: Annotated[bool, typer.Option("--to-end", help="Stop at the end of the log instead of following it.")] = False,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    to_end: Annotated[
+        bool, typer.Option("--to-end", help="Stop at the end of the log instead of following it.")
+    ] = False,
 ):
     "Write decisions and labels from the live log into the database, until stopped; `serve` starts such a writer by itself."
     run_step("write-decisions", write_step(to_end), config, overrides, as_json)
@@ -260,29 +462,51 @@ def write_command(
 # %% ../../nbs/37_desk_commands.ipynb #c027
 def forget_step(customer: str, who: str) -> Step:
     "A customer's identifiers leave the folder, the live store and the database."
+
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.desk.forget import forget
+
         return forget(settings, customer, who=who, progress=progress)
+
     return step
+
 
 def named_customer(value: str, sure: bool) -> str:
     "The customer to be forgotten, from the command line or (`-`) the first line of standard input; `typer.Exit` when nobody says yes."
     customer = sys.stdin.readline().strip("\r\n") if value == "-" else value
-    if sure: return customer
-    if not sys.stdin.isatty(): raise typer.BadParameter("nobody is there to be asked: say --yes", param_hint="--yes")
-    if not typer.confirm("This cannot be undone. Forget this customer?", err=True): raise typer.Exit(STOPPED)
+    if sure:
+        return customer
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("nobody is there to be asked: say --yes", param_hint="--yes")
+    if not typer.confirm("This cannot be undone. Forget this customer?", err=True):
+        raise typer.Exit(STOPPED)
     return customer
 
 # %% ../../nbs/37_desk_commands.ipynb #c028
-@desk_app.command("forget", epilog="Examples:\n\nfraud-poc forget --customer 3356a739ca"
-                              "\n\nfraud-poc forget --customer - --yes < customer.txt"
-                              "\n\nRun it again when it was interrupted: it goes on where it stopped.")
+@desk_app.command(
+    "forget",
+    epilog="Examples:\n\nfraud-poc forget --customer 3356a739ca"
+    "\n\nfraud-poc forget --customer - --yes < customer.txt"
+    "\n\nRun it again when it was interrupted: it goes on where it stopped.",
+)
 def forget_command(
-    customer: Annotated[str, typer.Option("--customer", metavar="VALUE", help="Value of the first entity; - = first line of standard input.")],
-    config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False,
+    customer: Annotated[
+        str,
+        typer.Option(
+            "--customer", metavar="VALUE", help="Value of the first entity; - = first line of standard input."
+        ),
+    ],
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
     sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ):
     "Remove a customer's identifiers from the log, the states, the live store and the database; nobody else's features change."
     result = run_step("forget", forget_step(named_customer(customer, sure), "command line"), config, overrides, as_json)
     out, _ = consoles(as_json)
-    if result["raw"]: out.print("raw files are not changed; who ingests them again brings the customer back:", *result["raw"], soft_wrap=True)
+    if result["raw"]:
+        out.print(
+            "raw files are not changed; who ingests them again brings the customer back:",
+            *result["raw"],
+            soft_wrap=True,
+        )

@@ -26,21 +26,32 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ..config import Settings
 
 # %% ../../nbs/20_database.ipynb #c005
-metadata = sa.MetaData(naming_convention={
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
-NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # what SQLite calls an integer has 64 bits, and only by that name it counts rows
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+NUMBER = sa.BigInteger().with_variant(
+    sa.Integer, "sqlite"
+)  # what SQLite calls an integer has 64 bits, and only by that name it counts rows
+
 
 def new_table(name: str, *parts: sa.schema.SchemaItem) -> sa.Table:
     "A table of the metadata, in place of an earlier description of it."
-    if name in metadata.tables: metadata.remove(metadata.tables[name])
+    if name in metadata.tables:
+        metadata.remove(metadata.tables[name])
     return sa.Table(name, metadata, *parts)
+
 
 def signed(
     key: int,  # uint64
-) -> int:      # int64 with the same bits
+) -> int:  # int64 with the same bits
     "A key as databases store it."
     return key - (key >> 63 << 64)
+
 
 def unsigned(number: int) -> int:
     "A key from the number that is stored."
@@ -48,89 +59,125 @@ def unsigned(number: int) -> int:
 
 # %% ../../nbs/20_database.ipynb #c008
 decisions = sa.Table(
-    "decisions", metadata,
+    "decisions",
+    metadata,
     sa.Column("id", NUMBER, primary_key=True, autoincrement=True),
-    sa.Column("log", sa.Text, nullable=False),             # epoch of the live log
-    sa.Column("position", NUMBER, nullable=False),         # in it
+    sa.Column("log", sa.Text, nullable=False),  # epoch of the live log
+    sa.Column("position", NUMBER, nullable=False),  # in it
     sa.Column("order_id", sa.Text, nullable=False, index=True),
-    sa.Column("id_key", NUMBER, nullable=False),           # signed
-    sa.Column("time", NUMBER, nullable=False),             # of the order, UTC ms
+    sa.Column("id_key", NUMBER, nullable=False),  # signed
+    sa.Column("time", NUMBER, nullable=False),  # of the order, UTC ms
     sa.Column("decided", NUMBER, nullable=False, index=True),  # by the clock, UTC ms
-    sa.Column("amount", NUMBER, nullable=False),           # minor units
-    sa.Column("score", sa.Double, nullable=False),         # of the model, 0 to 1
-    sa.Column("probability", sa.Double, nullable=False),   # of fraud, calibrated
-    sa.Column("band", sa.Text, nullable=False),            # low, medium or high
-    sa.Column("action", sa.Text, nullable=False),          # pass, review or block
-    sa.Column("loss", NUMBER, nullable=False),             # expected if it passes, minor units
+    sa.Column("amount", NUMBER, nullable=False),  # minor units
+    sa.Column("score", sa.Double, nullable=False),  # of the model, 0 to 1
+    sa.Column("probability", sa.Double, nullable=False),  # of fraud, calibrated
+    sa.Column("band", sa.Text, nullable=False),  # low, medium or high
+    sa.Column("action", sa.Text, nullable=False),  # pass, review or block
+    sa.Column("loss", NUMBER, nullable=False),  # expected if it passes, minor units
     sa.Column("customer", sa.Text, nullable=False, index=True),  # raw value of the first entity; "" = missing
-    sa.Column("entities", sa.JSON, nullable=False),        # entity -> known, new, capped, late, too_late or missing
-    sa.Column("body", sa.Text, nullable=False),            # the order as JSON
-    sa.Column("vector", sa.LargeBinary, nullable=False),   # (F,) float32, as the model saw it
-    sa.Column("model", sa.Text, nullable=False),           # hashes
+    sa.Column("entities", sa.JSON, nullable=False),  # entity -> known, new, capped, late, too_late or missing
+    sa.Column("body", sa.Text, nullable=False),  # the order as JSON
+    sa.Column("vector", sa.LargeBinary, nullable=False),  # (F,) float32, as the model saw it
+    sa.Column("model", sa.Text, nullable=False),  # hashes
     sa.Column("policy", sa.Text, nullable=False),
     sa.Column("feature_table", sa.Text, nullable=False),
-    sa.Column("reasons", sa.JSON(none_as_null=True)),      # list of objects: feature, value, contribution, words; null = not computed
-    sa.Column("took_us", NUMBER, nullable=False),          # from the receipt to the commit, microseconds
-    sa.UniqueConstraint("log", "position"), sqlite_autoincrement=True)
+    sa.Column(
+        "reasons", sa.JSON(none_as_null=True)
+    ),  # list of objects: feature, value, contribution, words; null = not computed
+    sa.Column("took_us", NUMBER, nullable=False),  # from the receipt to the commit, microseconds
+    sa.UniqueConstraint("log", "position"),
+    sqlite_autoincrement=True,
+)
 
 # %% ../../nbs/20_database.ipynb #c010
 def _decision(**more) -> sa.Column:
     "A column that points to a decision, and goes with it."
-    return sa.Column("decision_id", NUMBER, sa.ForeignKey("decisions.id", ondelete="CASCADE"), primary_key=True, autoincrement=False, **more)
+    return sa.Column(
+        "decision_id",
+        NUMBER,
+        sa.ForeignKey("decisions.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+        **more,
+    )
+
 
 links = sa.Table(
-    "links", metadata, _decision(),
+    "links",
+    metadata,
+    _decision(),
     sa.Column("entity", sa.Text, primary_key=True),
-    sa.Column("key", NUMBER, nullable=False),             # signed
-    sa.Index("ix_links_entity_key", "entity", "key", "decision_id"), sqlite_with_rowid=False)
+    sa.Column("key", NUMBER, nullable=False),  # signed
+    sa.Index("ix_links_entity_key", "entity", "key", "decision_id"),
+    sqlite_with_rowid=False,
+)
 cases = sa.Table(
-    "cases", metadata, _decision(),
-    sa.Column("status", sa.Text, nullable=False),         # open, cleared or flagged
-    sa.Column("opened", NUMBER, nullable=False),          # UTC ms
-    sa.Column("closed", NUMBER),                          # UTC ms; null = open
-    sa.Column("closed_by", sa.Text),                      # an events.Actor in words
+    "cases",
+    metadata,
+    _decision(),
+    sa.Column("status", sa.Text, nullable=False),  # open, cleared or flagged
+    sa.Column("opened", NUMBER, nullable=False),  # UTC ms
+    sa.Column("closed", NUMBER),  # UTC ms; null = open
+    sa.Column("closed_by", sa.Text),  # an events.Actor in words
     sa.Column("note", sa.Text, nullable=False),
-    sa.Column("urgency", sa.Double, nullable=False),      # expected saving by a review, major units for each minute of it
+    sa.Column("urgency", sa.Double, nullable=False),  # expected saving by a review, major units for each minute of it
     sa.Column("band", sa.Text, nullable=False),
     sa.Column("action", sa.Text, nullable=False),
     sa.Column("amount", NUMBER, nullable=False),
     sa.Column("customer", sa.Text, nullable=False),
     sa.Column("time", NUMBER, nullable=False),
-    sa.Column("log", sa.Text), sa.Column("position", NUMBER),      # epoch and position of the last label entry that the row reflects
-    sa.Column("assertion", NUMBER), sa.Column("source", sa.Text),  # position and source of the assertion that closed it; null = open
-    sa.Index("ix_cases_status_urgency", "status", sa.text("urgency DESC"), "decision_id"))
+    sa.Column("log", sa.Text),
+    sa.Column("position", NUMBER),  # epoch and position of the last label entry that the row reflects
+    sa.Column("assertion", NUMBER),
+    sa.Column("source", sa.Text),  # position and source of the assertion that closed it; null = open
+    sa.Index("ix_cases_status_urgency", "status", sa.text("urgency DESC"), "decision_id"),
+)
 
 # %% ../../nbs/20_database.ipynb #c012
 labels = sa.Table(
-    "labels", metadata,
+    "labels",
+    metadata,
     sa.Column("id", NUMBER, primary_key=True, autoincrement=True),
-    sa.Column("log", sa.Text, nullable=False), sa.Column("position", NUMBER, nullable=False),
+    sa.Column("log", sa.Text, nullable=False),
+    sa.Column("position", NUMBER, nullable=False),
     sa.Column("order_id", sa.Text, nullable=False, index=True),
     sa.Column("decision_id", NUMBER, sa.ForeignKey("decisions.id", ondelete="SET NULL"), index=True),
-    sa.Column("kind", sa.Text, nullable=False),           # assert or retract
-    sa.Column("retracts", NUMBER),                        # position of the assertion that is taken back
-    sa.Column("said", sa.Integer, nullable=False),        # what is asserted, or taken back: 0 legitimate, 1 fraud
-    sa.Column("label", sa.Integer, nullable=False),       # effective after it: -1 unresolved, 0 or 1
-    sa.Column("previous", sa.Integer, nullable=False),    # effective before it
-    sa.Column("source", sa.Text, nullable=False),         # chargeback, analyst, customer or rule
-    sa.Column("known", NUMBER, nullable=False), sa.Column("noted", NUMBER, nullable=False),  # UTC ms; noted by our clock
+    sa.Column("kind", sa.Text, nullable=False),  # assert or retract
+    sa.Column("retracts", NUMBER),  # position of the assertion that is taken back
+    sa.Column("said", sa.Integer, nullable=False),  # what is asserted, or taken back: 0 legitimate, 1 fraud
+    sa.Column("label", sa.Integer, nullable=False),  # effective after it: -1 unresolved, 0 or 1
+    sa.Column("previous", sa.Integer, nullable=False),  # effective before it
+    sa.Column("source", sa.Text, nullable=False),  # chargeback, analyst, customer or rule
+    sa.Column("known", NUMBER, nullable=False),
+    sa.Column("noted", NUMBER, nullable=False),  # UTC ms; noted by our clock
     sa.Column("note", sa.Text, nullable=False),
-    sa.Column("actor", sa.Text, nullable=False), sa.Column("by", sa.Text, nullable=False),   # kind and name of an events.Actor
-    sa.UniqueConstraint("log", "position"), sqlite_autoincrement=True)
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),  # kind and name of an events.Actor
+    sa.UniqueConstraint("log", "position"),
+    sqlite_autoincrement=True,
+)
 days = sa.Table(
-    "days", metadata,
+    "days",
+    metadata,
     sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),  # since 1970, UTC
-    sa.Column("band", sa.Text, primary_key=True), sa.Column("action", sa.Text, primary_key=True),
-    *[sa.Column(name, NUMBER, nullable=False) for name in ("events", "amount", "frauds", "fraud_amount", "saved")])  # amounts in minor units
+    sa.Column("band", sa.Text, primary_key=True),
+    sa.Column("action", sa.Text, primary_key=True),
+    *[sa.Column(name, NUMBER, nullable=False) for name in ("events", "amount", "frauds", "fraud_amount", "saved")],
+)  # amounts in minor units
 scores = sa.Table(
-    "scores", metadata,
+    "scores",
+    metadata,
     sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("bucket", sa.Integer, primary_key=True, autoincrement=False),  # 0 to 19, each 0.05 of score wide
-    sa.Column("events", NUMBER, nullable=False))
+    sa.Column("events", NUMBER, nullable=False),
+)
 writers = sa.Table(
-    "writers", metadata,
+    "writers",
+    metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("log", sa.Text, nullable=False), sa.Column("position", NUMBER, nullable=False))  # the last that was written
+    sa.Column("log", sa.Text, nullable=False),
+    sa.Column("position", NUMBER, nullable=False),
+)  # the last that was written
 
 # %% ../../nbs/20_database.ipynb #c015
 def database_url(
@@ -139,49 +186,76 @@ def database_url(
 ) -> sa.URL:
     "Address of the database of a domain; `ValueError` says what was expected."
     text = url or settings.database.url
-    if not text: return sa.URL.create("sqlite", database=str(settings.batch.folder / "desk.sqlite"))
+    if not text:
+        return sa.URL.create("sqlite", database=str(settings.batch.folder / "desk.sqlite"))
     remedy = "write postgresql+psycopg://user:password@host/name, or leave it empty for SQLite"
-    try: found = sa.make_url(text)
-    except (sa.exc.ArgumentError, ValueError): raise ValueError(f"database.url is not an address of a database: {remedy}") from None
-    if found.drivername in ("postgres", "postgresql"): found = found.set(drivername="postgresql+psycopg")
+    try:
+        found = sa.make_url(text)
+    except (sa.exc.ArgumentError, ValueError):
+        raise ValueError(f"database.url is not an address of a database: {remedy}") from None
+    if found.drivername in ("postgres", "postgresql"):
+        found = found.set(drivername="postgresql+psycopg")
     if found.drivername not in ("sqlite", "postgresql+psycopg"):
         raise ValueError(f"database.url names {found.drivername}, which is not supported: {remedy}")
-    if found.drivername == "sqlite" and not found.database: raise ValueError(f"database.url names SQLite without a file: {remedy}")
+    if found.drivername == "sqlite" and not found.database:
+        raise ValueError(f"database.url names SQLite without a file: {remedy}")
     return found
 
 # %% ../../nbs/20_database.ipynb #c018
 BUSY_S = 15  # longest wait for another who writes
-PRAGMAS = (f"busy_timeout={BUSY_S * 1000}", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536", "temp_store=MEMORY")
+PRAGMAS = (
+    f"busy_timeout={BUSY_S * 1000}",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "cache_size=-65536",
+    "temp_store=MEMORY",
+)
+
 
 def _to_wal(connection) -> None:
     "Switch to the journal that lets readers and a writer work at once."
     until = time.monotonic() + BUSY_S
     while True:
-        try: return connection.execute("PRAGMA journal_mode=WAL").close()
+        try:
+            return connection.execute("PRAGMA journal_mode=WAL").close()
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until: raise  # the switch does not wait by itself
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise  # the switch does not wait by itself
             time.sleep(0.01)
+
 
 def _sqlite_engine(url: sa.URL, **more) -> sa.Engine:
     "An engine of SQLite; the file is made if need be."
     os.makedirs(os.path.dirname(os.path.abspath(url.database)), exist_ok=True)
     os.close(os.open(url.database, os.O_CREAT | os.O_RDWR, 0o600))
     engine = sa.create_engine(url, **more)
+
     @sa.event.listens_for(engine, "connect")
     def connected(connection, record) -> None:
         connection.isolation_level = None
-        for pragma in PRAGMAS: connection.execute(f"PRAGMA {pragma}")
+        for pragma in PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
         _to_wal(connection)
+
     @sa.event.listens_for(engine, "begin")
-    def began(connection) -> None: connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', '')}")
+    def began(connection) -> None:
+        connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', '')}")
+
     return engine
+
 
 def make_engine(url: sa.URL) -> sa.Engine:
     "An engine of either kind; it has not connected yet. `ValueError` when the driver is missing."
-    more = {"json_serializer": lambda value: msgspec.json.encode(value).decode(), "json_deserializer": msgspec.json.decode}
-    if url.drivername == "sqlite": return _sqlite_engine(url, **more)
-    try: return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5}, **more)
-    except ModuleNotFoundError: raise ValueError("the driver of PostgreSQL is not installed: `pip install fraud_poc[postgresql]`") from None
+    more = {
+        "json_serializer": lambda value: msgspec.json.encode(value).decode(),
+        "json_deserializer": msgspec.json.decode,
+    }
+    if url.drivername == "sqlite":
+        return _sqlite_engine(url, **more)
+    try:
+        return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5}, **more)
+    except ModuleNotFoundError:
+        raise ValueError("the driver of PostgreSQL is not installed: `pip install fraud_poc[postgresql]`") from None
 
 # %% ../../nbs/20_database.ipynb #c020
 @contextmanager
@@ -189,10 +263,12 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     "A transaction that reads and writes; in SQLite it waits for other writers when it begins, and not in the middle."
     with engine.connect() as connection:
         connection = connection.execution_options(begin="IMMEDIATE")
-        with connection.begin(): yield connection
+        with connection.begin():
+            yield connection
 
 # %% ../../nbs/20_database.ipynb #c022
 MIGRATIONS = 0x66726175  # number of the lock of PostgreSQL that those who migrate hold
+
 
 def alembic_config(connection: sa.Connection | None = None) -> Config:
     "Alembic's settings, without a file."
@@ -201,35 +277,45 @@ def alembic_config(connection: sa.Connection | None = None) -> Config:
     config.attributes["connection"] = connection
     return config
 
+
 def is_current(engine: sa.Engine) -> bool:
     "Whether the tables are up to date; `ValueError` when they belong to a newer program."
     scripts = ScriptDirectory.from_config(alembic_config())
-    with engine.connect() as connection: found = set(MigrationContext.configure(connection).get_current_heads())
+    with engine.connect() as connection:
+        found = set(MigrationContext.configure(connection).get_current_heads())
     unknown = found - {script.revision for script in scripts.walk_revisions()}
     if unknown:
-        raise ValueError(f"the database is at revision {min(unknown)}, which this program does not know: use the one that made it, or a newer one")
+        raise ValueError(
+            f"the database is at revision {min(unknown)}, which this program does not know: use the one that made it, or a newer one"
+        )
     return found == set(scripts.get_heads())
+
 
 def migrate(engine: sa.Engine) -> None:
     "Bring the tables up to date; `ValueError` when they belong to a newer program."
-    if is_current(engine): return
+    if is_current(engine):
+        return
     with writing(engine) as connection:
-        if connection.dialect.name == "postgresql": connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATIONS)))
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATIONS)))
         command.upgrade(alembic_config(connection), "head")
 
 # %% ../../nbs/20_database.ipynb #c023
 def open_database(
     settings: Settings,
     url: str = "",  # "" = as the settings say: PostgreSQL, or SQLite in the domain's folder
-) -> sa.Engine:     # whoever opens it calls its method `dispose`
+) -> sa.Engine:  # whoever opens it calls its method `dispose`
     "The database of a domain, with its tables up to date; `ValueError` or `ConnectionError` say why it cannot be had."
     where = database_url(settings, url)
     engine = make_engine(where)
-    try: migrate(engine)
+    try:
+        migrate(engine)
     except sa.exc.OperationalError as error:
         engine.dispose()
         reason = str(error.orig).strip().splitlines()[0]
-        raise ConnectionError(f"no database at {where.render_as_string()} ({reason}): start it, or set database.url") from None
+        raise ConnectionError(
+            f"no database at {where.render_as_string()} ({reason}): start it, or set database.url"
+        ) from None
     return engine
 
 # %% ../../nbs/20_database.ipynb #c029
@@ -240,15 +326,22 @@ def insert_or(
     "An insert that knows `on_conflict_do_update` and `on_conflict_do_nothing`, for the database at hand."
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
+
 def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[dict], change) -> None:
-    if not rows: return
+    if not rows:
+        return
     insert, keys = insert_or(connection, table), [column.name for column in table.primary_key]
     changed = {name: change(table.c[name], insert.excluded[name]) for name in rows[0] if name not in keys}
-    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), sorted(rows, key=lambda row: [row[key] for key in keys]))
+    connection.execute(
+        insert.on_conflict_do_update(index_elements=keys, set_=changed),
+        sorted(rows, key=lambda row: [row[key] for key in keys]),
+    )
+
 
 def add_up(connection: sa.Connection, table: sa.Table, rows: Sequence[dict]) -> None:
     "Add the numbers of some rows to those that have the same primary key."
     _upsert(connection, table, rows, lambda old, new: old + new)
+
 
 def put(connection: sa.Connection, table: sa.Table, rows: Sequence[dict]) -> None:
     "Write some rows in place of those that have the same primary key."
@@ -257,12 +350,17 @@ def put(connection: sa.Connection, table: sa.Table, rows: Sequence[dict]) -> Non
 # %% ../../nbs/20_database.ipynb #c032
 def new_ids(
     connection: sa.Connection,  # in a transaction that writes
-    table: sa.Table,            # with a counted column `id`
+    table: sa.Table,  # with a counted column `id`
     count: int,
 ) -> list[int]:
     "Numbers for new rows, in order, which nobody else gets."
     if connection.dialect.name == "postgresql":
-        drawn = sa.select(sa.func.nextval(sa.func.pg_get_serial_sequence(table.name, "id"))).select_from(sa.func.generate_series(1, count))
+        drawn = sa.select(sa.func.nextval(sa.func.pg_get_serial_sequence(table.name, "id"))).select_from(
+            sa.func.generate_series(1, count)
+        )
         return sorted(connection.execute(drawn).scalars())
-    last = connection.execute(sa.text("SELECT seq FROM sqlite_sequence WHERE name = :name"), {"name": table.name}).scalar() or 0
+    last = (
+        connection.execute(sa.text("SELECT seq FROM sqlite_sequence WHERE name = :name"), {"name": table.name}).scalar()
+        or 0
+    )
     return list(range(last + 1, last + 1 + count))

@@ -37,7 +37,19 @@ from ..api.scoring import place_of_error, tell
 from ..config import Settings
 from ..data.files import read_json
 from . import queries
-from .access import ROLES, Door, Refused, Session, Throttled, audit, enter, give_cookie, leave, list_accounts, list_keys
+from fraud_poc.desk.access import (
+    ROLES,
+    Door,
+    Refused,
+    Session,
+    Throttled,
+    audit,
+    enter,
+    give_cookie,
+    leave,
+    list_accounts,
+    list_keys,
+)
 from .database import cases, decisions, writing
 from .queries import STEPS, Desk, Filters, read_filters
 from .writer import OPEN, closed_by, closing_sources, settle
@@ -47,49 +59,71 @@ from ..live.labels import MAX_NOTE, Retraction, Said, Statement, Told
 # %% ../../nbs/26_pages.ipynb #c006
 def ago(ms: int | None, now: int) -> str:
     "How long before a moment something was, in one unit: `5 min`."
-    if ms is None: return ""
+    if ms is None:
+        return ""
     minutes = max(now - ms, 0) // 60_000
-    if minutes < 1: return "just now"
+    if minutes < 1:
+        return "just now"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} days"
+
 
 def moment(ms: int) -> str:
     "A time to the minute."
     return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+
 
 def percent(share: float) -> str:
     "A share with as many digits as tell something."
     value = 100 * share
     return f"{value:.0f} %" if value >= 10 else f"{value:.1f} %" if value >= 0.1 or value == 0 else "< 0.1 %"
 
+
 def count_words(value: float) -> str:
     "A count a day: whole when it is large."
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
 
+
 def cell_text(value: Any, column: str) -> str:
     "A value of a plain table."
-    if value is None: return "–"
-    if column in ("created", "disabled", "revoked", "at"): return moment(value)
+    if value is None:
+        return "–"
+    if column in ("created", "disabled", "revoked", "at"):
+        return moment(value)
     return ", ".join(value) if isinstance(value, list) else json.dumps(value) if isinstance(value, dict) else str(value)
 
 # %% ../../nbs/26_pages.ipynb #c009
-PAGES = (("queue", "Queue", "viewer"), ("trends", "Trends", "viewer"),
-         ("accounts", "Accounts", "admin"), ("keys", "Keys", "admin"), ("audit", "Audit", "admin"))
+PAGES = (
+    ("queue", "Queue", "viewer"),
+    ("trends", "Trends", "viewer"),
+    ("accounts", "Accounts", "admin"),
+    ("keys", "Keys", "admin"),
+    ("audit", "Audit", "admin"),
+)
 HERE = files("fraud_poc.desk")
 Say = Callable[[Told], Awaitable[tuple[str, Said]]]  # -> epoch of the log, what came of it
 
+
 class Site:
     "What the pages share."
-    def __init__(self, settings: Settings, engine: sa.Engine, say: Say, secret: bytes, clock: Clock, review_over: float):
+
+    def __init__(
+        self, settings: Settings, engine: sa.Engine, say: Say, secret: bytes, clock: Clock, review_over: float
+    ):
         self.settings, self.engine, self.say, self.secret, self.review_over = settings, engine, say, secret, review_over
         self.door, self.env = Door(settings, engine, clock), environment(settings)
-        self.path, self.counting = self.door.path, None  # the task that brings the sums of the trends along, while there is one
+        self.path, self.counting = (
+            self.door.path,
+            None,
+        )  # the task that brings the sums of the trends along, while there is one
         self.env.globals["path"] = self.path
 
     def desk(self) -> Desk:
         "What questions to the database need."
         return Desk(self.settings, self.secret, self.door.clock())
 
-    def page(self, request: Request, template: str, session: Session | None = None, status: int = 200, **values: Any) -> HTMLResponse:
+    def page(
+        self, request: Request, template: str, session: Session | None = None, status: int = 200, **values: Any
+    ) -> HTMLResponse:
         "A page or a part of one, from its template."
         here = request.url.path.removeprefix(self.path).strip("/").split("/")[0]
         text = self.env.get_template(template).render(session=session, now=self.door.clock(), here=here, **values)
@@ -100,35 +134,60 @@ def role_may(role: str, least: str) -> bool:
     "Whether a role is enough."
     return ROLES.index(role) >= ROLES.index(least)
 
+
 def may_undo(case: Mapping) -> bool:
     "Whether the assertion that closed a case can be taken back at the desk."
     return case["source"] == "analyst" and case["assertion"] is not None
+
 
 @lru_cache
 def fingerprints(folder: Path) -> dict[str, str]:
     "The beginning of the hash of each static file."
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in folder.iterdir()}
 
+
 def environment(settings: Settings) -> Environment:
     "Jinja2 with the templates of the package, escaping everything, and the words above as filters."
-    env = Environment(loader=FileSystemLoader(str(HERE / "templates")), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    env = Environment(
+        loader=FileSystemLoader(str(HERE / "templates")), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     decimals, static = settings.columns.decimals, fingerprints(Path(str(HERE / "static")))
-    env.filters |= {"ago": ago, "moment": moment, "percent": percent, "count": count_words, "cell": cell_text, "number": lambda value: f"{value:,}",
-                    "words": lambda name: name.replace("_", " "), "actor": lambda row: str(Actor(row["actor"], row["by"])),
-                    "decimal": lambda value: f"{value:,.2f}",
-                    "money": lambda units: f"{units / 10**decimals:,.{decimals}f}"}
-    env.globals |= {"pages": PAGES, "role_may": role_may, "may_undo": may_undo,
-                    "static": lambda name: f"{env.globals['path']}/static/{name}?v={static[name]}"}
+    env.filters |= {
+        "ago": ago,
+        "moment": moment,
+        "percent": percent,
+        "count": count_words,
+        "cell": cell_text,
+        "number": lambda value: f"{value:,}",
+        "words": lambda name: name.replace("_", " "),
+        "actor": lambda row: str(Actor(row["actor"], row["by"])),
+        "decimal": lambda value: f"{value:,.2f}",
+        "money": lambda units: f"{units / 10**decimals:,.{decimals}f}",
+    }
+    env.globals |= {
+        "pages": PAGES,
+        "role_may": role_may,
+        "may_undo": may_undo,
+        "static": lambda name: f"{env.globals['path']}/static/{name}?v={static[name]}",
+    }
     return env
 
 # %% ../../nbs/26_pages.ipynb #c014
 POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "same-origin",
-           "cross-origin-opener-policy": "same-origin", "cross-origin-resource-policy": "same-origin",
-           "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()"}
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+
 
 class Guarded:
     "ASGI: adds the headers to each answer of an app."
+
     def __init__(self, app: Any):
         self.app = app
 
@@ -136,49 +195,89 @@ class Guarded:
         static, named = "/static/" in scope.get("path", ""), scope.get("query_string", b"").startswith(b"v=")
         kept = "no-store" if not static else "public, max-age=31536000, immutable" if named else "public, max-age=86400"
         more = [(name.encode(), value.encode()) for name, value in (HEADERS | {"cache-control": kept}).items()]
+
         async def sending(message: dict) -> None:
-            if message["type"] == "http.response.start": message = message | {"headers": [*message["headers"], *more]}
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message["headers"], *more]}
             await send(message)
+
         await self.app(scope, receive, sending if scope["type"] == "http" else send)
 
 # %% ../../nbs/26_pages.ipynb #c016
-TITLES = {401: "Log in first", 403: "Not allowed", 404: "Not found", 413: "Too long", 422: "Not understood", 503: "Not available"}
+TITLES = {
+    401: "Log in first",
+    403: "Not allowed",
+    404: "Not found",
+    413: "Too long",
+    422: "Not understood",
+    503: "Not available",
+}
+
 
 def failure(site: Site, request: Request, status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
     "A sentence about what went wrong, as a page or a part of one."
     part = "hx-request" in request.headers
-    if "application/json" in request.headers.get("accept", ""): return JSONResponse({"detail": text}, status, dict(headers or {}))
-    answer = site.page(request, "_error.html" if part else "error.html", None, status, title=TITLES.get(status, "That did not work"), text=text)
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse({"detail": text}, status, dict(headers or {}))
+    answer = site.page(
+        request,
+        "_error.html" if part else "error.html",
+        None,
+        status,
+        title=TITLES.get(status, "That did not work"),
+        text=text,
+    )
     answer.headers.update(headers or {})
     return answer
 
+
 def handlers(site: Site) -> dict[Any, Any]:
     "What is answered to errors."
+
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        if error.status_code == 303: return Response(status_code=303, headers=error.headers)
-        text = {404: "There is no such page, or what it showed was removed."}.get(error.status_code) if error.detail == "Not Found" else error.detail
+        if error.status_code == 303:
+            return Response(status_code=303, headers=error.headers)
+        text = (
+            {404: "There is no such page, or what it showed was removed."}.get(error.status_code)
+            if error.detail == "Not Found"
+            else error.detail
+        )
         return failure(site, request, error.status_code, str(text), error.headers)
+
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         fields = sorted({str(problem["loc"][-1]) for problem in error.errors()})
         return failure(site, request, 422, f"The request lacks or misstates: {', '.join(fields)}.")
+
     async def broken(request: Request, error: sa.exc.DBAPIError) -> Response:
         tell("desk_database_failed", error=type(error).__name__, place=place_of_error(error))
-        return failure(site, request, 503, "The database does not answer. Try again in a moment; nothing was lost.", {"Retry-After": "5"})
+        return failure(
+            site,
+            request,
+            503,
+            "The database does not answer. Try again in a moment; nothing was lost.",
+            {"Retry-After": "5"},
+        )
+
     return {StarletteHTTPException: refused, RequestValidationError: invalid, sa.exc.DBAPIError: broken}
 
 # %% ../../nbs/26_pages.ipynb #c018
 def login_routes(app: FastAPI, site: Site) -> None:
     "Coming in and leaving."
+
     @app.get("/login")
     async def login_page(request: Request):
-        if await site.door.session(request): return RedirectResponse(f"{site.path}/queue", 303)
+        if await site.door.session(request):
+            return RedirectResponse(f"{site.path}/queue", 303)
         return site.page(request, "login.html", name="", problem="")
 
     @app.post("/login")
     async def login(request: Request, name: str = Form("", max_length=200), password: str = Form("", max_length=1000)):
-        try: token = await enter(site.door, request, name, password)
-        except Throttled as error: return site.page(request, "login.html", None, 429, name=name, problem=f"{error}.".capitalize())
-        except Refused as error: return site.page(request, "login.html", None, 401, name=name, problem=f"{error}.".capitalize())
+        try:
+            token = await enter(site.door, request, name, password)
+        except Throttled as error:
+            return site.page(request, "login.html", None, 429, name=name, problem=f"{error}.".capitalize())
+        except Refused as error:
+            return site.page(request, "login.html", None, 401, name=name, problem=f"{error}.".capitalize())
         answer = RedirectResponse(f"{site.path}/queue", 303)
         give_cookie(site.door, answer, token)
         return answer
@@ -195,14 +294,28 @@ def address(filters: Filters, **more: str) -> str:
     query = filters.query | more
     return urlencode({name: value for name, value in query.items() if name != "group" or "find" not in more})
 
-def list_values(site: Site, connection: sa.Connection, filters: Filters, cursor: str, rows_only: bool) -> dict[str, Any]:
+
+def list_values(
+    site: Site, connection: sa.Connection, filters: Filters, cursor: str, rows_only: bool
+) -> dict[str, Any]:
     "What the template of the list needs."
     desk, size = site.desk(), site.settings.desk.page_size
     page = queries.customer_page if filters.group else queries.queue_page
     rows, following = page(connection, desk, filters, cursor, size)
-    values = {"filters": filters, "query": address(filters), "query_of": lambda **more: address(filters, **more), "rows": rows, "next": following,
-              "size": size, "most": queries.MOST, "statuses": queries.STATUSES, "problem": "", "matching": set(filters.query) - {"group", "status"}}
-    if rows_only: return values
+    values = {
+        "filters": filters,
+        "query": address(filters),
+        "query_of": lambda **more: address(filters, **more),
+        "rows": rows,
+        "next": following,
+        "size": size,
+        "most": queries.MOST,
+        "statuses": queries.STATUSES,
+        "problem": "",
+        "matching": set(filters.query) - {"group", "status"},
+    }
+    if rows_only:
+        return values
     return values | {"count": queries.count_cases(connection, desk, filters), "newest": queries.newest_case(connection)}
 
 # %% ../../nbs/26_pages.ipynb #c022
@@ -211,44 +324,76 @@ def queue_routes(app: FastAPI, site: Site) -> None:
     viewer = Depends(site.door.guard("viewer"))
 
     @app.get("/")
-    def start(session: Session = viewer): return RedirectResponse(f"{site.path}/queue", 303)
+    def start(session: Session = viewer):
+        return RedirectResponse(f"{site.path}/queue", 303)
 
     @app.get("/queue")
     def queue(request: Request, after: str = "", session: Session = viewer):
         part = "hx-request" in request.headers
         try:
             filters = read_filters(request.query_params)
-            with site.engine.connect() as connection: values = list_values(site, connection, filters, after, part and bool(after))
-        except ValueError as error: values = {"problem": f"{error}.".capitalize(), "filters": Filters(), "statuses": queries.STATUSES}
+            with site.engine.connect() as connection:
+                values = list_values(site, connection, filters, after, part and bool(after))
+        except ValueError as error:
+            values = {"problem": f"{error}.".capitalize(), "filters": Filters(), "statuses": queries.STATUSES}
         name = "queue.html" if not part else "_rows.html" if after and not values["problem"] else "_cases.html"
         return site.page(request, name, session, 422 if values["problem"] else 200, **values)
 
     @app.get("/pulse")
     def pulse(request: Request, newest: int = 0, session: Session = viewer):
-        shown = [int(text) for text in request.query_params.getlist("shown")[:500] if text.isascii() and text.isdigit() and len(text) < 19]
+        shown = [
+            int(text)
+            for text in request.query_params.getlist("shown")[:500]
+            if text.isascii() and text.isdigit() and len(text) < 19
+        ]
         filters = read_filters(request.query_params)
         with site.engine.connect() as connection:
-            fresh, closed = queries.news(connection, site.desk(), filters, newest), queries.closed_meanwhile(connection, shown)
+            fresh, closed = (
+                queries.news(connection, site.desk(), filters, newest),
+                queries.closed_meanwhile(connection, shown),
+            )
         return site.page(request, "_pulse.html", session, fresh=fresh, closed=closed, query=urlencode(filters.query))
 
 # %% ../../nbs/26_pages.ipynb #c024
 def existing(connection: sa.Connection, number: int) -> Mapping:
     "A decision; `HTTPException` 404 when it is not there (any more)."
     case = queries.find_order(connection, number) if 0 < number < 2**63 else None
-    if case is None: raise HTTPException(404, "There is no such order here, or it was removed.")
+    if case is None:
+        raise HTTPException(404, "There is no such order here, or it was removed.")
     return case
 
-def drawings(site: Site, case: Mapping, past: list[Mapping], linked: Mapping, values: Mapping[str, Any]) -> dict[str, Any]:
+
+def drawings(
+    site: Site, case: Mapping, past: list[Mapping], linked: Mapping, values: Mapping[str, Any]
+) -> dict[str, Any]:
     "Data of the timeline and the graph."
     money, scale = site.env.filters["money"], 10**site.settings.columns.decimals
     words = {None: "no verdict", 0: "honest", 1: "fraud"}
+
     def point(row: Mapping) -> dict[str, Any]:
-        return {"id": row["id"], "name": row["order_id"], "time": row["time"], "amount": row["amount"] / scale, "words": money(row["amount"]),
-                "band": row["band"], "label": row["label"], "verdict": words[row["label"]], "this": row["id"] == case["id"],
-                "href": f"{site.path}/case/{row['id']}"}
-    groups = [{"entity": entity.replace("_", " "), "value": str(values.get(entity, "")), "orders": [point(row) for row in rows]}
-              for entity, (rows, _) in linked.items()]
+        return {
+            "id": row["id"],
+            "name": row["order_id"],
+            "time": row["time"],
+            "amount": row["amount"] / scale,
+            "words": money(row["amount"]),
+            "band": row["band"],
+            "label": row["label"],
+            "verdict": words[row["label"]],
+            "this": row["id"] == case["id"],
+            "href": f"{site.path}/case/{row['id']}",
+        }
+
+    groups = [
+        {
+            "entity": entity.replace("_", " "),
+            "value": str(values.get(entity, "")),
+            "orders": [point(row) for row in rows],
+        }
+        for entity, (rows, _) in linked.items()
+    ]
     return {"timeline": [point(row) for row in past], "graph": {"name": case["order_id"], "groups": groups}}
+
 
 def case_values(site: Site, connection: sa.Connection, number: int, filters: Filters) -> dict[str, Any]:
     "What the template of a case needs."
@@ -259,73 +404,117 @@ def case_values(site: Site, connection: sa.Connection, number: int, filters: Fil
     past, linked = queries.history(connection, case["customer"]), queries.linked(connection, case, entities)
     said = body | {site.settings.columns.amount: site.env.filters["money"](case["amount"])}
     fields = [(name, value, (case["entities"] or {}).get(name)) for name, value in said.items()]
-    following = queries.next_case(connection, site.desk(), filters, case["urgency"], number) if case["status"] == "open" else None
-    return {"case": case, "fields": fields, "values": body, "past": past, "linked": linked, "pool": queries.POOL, "next": following,
-            "reasons": [reason | {"width": 100 * abs(reason["contribution"]) / largest} for reason in reasons],
-            "like": queries.similar(connection, case), "said": queries.label_history(connection, number),
-            **drawings(site, case, past, linked, body), "query": address(filters), "find_query": lambda value: urlencode({"find": value})}
+    following = (
+        queries.next_case(connection, site.desk(), filters, case["urgency"], number)
+        if case["status"] == "open"
+        else None
+    )
+    return {
+        "case": case,
+        "fields": fields,
+        "values": body,
+        "past": past,
+        "linked": linked,
+        "pool": queries.POOL,
+        "next": following,
+        "reasons": [reason | {"width": 100 * abs(reason["contribution"]) / largest} for reason in reasons],
+        "like": queries.similar(connection, case),
+        "said": queries.label_history(connection, number),
+        **drawings(site, case, past, linked, body),
+        "query": address(filters),
+        "find_query": lambda value: urlencode({"find": value}),
+    }
 
 # %% ../../nbs/26_pages.ipynb #c026
-def show_case(site: Site, request: Request, session: Session, number: int, status: int = 200, **more: Any) -> HTMLResponse:
+def show_case(
+    site: Site, request: Request, session: Session, number: int, status: int = 200, **more: Any
+) -> HTMLResponse:
     "The page of a case."
     filters = read_filters(more.pop("params", request.query_params))
     done = request.query_params.get("done", "")
     with site.engine.connect() as connection:
         values = case_values(site, connection, number, filters)
-        before = queries.find_order(connection, int(done)) if done.isascii() and done.isdigit() and len(done) < 19 else None
+        before = (
+            queries.find_order(connection, int(done)) if done.isascii() and done.isdigit() and len(done) < 19 else None
+        )
     done = before if before and before["status"] in queries.STATUSES[1:] else None
     shown = {"done": done, "problem": "", "note": "", "may_decide": role_may(session.role, "analyst")}
     return site.page(request, "case.html", session, status, **(shown | values | more))
+
 
 def case_routes(app: FastAPI, site: Site) -> None:
     "One case, to be read."
     viewer = Depends(site.door.guard("viewer"))
 
     @app.get("/case/{number}")
-    def case(request: Request, number: int, session: Session = viewer): return show_case(site, request, session, number)
+    def case(request: Request, number: int, session: Session = viewer):
+        return show_case(site, request, session, number)
 
     @app.get("/case/{number}/state")
     def state(request: Request, number: int, session: Session = viewer):
-        with site.engine.connect() as connection: found = existing(connection, number)
-        return Response(status_code=204) if found["status"] in (None, "open") else site.page(request, "_state.html", session, case=found)
+        with site.engine.connect() as connection:
+            found = existing(connection, number)
+        return (
+            Response(status_code=204)
+            if found["status"] in (None, "open")
+            else site.page(request, "_state.html", session, case=found)
+        )
 
 # %% ../../nbs/26_pages.ipynb #c028
 SAYING = 10.0  # seconds that the log has
 
+
 class Gone(Exception):
     "The case is not in the state that the verdict supposes; it is given as it is."
+
 
 class Recorded(Exception):
     "The database failed after the assertion was in the log."
 
+
 def said_in_time(say: Say, told: Told, loop: asyncio.AbstractEventLoop) -> tuple[str, Said]:
     "Make an assertion in the event loop, from another thread."
     future: Future = asyncio.run_coroutine_threadsafe(say(told), loop)
-    try: return future.result(SAYING)
+    try:
+        return future.result(SAYING)
     except TimeoutError:
         future.cancel()
         raise
+
 
 def locked_case(connection: sa.Connection, number: int, statuses: tuple[str, ...]) -> Mapping:
     "A case whose row nobody else can change until the transaction ends; `Gone` when its status is another."
     wanted = sa.select(cases, decisions.c.order_id).join_from(cases, decisions, cases.c.decision_id == decisions.c.id)
     case = connection.execute(wanted.where(cases.c.decision_id == number).with_for_update(of=cases)).mappings().first()
-    if case is None or case["status"] not in statuses: raise Gone(case)
+    if case is None or case["status"] not in statuses:
+        raise Gone(case)
     return case
 
 # %% ../../nbs/26_pages.ipynb #c029
 def shown_after(site: Site, said: Said, told: Told) -> dict | None:
     "What a case shows from now on; None when that follows from what others assert, which the decision writer knows."
-    if isinstance(told, Retraction): return None if said.source in closing_sources(site.settings) else OPEN
-    if said.source != told.source: return None
-    return closed_by({"said": told.fraud, "noted": site.door.clock(), "actor": told.by.kind, "by": told.by.name, "note": told.note,
-                      "position": said.position, "source": said.source})
+    if isinstance(told, Retraction):
+        return None if said.source in closing_sources(site.settings) else OPEN
+    if said.source != told.source:
+        return None
+    return closed_by(
+        {
+            "said": told.fraud,
+            "noted": site.door.clock(),
+            "actor": told.by.kind,
+            "by": told.by.name,
+            "note": told.note,
+            "position": said.position,
+            "source": said.source,
+        }
+    )
+
 
 def record_decision(
     site: Site,
-    loop: asyncio.AbstractEventLoop,     # of the log
-    number: int,                         # of the decision
-    statuses: tuple[str, ...],           # of which the case must have one
+    loop: asyncio.AbstractEventLoop,  # of the log
+    number: int,  # of the decision
+    statuses: tuple[str, ...],  # of which the case must have one
     telling: Callable[[Mapping], Told],  # what is asserted or taken back of the case
 ) -> Mapping:
     "Send an assertion or a retraction about a case to the log. The case as it was; `Gone`, `Recorded`, errors of `say` as they are."
@@ -336,19 +525,24 @@ def record_decision(
             told = telling(case)
             log, said = said_in_time(site.say, told, loop)
             position = said.position
-            if shown := shown_after(site, said, told): settle(connection, number, log, position, shown)
+            if shown := shown_after(site, said, told):
+                settle(connection, number, log, position, shown)
     except sa.exc.DBAPIError as error:
-        if position is None: raise
+        if position is None:
+            raise
         raise Recorded from error
     return case
+
 
 def assertion_on(fraud: bool, note: str, who: str) -> Callable[[Mapping], Statement]:
     "What a person decides on a case, known now."
     return lambda case: Statement(case["order_id"], fraud, "analyst", None, note, Actor(PERSON, who))
 
+
 def retraction_on(case: Mapping, who: str) -> Retraction:
     "Takes back the assertion that closed a case; `ValueError` when it is not an analyst's, or not of a log that is known."
-    if may_undo(case): return Retraction(case["order_id"], case["assertion"], "", Actor(PERSON, who))
+    if may_undo(case):
+        return Retraction(case["order_id"], case["assertion"], "", Actor(PERSON, who))
     raise ValueError(f"This case was closed by {case['source'] or 'an earlier log'}, which cannot be taken back here.")
 
 # %% ../../nbs/26_pages.ipynb #c031
@@ -356,64 +550,110 @@ def read_query(query: str) -> dict[str, str]:
     "The filters that a form carries along."
     return dict(parse_qsl(query[:2000]))
 
-async def act(site: Site, request: Request, session: Session, number: int, query: str, note: str, deed: Callable[[], Mapping]) -> Response:
+
+async def act(
+    site: Site, request: Request, session: Session, number: int, query: str, note: str, deed: Callable[[], Mapping]
+) -> Response:
     "Do something with a case, and say what came of it."
     params = read_query(query)
-    show = lambda status, **more: asyncio.to_thread(show_case, site, request, session, number, status, params=params, **more)
-    try: case = await run_in_threadpool(deed)
+    show = lambda status, **more: asyncio.to_thread(
+        show_case, site, request, session, number, status, params=params, **more
+    )
+    try:
+        case = await run_in_threadpool(deed)
     except Gone as error:
         found = error.args[0]
-        if found is None: raise HTTPException(404, "There is no such case here, or it was removed.") from None
-        was = f"was {found['status']} by {found['closed_by']} meanwhile" if found["status"] != "open" else "is open again already"
+        if found is None:
+            raise HTTPException(404, "There is no such case here, or it was removed.") from None
+        was = (
+            f"was {found['status']} by {found['closed_by']} meanwhile"
+            if found["status"] != "open"
+            else "is open again already"
+        )
         return await show(409, problem=f"This case {was}. Nothing was recorded.")
-    except Recorded: raise HTTPException(503, "Your decision is in the log. The database does not answer: the case shows it when it does.") from None
-    except (sa.exc.DBAPIError, HTTPException): raise
-    except ValueError as error: return await show(422, problem=f"{error} Nothing was recorded.", note=note)
+    except Recorded:
+        raise HTTPException(
+            503, "Your decision is in the log. The database does not answer: the case shows it when it does."
+        ) from None
+    except (sa.exc.DBAPIError, HTTPException):
+        raise
+    except ValueError as error:
+        return await show(422, problem=f"{error} Nothing was recorded.", note=note)
     except (OSError, RuntimeError, TimeoutError) as error:
         tell("decision_unconfirmed", error=type(error).__name__, place=place_of_error(error))
         text = "The log did not confirm the decision. If it was taken, the case shows it in a few seconds; if not, decide again."
         return await show(503, problem=text, note=note)
     return await asyncio.to_thread(onward, site, case, params)
 
+
 def onward(site: Site, case: Mapping, params: Mapping[str, str]) -> Response:
     "The way to what comes after a verdict."
     filters = read_filters(params)
-    if case["status"] != "open": return RedirectResponse(f"{site.path}/case/{case['decision_id']}?{urlencode(filters.query)}", 303)
-    with site.engine.connect() as connection: following = queries.next_case(connection, site.desk(), filters, case["urgency"], case["decision_id"])
-    if following is None: return RedirectResponse(f"{site.path}/queue?{urlencode(filters.query)}", 303)
-    return RedirectResponse(f"{site.path}/case/{following}?{urlencode(filters.query | {'done': case['decision_id']})}", 303)
+    if case["status"] != "open":
+        return RedirectResponse(f"{site.path}/case/{case['decision_id']}?{urlencode(filters.query)}", 303)
+    with site.engine.connect() as connection:
+        following = queries.next_case(connection, site.desk(), filters, case["urgency"], case["decision_id"])
+    if following is None:
+        return RedirectResponse(f"{site.path}/queue?{urlencode(filters.query)}", 303)
+    return RedirectResponse(
+        f"{site.path}/case/{following}?{urlencode(filters.query | {'done': case['decision_id']})}", 303
+    )
 
 # %% ../../nbs/26_pages.ipynb #c032
 def note_of(text: str) -> str:
     "A note from a form; `HTTPException` 422 says what no store or page takes."
-    try: return checked_text(text.strip(), MAX_NOTE)
-    except ValueError as error: raise HTTPException(422, f"The note is not taken: {error}. Nothing was recorded.") from None
+    try:
+        return checked_text(text.strip(), MAX_NOTE)
+    except ValueError as error:
+        raise HTTPException(422, f"The note is not taken: {error}. Nothing was recorded.") from None
+
 
 def verdict_routes(app: FastAPI, site: Site) -> None:
     "Clear, flag, undo."
     analyst = Depends(site.door.guard("analyst"))
 
     @app.post("/case/{number}/verdict")
-    async def decide(request: Request, number: int, verdict: str = Form(pattern="^(clear|flag)$"), note: str = Form("", max_length=MAX_NOTE),
-                     query: str = Form("", max_length=2000), session: Session = analyst):
+    async def decide(
+        request: Request,
+        number: int,
+        verdict: str = Form(pattern="^(clear|flag)$"),
+        note: str = Form("", max_length=MAX_NOTE),
+        query: str = Form("", max_length=2000),
+        session: Session = analyst,
+    ):
         loop, telling = asyncio.get_running_loop(), assertion_on(verdict == "flag", note_of(note), session.account)
-        return await act(site, request, session, number, query, note, lambda: record_decision(site, loop, number, ("open",), telling))
+        return await act(
+            site, request, session, number, query, note, lambda: record_decision(site, loop, number, ("open",), telling)
+        )
 
     @app.post("/case/{number}/undo")
     async def undo(request: Request, number: int, query: str = Form("", max_length=2000), session: Session = analyst):
         loop, telling = asyncio.get_running_loop(), lambda case: retraction_on(case, session.account)
-        return await act(site, request, session, number, query, "", lambda: record_decision(site, loop, number, queries.STATUSES[1:], telling))
+        return await act(
+            site,
+            request,
+            session,
+            number,
+            query,
+            "",
+            lambda: record_decision(site, loop, number, queries.STATUSES[1:], telling),
+        )
 
 # %% ../../nbs/26_pages.ipynb #c034
 SPANS = (30, 90, 365)  # days
-CHARTS = (("volume", "Orders a day", "Orders of each day, by band"), ("saved", "Money saved a day", "What reviews and blocks have saved, by day"),
-          ("rates", "Fraud rate by band, weekly", "Share of fraud among orders with a verdict, by week and band"),
-          ("scores", "Scores", "How many orders got which score, on a logarithmic scale"),
-          ("ages", "How long open cases wait", "Open cases by the time they have been waiting"))
+CHARTS = (
+    ("volume", "Orders a day", "Orders of each day, by band"),
+    ("saved", "Money saved a day", "What reviews and blocks have saved, by day"),
+    ("rates", "Fraud rate by band, weekly", "Share of fraud among orders with a verdict, by week and band"),
+    ("scores", "Scores", "How many orders got which score, on a logarithmic scale"),
+    ("ages", "How long open cases wait", "Open cases by the time they have been waiting"),
+)
+
 
 def iso_day(day: int) -> str:
     "A day number as a date."
     return f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}"
+
 
 def weekly_rates(rows: list[Mapping], weeks: list[int]) -> dict[str, list[float | None]]:
     "Share of fraud among orders with a verdict, of each band and week; None = no verdicts."
@@ -430,45 +670,77 @@ def trend_data(site: Site, connection: sa.Connection, span: int) -> dict[str, An
     now, scale = site.door.clock(), 10**site.settings.columns.decimals
     last = queries.last_day(connection, now)
     wanted, rows = range(last - span + 1, last + 1), queries.by_day(connection, last - span + 1)
-    volume, saved, acted, events = {band: dict.fromkeys(wanted, 0) for band in queries.BANDS}, dict.fromkeys(wanted, 0.0), 0, 0
+    volume, saved, acted, events = (
+        {band: dict.fromkeys(wanted, 0) for band in queries.BANDS},
+        dict.fromkeys(wanted, 0.0),
+        0,
+        0,
+    )
     for row in rows:
-        if row["day"] not in saved: continue
+        if row["day"] not in saved:
+            continue
         volume[row["band"]][row["day"]] += int(row["events"])
         saved[row["day"]] += int(row["saved"]) / scale
         acted, events = acted + int(row["events"]) * (row["action"] != "pass"), events + int(row["events"])
     weeks, ages = sorted({day // 7 for day in wanted}), queries.queue_ages(connection, now)
-    tiles = {"events": f"{events:,}", "acted": percent(acted / events) if events else "–", "saved": f"{sum(saved.values()):,.0f}",
-             "waiting": f"{sum(n for _, n in ages):,}"}
-    return {"days": [iso_day(day)[5:] for day in wanted], "weeks": [iso_day(week * 7)[5:] for week in weeks],
-            "volume": {band: list(days.values()) for band, days in volume.items()}, "saved": [round(value, 2) for value in saved.values()],
-            "rates": weekly_rates(queries.fraud_rates(connection, last - span + 1), weeks), "scores": queries.by_score(connection, last - span + 1),
-            "ages": ages, "tiles": tiles, "empty": not events, "behind": queries.is_behind(connection)}
+    tiles = {
+        "events": f"{events:,}",
+        "acted": percent(acted / events) if events else "–",
+        "saved": f"{sum(saved.values()):,.0f}",
+        "waiting": f"{sum(n for _, n in ages):,}",
+    }
+    return {
+        "days": [iso_day(day)[5:] for day in wanted],
+        "weeks": [iso_day(week * 7)[5:] for week in weeks],
+        "volume": {band: list(days.values()) for band, days in volume.items()},
+        "saved": [round(value, 2) for value in saved.values()],
+        "rates": weekly_rates(queries.fraud_rates(connection, last - span + 1), weeks),
+        "scores": queries.by_score(connection, last - span + 1),
+        "ages": ages,
+        "tiles": tiles,
+        "empty": not events,
+        "behind": queries.is_behind(connection),
+    }
+
 
 def count_on(site: Site) -> None:
     "Bring the sums along, in a thread; once at a time."
-    if site.counting and not site.counting.done(): return
+    if site.counting and not site.counting.done():
+        return
+
     def counting() -> None:
         try:
-            while queries.catch_up(site.engine, site.settings.columns.decimals): pass
-        except sa.exc.SQLAlchemyError as error: tell("desk_counting_failed", error=type(error).__name__, place=place_of_error(error))
+            while queries.catch_up(site.engine, site.settings.columns.decimals):
+                pass
+        except sa.exc.SQLAlchemyError as error:
+            tell("desk_counting_failed", error=type(error).__name__, place=place_of_error(error))
+
     site.counting = asyncio.create_task(asyncio.to_thread(counting))
 
 # %% ../../nbs/26_pages.ipynb #c037
 NUMBERS = "Reviews and costs must be numbers from 0 on."
 
+
 def usual_step(site: Site) -> int:
     "The step of expected loss from which the policy has orders reviewed."
     costs = site.settings.policy
-    least = (costs.review_minutes / 60 * costs.review_cost_per_hour + costs.review_delay_cost + site.review_over) / costs.review_detection
+    least = (
+        costs.review_minutes / 60 * costs.review_cost_per_hour + costs.review_delay_cost + site.review_over
+    ) / costs.review_detection
     return min(range(len(STEPS)), key=lambda step: abs(STEPS[step] - least)) + 1
+
 
 def what_if_values(site: Site, span: int, step: int, capacity: float, an_hour: float) -> dict[str, Any]:
     "What the template of the what-if needs."
-    if not (0 <= step <= len(STEPS) and 0 <= capacity <= 1e6 and 0 <= an_hour <= 1e5): return {"problem": NUMBERS}
+    if not (0 <= step <= len(STEPS) and 0 <= capacity <= 1e6 and 0 <= an_hour <= 1e5):
+        return {"problem": NUMBERS}
     decimals = site.settings.columns.decimals
     with site.engine.connect() as connection:
         days_, sums = queries.stake_sums(connection, queries.last_day(connection, site.door.clock()) - span + 1)
-    return {"span_days": days_, "result": queries.what_if(days_, sums, site.settings.policy, decimals, step, capacity, an_hour)}
+    return {
+        "span_days": days_,
+        "result": queries.what_if(days_, sums, site.settings.policy, decimals, step, capacity, an_hour),
+    }
 
 # %% ../../nbs/26_pages.ipynb #c039
 def trend_routes(app: FastAPI, site: Site) -> None:
@@ -478,31 +750,68 @@ def trend_routes(app: FastAPI, site: Site) -> None:
 
     @app.get("/trends")
     def trends(request: Request, span: int = SPANS[0], session: Session = viewer):
-        step, capacity, an_hour = usual_step(site), site.settings.acceptance.reviews_a_day, site.settings.policy.review_cost_per_hour
-        steps, values = ["0.00", *[f"{step:,.2f}" for step in STEPS]], what_if_values(site, within(span), step, capacity, an_hour)
-        return site.page(request, "trends.html", session, span=within(span), spans=SPANS, charts=CHARTS, steps=steps, step=step, capacity=capacity,
-                         an_hour=f"{an_hour:g}", **values)
+        step, capacity, an_hour = (
+            usual_step(site),
+            site.settings.acceptance.reviews_a_day,
+            site.settings.policy.review_cost_per_hour,
+        )
+        steps, values = (
+            ["0.00", *[f"{step:,.2f}" for step in STEPS]],
+            what_if_values(site, within(span), step, capacity, an_hour),
+        )
+        return site.page(
+            request,
+            "trends.html",
+            session,
+            span=within(span),
+            spans=SPANS,
+            charts=CHARTS,
+            steps=steps,
+            step=step,
+            capacity=capacity,
+            an_hour=f"{an_hour:g}",
+            **values,
+        )
 
     @app.get("/trends/data")
     async def data(span: int = SPANS[0], session: Session = viewer):
         def asked() -> dict[str, Any]:
-            with site.engine.connect() as connection: return trend_data(site, connection, within(span))
+            with site.engine.connect() as connection:
+                return trend_data(site, connection, within(span))
+
         answer = await asyncio.to_thread(asked)
-        if answer["behind"]: count_on(site)
+        if answer["behind"]:
+            count_on(site)
         return JSONResponse(answer)
 
     @app.get("/trends/what-if")
-    def what_if(request: Request, step: str = "", capacity: str = "", an_hour: str = "", span: int = SPANS[0], session: Session = viewer):
-        try: values = what_if_values(site, within(span), int(step), float(capacity), float(an_hour))
-        except (ValueError, OverflowError): values = {"problem": NUMBERS}
+    def what_if(
+        request: Request,
+        step: str = "",
+        capacity: str = "",
+        an_hour: str = "",
+        span: int = SPANS[0],
+        session: Session = viewer,
+    ):
+        try:
+            values = what_if_values(site, within(span), int(step), float(capacity), float(an_hour))
+        except (ValueError, OverflowError):
+            values = {"problem": NUMBERS}
         return site.page(request, "_what_if.html", session, 422 if values.get("problem") else 200, **values)
 
 # %% ../../nbs/26_pages.ipynb #c041
 def audit_rows(engine: sa.Engine, before: int, limit: int = 100) -> list[dict]:
     "Rows of the audit, newest first, before a number."
     with engine.connect() as connection:
-        rows = connection.execute(sa.select(audit).where(audit.c.number < before).order_by(audit.c.number.desc()).limit(limit)).mappings().all()
+        rows = (
+            connection.execute(
+                sa.select(audit).where(audit.c.number < before).order_by(audit.c.number.desc()).limit(limit)
+            )
+            .mappings()
+            .all()
+        )
     return [dict(row) for row in rows]
+
 
 def admin_routes(app: FastAPI, site: Site) -> None:
     "What only administrators see."
@@ -511,33 +820,54 @@ def admin_routes(app: FastAPI, site: Site) -> None:
     @app.get("/accounts")
     def accounts(request: Request, session: Session = admin):
         columns, text = ("name", "role", "created", "disabled"), "Made and changed with fraud-poc accounts."
-        return site.page(request, "table.html", session, title="Accounts", text=text, rows=list_accounts(site.engine), columns=columns)
+        return site.page(
+            request,
+            "table.html",
+            session,
+            title="Accounts",
+            text=text,
+            rows=list_accounts(site.engine),
+            columns=columns,
+        )
 
     @app.get("/keys")
     def keys(request: Request, session: Session = admin):
         columns = ("name", "scopes", "created", "created_by", "revoked", "revoked_by")
         text = "Made and revoked with fraud-poc keys. The keys themselves are kept nowhere."
-        return site.page(request, "table.html", session, title="API keys", text=text, rows=list_keys(site.engine), columns=columns)
+        return site.page(
+            request, "table.html", session, title="API keys", text=text, rows=list_keys(site.engine), columns=columns
+        )
 
     @app.get("/audit")
     def audit_page(request: Request, before: int = 2**62, session: Session = admin):
-        rows, columns = audit_rows(site.engine, max(min(before, 2**62), 0)), ("number", "at", "who", "what", "about", "detail")
-        text, following = "Newest first. fraud-poc audit verify checks the chain of hashes.", rows[-1]["number"] if len(rows) == 100 else None
-        return site.page(request, "table.html", session, title="Audit", text=text, rows=rows, columns=columns, next=following)
+        rows, columns = (
+            audit_rows(site.engine, max(min(before, 2**62), 0)),
+            ("number", "at", "who", "what", "about", "detail"),
+        )
+        text, following = (
+            "Newest first. fraud-poc audit verify checks the chain of hashes.",
+            rows[-1]["number"] if len(rows) == 100 else None,
+        )
+        return site.page(
+            request, "table.html", session, title="Audit", text=text, rows=rows, columns=columns, next=following
+        )
 
 # %% ../../nbs/26_pages.ipynb #c043
 def create_desk(
     settings: Settings,
-    engine: sa.Engine,            # of the database; whoever opened it disposes of it
-    say: Say,                     # sends an assertion or a retraction to the log
-    secret: bytes,                # of the keyed hashes, to look for entities
+    engine: sa.Engine,  # of the database; whoever opened it disposes of it
+    say: Say,  # sends an assertion or a retraction to the log
+    secret: bytes,  # of the keyed hashes, to look for entities
     clock: Clock = system_clock,
-    review_over: float = 0.0,     # of the policy in force, major units: where the slider of the what-if begins
-) -> FastAPI:                     # to be mounted at /desk
+    review_over: float = 0.0,  # of the policy in force, major units: where the slider of the what-if begins
+) -> FastAPI:  # to be mounted at /desk
     "The pages of the desk."
     site = Site(settings, engine, say, secret, clock, review_over)
-    app = FastAPI(title="Fraud desk", docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers(site))
-    for routes in (login_routes, queue_routes, case_routes, verdict_routes, trend_routes, admin_routes): routes(app, site)
+    app = FastAPI(
+        title="Fraud desk", docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers(site)
+    )
+    for routes in (login_routes, queue_routes, case_routes, verdict_routes, trend_routes, admin_routes):
+        routes(app, site)
     app.mount("/static", StaticFiles(directory=str(HERE / "static")), name="static")
     app.add_middleware(Guarded)
     app.state.site = site

@@ -22,25 +22,46 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from ..config import Policy, Settings
-from .database import NUMBER, add_up, cases, days, decisions, insert_or, labels, links, new_table, scores, signed, writers, writing
+from fraud_poc.desk.database import (
+    NUMBER,
+    add_up,
+    cases,
+    days,
+    decisions,
+    insert_or,
+    labels,
+    links,
+    new_table,
+    scores,
+    signed,
+    writers,
+    writing,
+)
 from ..events import UNRESOLVED, checked_text, key_of
 from ..model.evaluate import BANDS
 
 # %% ../../nbs/25_queries.ipynb #c005
 STATUSES = ("open", "cleared", "flagged")
 ACTIONS = ("review", "block")  # that open a case
-AGES = {"hour": (0, 3_600_000), "day": (0, 86_400_000), "older": (86_400_000, None), "week": (7 * 86_400_000, None)}  # least and most, ms
+AGES = {
+    "hour": (0, 3_600_000),
+    "day": (0, 86_400_000),
+    "older": (86_400_000, None),
+    "week": (7 * 86_400_000, None),
+}  # least and most, ms
+
 
 @dataclass(frozen=True)
 class Filters:
     "Which cases are wanted; empty fields ask for nothing."
+
     status: str = "open"
     band: str = ""
     action: str = ""
     least: str = ""  # amount, major units
     most: str = ""
-    age: str = ""    # one of AGES
-    find: str = ""   # value of an entity, or an order's id
+    age: str = ""  # one of AGES
+    find: str = ""  # value of an entity, or an order's id
     group: str = ""  # "customer"
 
     @property
@@ -49,7 +70,14 @@ class Filters:
         return {name: value for name, value in asdict(self).items() if value and (name, value) != ("status", "open")}
 
 # %% ../../nbs/25_queries.ipynb #c007
-CHOICES = {"status": STATUSES, "band": ("", *BANDS), "action": ("", *ACTIONS), "age": ("", *AGES), "group": ("", "customer")}
+CHOICES = {
+    "status": STATUSES,
+    "band": ("", *BANDS),
+    "action": ("", *ACTIONS),
+    "age": ("", *AGES),
+    "group": ("", "customer"),
+}
+
 
 def read_filters(
     params: Mapping[str, str],  # of an address; what is no filter is ignored
@@ -57,22 +85,30 @@ def read_filters(
     "Filters from an address; `ValueError` names the field and what it may hold."
     given = {name: params[name].strip() for name in Filters.__dataclass_fields__ if params.get(name, "").strip()}
     for name, choices in CHOICES.items():
-        if given.get(name, choices[0]) not in choices: raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}")
+        if given.get(name, choices[0]) not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}")
     for name in ("least", "most"):
-        try: fine = math.isfinite(float(given.get(name, "0")))
-        except ValueError: fine = False
-        if fine and abs(float(given.get(name, "0"))) < 1e12: continue
+        try:
+            fine = math.isfinite(float(given.get(name, "0")))
+        except ValueError:
+            fine = False
+        if fine and abs(float(given.get(name, "0"))) < 1e12:
+            continue
         raise ValueError(f"the amount {'from' if name == 'least' else 'to'} must be a number, as in 250 or 99.50")
-    try: checked_text(given.get("find", ""), 512)
-    except ValueError as error: raise ValueError(f"what to look for cannot be found: {error}") from None
+    try:
+        checked_text(given.get("find", ""), 512)
+    except ValueError as error:
+        raise ValueError(f"what to look for cannot be found: {error}") from None
     return Filters(**given)
 
 # %% ../../nbs/25_queries.ipynb #c010
 class Desk(NamedTuple):
     "What a question needs to know besides its connection."
+
     settings: Settings
     secret: bytes  # of the keyed hashes
-    now: int       # UTC ms
+    now: int  # UTC ms
+
 
 def found(desk: Desk, value: str) -> sa.Select:
     "Decisions of an order or an entity, by the text that people see."
@@ -80,18 +116,26 @@ def found(desk: Desk, value: str) -> sa.Select:
     entity = sa.select(links.c.decision_id).where(links.c.entity.in_(names), links.c.key == key)
     return entity.union_all(sa.select(decisions.c.id).where(decisions.c.order_id == value))
 
+
 def conditions(desk: Desk, filters: Filters) -> list[sa.ColumnElement]:
     "What a case must fulfil."
     c, scale = cases.c, 10**desk.settings.columns.decimals
     wanted = [c.status == filters.status]
-    if filters.band: wanted.append(c.band == filters.band)
-    if filters.action: wanted.append(c.action == filters.action)
-    if filters.least: wanted.append(c.amount >= math.ceil(round(float(filters.least) * scale, 3)))
-    if filters.most: wanted.append(c.amount <= math.floor(round(float(filters.most) * scale, 3)))
-    if filters.find: wanted.append(c.decision_id.in_(found(desk, filters.find)))
+    if filters.band:
+        wanted.append(c.band == filters.band)
+    if filters.action:
+        wanted.append(c.action == filters.action)
+    if filters.least:
+        wanted.append(c.amount >= math.ceil(round(float(filters.least) * scale, 3)))
+    if filters.most:
+        wanted.append(c.amount <= math.floor(round(float(filters.most) * scale, 3)))
+    if filters.find:
+        wanted.append(c.decision_id.in_(found(desk, filters.find)))
     least, most = AGES.get(filters.age, (0, None))
-    if least: wanted.append(c.opened <= desk.now - least)
-    if most: wanted.append(c.opened > desk.now - most)
+    if least:
+        wanted.append(c.opened <= desk.now - least)
+    if most:
+        wanted.append(c.opened > desk.now - most)
     return wanted
 
 # %% ../../nbs/25_queries.ipynb #c012
@@ -99,14 +143,18 @@ def rank(filters: Filters) -> sa.Column:
     "By which cases are sorted, falling."
     return cases.c.urgency if filters.status == "open" else cases.c.closed
 
+
 def after(filters: Filters, cursor: str) -> sa.ColumnElement:
     "Cases that come after a place in the order; `ValueError` when the place is none."
     try:
         value, _, number = cursor.partition("~")
         place, ident = (float if filters.status == "open" else int)(value), int(number)
-        if not math.isfinite(place) or abs(ident) >= 2**63: raise ValueError
-    except (ValueError, OverflowError): raise ValueError("this page of the queue does not exist: begin with the first") from None
+        if not math.isfinite(place) or abs(ident) >= 2**63:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ValueError("this page of the queue does not exist: begin with the first") from None
     return sa.and_(rank(filters) <= place, sa.or_(rank(filters) < place, cases.c.decision_id > ident))
+
 
 def cursor_of(filters: Filters, row: Mapping) -> str:
     "The place of a case."
@@ -115,62 +163,105 @@ def cursor_of(filters: Filters, row: Mapping) -> str:
 # %% ../../nbs/25_queries.ipynb #c013
 SHOWN = (decisions.c.order_id, decisions.c.probability, decisions.c.loss, decisions.c.reasons)
 
+
 def with_orders(connection: sa.Connection, filters: Filters, picked: sa.Select) -> list[Mapping]:
     "Chosen cases in their order, with what is shown of their orders."
     few = picked.subquery()
     whole = sa.select(few, *SHOWN).join_from(few, decisions, few.c.decision_id == decisions.c.id)
     return connection.execute(whole.order_by(few.c[rank(filters).name].desc(), few.c.decision_id)).mappings().all()
 
+
 def queue_page(
     connection: sa.Connection,
     desk: Desk,
     filters: Filters,
-    cursor: str = "",     # "" = the first page
+    cursor: str = "",  # "" = the first page
     limit: int = 50,
 ) -> tuple[list[Mapping], str]:  # cases with what is shown of their orders; cursor of the next page, "" = there is none
     "A page of the queue; `ValueError` for a cursor that is none."
-    picked = sa.select(cases).where(*conditions(desk, filters)).order_by(rank(filters).desc(), cases.c.decision_id).limit(limit + 1)
-    if cursor: picked = picked.where(after(filters, cursor))
+    picked = (
+        sa.select(cases)
+        .where(*conditions(desk, filters))
+        .order_by(rank(filters).desc(), cases.c.decision_id)
+        .limit(limit + 1)
+    )
+    if cursor:
+        picked = picked.where(after(filters, cursor))
     rows = with_orders(connection, filters, picked)
     return rows[:limit], cursor_of(filters, rows[limit - 1]) if len(rows) > limit else ""
 
 # %% ../../nbs/25_queries.ipynb #c015
 MOST = 10_000  # cases that are counted exactly
 
+
 def count_cases(connection: sa.Connection, desk: Desk, filters: Filters) -> int:
     "Cases that fulfil the filters; MOST + 1 when there are more."
     some = sa.select(sa.literal(1)).select_from(cases).where(*conditions(desk, filters)).limit(MOST + 1)
     return connection.execute(sa.select(sa.func.count()).select_from(some.subquery())).scalar()
 
+
 def newest_case(connection: sa.Connection) -> int:
     "Number of the case that came last; 0 when there is none."
     return connection.execute(sa.select(sa.func.max(cases.c.decision_id))).scalar() or 0
 
+
 def news(connection: sa.Connection, desk: Desk, filters: Filters, newest: int, most: int = 100) -> int:
     "Cases that came after another and fulfil the filters, counted up to a limit."
-    late = sa.select(cases.c.decision_id).where(cases.c.decision_id > newest).order_by(cases.c.decision_id.desc()).limit(5000)
-    some = sa.select(sa.literal(1)).select_from(cases).where(cases.c.decision_id.in_(late), *conditions(desk, filters)).limit(most)
+    late = (
+        sa.select(cases.c.decision_id)
+        .where(cases.c.decision_id > newest)
+        .order_by(cases.c.decision_id.desc())
+        .limit(5000)
+    )
+    some = (
+        sa.select(sa.literal(1))
+        .select_from(cases)
+        .where(cases.c.decision_id.in_(late), *conditions(desk, filters))
+        .limit(most)
+    )
     return connection.execute(sa.select(sa.func.count()).select_from(some.subquery())).scalar()
+
 
 def closed_meanwhile(connection: sa.Connection, shown: Sequence[int]) -> list[Mapping]:
     "Those of some cases that are closed: decision_id, status, closed, closed_by."
     wanted = sa.select(cases.c.decision_id, cases.c.status, cases.c.closed, cases.c.closed_by)
-    return connection.execute(wanted.where(cases.c.decision_id.in_(list(shown)[:500]), cases.c.status != "open")).mappings().all()
+    return (
+        connection.execute(wanted.where(cases.c.decision_id.in_(list(shown)[:500]), cases.c.status != "open"))
+        .mappings()
+        .all()
+    )
 
 # %% ../../nbs/25_queries.ipynb #c017
 def customer_page(
-    connection: sa.Connection, desk: Desk, filters: Filters, cursor: str = "", limit: int = 50,
+    connection: sa.Connection,
+    desk: Desk,
+    filters: Filters,
+    cursor: str = "",
+    limit: int = 50,
 ) -> tuple[list[dict], str]:  # of each customer: the most urgent case, count, total (minor units); next cursor
     "A page of customers with open or closed cases."
     other, key = cases.alias("other"), rank(filters).name
-    aliased = [sa.sql.visitors.replacement_traverse(c, {}, lambda e, **_: other.c[e.name] if isinstance(e, sa.Column) and e.table is cases else None)
-               for c in conditions(desk, filters)]
-    before = sa.or_(other.c[key] > cases.c[key], sa.and_(other.c[key] == cases.c[key], other.c.decision_id < cases.c.decision_id))
+    aliased = [
+        sa.sql.visitors.replacement_traverse(
+            c, {}, lambda e, **_: other.c[e.name] if isinstance(e, sa.Column) and e.table is cases else None
+        )
+        for c in conditions(desk, filters)
+    ]
+    before = sa.or_(
+        other.c[key] > cases.c[key], sa.and_(other.c[key] == cases.c[key], other.c.decision_id < cases.c.decision_id)
+    )
     first = ~sa.exists().where(*aliased, other.c.customer == cases.c.customer, other.c[key] >= cases.c[key], before)
-    picked = sa.select(cases).where(*conditions(desk, filters), first).order_by(cases.c[key].desc(), cases.c.decision_id).limit(limit + 1)
+    picked = (
+        sa.select(cases)
+        .where(*conditions(desk, filters), first)
+        .order_by(cases.c[key].desc(), cases.c.decision_id)
+        .limit(limit + 1)
+    )
     rows = with_orders(connection, filters, picked.where(after(filters, cursor)) if cursor else picked)
     few = [row["customer"] for row in rows[:limit]]
-    sums = sa.select(cases.c.customer, sa.func.count(), sa.func.sum(cases.c.amount)).where(*conditions(desk, filters), cases.c.customer.in_(few))
+    sums = sa.select(cases.c.customer, sa.func.count(), sa.func.sum(cases.c.amount)).where(
+        *conditions(desk, filters), cases.c.customer.in_(few)
+    )
     totals = {name: (count, int(total)) for name, count, total in connection.execute(sums.group_by(cases.c.customer))}
     groups = [dict(row) | dict(zip(("count", "total"), totals[row["customer"]])) for row in rows[:limit]]
     return groups, cursor_of(filters, rows[limit - 1]) if len(rows) > limit else ""
@@ -182,85 +273,143 @@ def next_case(connection: sa.Connection, desk: Desk, filters: Filters, urgency: 
     for cursor in (f"{urgency!r}~{number}", ""):
         rows, _ = queue_page(connection, desk, open_ones, cursor, 2)
         rest = [row["decision_id"] for row in rows if row["decision_id"] != number]
-        if rest: return rest[0]
+        if rest:
+            return rest[0]
     return None
 
 # %% ../../nbs/25_queries.ipynb #c027
 def find_order(connection: sa.Connection, number: int) -> Mapping | None:
     "A decision and its case, of which the columns are None when there is no case."
-    own = [cases.c[name] for name in ("status", "opened", "closed", "closed_by", "note", "urgency", "assertion", "source")]
+    own = [
+        cases.c[name] for name in ("status", "opened", "closed", "closed_by", "note", "urgency", "assertion", "source")
+    ]
     wanted = sa.select(decisions, *own).join_from(decisions, cases, decisions.c.id == cases.c.decision_id, isouter=True)
     return connection.execute(wanted.where(decisions.c.id == number)).mappings().first()
+
 
 def label_of(decision: sa.FromClause) -> sa.ScalarSelect:
     "The effective label of a decision, as a column: 1, 0 or null."
     own = labels.alias()
-    found = sa.select(sa.func.nullif(own.c.label, UNRESOLVED)).where(own.c.decision_id == decision.c.id).order_by(own.c.id.desc()).limit(1)
+    found = (
+        sa.select(sa.func.nullif(own.c.label, UNRESOLVED))
+        .where(own.c.decision_id == decision.c.id)
+        .order_by(own.c.id.desc())
+        .limit(1)
+    )
     return found.scalar_subquery().label("label")
 
-BRIEF = tuple(decisions.c[name] for name in ("id", "order_id", "time", "amount", "probability", "band", "action", "customer"))
+
+BRIEF = tuple(
+    decisions.c[name] for name in ("id", "order_id", "time", "amount", "probability", "band", "action", "customer")
+)
+
 
 def history(connection: sa.Connection, customer: str, limit: int = 60) -> list[Mapping]:
     "The last orders of a customer, newest first, with the label that counts."
-    if not customer: return []
-    wanted = sa.select(*BRIEF, label_of(decisions)).where(decisions.c.customer == customer).order_by(decisions.c.time.desc(), decisions.c.id.desc())
+    if not customer:
+        return []
+    wanted = (
+        sa.select(*BRIEF, label_of(decisions))
+        .where(decisions.c.customer == customer)
+        .order_by(decisions.c.time.desc(), decisions.c.id.desc())
+    )
     return connection.execute(wanted.limit(limit)).mappings().all()
+
 
 def label_history(connection: sa.Connection, number: int) -> list[Mapping]:
     "All assertions and retractions about a decision, oldest first."
-    return connection.execute(sa.select(labels).where(labels.c.decision_id == number).order_by(labels.c.id)).mappings().all()
+    return (
+        connection.execute(sa.select(labels).where(labels.c.decision_id == number).order_by(labels.c.id))
+        .mappings()
+        .all()
+    )
 
 # %% ../../nbs/25_queries.ipynb #c029
 LINKED, PROBED = 6, 200  # orders shown for each entity; and looked through for them
 
+
 def linked(
-    connection: sa.Connection, decision: Mapping, entities: Sequence[str],
+    connection: sa.Connection,
+    decision: Mapping,
+    entities: Sequence[str],
 ) -> dict[str, tuple[list[Mapping], bool]]:  # entity -> newest orders of other customers; whether there are more
     "Orders that share an entity other than the first with an order."
-    result, keys = {}, dict(connection.execute(sa.select(links.c.entity, links.c.key).where(links.c.decision_id == decision["id"])).all())
+    result, keys = (
+        {},
+        dict(
+            connection.execute(
+                sa.select(links.c.entity, links.c.key).where(links.c.decision_id == decision["id"])
+            ).all()
+        ),
+    )
     for entity in entities[1:]:
-        if entity not in keys: continue
-        near = (sa.select(links.c.decision_id).where(links.c.entity == entity, links.c.key == keys[entity], links.c.decision_id != decision["id"])
-                .order_by(links.c.decision_id.desc()).limit(PROBED).subquery())
+        if entity not in keys:
+            continue
+        near = (
+            sa.select(links.c.decision_id)
+            .where(links.c.entity == entity, links.c.key == keys[entity], links.c.decision_id != decision["id"])
+            .order_by(links.c.decision_id.desc())
+            .limit(PROBED)
+            .subquery()
+        )
         others = sa.select(*BRIEF, label_of(decisions)).join_from(near, decisions, near.c.decision_id == decisions.c.id)
         others = others.where(decisions.c.customer != decision["customer"])
         rows = connection.execute(others.order_by(decisions.c.id.desc()).limit(LINKED + 1)).mappings().all()
-        if rows: result[entity] = rows[:LINKED], len(rows) > LINKED
+        if rows:
+            result[entity] = rows[:LINKED], len(rows) > LINKED
     return result
 
 # %% ../../nbs/25_queries.ipynb #c031
 POOL = 400  # closed cases that are compared
+
 
 def distance(one: Mapping, other: Mapping) -> float:
     "How far two decisions are apart in amount, probability and reasons."
     odds = [math.log(max(p, 1e-6) / max(1 - p, 1e-6)) for p in (one["probability"], other["probability"])]
     mine, theirs = ({reason["feature"] for reason in row["reasons"] or []} for row in (one, other))
     shared = len(mine & theirs) / max(len(mine | theirs), 1)
-    return abs(math.log(max(one["amount"], 1) / max(other["amount"], 1))) / math.log(4) + abs(odds[0] - odds[1]) / 2 + 2 * (1 - shared)
+    return (
+        abs(math.log(max(one["amount"], 1) / max(other["amount"], 1))) / math.log(4)
+        + abs(odds[0] - odds[1]) / 2
+        + 2 * (1 - shared)
+    )
+
 
 def similar(connection: sa.Connection, decision: Mapping, limit: int = 5) -> list[dict]:
     "The nearest of the cases that were closed last, with the number of reasons in common."
     closed = sa.select(cases.c.decision_id, cases.c.status, cases.c.closed_by).where(cases.c.band == decision["band"])
-    pools = [closed.where(cases.c.status == status).order_by(cases.c.closed.desc()).limit(POOL // 2).subquery() for status in STATUSES[1:]]
+    pools = [
+        closed.where(cases.c.status == status).order_by(cases.c.closed.desc()).limit(POOL // 2).subquery()
+        for status in STATUSES[1:]
+    ]
     few = sa.union_all(*map(sa.select, pools)).subquery()
-    wanted = sa.select(*BRIEF, decisions.c.reasons, few.c.status, few.c.closed_by).join_from(few, decisions, few.c.decision_id == decisions.c.id)
+    wanted = sa.select(*BRIEF, decisions.c.reasons, few.c.status, few.c.closed_by).join_from(
+        few, decisions, few.c.decision_id == decisions.c.id
+    )
     rows = connection.execute(wanted.where(decisions.c.id != decision["id"])).mappings().all()
     mine = {reason["feature"] for reason in decision["reasons"] or []}
     nearest = sorted(rows, key=lambda row: (distance(decision, row), row["id"]))[:limit]
-    return [dict(row) | {"shared": len(mine & {reason["feature"] for reason in row["reasons"] or []})} for row in nearest]
+    return [
+        dict(row) | {"shared": len(mine & {reason["feature"] for reason in row["reasons"] or []})} for row in nearest
+    ]
 
 # %% ../../nbs/25_queries.ipynb #c034
-STEPS = tuple(round(0.1 * 10 ** (k / 6), 2) for k in range(31))  # expected loss from which a bucket begins, major units; bucket 0 lies below all
+STEPS = tuple(
+    round(0.1 * 10 ** (k / 6), 2) for k in range(31)
+)  # expected loss from which a bucket begins, major units; bucket 0 lies below all
 
 outcomes = new_table(
     "outcomes",
-    sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),     # of the order, since 1970, UTC
-    sa.Column("band", sa.Text, primary_key=True), sa.Column("action", sa.Text, primary_key=True),
+    sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),  # of the order, since 1970, UTC
+    sa.Column("band", sa.Text, primary_key=True),
+    sa.Column("action", sa.Text, primary_key=True),
     sa.Column("bucket", sa.Integer, primary_key=True, autoincrement=False),  # of the expected loss, 0 to 31
-    *[sa.Column(name, NUMBER, nullable=False) for name in ("events", "known", "frauds", "amount", "fraud_amount")])
+    *[sa.Column(name, NUMBER, nullable=False) for name in ("events", "known", "frauds", "amount", "fraud_amount")],
+)
+
 
 def bucket_of(
-    loss: int,   # minor units
+    loss: int,  # minor units
     scale: int,  # minor units of a major one
 ) -> int:
     "The bucket of an expected loss."
@@ -270,11 +419,18 @@ def bucket_of(
 def _indexes(c: sa.ColumnCollection) -> list[sa.Index]:
     "What the pages look up among cases."
     covered = (c.decision_id, c.band, c.action, c.amount, c.opened)
-    return [sa.Index("ix_cases_queue", c.status, c.urgency.desc(), *covered, c.customer),
-            sa.Index("ix_cases_customer", c.status, c.customer, c.urgency.desc(), *covered),
-            sa.Index("ix_cases_closed", c.status, c.closed.desc(), c.decision_id, c.band), sa.Index("ix_cases_opened", c.status, c.opened)]
+    return [
+        sa.Index("ix_cases_queue", c.status, c.urgency.desc(), *covered, c.customer),
+        sa.Index("ix_cases_customer", c.status, c.customer, c.urgency.desc(), *covered),
+        sa.Index("ix_cases_closed", c.status, c.closed.desc(), c.decision_id, c.band),
+        sa.Index("ix_cases_opened", c.status, c.opened),
+    ]
 
-INDEXES = (*_indexes(cases.c), sa.Index("ix_decisions_customer_time", decisions.c.customer, decisions.c.time.desc(), decisions.c.id.desc()))
+
+INDEXES = (
+    *_indexes(cases.c),
+    sa.Index("ix_decisions_customer_time", decisions.c.customer, decisions.c.time.desc(), decisions.c.id.desc()),
+)
 
 # %% ../../nbs/25_queries.ipynb #c038
 def _place(connection: sa.Connection, name: str) -> int:
@@ -282,13 +438,25 @@ def _place(connection: sa.Connection, name: str) -> int:
     connection.execute(insert_or(connection, writers).values(name=name, log="", position=0).on_conflict_do_nothing())
     return connection.execute(sa.select(writers.c.position).where(writers.c.name == name).with_for_update()).scalar()
 
+
 def _count(connection: sa.Connection, scale: int, rows: Sequence[Any]) -> None:
     "Add rows of: decision, then the changes of events, known and frauds."
     sums: dict[tuple, Counter] = {}
     for row in rows:
         sum_ = sums.setdefault((row.time // 86_400_000, row.band, row.action, bucket_of(row.loss, scale)), Counter())
-        sum_.update(events=row.events, known=row.known, frauds=row.frauds, amount=row.events * row.amount, fraud_amount=row.frauds * row.amount)
-    add_up(connection, outcomes, [dict(zip(("day", "band", "action", "bucket"), key)) | dict(sum_) for key, sum_ in sums.items()])
+        sum_.update(
+            events=row.events,
+            known=row.known,
+            frauds=row.frauds,
+            amount=row.events * row.amount,
+            fraud_amount=row.frauds * row.amount,
+        )
+    add_up(
+        connection,
+        outcomes,
+        [dict(zip(("day", "band", "action", "bucket"), key)) | dict(sum_) for key, sum_ in sums.items()],
+    )
+
 
 def _note(connection: sa.Connection, name: str, position: int) -> None:
     connection.execute(sa.update(writers).where(writers.c.name == name).values(position=position))
@@ -296,14 +464,19 @@ def _note(connection: sa.Connection, name: str, position: int) -> None:
 # %% ../../nbs/25_queries.ipynb #c039
 COUNTED = (("outcomes of decisions", decisions), ("outcomes of labels", labels))  # names in `writers`
 
+
 def catch_up(
     engine: sa.Engine,
-    decimals: int,         # minor units: 2 = cents
-    batch: int = 20_000,   # decisions and labels that one call counts at most
-) -> int:                  # how many it has counted; fewer than a batch = all there are
+    decimals: int,  # minor units: 2 = cents
+    batch: int = 20_000,  # decisions and labels that one call counts at most
+) -> int:  # how many it has counted; fewer than a batch = all there are
     "Bring `outcomes` further along."
     what = [decisions.c[name] for name in ("time", "band", "action", "loss", "amount")]
-    new = sa.select(decisions.c.id, *what, *[sa.literal(value).label(name) for name, value in (("events", 1), ("known", 0), ("frauds", 0))])
+    new = sa.select(
+        decisions.c.id,
+        *what,
+        *[sa.literal(value).label(name) for name, value in (("events", 1), ("known", 0), ("frauds", 0))],
+    )
     change = lambda rule: sa.case((rule(labels.c.label), 1), else_=0) - sa.case((rule(labels.c.previous), 1), else_=0)
     known, frauds = change(lambda label: label >= 0).label("known"), change(lambda label: label > 0).label("frauds")
     said = sa.select(labels.c.id, *what, sa.literal(0).label("events"), known, frauds)
@@ -313,10 +486,13 @@ def catch_up(
         for (name, table), query in zip(COUNTED, (new, said)):
             place = _place(connection, name)
             newest = connection.execute(sa.select(sa.func.max(table.c.id))).scalar() or place
-            rows = connection.execute(query.where(table.c.id > place, table.c.id <= newest).order_by(table.c.id).limit(batch)).all()
+            rows = connection.execute(
+                query.where(table.c.id > place, table.c.id <= newest).order_by(table.c.id).limit(batch)
+            ).all()
             _count(connection, 10**decimals, rows)
             last = rows[-1].id if len(rows) == batch else newest
-            if last > place: _note(connection, name, last)
+            if last > place:
+                _note(connection, name, last)
             counted += len(rows)
     return counted
 
@@ -332,47 +508,76 @@ def _sums(table: sa.Table, *names: str) -> list[sa.ColumnElement]:
     "Sums of columns as whole numbers, under the same names."
     return [sa.cast(sa.func.sum(table.c[name]), sa.BigInteger).label(name) for name in names]
 
+
 def last_day(connection: sa.Connection, now: int) -> int:
     "The day with which a period ends, since 1970: that of the newest order, at the latest that of `now` (UTC ms)."
     newest = connection.execute(sa.select(sa.func.max(days.c.day)).where(days.c.day <= now // 86_400_000)).scalar()
     return now // 86_400_000 if newest is None else newest
 
+
 def by_day(connection: sa.Connection, first: int) -> list[Mapping]:
     "Events, amount and savings of each day from a first on, by band and action."
-    wanted = sa.select(*[days.c[name] for name in ("day", "band", "action", "events", "amount", "saved")]).where(days.c.day >= first)
+    wanted = sa.select(*[days.c[name] for name in ("day", "band", "action", "events", "amount", "saved")]).where(
+        days.c.day >= first
+    )
     return connection.execute(wanted.order_by(days.c.day)).mappings().all()
+
 
 def by_score(connection: sa.Connection, first: int) -> list[int]:
     "Events in each of the 20 buckets of the score, from a day on."
-    rows = connection.execute(sa.select(scores.c.bucket, sa.func.sum(scores.c.events)).where(scores.c.day >= first).group_by(scores.c.bucket)).all()
+    rows = connection.execute(
+        sa.select(scores.c.bucket, sa.func.sum(scores.c.events)).where(scores.c.day >= first).group_by(scores.c.bucket)
+    ).all()
     found = dict(map(tuple, rows))
     return [int(found.get(bucket, 0)) for bucket in range(20)]
 
+
 def fraud_rates(connection: sa.Connection, first: int) -> list[Mapping]:
     "By day and band: events, how many of them have a verdict, and how many of those are fraud."
-    wanted = sa.select(outcomes.c.day, outcomes.c.band, *_sums(outcomes, "events", "known", "frauds")).where(outcomes.c.day >= first)
-    return connection.execute(wanted.group_by(outcomes.c.day, outcomes.c.band).order_by(outcomes.c.day)).mappings().all()
+    wanted = sa.select(outcomes.c.day, outcomes.c.band, *_sums(outcomes, "events", "known", "frauds")).where(
+        outcomes.c.day >= first
+    )
+    return (
+        connection.execute(wanted.group_by(outcomes.c.day, outcomes.c.band).order_by(outcomes.c.day)).mappings().all()
+    )
 
-WAITING = (("under 1 hour", 3_600_000), ("1 to 4 hours", 4 * 3_600_000), ("4 to 24 hours", 86_400_000),
-           ("1 to 3 days", 3 * 86_400_000), ("3 to 7 days", 7 * 86_400_000), ("over 7 days", None))  # how long, up to ms
+
+WAITING = (
+    ("under 1 hour", 3_600_000),
+    ("1 to 4 hours", 4 * 3_600_000),
+    ("4 to 24 hours", 86_400_000),
+    ("1 to 3 days", 3 * 86_400_000),
+    ("3 to 7 days", 7 * 86_400_000),
+    ("over 7 days", None),
+)  # how long, up to ms
+
 
 def queue_ages(connection: sa.Connection, now: int) -> list[tuple[str, int]]:
     "How many open cases have waited how long."
     edges = [now + 2**40] + [now - most for _, most in WAITING if most] + [-(2**62)]
-    counts = [sa.func.count().filter(cases.c.opened <= newer, cases.c.opened > older) for newer, older in zip(edges, edges[1:])]
-    return list(zip([name for name, _ in WAITING], connection.execute(sa.select(*counts).select_from(cases).where(cases.c.status == "open")).one()))
+    counts = [
+        sa.func.count().filter(cases.c.opened <= newer, cases.c.opened > older)
+        for newer, older in zip(edges, edges[1:])
+    ]
+    return list(
+        zip(
+            [name for name, _ in WAITING],
+            connection.execute(sa.select(*counts).select_from(cases).where(cases.c.status == "open")).one(),
+        )
+    )
 
 # %% ../../nbs/25_queries.ipynb #c045
 class WhatIf(NamedTuple):
     "What a threshold and a capacity would have brought, for each day."
-    orders: float      # that were not blocked
-    chosen: float      # above the threshold
-    reviewed: float    # of these, within the capacity
-    frauds: float      # found by the reviews
-    missed: float      # that pass
-    prevented: float   # major units, by the reviews
-    spent: float       # on the reviews and on honest customers' waiting
-    known: float       # share of the orders above the threshold whose verdict is known
+
+    orders: float  # that were not blocked
+    chosen: float  # above the threshold
+    reviewed: float  # of these, within the capacity
+    frauds: float  # found by the reviews
+    missed: float  # that pass
+    prevented: float  # major units, by the reviews
+    spent: float  # on the reviews and on honest customers' waiting
+    known: float  # share of the orders above the threshold whose verdict is known
 
     @property
     def saved(self) -> float:
@@ -383,16 +588,25 @@ class WhatIf(NamedTuple):
 def stake_sums(connection: sa.Connection, first: int) -> tuple[int, dict[int, tuple[int, ...]]]:
     "Days with orders from a day on, and by bucket of those not blocked: events, known, frauds, fraud amount."
     wanted = _sums(outcomes, "events", "known", "frauds", "fraud_amount")
-    mine = sa.select(outcomes.c.bucket, *wanted).where(outcomes.c.day >= first, outcomes.c.action != "block").group_by(outcomes.c.bucket)
-    span = connection.execute(sa.select(sa.func.count(sa.distinct(outcomes.c.day))).where(outcomes.c.day >= first)).scalar()
+    mine = (
+        sa.select(outcomes.c.bucket, *wanted)
+        .where(outcomes.c.day >= first, outcomes.c.action != "block")
+        .group_by(outcomes.c.bucket)
+    )
+    span = connection.execute(
+        sa.select(sa.func.count(sa.distinct(outcomes.c.day))).where(outcomes.c.day >= first)
+    ).scalar()
     return span, {row[0]: tuple(row[1:]) for row in connection.execute(mine)}
 
+
 def what_if(
-    span: int, sums: Mapping[int, Sequence[int]],  # as `stake_sums` gives them
-    costs: Policy, decimals: int,
-    step: int,            # reviewed are buckets from this one on
-    capacity: float,      # reviews a day
-    an_hour: float,       # cost of a reviewer's hour, major units
+    span: int,
+    sums: Mapping[int, Sequence[int]],  # as `stake_sums` gives them
+    costs: Policy,
+    decimals: int,
+    step: int,  # reviewed are buckets from this one on
+    capacity: float,  # reviews a day
+    an_hour: float,  # cost of a reviewer's hour, major units
 ) -> WhatIf:
     "Play a threshold on expected loss through the sums of some days."
     room, scale, days_ = capacity * span, 10**decimals, max(span, 1)
@@ -401,9 +615,20 @@ def what_if(
         share = events / known if known else 0.0  # how many orders one with a verdict stands for
         done = min(events, max(room, 0.0)) / events if bucket >= step and events else 0.0
         room -= done * events
-        caught, lost = done * share * costs.review_detection, fraud_amount / scale * (1 - costs.recovery_share) + costs.fraud_fee * frauds
-        total.update(orders=events, chosen=events * (bucket >= step), reviewed=done * events, prevented=caught * lost,
-                     frauds=caught * frauds, missed=(share - caught) * frauds, known=known * (bucket >= step),
-                     spent=done * (events * costs.review_minutes / 60 * an_hour + share * (known - frauds) * costs.review_delay_cost))
+        caught, lost = (
+            done * share * costs.review_detection,
+            fraud_amount / scale * (1 - costs.recovery_share) + costs.fraud_fee * frauds,
+        )
+        total.update(
+            orders=events,
+            chosen=events * (bucket >= step),
+            reviewed=done * events,
+            prevented=caught * lost,
+            frauds=caught * frauds,
+            missed=(share - caught) * frauds,
+            known=known * (bucket >= step),
+            spent=done
+            * (events * costs.review_minutes / 60 * an_hour + share * (known - frauds) * costs.review_delay_cost),
+        )
     known = total.pop("known", 0) / total["chosen"] if total["chosen"] else 0.0
     return WhatIf(**{name: total[name] / days_ for name in WhatIf._fields[:-1]}, known=known)

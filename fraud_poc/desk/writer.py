@@ -37,15 +37,41 @@ import sqlalchemy as sa
 from ..config import Settings, duration_ms
 from ..data.files import Progress
 from .access import Done, record_all
-from .database import (add_up, cases, days, decisions, insert_or, labels, links, new_ids, open_database, put, scores, signed,
-                                     writers, writing)
+from fraud_poc.desk.database import (
+    add_up,
+    cases,
+    days,
+    decisions,
+    insert_or,
+    labels,
+    links,
+    new_ids,
+    open_database,
+    put,
+    scores,
+    signed,
+    writers,
+    writing,
+)
 from ..events import Actor, system_clock
 from ..features.table import build_table
 from ..live.decide import Refusal, identity_text, number_text, open_record, order_fields, place_of
 from ..live.labels import SOURCES, determining, open_ledger
 from ..live.load import ARCHIVED
-from ..live.store import ASSERT, Entry, Store, StoreDown, StoreLost, StoreSlow, decode_assertion, decode_entry, encode_entry, go_last
-from ..live.store import open_store, server_for
+from fraud_poc.live.store import (
+    ASSERT,
+    Entry,
+    Store,
+    StoreDown,
+    StoreLost,
+    StoreSlow,
+    decode_assertion,
+    decode_entry,
+    encode_entry,
+    go_last,
+    open_store,
+    server_for,
+)
 from ..model.bundle import Bundle, list_bundles, load_bundle
 from ..model.policy import ACTIONS, VERSION, Policy, expected_costs, urgency
 from ..model.reasons import explain_many
@@ -53,11 +79,13 @@ from ..model.reasons import explain_many
 # %% ../../nbs/22_writer.ipynb #c005
 class JsonLines(logging.Formatter):
     "Log records as JSON."
+
     def format(self, record: logging.LogRecord) -> str:
         "One line."
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fixed = {"time": at, "level": record.levelname.lower(), "event": record.getMessage(), "process": record.process}
         return json.dumps(fixed | getattr(record, "fields", {}))
+
 
 def tell(event: str, level: int = logging.INFO, **fields: Any) -> None:
     "Log an event of the writer with its fields."
@@ -66,19 +94,25 @@ def tell(event: str, level: int = logging.INFO, **fields: Any) -> None:
 # %% ../../nbs/22_writer.ipynb #c007
 class Models:
     "The models of a domain by hash, loaded when they are needed."
+
     def __init__(self, settings: Settings):
         self.settings, self.table, self.loaded = settings, build_table(settings), {}
         costs = settings.policy.model_dump()
-        self.default = Policy(VERSION, costs, settings.columns.decimals, settings.acceptance.reviews_a_day, 0.0, 0.0, {})
+        self.default = Policy(
+            VERSION, costs, settings.columns.decimals, settings.acceptance.reviews_a_day, 0.0, 0.0, {}
+        )
 
     def bundle(self, model: str) -> Bundle | None:
         "A model by its hash; None when it cannot be had."
         if model not in self.loaded:
             self.loaded[model] = None
             folders = [row["folder"] for row in list_bundles(self.settings) if row.get("hash") == model]
-            try: self.loaded[model] = load_bundle(Path(folders[0]), self.table, allow_rejected=True) if folders else None
-            except ValueError as error: tell("model cannot be loaded", logging.WARNING, model=model, reason=str(error))
-            if self.loaded[model] is None: tell("decisions of this model are kept without reasons", logging.WARNING, model=model)
+            try:
+                self.loaded[model] = load_bundle(Path(folders[0]), self.table, allow_rejected=True) if folders else None
+            except ValueError as error:
+                tell("model cannot be loaded", logging.WARNING, model=model, reason=str(error))
+            if self.loaded[model] is None:
+                tell("decisions of this model are kept without reasons", logging.WARNING, model=model)
         return self.loaded[model]
 
     def policy(self, model: str) -> Policy:
@@ -87,13 +121,18 @@ class Models:
         return bundle.policy if bundle else self.default
 
 # %% ../../nbs/22_writer.ipynb #c009
-Explain = Callable[[str, np.ndarray, list[dict]], list[list[dict] | None]]  # model, (n, F) float32, n orders -> reasons of each; None = not known
+Explain = Callable[
+    [str, np.ndarray, list[dict]], list[list[dict] | None]
+]  # model, (n, F) float32, n orders -> reasons of each; None = not known
+
 
 def explain_with(models: Models, model: str, vectors: np.ndarray, orders: list[dict]) -> list[list[dict] | None]:
     "Reasons of decisions of one model."
     bundle = models.bundle(model)
-    if bundle is None: return [None] * len(orders)
-    try: found = explain_many(bundle.booster, bundle.names, vectors, orders, models.settings.columns.decimals)
+    if bundle is None:
+        return [None] * len(orders)
+    try:
+        found = explain_many(bundle.booster, bundle.names, vectors, orders, models.settings.columns.decimals)
     except ValueError as error:
         tell("no reasons", logging.WARNING, model=model, decisions=len(orders), reason=str(error))
         return [None] * len(orders)
@@ -103,10 +142,12 @@ def explain_with(models: Models, model: str, vectors: np.ndarray, orders: list[d
 def closing_sources(settings: Settings) -> frozenset[str]:
     "Sources whose assertion closes a case: an analyst, and those that count more."
     priority = settings.labels.priority
-    return frozenset(priority[:priority.index("analyst") + 1])
+    return frozenset(priority[: priority.index("analyst") + 1])
+
 
 class Reading:
     "What turns entries into rows."
+
     def __init__(self, settings: Settings, explain: Explain | None = None):  # None = by the models of the domain
         models, columns = Models(settings), settings.columns
         self.settings, self.columns, self.scale, self.policy = settings, columns, 10**columns.decimals, models.policy
@@ -116,14 +157,21 @@ class Reading:
         self.id_parts = [(name, parts[name] == "identity") for name in columns.id]
         self.settling = closing_sources(settings)
 
+
 def clean(text: str) -> str:
     "Text that every database takes."
     return text.replace("\0", "\ufffd")
 
+
 def raw_text(value: Any, identity: bool = True) -> str:
-    "A field of an order as text, \"\" when it is missing."
-    try: return clean(identity_text(value, True) or "") if identity else value if type(value) is str else number_text(value)
-    except Refusal: return ""
+    'A field of an order as text, "" when it is missing.'
+    try:
+        return (
+            clean(identity_text(value, True) or "") if identity else value if type(value) is str else number_text(value)
+        )
+    except Refusal:
+        return ""
+
 
 def order_id(reading: Reading, order: dict) -> str:
     "Id of an order."
@@ -133,21 +181,35 @@ def order_id(reading: Reading, order: dict) -> str:
 @dataclass
 class Rows:
     "What some entries add to the tables."
+
     decisions: list[dict] = field(default_factory=list)
-    links: list[tuple[int, str, int]] = field(default_factory=list)   # place in decisions, entity, signed key
-    cases: list[tuple[int, dict]] = field(default_factory=list)       # place in decisions, the rest of the row
+    links: list[tuple[int, str, int]] = field(default_factory=list)  # place in decisions, entity, signed key
+    cases: list[tuple[int, dict]] = field(default_factory=list)  # place in decisions, the rest of the row
     labels: list[dict] = field(default_factory=list)
-    about: list[tuple[int, tuple | None]] = field(default_factory=list)  # of each label: time of its event, what closes its case
-    days: dict[tuple, list[int]] = field(default_factory=dict)        # (day, band, action) -> events, amount, frauds, fraud_amount, saved
-    scores: dict[tuple, int] = field(default_factory=dict)            # (day, bucket) -> events
+    about: list[tuple[int, tuple | None]] = field(
+        default_factory=list
+    )  # of each label: time of its event, what closes its case
+    days: dict[tuple, list[int]] = field(
+        default_factory=dict
+    )  # (day, band, action) -> events, amount, frauds, fraud_amount, saved
+    scores: dict[tuple, int] = field(default_factory=dict)  # (day, bucket) -> events
 
     def count(self, day: int, band: str, action: str, *numbers: int) -> None:
         "Add numbers to a day's sums."
         sums = self.days.setdefault((day, band, action), [0] * len(numbers))
-        for place, number in enumerate(numbers): sums[place] += number
+        for place, number in enumerate(numbers):
+            sums[place] += number
+
 
 DAY, BUCKETS = 86_400_000, 20  # ms; buckets of the score
-OPEN = {"status": "open", "closed": None, "closed_by": None, "note": "", "assertion": None, "source": None}  # what an open case shows
+OPEN = {
+    "status": "open",
+    "closed": None,
+    "closed_by": None,
+    "note": "",
+    "assertion": None,
+    "source": None,
+}  # what an open case shows
 
 # %% ../../nbs/22_writer.ipynb #c015
 def decision_row(reading: Reading, log: str, position: int, entry: Entry) -> dict:
@@ -155,12 +217,30 @@ def decision_row(reading: Reading, log: str, position: int, entry: Entry) -> dic
     record, order = open_record(entry.decision), msgspec.json.decode(entry.body)
     table = record.feature_table.hex()
     words = dict(zip(reading.entities, map(place_of, record.flags))) if table == reading.table_hash else {}
-    return {"log": log, "position": position, "order_id": order_id(reading, order), "id_key": signed(entry.id_key), "time": entry.time,
-            "decided": entry.at, "amount": entry.amount, "score": record.score, "probability": record.probability, "band": record.band,
-            "action": record.action, "loss": round(record.loss * reading.scale),
-            "customer": raw_text(order.get(reading.columns.entities[0])), "entities": words,
-            "body": entry.body.decode(), "vector": record.vector.tobytes(), "model": record.model.hex(), "policy": record.policy.hex(),
-            "feature_table": table, "reasons": None, "took_us": entry.took}
+    return {
+        "log": log,
+        "position": position,
+        "order_id": order_id(reading, order),
+        "id_key": signed(entry.id_key),
+        "time": entry.time,
+        "decided": entry.at,
+        "amount": entry.amount,
+        "score": record.score,
+        "probability": record.probability,
+        "band": record.band,
+        "action": record.action,
+        "loss": round(record.loss * reading.scale),
+        "customer": raw_text(order.get(reading.columns.entities[0])),
+        "entities": words,
+        "body": entry.body.decode(),
+        "vector": record.vector.tobytes(),
+        "model": record.model.hex(),
+        "policy": record.policy.hex(),
+        "feature_table": table,
+        "reasons": None,
+        "took_us": entry.took,
+    }
+
 
 def add_event(reading: Reading, rows: Rows, log: str, position: int, entry: Entry) -> None:
     "Add what an accepted order leaves behind."
@@ -170,7 +250,8 @@ def add_event(reading: Reading, rows: Rows, log: str, position: int, entry: Entr
     rows.count(day, row["band"], row["action"], 1, entry.amount, 0, 0, 0)
     bucket = day, min(int(row["score"] * BUCKETS), BUCKETS - 1)
     rows.scores[bucket] = rows.scores.get(bucket, 0) + 1
-    if row["action"] == "pass": return
+    if row["action"] == "pass":
+        return
     saving = urgency(reading.policy(row["model"]), row["probability"], entry.amount)
     shared = {name: row[name] for name in ("band", "action", "amount", "customer", "time")}
     rows.cases.append((place, OPEN | shared | {"opened": entry.at, "urgency": saving}))
@@ -181,21 +262,37 @@ def settling(reading: Reading, ledger: bytes) -> tuple[int, int, int] | None:  #
     found = determining(open_ledger(ledger).said, reading.settings.labels.priority) if ledger else None
     return found if found and SOURCES[found[0]] in reading.settling else None
 
+
 def add_label(reading: Reading, rows: Rows, log: str, position: int, entry: Entry) -> None:
     "Add an assertion or a retraction."
     told = decode_assertion(entry.body)
     said = entry.label if told.said < 0 else told.said
     rows.about.append((entry.time, settling(reading, entry.decision)))
-    rows.labels.append({"log": log, "position": position, "order_id": clean(told.order), "decision_id": None,
-                        "kind": told.kind, "retracts": told.retracts, "label": entry.label, "said": said, "previous": entry.previous,
-                        "known": entry.known, "noted": entry.at, "source": told.source or reading.settings.labels.source,
-                        "note": clean(told.note), "actor": clean(told.actor), "by": clean(told.by)})
+    rows.labels.append(
+        {
+            "log": log,
+            "position": position,
+            "order_id": clean(told.order),
+            "decision_id": None,
+            "kind": told.kind,
+            "retracts": told.retracts,
+            "label": entry.label,
+            "said": said,
+            "previous": entry.previous,
+            "known": entry.known,
+            "noted": entry.at,
+            "source": told.source or reading.settings.labels.source,
+            "note": clean(told.note),
+            "actor": clean(told.actor),
+            "by": clean(told.by),
+        }
+    )
 
 # %% ../../nbs/22_writer.ipynb #c019
 def rows_of(
     reading: Reading,
-    log: str,                             # its epoch
-    entries: Sequence[tuple[int, bytes]], # position and packed entry, in order
+    log: str,  # its epoch
+    entries: Sequence[tuple[int, bytes]],  # position and packed entry, in order
 ) -> Rows:
     "What some entries of the log add to the tables."
     rows = Rows()
@@ -204,96 +301,141 @@ def rows_of(
             entry = decode_entry(packed)
             (add_label if entry.kind == "label" else add_event)(reading, rows, log, position, entry)
         except (ValueError, TypeError, msgspec.MsgspecError, StoreLost) as error:
-            tell("an entry of the log cannot be read", logging.ERROR, log=log, position=position, reason=type(error).__name__)
+            tell(
+                "an entry of the log cannot be read",
+                logging.ERROR,
+                log=log,
+                position=position,
+                reason=type(error).__name__,
+            )
     add_reasons(reading, rows)
     return rows
+
 
 def add_reasons(reading: Reading, rows: Rows) -> None:
     "Compute the reasons of the decisions that people look at."
     wanted = {}
     for row in rows.decisions:
-        if row["band"] != "low" or row["action"] != "pass": wanted.setdefault(row["model"], []).append(row)
+        if row["band"] != "low" or row["action"] != "pass":
+            wanted.setdefault(row["model"], []).append(row)
     for model, some in wanted.items():
         vectors = np.array([np.frombuffer(row["vector"], np.float32) for row in some])
         orders = [msgspec.json.decode(row["body"]) for row in some]
-        for row, reasons in zip(some, reading.explain(model, vectors, orders)): row["reasons"] = reasons
+        for row, reasons in zip(some, reading.explain(model, vectors, orders)):
+            row["reasons"] = reasons
 
 # %% ../../nbs/22_writer.ipynb #c023
 class Mark(NamedTuple):
     "How far a log has been written."
+
     log: str
     position: int
 
+
 NAME = "decisions"  # of the writer's row
+
 
 def locked_mark(connection: sa.Connection) -> Mark | None:
     "The mark, which nobody else can move until this transaction ends; None when there is none."
-    found = connection.execute(sa.select(writers.c.log, writers.c.position).where(writers.c.name == NAME).with_for_update()).one_or_none()
+    found = connection.execute(
+        sa.select(writers.c.log, writers.c.position).where(writers.c.name == NAME).with_for_update()
+    ).one_or_none()
     return found and Mark(*found)
+
 
 def mark_of(engine: sa.Engine) -> Mark | None:
     "How far the log has been written; None when nothing was."
     with engine.connect() as connection:
-        found = connection.execute(sa.select(writers.c.log, writers.c.position).where(writers.c.name == NAME)).one_or_none()
+        found = connection.execute(
+            sa.select(writers.c.log, writers.c.position).where(writers.c.name == NAME)
+        ).one_or_none()
     return found and Mark(*found)
+
 
 def begin_log(engine: sa.Engine, before: Mark | None, log: str) -> Mark:
     "Set the mark to the beginning of a log, if it still stands at `before`; returns where it stands."
     with writing(engine) as connection:
-        highest = [connection.execute(sa.select(sa.func.max(table.c.position)).where(table.c.log == log)).scalar() for table in (decisions, labels)]
+        highest = [
+            connection.execute(sa.select(sa.func.max(table.c.position)).where(table.c.log == log)).scalar()
+            for table in (decisions, labels)
+        ]
         mark = Mark(log, max(-1 if found is None else found for found in highest))
         row = {"name": NAME, "log": mark.log, "position": mark.position}
-        if before is None: connection.execute(insert_or(connection, writers).on_conflict_do_nothing(), row)
-        elif locked_mark(connection) == before: put(connection, writers, [row])
+        if before is None:
+            connection.execute(insert_or(connection, writers).on_conflict_do_nothing(), row)
+        elif locked_mark(connection) == before:
+            put(connection, writers, [row])
         return locked_mark(connection)
 
 # %% ../../nbs/22_writer.ipynb #c025
 def insert_rows(connection: sa.Connection, rows: Rows) -> None:
     "Insert decisions, links and cases."
-    if not rows.decisions: return
+    if not rows.decisions:
+        return
     numbers = new_ids(connection, decisions, len(rows.decisions))
-    for row, number in zip(rows.decisions, numbers): row["id"] = number
+    for row, number in zip(rows.decisions, numbers):
+        row["id"] = number
     connection.execute(sa.insert(decisions), rows.decisions)
     linked = [{"decision_id": numbers[at], "entity": entity, "key": key} for at, entity, key in rows.links]
     opened = [{"decision_id": numbers[at], **row} for at, row in rows.cases]
     for table, some in ((links, linked), (cases, opened)):
-        if some: connection.execute(sa.insert(table), some)
+        if some:
+            connection.execute(sa.insert(table), some)
+
 
 def decisions_about(connection: sa.Connection, orders: Sequence[str]) -> dict[tuple[str, int], sa.Row]:
     "The latest decision on each order, by its id and time: id, time, band, action, amount, model."
     wanted = [decisions.c[name] for name in ("order_id", "id", "time", "band", "action", "amount", "model")]
     found, unique = {}, sorted(set(orders) - {""})
     for start in range(0, len(unique), 500):
-        query = sa.select(*wanted).where(decisions.c.order_id.in_(unique[start:start + 500])).order_by(decisions.c.id)
+        query = sa.select(*wanted).where(decisions.c.order_id.in_(unique[start : start + 500])).order_by(decisions.c.id)
         found |= {(row.order_id, row.time): row for row in connection.execute(query)}
     return found
 
 # %% ../../nbs/22_writer.ipynb #c027
 def saved(policy: Policy, label: int, action: str, amount: int) -> int:  # minor units
     "What an action saved against passing, by the verdict; 0 while there is none."
-    if label < 0: return 0
+    if label < 0:
+        return 0
     costs = expected_costs(policy, np.array([float(label)]), np.array([amount]))[:, 0]
     return round(float(costs[0] - costs[ACTIONS.index(action)]) * 10**policy.decimals)
 
+
 def closed_by(row: dict) -> dict:
     "What a case shows that an assertion closed."
-    return {"status": "flagged" if row["said"] else "cleared", "closed": row["noted"], "closed_by": str(Actor(row["actor"], row["by"])),
-            "note": row["note"], "assertion": row["position"], "source": row["source"]}
+    return {
+        "status": "flagged" if row["said"] else "cleared",
+        "closed": row["noted"],
+        "closed_by": str(Actor(row["actor"], row["by"])),
+        "note": row["note"],
+        "assertion": row["position"],
+        "source": row["source"],
+    }
+
 
 def settlement(connection: sa.Connection, row: dict, item: tuple[int, int, int] | None) -> dict:
     "What a case shows after a label, whose row is in the database by now. `item`: what closes the case."
-    if item is None: return OPEN
+    if item is None:
+        return OPEN
     wanted = {"source": SOURCES[item[0]], "said": item[1], "known": item[2], "kind": ASSERT}
-    if wanted.items() <= row.items(): return closed_by(row)
-    mine = sa.select(labels).where(labels.c.decision_id == row["decision_id"], *[labels.c[name] == value for name, value in wanted.items()])
+    if wanted.items() <= row.items():
+        return closed_by(row)
+    mine = sa.select(labels).where(
+        labels.c.decision_id == row["decision_id"], *[labels.c[name] == value for name, value in wanted.items()]
+    )
     found = connection.execute(mine.order_by(labels.c.id.desc()).limit(1)).mappings().first()
-    return closed_by(found or row | wanted | {"actor": "", "by": "", "note": "", "position": None, "noted": item[2]})  # from before this log
+    return closed_by(
+        found or row | wanted | {"actor": "", "by": "", "note": "", "position": None, "noted": item[2]}
+    )  # from before this log
+
 
 def settle(connection: sa.Connection, number: int, log: str, position: int | None, shown: dict) -> None:
     "Let a case show what an entry of the log makes of it, unless it reflects a later one."
     c = cases.c
     older = c.position.is_(None) | (c.log != log) | (c.position <= position)
-    connection.execute(sa.update(cases).where(c.decision_id == number, older).values(log=log, position=position, **shown))
+    connection.execute(
+        sa.update(cases).where(c.decision_id == number, older).values(log=log, position=position, **shown)
+    )
 
 # %% ../../nbs/22_writer.ipynb #n002
 def audited(row: dict) -> Done:
@@ -303,19 +445,26 @@ def audited(row: dict) -> Done:
     detail = {name: row[name] for name in ("log", "position", "source", "label", "retracts") if row[name] is not None}
     return Done(str(Actor(row["actor"], row["by"])), what, about, detail, row["noted"])
 
+
 def insert_labels(connection: sa.Connection, reading: Reading, rows: Rows) -> None:
     "Insert labels and their audit rows, settle cases, and count what the labels change."
-    if not rows.labels: return
+    if not rows.labels:
+        return
     about, named = decisions_about(connection, [row["order_id"] for row in rows.labels]), []
-    for row, (time, item) in zip(rows.labels, rows.about):
-        if (found := about.get((row["order_id"], time))) is None: continue
+    for row, (event_time, item) in zip(rows.labels, rows.about):
+        if (found := about.get((row["order_id"], event_time))) is None:
+            continue
         row["decision_id"], more = found.id, (row["label"] == 1) - (row["previous"] == 1)
         policy = reading.policy(found.model)
-        won = saved(policy, row["label"], found.action, found.amount) - saved(policy, row["previous"], found.action, found.amount)
+        won = saved(policy, row["label"], found.action, found.amount) - saved(
+            policy, row["previous"], found.action, found.amount
+        )
         rows.count(found.time // DAY, found.band, found.action, 0, 0, more, more * found.amount, won)
-        if found.action != "pass": named.append((row, item))
+        if found.action != "pass":
+            named.append((row, item))
     connection.execute(sa.insert(labels), rows.labels)
-    for row, item in named: settle(connection, row["decision_id"], row["log"], row["position"], settlement(connection, row, item))
+    for row, item in named:
+        settle(connection, row["decision_id"], row["log"], row["position"], settlement(connection, row, item))
     record_all(connection, [audited(row) for row in rows.labels])
 
 # %% ../../nbs/22_writer.ipynb #c029
@@ -323,31 +472,52 @@ def write_rows(engine: sa.Engine, reading: Reading, rows: Rows, before: Mark, po
     "Write rows behind a mark and move it to a position; when it stands elsewhere, nothing is written. Returns where it stands."
     with writing(engine) as connection:
         found = locked_mark(connection)
-        if found != before: return found
+        if found != before:
+            return found
         insert_rows(connection, rows)
         insert_labels(connection, reading, rows)
         names = ("events", "amount", "frauds", "fraud_amount", "saved")
-        add_up(connection, days, [dict(zip(("day", "band", "action"), key)) | dict(zip(names, sums)) for key, sums in rows.days.items()])
-        add_up(connection, scores, [{"day": day, "bucket": bucket, "events": events} for (day, bucket), events in rows.scores.items()])
+        add_up(
+            connection,
+            days,
+            [dict(zip(("day", "band", "action"), key)) | dict(zip(names, sums)) for key, sums in rows.days.items()],
+        )
+        add_up(
+            connection,
+            scores,
+            [{"day": day, "bucket": bucket, "events": events} for (day, bucket), events in rows.scores.items()],
+        )
         put(connection, writers, [{"name": NAME, "log": before.log, "position": position}])
     return Mark(before.log, position)
 
 # %% ../../nbs/22_writer.ipynb #c031
 def of_rows(error: sa.exc.DBAPIError) -> bool:
     "Whether a database complains of what rows hold: constraints, values, and in PostgreSQL sizes."
-    return isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError)) or str(getattr(error.orig, "sqlstate", "")).startswith(("22", "54"))
+    return isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError)) or str(
+        getattr(error.orig, "sqlstate", "")
+    ).startswith(("22", "54"))
+
 
 def write_entries(engine: sa.Engine, reading: Reading, before: Mark, entries: Sequence[tuple[int, bytes]]) -> Mark:
     "Write entries that come behind a mark; returns where it stands."
-    try: return write_rows(engine, reading, rows_of(reading, before.log, entries), before, entries[-1][0])
+    try:
+        return write_rows(engine, reading, rows_of(reading, before.log, entries), before, entries[-1][0])
     except sa.exc.DBAPIError as error:
-        if not of_rows(error): raise
+        if not of_rows(error):
+            raise
         if len(entries) == 1:
-            tell("the database refuses an entry of the log", logging.ERROR, log=before.log, position=entries[0][0], reason=type(error.orig).__name__)
+            tell(
+                "the database refuses an entry of the log",
+                logging.ERROR,
+                log=before.log,
+                position=entries[0][0],
+                reason=type(error.orig).__name__,
+            )
             return write_rows(engine, reading, Rows(), before, entries[0][0])
-    for half in (entries[:len(entries) // 2], entries[len(entries) // 2:]):
+    for half in (entries[: len(entries) // 2], entries[len(entries) // 2 :]):
         behind = [entry for entry in half if entry[0] > before.position]
-        if behind: before = write_entries(engine, reading, before, behind)
+        if behind:
+            before = write_entries(engine, reading, before, behind)
     return before
 
 # %% ../../nbs/22_writer.ipynb #c036
@@ -355,79 +525,111 @@ def archived(settings: Settings, log: str, after: int) -> Iterator[list[tuple[in
     "Entries of a log that ended, behind a position, file by file; `ValueError` when files are of an older layout."
     for path in sorted((settings.batch.folder / "live_log").glob(f"{log}-*.parquet")):
         table = pq.read_table(path)
-        if not set(ARCHIVED.names) <= set(table.column_names): raise ValueError(f"{path} was written by an older version, its decisions are not read")
+        if not set(ARCHIVED.names) <= set(table.column_names):
+            raise ValueError(f"{path} was written by an older version, its decisions are not read")
         rows = [row for row in table.to_pylist() if row["seq"] > after]
         fields = lambda row: {name: row[name] for name in ARCHIVED.names[1:]} | {"keys": tuple(row["keys"])}
-        if rows: yield [(row["seq"], encode_entry(Entry(**fields(row)))) for row in rows]
+        if rows:
+            yield [(row["seq"], encode_entry(Entry(**fields(row)))) for row in rows]
+
 
 def finish_log(engine: sa.Engine, reading: Reading, before: Mark) -> Mark:
     "Write what files hold of a log that ended; returns where the mark stands."
     try:
         for entries in archived(reading.settings, before.log, before.position):
             for start in range(0, len(entries), BATCH):
-                behind = [entry for entry in entries[start:start + BATCH] if entry[0] > before.position]
-                if behind: before = write_entries(engine, reading, before, behind)
-    except ValueError as error: tell("the end of an earlier log is not written", logging.ERROR, log=before.log, reason=str(error))
+                behind = [entry for entry in entries[start : start + BATCH] if entry[0] > before.position]
+                if behind:
+                    before = write_entries(engine, reading, before, behind)
+    except ValueError as error:
+        tell("the end of an earlier log is not written", logging.ERROR, log=before.log, reason=str(error))
     tell("another log begins", logging.WARNING, ended=before.log, position=before.position)
     return before
+
 
 BATCH = 1_000  # entries in a transaction
 
 # %% ../../nbs/22_writer.ipynb #c038
 LOOK_S = 0.1  # between two looks at the end of the log
 
+
 async def next_entries(store: Store, mark: Mark, count: int) -> list[tuple[int, bytes]] | None:
     "Entries behind a mark; None when the store has another log."
-    if (await store.meta()).epoch != mark.log: return None
+    if (await store.meta()).epoch != mark.log:
+        return None
     entries = await store.entries(mark.position, count)
     if entries and 0 <= mark.position < entries[0][0] - 1:
-        tell("entries are gone from the log before they were written", logging.ERROR, log=mark.log, first=mark.position + 1, last=entries[0][0] - 1)
+        tell(
+            "entries are gone from the log before they were written",
+            logging.ERROR,
+            log=mark.log,
+            first=mark.position + 1,
+            last=entries[0][0] - 1,
+        )
     return entries if (await store.meta()).epoch == mark.log else None
+
 
 async def current_mark(store: Store, engine: sa.Engine, reading: Reading) -> Mark:
     "Where to go on; what is left of an earlier log is written first."
     meta, mark = await store.meta(), await asyncio.to_thread(mark_of, engine)
-    if mark and mark.log == meta.epoch: return mark
-    if mark: mark = await asyncio.to_thread(finish_log, engine, reading, mark)
+    if mark and mark.log == meta.epoch:
+        return mark
+    if mark:
+        mark = await asyncio.to_thread(finish_log, engine, reading, mark)
     return await asyncio.to_thread(begin_log, engine, mark, meta.epoch)
 
 # %% ../../nbs/22_writer.ipynb #c040
 async def follow(
     store: Store,
-    engine: sa.Engine,           # of the database
+    engine: sa.Engine,  # of the database
     reading: Reading,
-    stop: asyncio.Event,         # ends it after the batch at hand
-    to_end: bool = False,        # stop at the end of the log
+    stop: asyncio.Event,  # ends it after the batch at hand
+    to_end: bool = False,  # stop at the end of the log
     progress: Progress | None = None,  # called with the position and 0
-) -> Mark:                       # how far the log is written
+) -> Mark:  # how far the log is written
     "Write the log as it grows; troubles of store and database are raised."
     mark, kept = await current_mark(store, engine, reading), 0.0
     while not stop.is_set():
         entries = await next_entries(store, mark, BATCH)
-        if entries: mark = await asyncio.to_thread(write_entries, engine, reading, mark, entries)
-        if progress and entries: progress(mark.position, 0)
-        if entries is None or entries and mark.position < entries[-1][0]: mark = await current_mark(store, engine, reading)
-        if entries == [] and to_end: break
-        if time.monotonic() > kept: kept = time.monotonic() + await asyncio.to_thread(keep, engine, reading.settings)
-        if entries == []: await waited(stop, LOOK_S)
+        if entries:
+            mark = await asyncio.to_thread(write_entries, engine, reading, mark, entries)
+        if progress and entries:
+            progress(mark.position, 0)
+        if entries is None or entries and mark.position < entries[-1][0]:
+            mark = await current_mark(store, engine, reading)
+        if entries == [] and to_end:
+            break
+        if time.monotonic() > kept:
+            kept = time.monotonic() + await asyncio.to_thread(keep, engine, reading.settings)
+        if entries == []:
+            await waited(stop, LOOK_S)
     return mark
+
 
 async def waited(stop: asyncio.Event, seconds: float) -> None:
     "Wait for some time, or until it shall end."
-    with suppress(TimeoutError): await asyncio.wait_for(stop.wait(), seconds)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
 
 # %% ../../nbs/22_writer.ipynb #c042
 PIECE, MORE_S, NO_MORE_S = 2_000, 1.0, 3_600.0  # decisions removed at once; seconds until the next look
 
-def keep(engine: sa.Engine, settings: Settings, now: int | None = None) -> float:  # now: UTC ms; returns seconds until it wants to be called again
+
+def keep(
+    engine: sa.Engine, settings: Settings, now: int | None = None
+) -> float:  # now: UTC ms; returns seconds until it wants to be called again
     "Remove a piece of what is older than decisions are kept."
     oldest = (system_clock() if now is None else now) - duration_ms(settings.database.keep_decisions)
     old = sa.select(decisions.c.id).where(decisions.c.decided < oldest).limit(PIECE)
     said = sa.select(labels.c.id).where(labels.c.noted < oldest, labels.c.decision_id.is_(None)).limit(PIECE)
     with engine.connect() as connection:
-        if not any(connection.execute(query.limit(1)).first() for query in (old, said)): return NO_MORE_S
+        if not any(connection.execute(query.limit(1)).first() for query in (old, said)):
+            return NO_MORE_S
     with writing(engine) as connection:
-        gone = [connection.execute(sa.delete(table).where(table.c.id.in_(query))).rowcount for table, query in ((decisions, old), (labels, said))]
+        gone = [
+            connection.execute(sa.delete(table).where(table.c.id.in_(query))).rowcount
+            for table, query in ((decisions, old), (labels, said))
+        ]
     tell("old rows removed", decisions=gone[0], labels=gone[1])
     return MORE_S if PIECE in gone else NO_MORE_S
 
@@ -435,62 +637,87 @@ def keep(engine: sa.Engine, settings: Settings, now: int | None = None) -> float
 LONGEST_PAUSE_S = 5.0
 TROUBLES = (StoreDown, StoreSlow, StoreLost, ConnectionError, sa.exc.OperationalError, sa.exc.InterfaceError)
 
+
 class Patience:
     "Pauses that grow while there is trouble; told of once when it begins and once when it ends."
-    def __init__(self): self.pause, self.since, self.what = 0.0, 0.0, ""
+
+    def __init__(self):
+        self.pause, self.since, self.what = 0.0, 0.0, ""
 
     def over(self) -> None:
         "All is well."
-        if self.pause: tell("the writer goes on", logging.WARNING, seconds=round(time.monotonic() - self.since, 1))
+        if self.pause:
+            tell("the writer goes on", logging.WARNING, seconds=round(time.monotonic() - self.since, 1))
         self.pause, self.what = 0.0, ""
 
     def more(self, error: Exception) -> float:  # seconds to wait
         "There is trouble."
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        if not self.pause: self.since = time.monotonic()
-        if self.what != reason: tell("the writer waits", logging.WARNING, kind=type(error).__name__, reason=reason)
+        if not self.pause:
+            self.since = time.monotonic()
+        if self.what != reason:
+            tell("the writer waits", logging.WARNING, kind=type(error).__name__, reason=reason)
         self.pause, self.what = min(max(2 * self.pause, 0.1), LONGEST_PAUSE_S), reason
         return self.pause
 
 # %% ../../nbs/22_writer.ipynb #c045
-async def write_until(settings: Settings, url: str, stop: asyncio.Event, to_end: bool = False, progress: Progress | None = None) -> Mark | None:
+async def write_until(
+    settings: Settings, url: str, stop: asyncio.Event, to_end: bool = False, progress: Progress | None = None
+) -> Mark | None:
     "Follow the log through all troubles until it shall end; returns how far it is written."
     patience, reading, engine, mark = Patience(), Reading(settings), None, None
+
     def well(position: int, total: int) -> None:
         patience.over()
-        if progress: progress(position, total)
+        if progress:
+            progress(position, total)
+
     try:
         while not stop.is_set():
             try:
                 engine = engine or await asyncio.to_thread(open_database, settings)
-                async with open_store(settings, url) as store: mark = await follow(store, engine, reading, stop, to_end, well)
-                if to_end: break
-            except TROUBLES as error: await waited(stop, patience.more(error))
+                async with open_store(settings, url) as store:
+                    mark = await follow(store, engine, reading, stop, to_end, well)
+                if to_end:
+                    break
+            except TROUBLES as error:
+                await waited(stop, patience.more(error))
     finally:
-        if engine: engine.dispose()
+        if engine:
+            engine.dispose()
     return mark
 
 # %% ../../nbs/22_writer.ipynb #c048
 def run_writer(
     settings: Settings,
-    url: str = "",                     # of the store; "" = as the settings say, with a server of its own when they name none
-    to_end: bool = False,              # end when the end of the log is reached
+    url: str = "",  # of the store; "" = as the settings say, with a server of its own when they name none
+    to_end: bool = False,  # end when the end of the log is reached
     progress: Progress | None = None,  # called with the position in the log
     until: Callable[[], Any] | None = None,  # called in a thread; when it returns, that is the end as well
-) -> dict:                             # log and position up to which everything is written
+) -> dict:  # log and position up to which everything is written
     "Write decisions until SIGTERM or SIGINT; `ValueError` for what somebody must repair."
+
     async def run(url: str) -> Mark | None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
         def wait_and_stop() -> None:
-            with suppress(RuntimeError): (until(), loop.call_soon_threadsafe(stop.set))  # the loop may have ended before
-        if until: threading.Thread(target=wait_and_stop, daemon=True).start()
+            with suppress(RuntimeError):
+                (until(), loop.call_soon_threadsafe(stop.set))  # the loop may have ended before
+
+        if until:
+            threading.Thread(target=wait_and_stop, daemon=True).start()
         main = threading.current_thread() is threading.main_thread()
-        for number in (signal.SIGTERM, signal.SIGINT) if main else (): loop.add_signal_handler(number, stop.set)
-        try: return await write_until(settings, url, stop, to_end, progress)
+        for number in (signal.SIGTERM, signal.SIGINT) if main else ():
+            loop.add_signal_handler(number, stop.set)
+        try:
+            return await write_until(settings, url, stop, to_end, progress)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT) if main else (): loop.remove_signal_handler(number)
+            for number in (signal.SIGTERM, signal.SIGINT) if main else ():
+                loop.remove_signal_handler(number)
+
     if not url:
-        with server_for(settings) as own: return run_writer(settings, own, to_end, progress, until)
+        with server_for(settings) as own:
+            return run_writer(settings, own, to_end, progress, until)
     mark = asyncio.run(run(url))
     return {"log": mark.log if mark else "", "position": mark.position if mark else -1}
 
@@ -502,13 +729,19 @@ def child_main() -> None:
     logging.getLogger("fraud_poc").addHandler(handler)
     logging.getLogger("fraud_poc").setLevel(logging.INFO)
     told = json.loads(sys.stdin.readline() or "{}")
-    if not told: return
-    try: run_writer(Settings.model_validate_json(told["settings"]), told["url"], until=lambda: os.read(0, 1))  # ends when the input does
+    if not told:
+        return
+    try:
+        run_writer(
+            Settings.model_validate_json(told["settings"]), told["url"], until=lambda: os.read(0, 1)
+        )  # ends when the input does
     except ValueError as error:
         tell("the writer cannot work", logging.ERROR, reason=str(error))
         raise SystemExit(1) from None
 
+
 CHILD = "from fraud_poc.desk.writer import child_main; child_main()"
+
 
 def start_child(settings: Settings, url: str) -> subprocess.Popen:
     "Start the process."
@@ -520,32 +753,48 @@ def start_child(settings: Settings, url: str) -> subprocess.Popen:
     return child
 
 # %% ../../nbs/22_writer.ipynb #c052
-SOON_S, LATEST_S, FINISH_S = 0.2, 10.0, 30.0  # until a dead process is started again, at first and at most; longest time to finish
+SOON_S, LATEST_S, FINISH_S = (
+    0.2,
+    10.0,
+    30.0,
+)  # until a dead process is started again, at first and at most; longest time to finish
+
 
 class Beside:
     "A writer in a process of its own, started again when it dies."
+
     def __init__(self, settings: Settings, url: str):
         self.settings, self.url, self.ending, self.restarts = settings, url, threading.Event(), 0
-        self.child, self.thread = start_child(settings, url), threading.Thread(target=self._watch, name="writer", daemon=True)
+        self.child, self.thread = (
+            start_child(settings, url),
+            threading.Thread(target=self._watch, name="writer", daemon=True),
+        )
         self.thread.start()
 
     def _watch(self) -> None:
         pause, started = SOON_S, time.monotonic()
         while not self.ending.wait(pause):
             if self.child.poll() is None:
-                if time.monotonic() > started + LATEST_S: pause = SOON_S
+                if time.monotonic() > started + LATEST_S:
+                    pause = SOON_S
                 continue
             tell("the writer died, and is started again", logging.WARNING, code=self.child.returncode)
             self.child.stdin.close()
             pause = SOON_S if time.monotonic() > started + LATEST_S else min(2 * pause, LATEST_S)
-            self.child, started, self.restarts = start_child(self.settings, self.url), time.monotonic(), self.restarts + 1
+            self.child, started, self.restarts = (
+                start_child(self.settings, self.url),
+                time.monotonic(),
+                self.restarts + 1,
+            )
 
     def stop(self) -> None:
         "Let the process finish, and wait for it."
         self.ending.set()
         self.thread.join()
-        with suppress(BrokenPipeError): self.child.stdin.close()
-        try: self.child.wait(FINISH_S)
+        with suppress(BrokenPipeError):
+            self.child.stdin.close()
+        try:
+            self.child.wait(FINISH_S)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
@@ -558,5 +807,7 @@ def writer_beside(
 ) -> Iterator[Beside]:
     "A writer beside whatever runs in the context; it has finished when the context ends."
     beside = Beside(settings, url)
-    try: yield beside
-    finally: beside.stop()
+    try:
+        yield beside
+    finally:
+        beside.stop()

@@ -19,56 +19,86 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-OPTIONS = dict(nogil=True, error_model="numpy", cache="__file__" in globals())  # a notebook cell has no file to cache beside
-compiled = njit(**OPTIONS)                                # may make arrays
-inner = njit(**OPTIONS, _nrt=False)                       # makes none, so it needs no reference counts
-inlined = njit(**OPTIONS, _nrt=False, forceinline=True)   # on the path of every event: a call would copy the state's 15 array headers
-pasted = njit(**OPTIONS, _nrt=False, inline="always")     # makes views, which a function without reference counts cannot return
-short = njit(**OPTIONS | {"nogil": False}, _nrt=False)    # called for single events: takes less time than to give the interpreter's lock away
+OPTIONS = dict(
+    nogil=True, error_model="numpy", cache="__file__" in globals()
+)  # a notebook cell has no file to cache beside
+compiled = njit(**OPTIONS)  # may make arrays
+inner = njit(**OPTIONS, _nrt=False)  # makes none, so it needs no reference counts
+inlined = njit(
+    **OPTIONS, _nrt=False, forceinline=True
+)  # on the path of every event: a call would copy the state's 15 array headers
+pasted = njit(
+    **OPTIONS, _nrt=False, inline="always"
+)  # makes views, which a function without reference counts cannot return
+short = njit(
+    **OPTIONS | {"nogil": False}, _nrt=False
+)  # called for single events: takes less time than to give the interpreter's lock away
 
 # %% ../../nbs/05_aggregates.ipynb #c007
 WINDOW, LAST, LIFETIME = range(3)  # kinds of group
-(COUNT, SUM, MEAN, STD, MIN, MAX, RATIO, FRAUD_COUNT, FRAUD_RATE,  # operations on a group
- TIME_SINCE, AGE, LAG, DISTINCT, KNOWN, SAME) = range(15)          # operations on the rest of the state
+(
+    COUNT,
+    SUM,
+    MEAN,
+    STD,
+    MIN,
+    MAX,
+    RATIO,
+    FRAUD_COUNT,
+    FRAUD_RATE,  # operations on a group
+    TIME_SINCE,
+    AGE,
+    LAG,
+    DISTINCT,
+    KNOWN,
+    SAME,
+) = range(15)  # operations on the rest of the state
 SUMS, SQUARES, EXTREMES, LABELS = 1, 2, 4, 8  # bits: what the groups of a plan have to add up
 RETENTION, FORGET, EXACT, SET_SIZE, NEEDS, REACH, SCALE = range(7)  # places in Plan.limits
 
+
 class Plan(NamedTuple):
     "One entity's part of a feature table, as arrays."
+
     limits: np.ndarray  # (7,) int64: retention, forget after (ms), exact events, set size, bits, longest window + delay (ms), minor units per major
     groups: np.ndarray  # (G, 5) int64: kind, length (ms or events), delay (ms), tile width (ms), tiles
-    rows: np.ndarray    # (F, 3) int64: operation, group or set or column, argument
-    sets: np.ndarray    # (J,) int64: for each set, the place of its column among the event's keys
-    same: np.ndarray    # (A,) int64: for each "same as last", likewise
+    rows: np.ndarray  # (F, 3) int64: operation, group or set or column, argument
+    sets: np.ndarray  # (J,) int64: for each set, the place of its column among the event's keys
+    same: np.ndarray  # (A,) int64: for each "same as last", likewise
 
 # %% ../../nbs/05_aggregates.ipynb #c009
 # places in State.head; times are UTC ms. "Old" events are those that left the buffer of recent ones.
 START, END, SEEN, NEWEST, FIRST, BORN, OVERFLOW, HAS_OLD, OLD_NEWEST, OLD = range(10)
-N, TOTAL, LOW, CROSS, HIGH, LEAST, MOST, RESOLVED, FRAUDS = range(9)  # places in a group's totals; old totals start at head[OLD]
+N, TOTAL, LOW, CROSS, HIGH, LEAST, MOST, RESOLVED, FRAUDS = range(
+    9
+)  # places in a group's totals; old totals start at head[OLD]
 FIELDS = 9
-RECENT_KEYS = 8          # events whose categories are kept, for "same as last" of late events
+RECENT_KEYS = 8  # events whose categories are kept, for "same as last" of late events
 LARGEST = np.int64(2**62)  # larger than any amount: the minimum of nothing
+
 
 class State(NamedTuple):
     "What is known of one entity, unpacked; reused from entity to entity."
-    head: np.ndarray       # (OLD + FIELDS,) int64
-    ts: np.ndarray         # (2K,) int64, ms
-    amount: np.ndarray     # (2K,) int64, minor units
-    tag: np.ndarray        # (2K,) int64: low 32 bits of the event's id key, to find it when its label comes
-    label: np.ndarray      # (2K,) int64: -1 unresolved, 0 honest, 1 fraud
-    recent: np.ndarray     # (A, 2K) int64: keys for "same as last"
-    tile_at: np.ndarray    # (G, T) int64: number of the tile in each slot
-    tiles: np.ndarray      # (G, T, FIELDS) int64
-    set_n: np.ndarray      # (J,) int64
-    set_key: np.ndarray    # (J, S) int64
+
+    head: np.ndarray  # (OLD + FIELDS,) int64
+    ts: np.ndarray  # (2K,) int64, ms
+    amount: np.ndarray  # (2K,) int64, minor units
+    tag: np.ndarray  # (2K,) int64: low 32 bits of the event's id key, to find it when its label comes
+    label: np.ndarray  # (2K,) int64: -1 unresolved, 0 honest, 1 fraud
+    recent: np.ndarray  # (A, 2K) int64: keys for "same as last"
+    tile_at: np.ndarray  # (G, T) int64: number of the tile in each slot
+    tiles: np.ndarray  # (G, T, FIELDS) int64
+    set_n: np.ndarray  # (J,) int64
+    set_key: np.ndarray  # (J, S) int64
     set_first: np.ndarray  # (J, S) int64, ms
-    set_last: np.ndarray   # (J, S) int64, ms
-    total: np.ndarray      # (G, FIELDS) int64
-    value: np.ndarray      # (G, FIELDS) float64: features of the groups
-    spare: np.ndarray      # int64: space for packing
+    set_last: np.ndarray  # (J, S) int64, ms
+    total: np.ndarray  # (G, FIELDS) int64
+    value: np.ndarray  # (G, FIELDS) float64: features of the groups
+    spare: np.ndarray  # int64: space for packing
 
 # %% ../../nbs/05_aggregates.ipynb #c011
 NEVER = np.int64(-(2**62))  # before all times
+
 
 def new_state(plan: Plan) -> State:
     "Space for one entity's state under a plan, empty."
@@ -76,15 +106,27 @@ def new_state(plan: Plan) -> State:
     groups, tiles = len(plan.groups), int(max(plan.groups[:, 4], default=0))
     whole = lambda *shape: np.zeros(shape, np.int64)
     events, values = [whole(2 * keep) for _ in range(4)], [whole(len(plan.sets), size) for _ in range(3)]
-    state = State(whole(OLD + FIELDS), *events, whole(len(plan.same), 2 * keep), np.full((groups, tiles), NEVER), whole(groups, tiles, FIELDS),
-                  whole(len(plan.sets)), *values, whole(groups, FIELDS), np.zeros((groups, FIELDS)), whole(FIELDS + max(2 * tiles, 64)))
+    state = State(
+        whole(OLD + FIELDS),
+        *events,
+        whole(len(plan.same), 2 * keep),
+        np.full((groups, tiles), NEVER),
+        whole(groups, tiles, FIELDS),
+        whole(len(plan.sets)),
+        *values,
+        whole(groups, FIELDS),
+        np.zeros((groups, FIELDS)),
+        whole(FIELDS + max(2 * tiles, 64)),
+    )
     clear(state)
     return state
+
 
 @inner
 def clear(state):
     "Make a state as new. Only what is in use is touched: cold entities are many."
-    if state.head[HAS_OLD]: state.tile_at[:] = NEVER
+    if state.head[HAS_OLD]:
+        state.tile_at[:] = NEVER
     state.head[:] = 0
     state.head[NEWEST] = state.head[OLD_NEWEST] = NEVER
     state.head[OLD + LEAST], state.head[OLD + MOST] = LARGEST, -LARGEST
@@ -93,22 +135,26 @@ def clear(state):
 # %% ../../nbs/05_aggregates.ipynb #c013
 HALF = (1 << 18) - 1  # mask of the lower half of an amount
 
+
 @inlined
 def _set(total, n, s, low, cross, high, least, most, resolved, frauds):
     "Fill in a group's totals."
     total[N], total[TOTAL], total[LOW], total[CROSS], total[HIGH] = n, s, low, cross, high
     total[LEAST], total[MOST], total[RESOLVED], total[FRAUDS] = least, most, resolved, frauds
 
+
 @inlined
 def _merge(total, other):
     "Add `other` totals to `total`."
-    for f in (N, TOTAL, LOW, CROSS, HIGH, RESOLVED, FRAUDS): total[f] += other[f]
+    for f in (N, TOTAL, LOW, CROSS, HIGH, RESOLVED, FRAUDS):
+        total[f] += other[f]
     total[LEAST] = min(total[LEAST], other[LEAST])
     total[MOST] = max(total[MOST], other[MOST])
 
 # %% ../../nbs/05_aggregates.ipynb #c015
 M32 = np.uint64(0xFFFFFFFF)
 U32 = np.uint64(32)
+
 
 @inner
 def _multiply(a, b):
@@ -117,6 +163,7 @@ def _multiply(a, b):
     middle = ((a0 * b0) >> U32) + ((a0 * b1) & M32) + ((a1 * b0) & M32)
     low = ((a0 * b0) & M32) | (middle << U32)
     return a1 * b1 + ((a0 * b1) >> U32) + ((a1 * b0) >> U32) + (middle >> U32), low
+
 
 @inner
 def _spread(total):
@@ -137,8 +184,10 @@ def _spread(total):
 @inlined
 def _before(ts, start, end, t):
     "Place after the last event at or before time t."
-    while end > start and ts[end - 1] > t: end -= 1
+    while end > start and ts[end - 1] > t:
+        end -= 1
     return end
+
 
 @inlined
 def _gather_recent(plan, state, t):
@@ -158,34 +207,44 @@ def _gather_recent(plan, state, t):
             s, least, most = s + amount, min(least, amount), max(most, amount)
             if needs & SQUARES:
                 amount = abs(amount)
-                low += (amount & HALF) ** 2; cross += (amount & HALF) * (amount >> 18); high += (amount >> 18) ** 2
-            if needs & LABELS: resolved += state.label[i] >= 0; frauds += state.label[i] == 1
+                low += (amount & HALF) ** 2
+                cross += (amount & HALF) * (amount >> 18)
+                high += (amount >> 18) ** 2
+            if needs & LABELS:
+                resolved += state.label[i] >= 0
+                frauds += state.label[i] == 1
         _set(state.total[g], hi - i, s, low, cross, high, least, most, resolved, frauds)
         was_last, was_delay = kind == LAST, delay
 
 # %% ../../nbs/05_aggregates.ipynb #c020
 @inlined
-def _tile_number(ts, width): return ts // width
+def _tile_number(ts, width):
+    return ts // width
+
 
 @inner
 def _slot(plan, state, g, ts):
     "Slot of the tile of group g that holds time `ts`, made free for it; -1 where no window can reach that far back."
     width, slots = plan.groups[g, 3], plan.groups[g, 4]
     number = _tile_number(ts, width)
-    if number <= _tile_number(state.head[NEWEST], width) - slots: return -1
+    if number <= _tile_number(state.head[NEWEST], width) - slots:
+        return -1
     slot = number % slots
     if state.tile_at[g, slot] != number:
         state.tile_at[g, slot] = number
         _set(state.tiles[g, slot], 0, 0, 0, 0, 0, LARGEST, -LARGEST, 0, 0)
     return slot
 
+
 @inner
 def _gather_old(plan, state, t):
     "Add what is known of old events: tiles to windows, old totals to lifetimes."
     for g in range(len(plan.groups)):
         kind, length, delay, width, slots = plan.groups[g]
-        if kind == LIFETIME: _merge(state.total[g], state.head[OLD:])
-        if kind != WINDOW: continue
+        if kind == LIFETIME:
+            _merge(state.total[g], state.head[OLD:])
+        if kind != WINDOW:
+            continue
         oldest = _tile_number(state.head[NEWEST], width) - slots
         for slot in range(slots):
             middle = state.tile_at[g, slot] * width + width // 2
@@ -203,32 +262,39 @@ def _retire(plan, state, ts, amount, label):
     for g in range(len(plan.groups)):
         if plan.groups[g, 0] == WINDOW:
             slot = _slot(plan, state, g, ts)
-            if slot >= 0: _merge(state.tiles[g, slot], one)
+            if slot >= 0:
+                _merge(state.tiles[g, slot], one)
 
 # %% ../../nbs/05_aggregates.ipynb #c024
 @inlined
 def _find(state, j, key):
     "Place of a key in set j, or -1."
     for i in range(state.set_n[j]):
-        if state.set_key[j, i] == key: return i
+        if state.set_key[j, i] == key:
+            return i
     return -1
+
 
 @inlined
 def _remember(plan, state, j, key, t):
     "Note that set j saw `key` at time t."
-    if key == 0: return
+    if key == 0:
+        return
     i = _find(state, j, key)
     if i >= 0:
         state.set_first[j, i], state.set_last[j, i] = min(state.set_first[j, i], t), max(state.set_last[j, i], t)
         return
     i = state.set_n[j]
-    if i < plan.limits[SET_SIZE]: state.set_n[j] += 1
+    if i < plan.limits[SET_SIZE]:
+        state.set_n[j] += 1
     else:
         state.head[OVERFLOW] = 1
         i = 0
         for k in range(1, state.set_n[j]):
-            if (state.set_last[j, k], state.set_key[j, k]) < (state.set_last[j, i], state.set_key[j, i]): i = k
-        if (t, key) < (state.set_last[j, i], state.set_key[j, i]): return
+            if (state.set_last[j, k], state.set_key[j, k]) < (state.set_last[j, i], state.set_key[j, i]):
+                i = k
+        if (t, key) < (state.set_last[j, i], state.set_key[j, i]):
+            return
     state.set_key[j, i], state.set_first[j, i], state.set_last[j, i] = key, t, t
 
 # %% ../../nbs/05_aggregates.ipynb #c026
@@ -246,7 +312,8 @@ def _derive(plan, state, amount):
         if needs & EXTREMES:
             value[MIN] = total[LEAST] / scale if n > 0 else np.nan
             value[MAX] = total[MOST] / scale if n > 0 else np.nan
-        if needs & SQUARES: value[STD] = np.sqrt(_spread(total) / (float(n) * float(n - 1))) / scale if n > 1 else np.nan
+        if needs & SQUARES:
+            value[STD] = np.sqrt(_spread(total) / (float(n) * float(n - 1))) / scale if n > 1 else np.nan
         if needs & LABELS:
             value[FRAUD_COUNT] = total[FRAUDS]
             value[FRAUD_RATE] = total[FRAUDS] / total[RESOLVED] if total[RESOLVED] > 0 else np.nan
@@ -256,21 +323,29 @@ def _derive(plan, state, amount):
 def _distinct(state, j, t, length):
     "Values of set j last seen in (t - length, t]; with length 0, all values first seen by t."
     n = np.int64(0)
-    if length == 0 and t >= state.head[NEWEST]: n = state.set_n[j]
+    if length == 0 and t >= state.head[NEWEST]:
+        n = state.set_n[j]
     elif length == 0:
-        for i in range(state.set_n[j]): n += state.set_first[j, i] <= t
+        for i in range(state.set_n[j]):
+            n += state.set_first[j, i] <= t
     else:
-        for i in range(state.set_n[j]): n += (state.set_last[j, i] > t - length) & (state.set_last[j, i] <= t)
+        for i in range(state.set_n[j]):
+            n += (state.set_last[j, i] > t - length) & (state.set_last[j, i] <= t)
     return n
+
 
 @inlined
 def _of_history(state, operation, which, argument, t, hi, key):
     "A feature of recent events and sets; `hi` is the place after the last event at or before t."
     head = state.head
-    if operation == TIME_SINCE: return (t - state.ts[hi - 1]) / 1000.0 if hi > head[START] else np.nan
-    if operation == AGE: return (t - head[FIRST]) / 1000.0 if head[SEEN] and t >= head[FIRST] else np.nan
-    if operation == DISTINCT: return float(_distinct(state, which, t, argument))
-    if key == 0: return np.nan
+    if operation == TIME_SINCE:
+        return (t - state.ts[hi - 1]) / 1000.0 if hi > head[START] else np.nan
+    if operation == AGE:
+        return (t - head[FIRST]) / 1000.0 if head[SEEN] and t >= head[FIRST] else np.nan
+    if operation == DISTINCT:
+        return float(_distinct(state, which, t, argument))
+    if key == 0:
+        return np.nan
     if operation == KNOWN:
         i = _find(state, which, key)
         return 1.0 if i >= 0 and state.set_first[which, i] <= t else 0.0
@@ -280,23 +355,34 @@ def _of_history(state, operation, which, argument, t, hi, key):
 # %% ../../nbs/05_aggregates.ipynb #c030
 NEW, CAPPED, LATE, TOO_LATE, NO_ENTITY = 1, 2, 4, 8, 16  # flags of a feature row, one byte for each entity
 
+
 @inlined
 def _read(plan, state, t, amount, keys, out):
     "Fill `out` with the features as of an event; return its flags."
     head, scale = state.head, plan.limits[SCALE]
     _gather_recent(plan, state, t)
-    if head[HAS_OLD]: _gather_old(plan, state, t)
+    if head[HAS_OLD]:
+        _gather_old(plan, state, t)
     _derive(plan, state, amount)
     hi = _before(state.ts, head[START], head[END], t)
     for f in range(len(plan.rows)):
         operation, which, argument = plan.rows[f, 0], plan.rows[f, 1], plan.rows[f, 2]
-        if operation <= FRAUD_RATE: out[f] = state.value[which, operation]
-        elif operation == LAG: out[f] = state.amount[hi - argument] / scale if hi - argument >= head[START] else np.nan
+        if operation <= FRAUD_RATE:
+            out[f] = state.value[which, operation]
+        elif operation == LAG:
+            out[f] = state.amount[hi - argument] / scale if hi - argument >= head[START] else np.nan
         else:
-            key = keys[plan.sets[which]] if operation == KNOWN else keys[plan.same[which]] if operation == SAME else np.int64(1)
+            key = (
+                keys[plan.sets[which]]
+                if operation == KNOWN
+                else keys[plan.same[which]]
+                if operation == SAME
+                else np.int64(1)
+            )
             out[f] = _of_history(state, operation, which, argument, t, hi, key)
     flags = 0 if head[SEEN] else NEW
-    if head[OVERFLOW] or head[OLD_NEWEST] > t - plan.limits[REACH]: flags |= CAPPED
+    if head[OVERFLOW] or head[OLD_NEWEST] > t - plan.limits[REACH]:
+        flags |= CAPPED
     return flags | LATE if t < head[NEWEST] else flags
 
 # %% ../../nbs/05_aggregates.ipynb #c032
@@ -304,18 +390,23 @@ def _read(plan, state, t, amount, keys, out):
 def _make_room(state, place, end):
     "Move the recent events from `place` on up by one."
     for array in (state.ts, state.amount, state.tag, state.label):
-        for i in range(end, place, -1): array[i] = array[i - 1]
+        for i in range(end, place, -1):
+            array[i] = array[i - 1]
     for a in range(len(state.recent)):
-        for i in range(end, place, -1): state.recent[a, i] = state.recent[a, i - 1]
+        for i in range(end, place, -1):
+            state.recent[a, i] = state.recent[a, i - 1]
+
 
 @inner
 def _to_front(state):
     "Move the recent events to the start of their buffer."
     start, n = state.head[START], state.head[END] - state.head[START]
     for array in (state.ts, state.amount, state.tag, state.label):
-        for i in range(n): array[i] = array[start + i]
+        for i in range(n):
+            array[i] = array[start + i]
     for a in range(len(state.recent)):
-        for i in range(n): state.recent[a, i] = state.recent[a, start + i]
+        for i in range(n):
+            state.recent[a, i] = state.recent[a, start + i]
     state.head[START], state.head[END] = 0, n
 
 # %% ../../nbs/05_aggregates.ipynb #c034
@@ -323,36 +414,43 @@ def _to_front(state):
 def _take_in(plan, state, t, tag, amount, keys):
     "Update a state with an event."
     head = state.head
-    if not head[SEEN]: head[BORN] = head[FIRST] = t
+    if not head[SEEN]:
+        head[BORN] = head[FIRST] = t
     head[SEEN], head[FIRST], head[NEWEST] = 1, min(head[FIRST], t), max(head[NEWEST], t)
-    for j in range(len(plan.sets)): _remember(plan, state, j, keys[plan.sets[j]], t)
-    if head[END] == len(state.ts): _to_front(state)
+    for j in range(len(plan.sets)):
+        _remember(plan, state, j, keys[plan.sets[j]], t)
+    if head[END] == len(state.ts):
+        _to_front(state)
     end = place = head[END]
-    while place > head[START] and state.ts[place - 1] > t: place -= 1
+    while place > head[START] and state.ts[place - 1] > t:
+        place -= 1
     if end - head[START] == plan.limits[EXACT]:
         if place == head[START]:
             _retire(plan, state, t, amount, -1)
             return
         _retire(plan, state, state.ts[head[START]], state.amount[head[START]], state.label[head[START]])
         head[START] += 1
-    if place < end: _make_room(state, place, end)
+    if place < end:
+        _make_room(state, place, end)
     state.ts[place], state.amount[place], state.tag[place], state.label[place] = t, amount, tag, -1
-    for a in range(len(plan.same)): state.recent[a, place] = keys[plan.same[a]]
+    for a in range(len(plan.same)):
+        state.recent[a, place] = keys[plan.same[a]]
     head[END] = end + 1
 
 # %% ../../nbs/05_aggregates.ipynb #c036
 @inlined
 def step(
-    plan,    # the entity's plan
-    state,   # its state, updated
-    t,       # event time, UTC ms
-    tag,     # low 32 bits of the event's id key
+    plan,  # the entity's plan
+    state,  # its state, updated
+    t,  # event time, UTC ms
+    tag,  # low 32 bits of the event's id key
     amount,  # minor units
-    keys,    # (columns,) int64: keys of the columns that the plan's sets and "same" rows name
-    out,     # (F,) float: receives the features
-):           # -> flags
+    keys,  # (columns,) int64: keys of the columns that the plan's sets and "same" rows name
+    out,  # (F,) float: receives the features
+):  # -> flags
     "Read an event's features as of now, then take the event in."
-    if state.head[SEEN] and t - state.head[NEWEST] >= plan.limits[FORGET]: clear(state)
+    if state.head[SEEN] and t - state.head[NEWEST] >= plan.limits[FORGET]:
+        clear(state)
     if t <= state.head[NEWEST] - plan.limits[RETENTION]:
         out[:] = np.nan
         return LATE | TOO_LATE
@@ -365,7 +463,13 @@ def step(
 def learn_label(plan, state, ts, tag, label, previous):
     "Update a state with the verdict on an event of time `ts`: 0 legitimate, 1 fraud, -1 unresolved again; `previous` likewise."
     head = state.head
-    if not plan.limits[NEEDS] & LABELS or not head[SEEN] or ts > head[NEWEST] or ts <= head[BORN] - plan.limits[RETENTION]: return
+    if (
+        not plan.limits[NEEDS] & LABELS
+        or not head[SEEN]
+        or ts > head[NEWEST]
+        or ts <= head[BORN] - plan.limits[RETENTION]
+    ):
+        return
     i = _before(state.ts, head[START], head[END], ts - 1)
     while i < head[END] and state.ts[i] == ts:
         if state.tag[i] == tag:
@@ -373,15 +477,19 @@ def learn_label(plan, state, ts, tag, label, previous):
             return
         i += 1
     resolved, frauds = int(label >= 0) - int(previous >= 0), int(label == 1) - int(previous == 1)
-    head[OLD + RESOLVED] += resolved; head[OLD + FRAUDS] += frauds
+    head[OLD + RESOLVED] += resolved
+    head[OLD + FRAUDS] += frauds
     head[HAS_OLD] = 1
     for g in range(len(plan.groups)):
         if plan.groups[g, 0] == WINDOW:
             slot = _slot(plan, state, g, ts)
-            if slot >= 0: state.tiles[g, slot, RESOLVED] += resolved; state.tiles[g, slot, FRAUDS] += frauds
+            if slot >= 0:
+                state.tiles[g, slot, RESOLVED] += resolved
+                state.tiles[g, slot, FRAUDS] += frauds
 
 # %% ../../nbs/05_aggregates.ipynb #c044
 VERSION = 1  # of the packed layout; the first byte of every packed state
+
 
 @inner
 def _put_number(to, at, value):
@@ -394,6 +502,7 @@ def _put_number(to, at, value):
     to[at] = np.uint8(rest)
     return at + 1
 
+
 @inner
 def _get_number(data, at):
     "Read a signed integer: (value, place after it); the place is -1 when the bytes end too early."
@@ -402,11 +511,13 @@ def _get_number(data, at):
         byte = np.uint64(data[at])
         rest |= (byte & np.uint64(127)) << shift
         at, shift = at + 1, shift + np.uint64(7)
-        if byte < np.uint64(128): return np.int64(rest >> np.uint64(1)) ^ -np.int64(rest & np.uint64(1)), at
+        if byte < np.uint64(128):
+            return np.int64(rest >> np.uint64(1)) ^ -np.int64(rest & np.uint64(1)), at
     return np.int64(0), -1
 
 # %% ../../nbs/05_aggregates.ipynb #c046
 B8, B16, BYTE = np.uint64(8), np.uint64(16), np.uint64(255)
+
 
 @inlined
 def _put_4(to, at, value):
@@ -414,40 +525,58 @@ def _put_4(to, at, value):
     to[at], to[at + 1] = np.uint8(value & BYTE), np.uint8((value >> B8) & BYTE)
     to[at + 2], to[at + 3] = np.uint8((value >> B16) & BYTE), np.uint8((value >> np.uint64(24)) & BYTE)
 
+
 @inlined
 def _put_bytes(to, at, value, width):
     "Write the lowest 0 to 8 bytes of a uint64."
-    if width & 12: _put_4(to, at, value)
-    if width == 8: _put_4(to, at + 4, value >> U32)
-    if width & 4: at, value = at + 4, value >> U32
-    if width & 2: to[at], to[at + 1] = np.uint8(value & BYTE), np.uint8((value >> B8) & BYTE)
-    if width & 1: to[at + (width & 2)] = np.uint8((value >> (B8 * np.uint64(width & 2))) & BYTE)
+    if width & 12:
+        _put_4(to, at, value)
+    if width == 8:
+        _put_4(to, at + 4, value >> U32)
+    if width & 4:
+        at, value = at + 4, value >> U32
+    if width & 2:
+        to[at], to[at + 1] = np.uint8(value & BYTE), np.uint8((value >> B8) & BYTE)
+    if width & 1:
+        to[at + (width & 2)] = np.uint8((value >> (B8 * np.uint64(width & 2))) & BYTE)
 
 # %% ../../nbs/05_aggregates.ipynb #c048
 @inlined
 def _get_4(data, at):
     "Read 4 bytes as uint64."
-    return np.uint64(data[at]) | np.uint64(data[at + 1]) << B8 | np.uint64(data[at + 2]) << B16 | np.uint64(data[at + 3]) << np.uint64(24)
+    return (
+        np.uint64(data[at])
+        | np.uint64(data[at + 1]) << B8
+        | np.uint64(data[at + 2]) << B16
+        | np.uint64(data[at + 3]) << np.uint64(24)
+    )
+
 
 @inlined
 def _get_bytes(data, at, width):
     "Read 0 to 8 bytes as uint64."
-    if width == 8: return _get_4(data, at) | _get_4(data, at + 4) << U32
+    if width == 8:
+        return _get_4(data, at) | _get_4(data, at + 4) << U32
     value = shift = np.uint64(0)
-    if width & 4: value, at, shift = _get_4(data, at), at + 4, U32
-    if width & 2: value, at, shift = value | (np.uint64(data[at]) | np.uint64(data[at + 1]) << B8) << shift, at + 2, shift + B16
+    if width & 4:
+        value, at, shift = _get_4(data, at), at + 4, U32
+    if width & 2:
+        value, at, shift = value | (np.uint64(data[at]) | np.uint64(data[at + 1]) << B8) << shift, at + 2, shift + B16
     return value | np.uint64(data[at]) << shift if width & 1 else value
 
 # %% ../../nbs/05_aggregates.ipynb #c050
 @inner
 def _put_column(to, at, values, base):
     "Write integers as differences to their minimum, itself relative to `base`; return the place after them."
-    if len(values) == 0: return at
+    if len(values) == 0:
+        return at
     least = most = values[0]
-    for value in values: least, most = min(least, value), max(most, value)
+    for value in values:
+        least, most = min(least, value), max(most, value)
     at = _put_number(to, at, least - base)
     span, width = np.uint64(most - least), 0
-    while width < 8 and span >> np.uint64(8 * width) > np.uint64(0): width += 1
+    while width < 8 and span >> np.uint64(8 * width) > np.uint64(0):
+        width += 1
     to[at] = width
     at += 1
     for value in values:
@@ -455,15 +584,20 @@ def _put_column(to, at, values, base):
         at += width
     return at
 
+
 @inner
 def _get_column(data, at, values, base):
     "Read len(values) integers; return the place after them, -1 when the bytes end too early."
-    if len(values) == 0 or at < 0: return at
+    if len(values) == 0 or at < 0:
+        return at
     least, at = _get_number(data, at)
-    if at < 0 or at >= len(data) or at + 1 + len(values) * data[at] > len(data): return -1
+    if at < 0 or at >= len(data) or at + 1 + len(values) * data[at] > len(data):
+        return -1
     width, at = np.int64(data[at]), at + 1
-    if width > 8: return -1
-    for i in range(len(values)): values[i] = np.int64(_get_bytes(data, at + i * width, width)) + (least + base)
+    if width > 8:
+        return -1
+    for i in range(len(values)):
+        values[i] = np.int64(_get_bytes(data, at + i * width, width)) + (least + base)
     return at + len(values) * width
 
 # %% ../../nbs/05_aggregates.ipynb #c053
@@ -471,22 +605,29 @@ def _get_column(data, at, values, base):
 def _is_used(plan, field):
     "Whether some row of the plan reads this field of a tile (field -1: the tile's number)."
     needs = plan.limits[NEEDS]
-    if field == TOTAL: return needs & SUMS > 0
-    if LOW <= field <= HIGH: return needs & SQUARES > 0
-    if LEAST <= field <= MOST: return needs & EXTREMES > 0
+    if field == TOTAL:
+        return needs & SUMS > 0
+    if LOW <= field <= HIGH:
+        return needs & SQUARES > 0
+    if LEAST <= field <= MOST:
+        return needs & EXTREMES > 0
     return field <= N or needs & LABELS > 0
+
 
 @inner
 def _put_tiles(plan, state, to, at):
     "Write the tiles that are in reach of their windows."
     for g in range(len(plan.groups)):
-        if plan.groups[g, 0] != WINDOW: continue
+        if plan.groups[g, 0] != WINDOW:
+            continue
         width, slots = plan.groups[g, 3], plan.groups[g, 4]
         newest, n = _tile_number(state.head[NEWEST], width), 0
-        for number in range(newest - slots + 1, newest + 1): n += state.tile_at[g, number % slots] == number
+        for number in range(newest - slots + 1, newest + 1):
+            n += state.tile_at[g, number % slots] == number
         at = _put_number(to, at, n)
         for field in range(-1, FIELDS):
-            if not _is_used(plan, field): continue
+            if not _is_used(plan, field):
+                continue
             n = 0
             for number in range(newest - slots + 1, newest + 1):
                 if state.tile_at[g, number % slots] == number:
@@ -500,39 +641,52 @@ def _put_tiles(plan, state, to, at):
 def _get_tiles(plan, state, data, at):
     "Read what `_put_tiles` wrote; -1 when it does not fit the plan."
     for g in range(len(plan.groups)):
-        if plan.groups[g, 0] != WINDOW: continue
+        if plan.groups[g, 0] != WINDOW:
+            continue
         width, slots = plan.groups[g, 3], plan.groups[g, 4]
         n, at = _get_number(data, at)
-        if at < 0 or n < 0 or n > slots: return -1
+        if at < 0 or n < 0 or n > slots:
+            return -1
         at = _get_column(data, at, state.spare[:n], _tile_number(state.head[NEWEST], width))
-        for i in range(n): state.tile_at[g, state.spare[i] % slots] = state.spare[i]
-        for i in range(n): state.tiles[g, state.spare[i] % slots] = 0
+        for i in range(n):
+            state.tile_at[g, state.spare[i] % slots] = state.spare[i]
+        for i in range(n):
+            state.tiles[g, state.spare[i] % slots] = 0
         for field in range(FIELDS):
-            if not _is_used(plan, field): continue
-            at = _get_column(data, at, state.spare[slots:slots + n], 0)
-            for i in range(n): state.tiles[g, state.spare[i] % slots, field] = state.spare[slots + i]
+            if not _is_used(plan, field):
+                continue
+            at = _get_column(data, at, state.spare[slots : slots + n], 0)
+            for i in range(n):
+                state.tiles[g, state.spare[i] % slots, field] = state.spare[slots + i]
     return at
 
 # %% ../../nbs/05_aggregates.ipynb #c056
 @inner
 def pack(
-    plan,   # the entity's plan
+    plan,  # the entity's plan
     state,  # the state to write
-    to,     # (bytes,) uint8: written from `at` on; must have room for `most_bytes(plan)`
-    at,     # first place
-):          # -> place after the last byte written
+    to,  # (bytes,) uint8: written from `at` on; must have room for `most_bytes(plan)`
+    at,  # first place
+):  # -> place after the last byte written
     "Write a state as bytes; the same knowledge gives the same bytes."
     head, start, end = state.head, state.head[START], state.head[END]
     to[at] = VERSION
     at += 1
-    for value in (head[NEWEST], head[NEWEST] - head[FIRST], head[NEWEST] - head[BORN], end - start, head[OVERFLOW] + 2 * head[HAS_OLD]):
+    for value in (
+        head[NEWEST],
+        head[NEWEST] - head[FIRST],
+        head[NEWEST] - head[BORN],
+        end - start,
+        head[OVERFLOW] + 2 * head[HAS_OLD],
+    ):
         at = _put_number(to, at, value)
     at = _put_column(to, at, state.ts[start:end], head[NEWEST])
     at = _put_column(to, at, state.amount[start:end], 0)
     if plan.limits[NEEDS] & LABELS:
         at = _put_column(to, at, state.tag[start:end], 0)
         at = _put_column(to, at, state.label[start:end], 0)
-    for a in range(len(plan.same)): at = _put_column(to, at, state.recent[a, max(start, end - RECENT_KEYS):end], 0)
+    for a in range(len(plan.same)):
+        at = _put_column(to, at, state.recent[a, max(start, end - RECENT_KEYS) : end], 0)
     for j in range(len(plan.sets)):
         n = state.set_n[j]
         at = _put_column(to, _put_number(to, at, n), state.set_key[j, :n], 0)
@@ -554,18 +708,21 @@ def _unpack_events(plan, state, data, at):
     if plan.limits[NEEDS] & LABELS:
         at = _get_column(data, at, state.tag[:n], 0)
         at = _get_column(data, at, state.label[:n], 0)
-    else: state.label[:n] = -1
+    else:
+        state.label[:n] = -1
     for a in range(len(plan.same)):
         state.recent[a, :n] = 0
-        at = _get_column(data, at, state.recent[a, max(0, n - RECENT_KEYS):n], 0)
+        at = _get_column(data, at, state.recent[a, max(0, n - RECENT_KEYS) : n], 0)
     return at
+
 
 @inner
 def _unpack_sets(plan, state, data, at):
     "Read the sets; return the place after them or -1."
     for j in range(len(plan.sets)):
         n, at = _get_number(data, at)
-        if at < 0 or n < 0 or n > plan.limits[SET_SIZE]: return -1
+        if at < 0 or n < 0 or n > plan.limits[SET_SIZE]:
+            return -1
         state.set_n[j] = n
         at = _get_column(data, at, state.set_key[j, :n], 0)
         at = _get_column(data, at, state.set_first[j, :n], state.head[NEWEST])
@@ -575,21 +732,29 @@ def _unpack_sets(plan, state, data, at):
 # %% ../../nbs/05_aggregates.ipynb #c059
 @inner
 def unpack(
-    plan,   # the plan under which the bytes were written
+    plan,  # the plan under which the bytes were written
     state,  # receives the state
-    data,   # (bytes,) uint8: exactly one packed state
-):          # -> True when the bytes are a state of this version and plan
+    data,  # (bytes,) uint8: exactly one packed state
+):  # -> True when the bytes are a state of this version and plan
     "Read a packed state; False when it is cut short, damaged in its lengths or of another version."
     clear(state)
-    if len(data) == 0 or data[0] != VERSION: return False
+    if len(data) == 0 or data[0] != VERSION:
+        return False
     head, at = state.head, np.int64(1)
     newest, at = _get_number(data, at)
     since_first, at = _get_number(data, at)
     since_born, at = _get_number(data, at)
     n, at = _get_number(data, at)
     bits, at = _get_number(data, at)
-    if at < 0 or n < 0 or n > plan.limits[EXACT]: return False
-    head[SEEN], head[NEWEST], head[FIRST], head[BORN], head[END] = 1, newest, newest - since_first, newest - since_born, n
+    if at < 0 or n < 0 or n > plan.limits[EXACT]:
+        return False
+    head[SEEN], head[NEWEST], head[FIRST], head[BORN], head[END] = (
+        1,
+        newest,
+        newest - since_first,
+        newest - since_born,
+        n,
+    )
     head[OVERFLOW] = bits & 1
     at = _unpack_sets(plan, state, data, _unpack_events(plan, state, data, at))
     if at >= 0 and bits & 2:
@@ -604,44 +769,64 @@ def most_bytes(plan: Plan) -> int:
     "Upper bound of a packed state's size."
     keep, size, windows = plan.limits[EXACT], plan.limits[SET_SIZE], plan.groups[plan.groups[:, 0] == WINDOW]
     column = lambda n: 11 + 8 * int(n)
-    return (64 + 4 * column(keep) + len(plan.same) * column(RECENT_KEYS) + len(plan.sets) * (10 + 3 * column(size))
-            + 10 + column(FIELDS) + sum(10 + (1 + FIELDS) * column(slots) for slots in windows[:, 4]))
+    return (
+        64
+        + 4 * column(keep)
+        + len(plan.same) * column(RECENT_KEYS)
+        + len(plan.sets) * (10 + 3 * column(size))
+        + 10
+        + column(FIELDS)
+        + sum(10 + (1 + FIELDS) * column(slots) for slots in windows[:, 4])
+    )
 
 # %% ../../nbs/05_aggregates.ipynb #c066
 class Items(NamedTuple):
     "Events and labels, grouped by entity and in sequence order within each; the last three are empty for a plan without label features."
-    ts: np.ndarray        # (n,) int64, ms: time of the event, or of the label's event
-    amount: np.ndarray    # (n,) int64, minor units; of a label: 0
-    keys: np.ndarray      # (columns, n) int64: keys of the columns of the plan
-    tag: np.ndarray       # (n,) int64: low 32 bits of the event's id key
-    label: np.ndarray     # (n,) int8: -1 for an event; of a label: 0, 1, or -1 when it was retracted
+
+    ts: np.ndarray  # (n,) int64, ms: time of the event, or of the label's event
+    amount: np.ndarray  # (n,) int64, minor units; of a label: 0
+    keys: np.ndarray  # (columns, n) int64: keys of the columns of the plan
+    tag: np.ndarray  # (n,) int64: low 32 bits of the event's id key
+    label: np.ndarray  # (n,) int8: -1 for an event; of a label: 0, 1, or -1 when it was retracted
     previous: np.ndarray  # (n,) int8: -1 for an event; of a label: what was known before, never the same
 
 # %% ../../nbs/05_aggregates.ipynb #c067
 @inner
 def fold(
-    plan, state, items,  # the plan, scratch space, and n events and labels
-    bounds,              # (E + 1,) int64: where each entity's items start
-    first,               # entity to start with
-    data, spans,         # bytes of earlier states, and (E, 2) int64: where each entity's lie; an empty span for a new one
-    out, flags,          # (n, F) float and (n,) uint8: receive the features of the events; rows of labels are left as they are
-    arena, ends,         # uint8 and (E,) int64: receive the new states and where each ends; with an empty arena, none are kept
-    room,                # most bytes of one state
-):                       # -> the entity to go on with (E when done), negative when an earlier state of entity -1 - r is damaged
+    plan,
+    state,
+    items,  # the plan, scratch space, and n events and labels
+    bounds,  # (E + 1,) int64: where each entity's items start
+    first,  # entity to start with
+    data,
+    spans,  # bytes of earlier states, and (E, 2) int64: where each entity's lie; an empty span for a new one
+    out,
+    flags,  # (n, F) float and (n,) uint8: receive the features of the events; rows of labels are left as they are
+    arena,
+    ends,  # uint8 and (E,) int64: receive the new states and where each ends; with an empty arena, none are kept
+    room,  # most bytes of one state
+):  # -> the entity to go on with (E when done), negative when an earlier state of entity -1 - r is damaged
     "Fold the events of many entities, one entity after the other."
     labelled, keep = len(items.label) > 0, len(arena) > 0
-    keys, at = state.spare[FIELDS:FIELDS + len(items.keys)], np.int64(0)
+    keys, at = state.spare[FIELDS : FIELDS + len(items.keys)], np.int64(0)
     for e in range(first, len(bounds) - 1):
-        if keep and at + room > len(arena): return e
-        if spans[e, 0] == spans[e, 1]: clear(state)
-        elif not unpack(plan, state, data[spans[e, 0]:spans[e, 1]]): return -1 - e
+        if keep and at + room > len(arena):
+            return e
+        if spans[e, 0] == spans[e, 1]:
+            clear(state)
+        elif not unpack(plan, state, data[spans[e, 0] : spans[e, 1]]):
+            return -1 - e
         for i in range(bounds[e], bounds[e + 1]):
             if labelled and (items.label[i] >= 0 or items.previous[i] >= 0):
                 learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
             else:
-                for c in range(len(keys)): keys[c] = items.keys[c, i]
-                flags[i] = step(plan, state, items.ts[i], items.tag[i] if labelled else 0, items.amount[i], keys, out[i])
-        if keep and state.head[SEEN]: at = pack(plan, state, arena, at)
+                for c in range(len(keys)):
+                    keys[c] = items.keys[c, i]
+                flags[i] = step(
+                    plan, state, items.ts[i], items.tag[i] if labelled else 0, items.amount[i], keys, out[i]
+                )
+        if keep and state.head[SEEN]:
+            at = pack(plan, state, arena, at)
         ends[e] = at
     return len(bounds) - 1
 
@@ -656,12 +841,15 @@ def _sort_heap(keys, order):
             j -= 1
         order[j] = place
 
+
 @compiled
 def _deal(keys, bits):
     "Places in order of the upper bits of their keys, and where each heap ends."
     shift, ends, order = np.uint64(64 - bits), np.zeros((1 << bits) + 1, np.int64), np.empty(len(keys), np.int64)
-    for key in keys: ends[(key >> shift) + np.uint64(1)] += 1
-    for heap in range(1 << bits): ends[heap + 1] += ends[heap]
+    for key in keys:
+        ends[(key >> shift) + np.uint64(1)] += 1
+    for heap in range(1 << bits):
+        ends[heap + 1] += ends[heap]
     for i in range(len(keys)):
         heap = keys[i] >> shift
         order[ends[heap]] = i
@@ -672,15 +860,18 @@ def _deal(keys, bits):
 @compiled
 def group_by_entity(
     keys,  # (n,) uint64: the entity of each item
-):         # -> places grouped by entity in ascending key, (n,) int64; starts of the groups and the end, (E + 1,) int64
+):  # -> places grouped by entity in ascending key, (n,) int64; starts of the groups and the end, (E + 1,) int64
     "Group items by entity, each group in the items' order."
     bits = 1
-    while bits < 16 and len(keys) >> bits > 8: bits += 1
+    while bits < 16 and len(keys) >> bits > 8:
+        bits += 1
     order, ends = _deal(keys, bits)
     start = np.int64(0)
     for end in ends:
-        if end - start <= 64: _sort_heap(keys, order[start:end])
-        else: order[start:end] = order[start:end][np.argsort(keys[order[start:end]], kind="mergesort")]
+        if end - start <= 64:
+            _sort_heap(keys, order[start:end])
+        else:
+            order[start:end] = order[start:end][np.argsort(keys[order[start:end]], kind="mergesort")]
         start = end
     bounds, entities = np.empty(len(keys) + 1, np.int64), 0
     for i in range(len(keys)):
@@ -688,37 +879,49 @@ def group_by_entity(
             bounds[entities] = i
             entities += 1
     bounds[entities] = len(keys)
-    return order, bounds[:entities + 1].copy()
+    return order, bounds[: entities + 1].copy()
 
 # %% ../../nbs/05_aggregates.ipynb #c074
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 
+
 @inner
 def own_features(
-    own,     # (k, 2) int64: operation and place, as in FeatureTable.own
-    scale,   # minor units in a major one
-    ts,      # (n,) int64: event times, UTC ms
+    own,  # (k, 2) int64: operation and place, as in FeatureTable.own
+    scale,  # minor units in a major one
+    ts,  # (n,) int64: event times, UTC ms
     amount,  # (n,) int64: minor units
-    out,     # (n, F) float: receives the features at their places
+    out,  # (n, F) float: receives the features at their places
 ):
     "Fill in the features that depend on the event alone."
-    if len(own) == 0: return
+    if len(own) == 0:
+        return
     for i in range(len(ts)):
         hour, weekday = ts[i] % DAY_MS // HOUR_MS, (ts[i] // DAY_MS + 3) % 7  # 1970-01-01 was a Thursday
         for k in range(len(own)):
             operation, place = own[k]
-            if operation == 0: out[i, place] = amount[i] / scale
-            elif operation == 1: out[i, place] = hour
-            elif operation == 2: out[i, place] = weekday
-            elif operation == 3: out[i, place] = weekday >= 5
-            else: out[i, place] = hour <= 6
+            if operation == 0:
+                out[i, place] = amount[i] / scale
+            elif operation == 1:
+                out[i, place] = hour
+            elif operation == 2:
+                out[i, place] = weekday
+            elif operation == 3:
+                out[i, place] = weekday >= 5
+            else:
+                out[i, place] = hour <= 6
 
 # %% ../../nbs/05_aggregates.ipynb #c077
 KEYS_AT = 5  # places in an event's array: time, tag, amount, label, previous label (both -1 for an event), and from here on its keys
 
+
 def lay_out(
-    parts: list[tuple[Plan, np.ndarray, np.ndarray]],  # of each entity: plan; where among an event's keys it and those it compares are; its places
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:        # int64 and float64 arrays; (E, 24) int64: where each entity's arrays start in them
+    parts: list[
+        tuple[Plan, np.ndarray, np.ndarray]
+    ],  # of each entity: plan; where among an event's keys it and those it compares are; its places
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # int64 and float64 arrays; (E, 24) int64: where each entity's arrays start in them
     "Plans and empty states of several entities, end to end."
     ints, floats, where = [np.zeros(0, np.int64)], [np.zeros(0)], []
     for plan, keys, places in parts:
@@ -732,51 +935,80 @@ def lay_out(
 
 # %% ../../nbs/05_aggregates.ipynb #c079
 @pasted
-def _cut(ints, at, k): return ints[at[k]:at[k + 1]]
+def _cut(ints, at, k):
+    return ints[at[k] : at[k + 1]]
+
 
 @pasted
 def _plan_at(ints, at):
     "Views of a plan."
-    return Plan(_cut(ints, at, 0), _cut(ints, at, 1).reshape(-1, 5), _cut(ints, at, 2).reshape(-1, 3), _cut(ints, at, 3), _cut(ints, at, 4))
+    return Plan(
+        _cut(ints, at, 0),
+        _cut(ints, at, 1).reshape(-1, 5),
+        _cut(ints, at, 2).reshape(-1, 3),
+        _cut(ints, at, 3),
+        _cut(ints, at, 4),
+    )
+
 
 @pasted
 def _state_at(ints, floats, at, plan):
     "Views of a state."
     groups, sets, size = len(plan.groups), len(plan.sets), plan.limits[SET_SIZE]
     slots = (at[12] - at[11]) // max(groups, 1)
-    return State(_cut(ints, at, 5), _cut(ints, at, 6), _cut(ints, at, 7), _cut(ints, at, 8), _cut(ints, at, 9),
-                 _cut(ints, at, 10).reshape(len(plan.same), 2 * plan.limits[EXACT]),
-                 _cut(ints, at, 11).reshape(groups, slots), _cut(ints, at, 12).reshape(groups, slots, FIELDS),
-                 _cut(ints, at, 13), _cut(ints, at, 14).reshape(sets, size), _cut(ints, at, 15).reshape(sets, size),
-                 _cut(ints, at, 16).reshape(sets, size), _cut(ints, at, 17).reshape(groups, FIELDS),
-                 floats[at[22]:at[23]].reshape(groups, FIELDS), _cut(ints, at, 18))
+    return State(
+        _cut(ints, at, 5),
+        _cut(ints, at, 6),
+        _cut(ints, at, 7),
+        _cut(ints, at, 8),
+        _cut(ints, at, 9),
+        _cut(ints, at, 10).reshape(len(plan.same), 2 * plan.limits[EXACT]),
+        _cut(ints, at, 11).reshape(groups, slots),
+        _cut(ints, at, 12).reshape(groups, slots, FIELDS),
+        _cut(ints, at, 13),
+        _cut(ints, at, 14).reshape(sets, size),
+        _cut(ints, at, 15).reshape(sets, size),
+        _cut(ints, at, 16).reshape(sets, size),
+        _cut(ints, at, 17).reshape(groups, FIELDS),
+        floats[at[22] : at[23]].reshape(groups, FIELDS),
+        _cut(ints, at, 18),
+    )
 
 # %% ../../nbs/05_aggregates.ipynb #c081
 @inlined
 def _step_one(plan, state, event, keys, places, data, vector, out):
     "Take an event or a label in; the flags, or -1 when the packed state is damaged. The state stays unseen when there is nothing to keep."
-    if len(data) == 0: clear(state)
-    elif not unpack(plan, state, data): return -1
+    if len(data) == 0:
+        clear(state)
+    elif not unpack(plan, state, data):
+        return -1
     if event[3] >= 0 or event[4] >= 0:
         learn_label(plan, state, event[0], event[1], event[3], event[4])
         return 0
-    compared = state.spare[FIELDS:FIELDS + len(keys) - 1]
-    for c in range(len(compared)): compared[c] = event[KEYS_AT + keys[c + 1]]
-    flags = step(plan, state, event[0], event[1], event[2], compared, out[:len(places)])
-    for f in range(len(places)): vector[places[f]] = out[f]
+    compared = state.spare[FIELDS : FIELDS + len(keys) - 1]
+    for c in range(len(compared)):
+        compared[c] = event[KEYS_AT + keys[c + 1]]
+    flags = step(plan, state, event[0], event[1], event[2], compared, out[: len(places)])
+    for f in range(len(places)):
+        vector[places[f]] = out[f]
     return flags
 
 # %% ../../nbs/05_aggregates.ipynb #c082
 @short
 def step_entities(
-    event,                # (KEYS_AT + C,) int64: time (UTC ms), tag, amount (minor units), label and previous label (both -1 for an event), keys
-    ends, flags,          # (E,) int64: bytes of each entity's packed state; replaced by where its new one ends. Receives the flags
-    ints, floats, where,  # as `lay_out` made them
-    own, scale,           # as in FeatureTable
-    vector, out,          # (F,) float: receives the features, in the table's order; and as much space as one entity needs
-    box,                  # uint8: receives the new states, end to end; empty for those that stay as they are
-    data,                 # uint8: the packed states, end to end
-):                        # -> entities, or -1 - e when the state of entity e is damaged
+    event,  # (KEYS_AT + C,) int64: time (UTC ms), tag, amount (minor units), label and previous label (both -1 for an event), keys
+    ends,
+    flags,  # (E,) int64: bytes of each entity's packed state; replaced by where its new one ends. Receives the flags
+    ints,
+    floats,
+    where,  # as `lay_out` made them
+    own,
+    scale,  # as in FeatureTable
+    vector,
+    out,  # (F,) float: receives the features, in the table's order; and as much space as one entity needs
+    box,  # uint8: receives the new states, end to end; empty for those that stay as they are
+    data,  # uint8: the packed states, end to end
+):  # -> entities, or -1 - e when the state of entity e is damaged
     "Take one event or label in, for all entities."
     read, wrote, is_label = np.int64(0), np.int64(0), event[3] >= 0 or event[4] >= 0
     if not is_label:
@@ -785,10 +1017,14 @@ def step_entities(
     for e in range(len(where)):
         plan, keys, places = _plan_at(ints, where[e]), _cut(ints, where[e], 19), _cut(ints, where[e], 20)
         start, read, flags[e], ends[e] = read, read + ends[e], NO_ENTITY, wrote
-        if is_label and (start == read or not plan.limits[NEEDS] & LABELS): continue
-        if not is_label and event[KEYS_AT + keys[0]] == 0: continue
+        if is_label and (start == read or not plan.limits[NEEDS] & LABELS):
+            continue
+        if not is_label and event[KEYS_AT + keys[0]] == 0:
+            continue
         state = _state_at(ints, floats, where[e], plan)
         flags[e] = _step_one(plan, state, event, keys, places, data[start:read], vector, out)
-        if flags[e] < 0: return -1 - e
-        if state.head[SEEN]: ends[e] = wrote = pack(plan, state, box, wrote)
+        if flags[e] < 0:
+            return -1 - e
+        if state.head[SEEN]:
+            ends[e] = wrote = pack(plan, state, box, wrote)
     return len(where)

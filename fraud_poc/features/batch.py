@@ -33,7 +33,16 @@ from dask.utils import funcname
 from distributed import Client, wait
 
 from ..config import Settings
-from ..data.files import Progress, read_json, remove_partials, sha256_of, sole_use, write_aside, write_json, write_parquet
+from fraud_poc.data.files import (
+    Progress,
+    read_json,
+    remove_partials,
+    sha256_of,
+    sole_use,
+    write_aside,
+    write_json,
+    write_parquet,
+)
 from ..data.ingest import part_path, read_manifest, read_part
 from ..events import occurrence_of
 from . import aggregates as agg
@@ -43,15 +52,18 @@ from .table import KINDS, EntityPlan, FeatureTable, build_table, plan_entity
 # %% ../../nbs/07_batch.ipynb #c005
 class Slice(NamedTuple):
     "Items of one part of the log that belong to one entity and one piece of its keys, in sequence order."
+
     entity: np.ndarray  # (n,) uint64: the entity's key
-    row: np.ndarray     # (n,) int64: row of the event in its part; -1 for a label
+    row: np.ndarray  # (n,) int64: row of the event in its part; -1 for a label
     items: Items
+
 
 def _merge_by_seq(events: np.ndarray, labels: np.ndarray, places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     "One array in sequence order from values of events and of labels."
     merged = np.empty(len(events) + len(labels), events.dtype)
     merged[places[0]], merged[places[1]] = events, labels.astype(events.dtype)
     return merged
+
 
 def _int64(table: pa.Table, column: str) -> np.ndarray:
     "A column of integers, times or keys as int64, without a copy where possible."
@@ -60,10 +72,14 @@ def _int64(table: pa.Table, column: str) -> np.ndarray:
 # %% ../../nbs/07_batch.ipynb #n002
 class Frozen(NamedTuple):
     "What leaving out the labels that were known at or after a moment does to a log."
-    moment: int                  # UTC ms
-    keys: dict[str, np.ndarray]  # entity -> (k,) uint64, sorted: those that lose a label; no feature of another key differs
-    seq: np.ndarray              # (m,) int64, sorted: labels that stay, and follow another one than before
-    previous: np.ndarray         # (m,) int8: what was known before each of them
+
+    moment: int  # UTC ms
+    keys: dict[
+        str, np.ndarray
+    ]  # entity -> (k,) uint64, sorted: those that lose a label; no feature of another key differs
+    seq: np.ndarray  # (m,) int64, sorted: labels that stay, and follow another one than before
+    previous: np.ndarray  # (m,) int8: what was known before each of them
+
 
 def frozen_labels(labels: pa.Table, frozen: Frozen) -> pa.Table:
     "Labels of a part as they stand in a frozen log."
@@ -75,10 +91,10 @@ def frozen_labels(labels: pa.Table, frozen: Frozen) -> pa.Table:
 
 # %% ../../nbs/07_batch.ipynb #c006
 def read_items(
-    folder: Path,         # of the domain
-    part: str,            # name of a part of the log
+    folder: Path,  # of the domain
+    part: str,  # name of a part of the log
     entity: EntityPlan,
-    amount: str,          # the amount's column
+    amount: str,  # the amount's column
     frozen: Frozen | None = None,  # which labels are left out; None = all count
 ) -> Slice:
     "All items of one entity in a part of the log, with key 0 where the entity is missing."
@@ -88,18 +104,36 @@ def read_items(
     compared = np.stack([_int64(events, name) for name in names]) if names else np.zeros((0, len(events)), np.int64)
     empty, rows = np.zeros(0, np.int64), np.arange(len(events))
     if not entity.labels:
-        items = Items(_int64(events, "time"), _int64(events, amount), compared, empty, empty.astype(np.int8), empty.astype(np.int8))
+        items = Items(
+            _int64(events, "time"),
+            _int64(events, amount),
+            compared,
+            empty,
+            empty.astype(np.int8),
+            empty.astype(np.int8),
+        )
         return Slice(_int64(events, key).view(np.uint64), rows, items)
-    labels = read_part(folder, "labels", part, ["seq", "time", "id_key", "label", "previous", key, *(["known"] if frozen is not None else [])])
-    if frozen is not None: labels = frozen_labels(labels, frozen)
+    labels = read_part(
+        folder,
+        "labels",
+        part,
+        ["seq", "time", "id_key", "label", "previous", key, *(["known"] if frozen is not None else [])],
+    )
+    if frozen is not None:
+        labels = frozen_labels(labels, frozen)
     seqs = _int64(events, "seq"), _int64(labels, "seq")
     places = tuple(np.arange(len(one)) + np.searchsorted(other, one) for one, other in (seqs, seqs[::-1]))
     zeros, none = np.zeros(len(labels), np.int64), np.full(len(events), -1, np.int8)
     merge = lambda a, b: _merge_by_seq(a, b, places)
     tags = [_int64(t, "id_key") & 0xFFFFFFFF for t in (events, labels)]
-    items = Items(merge(_int64(events, "time"), _int64(labels, "time")), merge(_int64(events, amount), zeros),
-                  np.stack([merge(c, zeros) for c in compared]) if names else np.zeros((0, len(events) + len(labels)), np.int64),
-                  merge(*tags), merge(none, _int64(labels, "label")), merge(none, _int64(labels, "previous")))
+    items = Items(
+        merge(_int64(events, "time"), _int64(labels, "time")),
+        merge(_int64(events, amount), zeros),
+        np.stack([merge(c, zeros) for c in compared]) if names else np.zeros((0, len(events) + len(labels)), np.int64),
+        merge(*tags),
+        merge(none, _int64(labels, "label")),
+        merge(none, _int64(labels, "previous")),
+    )
     return Slice(merge(_int64(events, key), _int64(labels, key)).view(np.uint64), merge(rows, zeros - 1), items)
 
 # %% ../../nbs/07_batch.ipynb #c008
@@ -108,31 +142,42 @@ def _places_by_piece(keys, pieces):
     "Places of the items, piece after piece of the key space, and where each piece ends; key 0, no entity, lies in none."
     starts, order = np.zeros(pieces + 1, np.int64), np.empty(len(keys), np.int64)
     piece = ((keys >> np.uint64(32)) * np.uint64(pieces)) >> np.uint64(32)
-    for i in range(len(keys)): starts[piece[i] + np.uint64(1)] += keys[i] != np.uint64(0)
-    for p in range(pieces): starts[p + 1] += starts[p]
     for i in range(len(keys)):
-        if keys[i] == np.uint64(0): continue
+        starts[piece[i] + np.uint64(1)] += keys[i] != np.uint64(0)
+    for p in range(pieces):
+        starts[p + 1] += starts[p]
+    for i in range(len(keys)):
+        if keys[i] == np.uint64(0):
+            continue
         order[starts[piece[i]]] = i
         starts[piece[i]] += 1
     return order, starts[:-1]
+
 
 @compiled
 def _pick(values, places):
     "values[places] without the interpreter's lock."
     picked = np.empty(len(places), values.dtype)
-    for i in range(len(places)): picked[i] = values[places[i]]
+    for i in range(len(places)):
+        picked[i] = values[places[i]]
     return picked
+
 
 def pick_items(items: Items, places: np.ndarray) -> Items:
     "The items at some places, in that order."
     one = lambda values: _pick(values, places) if len(values) else values
-    keys = np.stack([_pick(row, places) for row in items.keys]) if len(items.keys) else np.zeros((0, len(places)), np.int64)
+    keys = (
+        np.stack([_pick(row, places) for row in items.keys])
+        if len(items.keys)
+        else np.zeros((0, len(places)), np.int64)
+    )
     return Items(one(items.ts), one(items.amount), keys, one(items.tag), one(items.label), one(items.previous))
+
 
 def deal(whole: Slice, pieces: int) -> list[Slice]:
     "A part's items of one entity, cut into pieces of the key space."
     order, ends = _places_by_piece(whole.entity, pieces)
-    places = np.split(order[:ends[-1]], ends[:-1])
+    places = np.split(order[: ends[-1]], ends[:-1])
     return [Slice(_pick(whole.entity, p), _pick(whole.row, p), pick_items(whole.items, p)) for p in places]
 
 # %% ../../nbs/07_batch.ipynb #c010
@@ -140,10 +185,13 @@ STATE_SCHEMA = pa.schema([("key", pa.uint64()), ("state", pa.large_binary())])
 BATCH_ROWS = 1 << 16  # states in a record batch
 MOST_GENERATIONS = 8  # before any are merged
 
+
 def write_states(path: Path, states: pa.Table) -> None:
     "Write states, sorted by key, as one generation."
     with write_aside(path) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, STATE_SCHEMA) as writer:
-        for start in range(0, len(states), BATCH_ROWS): writer.write_table(states.slice(start, BATCH_ROWS).combine_chunks())
+        for start in range(0, len(states), BATCH_ROWS):
+            writer.write_table(states.slice(start, BATCH_ROWS).combine_chunks())
+
 
 def open_states(path: Path) -> list[pa.RecordBatch]:
     "Record batches of a generation, mapped and not read."
@@ -151,13 +199,15 @@ def open_states(path: Path) -> list[pa.RecordBatch]:
         reader = pa.ipc.open_file(source)
         return [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
+
 def find_states(batches: list[pa.RecordBatch], keys: np.ndarray) -> tuple[np.ndarray, pa.Array]:
     "Which of the sorted `keys` a generation holds (places), and their states."
     found, states = [np.zeros(0, np.int64)], [pa.array([], pa.large_binary())]
     for batch in batches:
         have = batch["key"].to_numpy()
         lo, hi = np.searchsorted(keys, have[0]), np.searchsorted(keys, have[-1], side="right")
-        if lo == hi: continue
+        if lo == hi:
+            continue
         at = np.searchsorted(have, keys[lo:hi])
         hit = have[at] == keys[lo:hi]
         found.append(np.flatnonzero(hit) + lo)
@@ -167,19 +217,22 @@ def find_states(batches: list[pa.RecordBatch], keys: np.ndarray) -> tuple[np.nda
 # %% ../../nbs/07_batch.ipynb #c011
 def load_states(
     generations: list[Path],  # oldest first
-    keys: np.ndarray,         # (E,) uint64, sorted
-) -> tuple[np.ndarray, np.ndarray]:  # bytes of all states found; (E, 2) int64: where each one's lie, an empty span for none
+    keys: np.ndarray,  # (E,) uint64, sorted
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # bytes of all states found; (E, 2) int64: where each one's lie, an empty span for none
     "Earlier states of some entities, the newest generation first."
     data, spans, missing, used = [np.zeros(0, np.uint8)], np.zeros((len(keys), 2), np.int64), np.arange(len(keys)), 0
     for path in reversed(generations):
         places, states = find_states(open_states(path), keys[missing])
         if len(states):
-            offsets = np.frombuffer(states.buffers()[1], np.int64)[states.offset:states.offset + len(states) + 1]
-            data.append(np.frombuffer(states.buffers()[2], np.uint8)[offsets[0]:offsets[-1]])
+            offsets = np.frombuffer(states.buffers()[1], np.int64)[states.offset : states.offset + len(states) + 1]
+            data.append(np.frombuffer(states.buffers()[2], np.uint8)[offsets[0] : offsets[-1]])
             spans[missing[places]] = np.stack([offsets[:-1], offsets[1:]], 1) - offsets[0] + used
             used += offsets[-1] - offsets[0]
         missing = np.delete(missing, places)
-        if not len(missing): break
+        if not len(missing):
+            break
     return np.concatenate(data), spans
 
 # %% ../../nbs/07_batch.ipynb #c013
@@ -189,12 +242,15 @@ def _range_of(batches: list[pa.RecordBatch], lo: int, hi: int) -> pa.Table:
     for batch in batches:
         have = batch["key"].to_numpy()
         a, b = np.searchsorted(have, np.uint64(lo)), np.searchsorted(have, np.uint64(hi - 1), side="right")
-        if b > a: cut.append(batch.slice(a, b - a))
+        if b > a:
+            cut.append(batch.slice(a, b - a))
     return pa.Table.from_batches(cut, STATE_SCHEMA)
+
 
 def merged_ranges(generations: list[Path], rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
     "Tables of the newest states of all entities, in ascending key; each of about `rows` states."
-    if not generations: return
+    if not generations:
+        return
     opened = [open_states(path) for path in generations]
     total = sum(batch.num_rows for batches in opened for batch in batches)
     cuts = max(1, math.ceil(total / rows))
@@ -204,30 +260,35 @@ def merged_ranges(generations: list[Path], rows: int = BATCH_ROWS) -> Iterator[p
         keys, first = np.unique(tables["key"].to_numpy(), return_index=True)
         yield tables.take(pa.array(first)) if len(keys) else tables
 
+
 def merge_generations(path: Path, generations: list[Path]) -> None:
     "Write one generation that holds what several hold."
     with write_aside(path) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, STATE_SCHEMA) as writer:
-        for table in merged_ranges(generations): writer.write_table(table.combine_chunks())
+        for table in merged_ranges(generations):
+            writer.write_table(table.combine_chunks())
 
 # %% ../../nbs/07_batch.ipynb #c016
 class Folded(NamedTuple):
     "What came of folding one piece of an entity's keys over one step."
-    rows: list[np.ndarray]   # for each part: (n,) rows of the events in the part
+
+    rows: list[np.ndarray]  # for each part: (n,) rows of the events in the part
     place: list[np.ndarray]  # for each part: (n,) where their features lie
-    out: np.ndarray          # (N, F) float32 or float64: features
-    flags: np.ndarray        # (N,) uint8
-    states: pa.Table         # new states, sorted by key
-    new: int                 # entities among them that had no state before
+    out: np.ndarray  # (N, F) float32 or float64: features
+    flags: np.ndarray  # (N,) uint8
+    states: pa.Table  # new states, sorted by key
+    new: int  # entities among them that had no state before
 
 # %% ../../nbs/07_batch.ipynb #c018
 def fold_arrays(
     plan: agg.Plan,
-    entity: np.ndarray,      # (n,) uint64: entity keys
-    items: Items,            # n items in sequence order
-    dtype=np.float32,        # of the features
+    entity: np.ndarray,  # (n,) uint64: entity keys
+    items: Items,  # n items in sequence order
+    dtype=np.float32,  # of the features
     generations: list[Path] = (),  # earlier states, oldest first
-    keep_states: bool = True,      # else none are returned
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Table, int]:  # order of the items in the output, features, flags, states, new entities
+    keep_states: bool = True,  # else none are returned
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray, pa.Table, int
+]:  # order of the items in the output, features, flags, states, new entities
     "Fold items in memory; `ValueError` when an earlier state is damaged."
     order, bounds = agg.group_by_entity(entity)
     items = pick_items(items, order)
@@ -238,20 +299,28 @@ def fold_arrays(
     arena = np.empty(room + (1 << 22) if keep_states else 0, np.uint8)
     while first < len(keys):
         last = agg.fold(plan, state, items, bounds, first, data, spans, out, flags, arena, ends, room)
-        if last < 0: raise ValueError(f"the saved state of entity {keys[-1 - last]:016x} is damaged: run again with --replace")
+        if last < 0:
+            raise ValueError(f"the saved state of entity {keys[-1 - last]:016x} is damaged: run again with --replace")
         parts.append(_binary(arena, ends[first:last]))
         first = last
     states = pa.table([keys, pa.chunked_array(parts, pa.large_binary())], schema=STATE_SCHEMA)
     known = pc.greater(pc.binary_length(states["state"]), 0).to_numpy()
     new = int((known & (spans[:, 0] == spans[:, 1])).sum())
-    return order, out, flags, states if known.all() else states.filter(pa.array(known)), new  # only labels seen: no state
+    return (
+        order,
+        out,
+        flags,
+        states if known.all() else states.filter(pa.array(known)),
+        new,
+    )  # only labels seen: no state
 
 # %% ../../nbs/07_batch.ipynb #c020
 def _binary(data: np.ndarray, ends: np.ndarray) -> pa.Array:
     "Byte strings that lie end to end, as an Arrow array."
     offsets = np.concatenate([np.zeros(1, np.int64), ends])
-    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(data[:offsets[-1]].tobytes())]
+    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(data[: offsets[-1]].tobytes())]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ends), buffers)
+
 
 def fold_piece(entity: EntityPlan, slices: list[Slice], generations: list[Path]) -> Folded:
     "Fold one piece of an entity's keys over the parts of one step."
@@ -262,7 +331,14 @@ def fold_piece(entity: EntityPlan, slices: list[Slice], generations: list[Path])
     place[order] = np.arange(len(order))
     starts = np.cumsum([0, *map(len, rows)])
     events = [row >= 0 for row in rows]
-    return Folded([row[e] for row, e in zip(rows, events)], [place[a:b][e] for a, b, e in zip(starts, starts[1:], events)], out, flags, states, new)
+    return Folded(
+        [row[e] for row, e in zip(rows, events)],
+        [place[a:b][e] for a, b, e in zip(starts, starts[1:], events)],
+        out,
+        flags,
+        states,
+        new,
+    )
 
 # %% ../../nbs/07_batch.ipynb #c022
 @inner
@@ -271,44 +347,63 @@ def _scatter(out, flags, place, rows, columns, places, flag_column):
     for start in range(0, len(rows), 512):
         for f in range(len(places)):
             column = columns[places[f]]
-            for k in range(start, min(start + 512, len(rows))): column[rows[k]] = out[place[k], f]
-    for k in range(len(rows)): flag_column[rows[k]] = flags[place[k]]
+            for k in range(start, min(start + 512, len(rows))):
+                column[rows[k]] = out[place[k], f]
+    for k in range(len(rows)):
+        flag_column[rows[k]] = flags[place[k]]
 
-def write_part(folder: Path, name: str, to: Path, table: FeatureTable, amount: str, part: int, *folded: list[Folded]) -> dict:
+
+def write_part(
+    folder: Path, name: str, to: Path, table: FeatureTable, amount: str, part: int, *folded: list[Folded]
+) -> dict:
     "Write the features of one part, the step's number `part`, from the folded pieces of each entity. Returns its entry in the manifest."
     events = read_part(folder, "events", name, ["seq", "time", amount])
     columns = np.full((len(table.rows), len(events)), np.nan, np.float32)
     flags = {e.by: np.full(len(events), agg.NO_ENTITY, np.uint8) for e in table.entities}
     own_features(table.own, table.scale, _int64(events, "time"), _int64(events, amount), columns.T)
     for e, found in zip(table.entities, folded, strict=True):
-        for f in found: _scatter(f.out, f.flags, f.place[part], f.rows[part], columns, e.places, flags[e.by])
-    arrays = [events["seq"], *(pa.array(flags[e.by]) for e in table.entities), *(pa.array(column) for column in columns)]
+        for f in found:
+            _scatter(f.out, f.flags, f.place[part], f.rows[part], columns, e.places, flags[e.by])
+    arrays = [
+        events["seq"],
+        *(pa.array(flags[e.by]) for e in table.entities),
+        *(pa.array(column) for column in columns),
+    ]
     names = ["seq", *(f"flags_{e.by}" for e in table.entities), *table.names]
     return {"rows": len(events), "sha256": write_parquet(to / f"{name}.parquet", pa.table(arrays, names=names))}
 
 # %% ../../nbs/07_batch.ipynb #c023
 PIECE_ROWS = 1 << 18  # items folded at once: what the processor's caches like
 
+
 @inner
 def _put_back(out, rows, places, result):
     "Copy features (N, F) to the rows and places of a matrix of all features."
     for i in range(len(rows)):
-        for f in range(len(places)): result[rows[i], places[f]] = out[i, f]
+        for f in range(len(places)):
+            result[rows[i], places[f]] = out[i, f]
 
 # %% ../../nbs/07_batch.ipynb #c025
 def features_of_arrays(
     table: FeatureTable,
-    columns: dict[str, np.ndarray],  # "time" (ms) and "amount" (minor units) int64, and keys (uint64) by column name; (n,) each, in sequence order
-    dtype=np.float64,                # of the result
-) -> np.ndarray:                     # (n, features)
+    columns: dict[
+        str, np.ndarray
+    ],  # "time" (ms) and "amount" (minor units) int64, and keys (uint64) by column name; (n,) each, in sequence order
+    dtype=np.float64,  # of the result
+) -> np.ndarray:  # (n, features)
     "Features of events in memory, with no labels known and all entities new."
     none, n = np.zeros(0, np.int64), len(columns["time"])
     result = np.empty((n, len(table.rows)), dtype)
     own_features(table.own, table.scale, columns["time"], columns["amount"], result)
     for entity in table.entities:
-        keys = np.stack([columns[c].view(np.int64) for c in entity.columns]) if entity.columns else np.zeros((0, n), np.int64)
+        keys = (
+            np.stack([columns[c].view(np.int64) for c in entity.columns])
+            if entity.columns
+            else np.zeros((0, n), np.int64)
+        )
         items = Items(columns["time"], columns["amount"], keys, none, none.astype(np.int8), none.astype(np.int8))
-        if not columns[entity.by].all(): result[:, entity.places] = np.nan
+        if not columns[entity.by].all():
+            result[:, entity.places] = np.nan
         for part in deal(Slice(columns[entity.by], np.arange(n), items), 1 + n // PIECE_ROWS):
             order, out, *_ = fold_arrays(entity.plan, part.entity, part.items, dtype, keep_states=False)
             _put_back(out, part.row[order], entity.places, result)
@@ -318,38 +413,52 @@ def features_of_arrays(
 def delayed_with_lists(function: Callable, *lists: list) -> Delayed:
     "A delayed call of a function with lists of delayed values."
     name = f"{funcname(function)}-{uuid.uuid4()}"
-    return dask.delayed(partial(_with_lists, function, [len(values) for values in lists]))(*chain(*lists), dask_key_name=name)
+    return dask.delayed(partial(_with_lists, function, [len(values) for values in lists]))(
+        *chain(*lists), dask_key_name=name
+    )
+
 
 def _with_lists(function: Callable, lengths: list[int], *values):
     "Call a function with values in lists of these lengths."
     rest = iter(values)
     return function(*(list(islice(rest, length)) for length in lengths))
 
+
 def step_graph(
     settings: Settings,
     table: FeatureTable,
-    parts: list[dict],                    # of the log's manifest
-    generations: dict[str, list[Path]],   # states before the step, by entity
-    number: int,                          # of the step
-    pieces: int,                          # of the key space
+    parts: list[dict],  # of the log's manifest
+    generations: dict[str, list[Path]],  # states before the step, by entity
+    number: int,  # of the step
+    pieces: int,  # of the key space
 ) -> tuple[list, dict]:  # a task for each part, giving its manifest entry; for each entity, giving how many are new
     "Delayed tasks of one step."
     folder, out, amount = settings.batch.folder, features_folder(settings, table), settings.columns.amount
     folded, saved = {}, {}
     for entity in table.entities:
-        dealt = [dask.delayed(deal)(dask.delayed(read_items)(folder, part["name"], entity, amount), pieces) for part in parts]
+        dealt = [
+            dask.delayed(deal)(dask.delayed(read_items)(folder, part["name"], entity, amount), pieces) for part in parts
+        ]
         fold = partial(fold_piece, entity, generations=generations[entity.by])
         folded[entity.by] = [delayed_with_lists(fold, [d[piece] for d in dealt]) for piece in range(pieces)]
-        saved[entity.by] = delayed_with_lists(partial(_save_step, out / "states" / entity.by / f"{number:06d}.arrow"), folded[entity.by])
-    writes = [partial(write_part, folder, part["name"], out / "parts", table, amount, i) for i, part in enumerate(parts)]
+        saved[entity.by] = delayed_with_lists(
+            partial(_save_step, out / "states" / entity.by / f"{number:06d}.arrow"), folded[entity.by]
+        )
+    writes = [
+        partial(write_part, folder, part["name"], out / "parts", table, amount, i) for i, part in enumerate(parts)
+    ]
     return [delayed_with_lists(write, *folded.values()) for write in writes], saved
+
 
 def check_part(folder: Path, part: dict) -> None:
     "`ValueError` when a part of the log is not the one that its manifest describes."
     for kind in ("events", "labels"):
         path = part_path(folder, kind, part["name"])
         if not path.exists() or sha256_of(path) != part[f"{kind}_sha256"]:
-            raise ValueError(f"{path} is gone or not the file that was ingested: bring it back, or ingest anew with --replace")
+            raise ValueError(
+                f"{path} is gone or not the file that was ingested: bring it back, or ingest anew with --replace"
+            )
+
 
 def _save_step(path: Path, folded: list[Folded]) -> int:
     "Save the states that a step changed; returns how many entities are new."
@@ -361,47 +470,67 @@ def features_folder(settings: Settings, table: FeatureTable) -> Path:
     "Where the features and states of a table lie."
     return settings.batch.folder / "features" / table.hash[:12]
 
+
 PATIENCE_S = 15  # how long a cluster may be without any worker before the run gives up, seconds
+
 
 def on_cluster(client: Client, tasks: list, tick: Callable[[float], None]) -> list:
     "Results of delayed tasks from a cluster; `ConnectionError` when it has lost all workers for a while."
     futures, alive = client.compute(tasks), time.monotonic()
     while not all(future.done() for future in futures):
-        try: wait(futures, timeout=1)
-        except TimeoutError: tick(sum(future.done() for future in futures) / len(futures))
-        if client.nthreads(): alive = time.monotonic()
+        try:
+            wait(futures, timeout=1)
+        except TimeoutError:
+            tick(sum(future.done() for future in futures) / len(futures))
+        if client.nthreads():
+            alive = time.monotonic()
         if time.monotonic() - alive > PATIENCE_S:
             client.cancel(futures)
-            raise ConnectionError(f"the cluster at {client.scheduler.address} has had no worker for {PATIENCE_S} s: start workers and run again")
+            raise ConnectionError(
+                f"the cluster at {client.scheduler.address} has had no worker for {PATIENCE_S} s: start workers and run again"
+            )
     return client.gather(futures)
+
 
 def on_threads(tasks: list, tick: Callable[[float], None]) -> list:
     "Results of delayed tasks from threads of this machine."
-    with Callback(posttask=lambda key, result, graph, state, worker: tick(len(state["finished"]) / len(graph))): return list(dask.compute(*tasks))
+    with Callback(posttask=lambda key, result, graph, state, worker: tick(len(state["finished"]) / len(graph))):
+        return list(dask.compute(*tasks))
 
 # %% ../../nbs/07_batch.ipynb #c031
 @contextmanager
 def on_dask(settings: Settings) -> Iterator[tuple[int, Callable]]:
     "The number of threads on the configured scheduler or this machine, and the function that runs tasks there."
     if settings.batch.scheduler:
-        with Client(settings.batch.scheduler) as client: yield max(1, sum(client.nthreads().values())), partial(on_cluster, client)
+        with Client(settings.batch.scheduler) as client:
+            yield max(1, sum(client.nthreads().values())), partial(on_cluster, client)
     else:
         threads = settings.batch.threads or os.cpu_count() or 1
-        with dask.config.set(scheduler="threads", num_workers=threads): yield threads, on_threads
+        with dask.config.set(scheduler="threads", num_workers=threads):
+            yield threads, on_threads
 
 # %% ../../nbs/07_batch.ipynb #c033
 def _opened(settings: Settings, table: FeatureTable, log: dict, replace: bool) -> dict:
     "The manifest to go on from; `ValueError` when the log no longer begins with the parts that were folded."
     path = features_folder(settings, table) / "manifest.json"
     if replace or not path.exists():
-        return {"format": 1, "table_hash": table.hash, "features": table.names, "steps": 0, "parts": [],
-                "states": {e.by: [] for e in table.entities}, "entities": {e.by: 0 for e in table.entities}}
+        return {
+            "format": 1,
+            "table_hash": table.hash,
+            "features": table.names,
+            "steps": 0,
+            "parts": [],
+            "states": {e.by: [] for e in table.entities},
+            "entities": {e.by: 0 for e in table.entities},
+        }
     manifest = read_json(path)
     for place, done in enumerate(manifest["parts"]):
         now = log["parts"][place] if place < len(log["parts"]) else {}
         if any(done[k] != now.get(k) for k in ("name", "events_sha256", "labels_sha256")):
-            raise ValueError(f"part {done['name']} of the log in {settings.batch.folder} is gone or changed since its features were computed: "
-                             "run again with --replace")
+            raise ValueError(
+                f"part {done['name']} of the log in {settings.batch.folder} is gone or changed since its features were computed: "
+                "run again with --replace"
+            )
     return manifest
 
 # %% ../../nbs/07_batch.ipynb #c035
@@ -409,38 +538,46 @@ def rows_of(table: FeatureTable, part: dict) -> int:
     "Rows of a part that have to be folded: labels only count where features use them."
     return part["events"] + part["labels"] * any(e.labels for e in table.entities)
 
+
 def step_rows(settings: Settings, table: FeatureTable) -> int:
     "Most rows in a step: as set, or what fits in about 2.5 GB, at three copies of an entity's items and one of its features."
     copies = [3 * (32 + 8 * len(e.columns) + 18 * e.labels) + 16 + 4 * len(e.places) for e in table.entities]
     return settings.batch.step_rows or 5 * 10**9 // (2 * sum(copies) + 1)
 
+
 def _steps(table: FeatureTable, parts: list[dict], rows: int) -> list[list[dict]]:
     "Parts grouped into steps of at most `rows`, at least one part each."
     steps, held = [], math.inf
     for part in parts:
-        if held + rows_of(table, part) > rows: steps.append([]); held = 0
+        if held + rows_of(table, part) > rows:
+            steps.append([])
+            held = 0
         steps[-1].append(part)
         held += rows_of(table, part)
     return steps
 
+
 def _to_merge(sizes: list[int]) -> int:
     "From which generation on to merge: when there are many, each must be more than twice as large as all later ones."
     first, total = len(sizes) - 1, sizes[-1]
-    if len(sizes) <= MOST_GENERATIONS: return first
+    if len(sizes) <= MOST_GENERATIONS:
+        return first
     while first > 0 and 2 * total >= sizes[first - 1]:
         first -= 1
         total += sizes[first]
     return first
 
 # %% ../../nbs/07_batch.ipynb #c036
-def _run_step(settings: Settings, table: FeatureTable, manifest: dict, parts: list[dict], pieces: int, run: Callable) -> None:
+def _run_step(
+    settings: Settings, table: FeatureTable, manifest: dict, parts: list[dict], pieces: int, run: Callable
+) -> None:
     "Fold one step and note it in the manifest, which is written last; `run` gives the results of delayed tasks."
     folder, number = features_folder(settings, table), manifest["steps"]
     generations = {by: [folder / "states" / by / name for name in names] for by, names in manifest["states"].items()}
     written, saved = step_graph(settings, table, parts, generations, number, pieces)
     checks = [dask.delayed(check_part)(settings.batch.folder, part) for part in parts]
     results = run([*written, *saved.values(), *checks])
-    for by, new in zip(saved, results[len(parts):]):
+    for by, new in zip(saved, results[len(parts) :]):
         manifest["entities"][by] += new
         paths = [*generations[by], folder / "states" / by / f"{number:06d}.arrow"]
         first = _to_merge([path.stat().st_size for path in paths])
@@ -455,50 +592,62 @@ def _run_step(settings: Settings, table: FeatureTable, manifest: dict, parts: li
     write_json(folder / "manifest.json", manifest)
     _remove_unnamed(folder, manifest)
 
+
 def _remove_unnamed(folder: Path, manifest: dict) -> None:
     "Remove files that the manifest does not name: generations that were merged, parts of a step that was not finished."
     remove_partials(folder)
     named = {folder / "parts" / f"{part['name']}.parquet" for part in manifest["parts"]}
     named |= {folder / "states" / by / name for by, names in manifest["states"].items() for name in names}
     for path in [*folder.glob("parts/*.parquet"), *folder.glob("states/*/*.arrow")]:
-        if path not in named: path.unlink()
+        if path not in named:
+            path.unlink()
 
 # %% ../../nbs/07_batch.ipynb #c038
 def parts_until(parts: list[dict], until: str) -> list[dict]:
     "The first parts of a log, all of whose events and labels were known before a date; `ValueError` when it is no date."
-    if not until: return parts
-    try: end = np.datetime64(until, "ms").astype(np.int64)
-    except ValueError: raise ValueError(f"until={until!r} is not a date: write one as in 2025-06-01") from None
+    if not until:
+        return parts
+    try:
+        end = np.datetime64(until, "ms").astype(np.int64)
+    except ValueError:
+        raise ValueError(f"until={until!r} is not a date: write one as in 2025-06-01") from None
     return list(takewhile(lambda part: part["last_known_ms"] < end, parts))
 
 # %% ../../nbs/07_batch.ipynb #c040
 def compute_features(
     settings: Settings,
-    replace: bool = False,              # forget earlier features and states of this table and start over
-    progress: Progress | None = None,   # called with rows done and in all, events and labels
-    until: str = "",                    # ISO date, UTC: stop before the first part that reaches it; "" = go to the end
-) -> dict:                              # folder, table hash, features, events, new events, parts, entities by column, bytes of states
+    replace: bool = False,  # forget earlier features and states of this table and start over
+    progress: Progress | None = None,  # called with rows done and in all, events and labels
+    until: str = "",  # ISO date, UTC: stop before the first part that reaches it; "" = go to the end
+) -> dict:  # folder, table hash, features, events, new events, parts, entities by column, bytes of states
     "Compute features for the parts of the log that have none, and the states after the last; `ValueError` or `OSError` say what went wrong."
     table, log = build_table(settings), read_manifest(settings.batch.folder)
     folder = features_folder(settings, table)
     with sole_use(folder), on_dask(settings) as (threads, run):
         manifest = _opened(settings, table, log, replace)
-        if replace: (folder / "manifest.json").unlink(missing_ok=True)  # first, since it names what is removed next
+        if replace:
+            (folder / "manifest.json").unlink(missing_ok=True)  # first, since it names what is removed next
         _remove_unnamed(folder, manifest)
-        new = parts_until(log["parts"], until)[len(manifest["parts"]):]
+        new = parts_until(log["parts"], until)[len(manifest["parts"]) :]
         total, done = sum(rows_of(table, p) for p in new), 0
-        if progress: progress(0, total)
+        if progress:
+            progress(0, total)
         try:
             for parts in _steps(table, new, step_rows(settings, table)):
                 size = sum(rows_of(table, p) for p in parts)
                 tick = lambda share: progress and progress(done + int(share * size), total)
-                _run_step(settings, table, manifest, parts, settings.batch.partitions or 4 * threads, partial(run, tick=tick))
+                _run_step(
+                    settings, table, manifest, parts, settings.batch.partitions or 4 * threads, partial(run, tick=tick)
+                )
                 done += size
                 tick(0)
         except Exception as error:
-            error.add_note(f"features of {len(manifest['parts'])} of {len(log['parts'])} parts are complete; run again to go on from there")
+            error.add_note(
+                f"features of {len(manifest['parts'])} of {len(log['parts'])} parts are complete; run again to go on from there"
+            )
             raise
-    if not new and not manifest["parts"]: write_json(folder / "manifest.json", manifest)
+    if not new and not manifest["parts"]:
+        write_json(folder / "manifest.json", manifest)
     return _summary(settings, table, manifest, sum(p["events"] for p in new))
 
 # %% ../../nbs/07_batch.ipynb #c042
@@ -507,30 +656,48 @@ def states_of(settings: Settings, table: FeatureTable, by: str) -> list[Path]:
     folder = features_folder(settings, table)
     return [folder / "states" / by / name for name in read_json(folder / "manifest.json")["states"][by]]
 
+
 def read_states(settings: Settings, table: FeatureTable, by: str) -> Iterator[pa.Table]:
     "Tables of (key, packed state) of all entities of one kind after the last event of the log, in ascending key."
     return merged_ranges(states_of(settings, table, by))
 
+
 def _summary(settings: Settings, table: FeatureTable, manifest: dict, new_events: int) -> dict:
     "What a run gave; read from the manifest, since counting states would cost what history costs."
     states = [path for e in table.entities for path in states_of(settings, table, e.by)]
-    return {"folder": str(features_folder(settings, table)), "table_hash": table.hash, "features": len(table.rows),
-            "events": sum(p["rows"] for p in manifest["parts"]), "new_events": new_events, "parts": len(manifest["parts"]),
-            "entities": manifest["entities"], "state_bytes": sum(path.stat().st_size for path in states)}
+    return {
+        "folder": str(features_folder(settings, table)),
+        "table_hash": table.hash,
+        "features": len(table.rows),
+        "events": sum(p["rows"] for p in manifest["parts"]),
+        "new_events": new_events,
+        "parts": len(manifest["parts"]),
+        "entities": manifest["entities"],
+        "state_bytes": sum(path.stat().st_size for path in states),
+    }
 
 # %% ../../nbs/07_batch.ipynb #n006
 def freeze(
-    folder: Path,                 # of the domain
-    parts: list[dict],            # of the log's manifest
+    folder: Path,  # of the domain
+    parts: list[dict],  # of the log's manifest
     entities: Iterable[str],
-    moment: int,                  # UTC ms: labels that were known at it or later are left out
+    moment: int,  # UTC ms: labels that were known at it or later are left out
 ) -> Frozen:
     "What leaving out the late labels of some parts does to their log."
     late = [part for part in parts if part["labels"] and part["last_known_ms"] >= moment][:1]
-    names = [part["name"] for part in parts[parts.index(late[0]) if late else len(parts):] if part["labels"]]
+    names = [part["name"] for part in parts[parts.index(late[0]) if late else len(parts) :] if part["labels"]]
     entities, columns = list(entities), ["id_key", "time", "seq", "known", "label", "previous"]
-    labels = pa.concat_tables([read_part(folder, "labels", name, [*columns, *(f"{by}_key" for by in entities)]) for name in names]) if names else None
-    if labels is None: return Frozen(moment, {by: np.zeros(0, np.uint64) for by in entities}, np.zeros(0, np.int64), np.zeros(0, np.int8))
+    labels = (
+        pa.concat_tables(
+            [read_part(folder, "labels", name, [*columns, *(f"{by}_key" for by in entities)]) for name in names]
+        )
+        if names
+        else None
+    )
+    if labels is None:
+        return Frozen(
+            moment, {by: np.zeros(0, np.uint64) for by in entities}, np.zeros(0, np.int64), np.zeros(0, np.int8)
+        )
     plain = lambda name: labels[name].cast(pa.int64()) if name in ("time", "known") else labels[name]
     ids, time, seq, known, label, previous = (plain(name).to_numpy() for name in columns)
     ids, out = occurrence_of(ids, time), known >= moment
@@ -540,13 +707,21 @@ def freeze(
     before = _followed(ids[rows], out[rows], label[rows], previous[rows])
     moved = ~out[rows] & (before != previous[rows])
     order = np.argsort(seq[rows][moved])
-    return Frozen(moment, {by: found[found != 0] for by, found in keys.items()}, seq[rows][moved][order], before[moved][order].astype(np.int8))
+    return Frozen(
+        moment,
+        {by: found[found != 0] for by, found in keys.items()},
+        seq[rows][moved][order],
+        before[moved][order].astype(np.int8),
+    )
+
 
 def _followed(ids: np.ndarray, out: np.ndarray, label: np.ndarray, previous: np.ndarray) -> np.ndarray:
     "Of labels by event and sequence: the label that each follows when some are left `out`."
     places = np.arange(len(ids))
-    start = np.maximum.accumulate(np.where(np.append(True, ids[1:] != ids[:-1])[:len(ids)], places, 0))  # of the event's labels
-    last = np.maximum.accumulate(np.append(-1, np.where(out, -1, places)[:-1])[:len(ids)])               # that stays, before each
+    start = np.maximum.accumulate(
+        np.where(np.append(True, ids[1:] != ids[:-1])[: len(ids)], places, 0)
+    )  # of the event's labels
+    last = np.maximum.accumulate(np.append(-1, np.where(out, -1, places)[:-1])[: len(ids)])  # that stays, before each
     return np.where(last >= start, label[last], previous[start])
 
 # %% ../../nbs/07_batch.ipynb #n009
@@ -555,8 +730,14 @@ def label_plans(settings: Settings, table: FeatureTable) -> list[EntityPlan]:
     plans = []
     for entity in table.entities:
         places = [i for i, row in enumerate(table.rows) if row.by == entity.by and KINDS[row.kind].needs & agg.LABELS]
-        if places: plans.append(plan_entity(entity.by, [table.rows[i] for i in places], settings)._replace(places=np.array(places, np.int64)))
+        if places:
+            plans.append(
+                plan_entity(entity.by, [table.rows[i] for i in places], settings)._replace(
+                    places=np.array(places, np.int64)
+                )
+            )
     return plans
+
 
 def _deal_frozen(folder: Path, part: str, plan: EntityPlan, amount: str, frozen: Frozen, pieces: int) -> list[Slice]:
     "A part's items of the keys that lose a label, in pieces of the key space."
@@ -564,32 +745,37 @@ def _deal_frozen(folder: Path, part: str, plan: EntityPlan, amount: str, frozen:
     places = np.flatnonzero(np.isin(whole.entity, frozen.keys[plan.by]))
     return deal(Slice(whole.entity[places], whole.row[places], pick_items(whole.items, places)), pieces)
 
-def _write_frozen(served: Path, to: Path, table: FeatureTable, plans: list[EntityPlan], part: int, *folded: list[Folded]) -> None:
+
+def _write_frozen(
+    served: Path, to: Path, table: FeatureTable, plans: list[EntityPlan], part: int, *folded: list[Folded]
+) -> None:
     "Write the label features of one part; `part` is its place in the step, `folded` are the pieces of each plan."
     names = [table.names[place] for plan in plans for place in plan.places]
     features = pq.read_table(served, columns=["seq", *names])
     columns = {name: features[name].to_numpy().copy() for name in names}
     for plan, found in zip(plans, folded, strict=True):
         for f in found:
-            for at, place in enumerate(plan.places): columns[table.names[place]][f.rows[part]] = f.out[f.place[part], at]
+            for at, place in enumerate(plan.places):
+                columns[table.names[place]][f.rows[part]] = f.out[f.place[part], at]
     write_parquet(to, pa.table([features["seq"], *map(pa.array, columns.values())], names=["seq", *names]))
 
 # %% ../../nbs/07_batch.ipynb #n011
 def frozen_features(
     settings: Settings,
     table: FeatureTable,
-    parts: list[dict],             # of the log's manifest, from the first one to the last one that is wanted
-    wanted: set[str],              # names of the parts to write
-    moment: int,                   # UTC ms: no label counts that was known at it or later
-    to: Path,                      # an empty folder: gets `parts/NAME.parquet` and working files
-    on: tuple[int, Callable],      # threads, and what runs tasks, as `on_dask` gives them
+    parts: list[dict],  # of the log's manifest, from the first one to the last one that is wanted
+    wanted: set[str],  # names of the parts to write
+    moment: int,  # UTC ms: no label counts that was known at it or later
+    to: Path,  # an empty folder: gets `parts/NAME.parquet` and working files
+    on: tuple[int, Callable],  # threads, and what runs tasks, as `on_dask` gives them
     tick: Callable[[float], None] = lambda share: None,  # called with the share that is done
-) -> bool:                         # False: no label of these parts was known so late, features are as served, nothing was written
+) -> bool:  # False: no label of these parts was known so late, features are as served, nothing was written
     "Write the label features of some parts, in the table's order of entities and beside `seq`, as they are in a frozen log."
     (threads, run), every = on, label_plans(settings, table)
     frozen = freeze(settings.batch.folder, parts, [plan.by for plan in every], moment)
     plans = [plan for plan in every if len(frozen.keys[plan.by])]
-    if not plans: return False
+    if not plans:
+        return False
     pieces, steps = settings.batch.partitions or 4 * threads, _steps(table, parts, step_rows(settings, table))
     for number, step in enumerate(steps):
         folded, saved = _fold_frozen(settings, plans, dask.delayed(frozen), step, number, pieces, to / "states")
@@ -597,15 +783,29 @@ def frozen_features(
         served = features_folder(settings, table) / "parts"
         writes = [partial(_write_frozen, served / name, to / "parts" / name, table, every, i) for i, name in places]
         written = [delayed_with_lists(write, *(folded.get(plan.by, []) for plan in every)) for write in writes]
-        run([*written, *saved] if number < len(steps) - 1 else written, tick=lambda share: tick((number + share) / len(steps)))
+        run(
+            [*written, *saved] if number < len(steps) - 1 else written,
+            tick=lambda share: tick((number + share) / len(steps)),
+        )
     return True
 
-def _fold_frozen(settings: Settings, plans: list, frozen, parts: list[dict], number: int, pieces: int, states: Path) -> tuple[dict[str, list], list]:
+
+def _fold_frozen(
+    settings: Settings, plans: list, frozen, parts: list[dict], number: int, pieces: int, states: Path
+) -> tuple[dict[str, list], list]:
     "Delayed tasks that fold one step of a frozen log: for each entity one for each piece, and those that save states for the next step."
     folded, saved = {}, []
     for plan in plans:
-        dealt = [dask.delayed(_deal_frozen)(settings.batch.folder, part["name"], plan, settings.columns.amount, frozen, pieces) for part in parts]
+        dealt = [
+            dask.delayed(_deal_frozen)(
+                settings.batch.folder, part["name"], plan, settings.columns.amount, frozen, pieces
+            )
+            for part in parts
+        ]
         earlier = [states / plan.by / f"{step:06d}.arrow" for step in range(number)]
-        folded[plan.by] = [delayed_with_lists(partial(fold_piece, plan, generations=earlier), [d[piece] for d in dealt]) for piece in range(pieces)]
+        folded[plan.by] = [
+            delayed_with_lists(partial(fold_piece, plan, generations=earlier), [d[piece] for d in dealt])
+            for piece in range(pieces)
+        ]
         saved.append(delayed_with_lists(partial(_save_step, states / plan.by / f"{number:06d}.arrow"), folded[plan.by]))
     return folded, saved

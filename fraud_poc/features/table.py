@@ -24,11 +24,13 @@ from .aggregates import Plan
 # %% ../../nbs/06_features.ipynb #c005
 class Kind(NamedTuple):
     "What a kind of row means."
-    word: str         # its part of a feature's name
-    takes: str        # parameters: c column, b by, o over, l last, d delay, n number
-    operation: int    # of the fold, or of the event itself
-    needs: int = 0    # what its group has to add up
+
+    word: str  # its part of a feature's name
+    takes: str  # parameters: c column, b by, o over, l last, d delay, n number
+    operation: int  # of the fold, or of the event itself
+    needs: int = 0  # what its group has to add up
     column: str = ""  # the column must be: "amount", or "hashed" (an entity or category)
+
 
 KINDS = {
     "Count": Kind("count", "bod", agg.COUNT),
@@ -46,51 +48,66 @@ KINDS = {
     "Distinct": Kind("distinct", "cbo", agg.DISTINCT, 0, "hashed"),
     "KnownBefore": Kind("known", "cb", agg.KNOWN, 0, "hashed"),
     "SameAsLast": Kind("same_as_last", "cb", agg.SAME, 0, "hashed"),
-    "Value": Kind("", "c", 0, 0, "amount"), "Hour": Kind("hour", "", 1), "Weekday": Kind("weekday", "", 2),
-    "Weekend": Kind("weekend", "", 3), "Night": Kind("night", "", 4),
+    "Value": Kind("", "c", 0, 0, "amount"),
+    "Hour": Kind("hour", "", 1),
+    "Weekday": Kind("weekday", "", 2),
+    "Weekend": Kind("weekend", "", 3),
+    "Night": Kind("night", "", 4),
 }
 
 # %% ../../nbs/06_features.ipynb #c009
 @dataclass(frozen=True)
 class Row:
     "One feature, as data."
-    kind: str          # a key of KINDS
-    column: str = ""   # the column that it aggregates or compares
-    by: str = ""       # the entity
-    over: str = ""     # window such as "30d", or "lifetime"
-    last: int = 0      # in place of a window: the last n events
-    n: int = 0         # for Lag: 1 = the last event
-    delay: str = ""    # moves a window back: (t - delay - over, t - delay]
+
+    kind: str  # a key of KINDS
+    column: str = ""  # the column that it aggregates or compares
+    by: str = ""  # the entity
+    over: str = ""  # window such as "30d", or "lifetime"
+    last: int = 0  # in place of a window: the last n events
+    n: int = 0  # for Lag: 1 = the last event
+    delay: str = ""  # moves a window back: (t - delay - over, t - delay]
 
     @property
     def name(self) -> str:
         "The feature's name, as in `order_amount_mean_30d_by_customer_id`."
         reach = self.over or (f"last{self.last}" if self.last else f"{self.n}" if self.n else "")
-        parts = [self.column, KINDS[self.kind].word, reach, f"delay{self.delay}" if self.delay else "", f"by_{self.by}" if self.by else ""]
+        parts = [
+            self.column,
+            KINDS[self.kind].word,
+            reach,
+            f"delay{self.delay}" if self.delay else "",
+            f"by_{self.by}" if self.by else "",
+        ]
         return "_".join(part for part in parts if part)
 
 # %% ../../nbs/06_features.ipynb #c011
 PARAMETERS = {"c": "column", "b": "by", "o": "over", "l": "last", "d": "delay", "n": "n"}
 
+
 def rows(kind: str, column: str | list[str] = "", **settings) -> list[Row]:
     "Rows of one kind, one for each combination of the values that are given as lists."
-    if kind not in KINDS: raise ValueError(f"no feature is called {kind!r}: there are {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise ValueError(f"no feature is called {kind!r}: there are {', '.join(KINDS)}")
     settings = {"column": column, **settings} if column != "" else settings
     allowed = [PARAMETERS[p] for p in KINDS[kind].takes]
     for name in settings:
-        if name not in allowed: raise ValueError(f"{kind} takes no {name!r}: it takes {', '.join(allowed) or 'nothing'}")
+        if name not in allowed:
+            raise ValueError(f"{kind} takes no {name!r}: it takes {', '.join(allowed) or 'nothing'}")
     choices = [value if isinstance(value, list) else [value] for value in settings.values()]
     return [Row(kind, **dict(zip(settings, combination))) for combination in itertools.product(*choices)]
 
+
 def parse_rows(text: str) -> list[Row]:
-    "Rows of a line such as `Count(by=[\"email\", \"device\"], over=\"1h\")`; `ValueError` quotes the line."
+    'Rows of a line such as `Count(by=["email", "device"], over="1h")`; `ValueError` quotes the line.'
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
             raise ValueError('write a row as Kind("column", by="entity", over="30d")')
         settings = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
         return rows(call.func.id, *[ast.literal_eval(value) for value in call.args], **settings)
-    except (SyntaxError, TypeError, ValueError) as error: raise ValueError(f"feature row {text!r}: {error}") from None
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"feature row {text!r}: {error}") from None
 
 # %% ../../nbs/06_features.ipynb #c014
 def _check_names(row: Row, settings: Settings) -> None:
@@ -98,33 +115,52 @@ def _check_names(row: Row, settings: Settings) -> None:
     kind, columns = KINDS[row.kind], settings.columns
     if "c" in kind.takes:
         known = [columns.amount] if kind.column == "amount" else columns.hashed
-        if row.column not in known: raise ValueError(f"column {row.column!r} cannot be used by {row.kind}: it takes {' or '.join(known)}")
+        if row.column not in known:
+            raise ValueError(f"column {row.column!r} cannot be used by {row.kind}: it takes {' or '.join(known)}")
     if "b" in kind.takes and row.by not in columns.entities:
-        raise ValueError(f"by={row.by!r} is not an entity: use one of {', '.join(columns.entities)}, or add it to columns.entities")
-    if row.by and row.column == row.by: raise ValueError(f"{row.column!r} is the entity itself and never differs within it: compare another column")
+        raise ValueError(
+            f"by={row.by!r} is not an entity: use one of {', '.join(columns.entities)}, or add it to columns.entities"
+        )
+    if row.by and row.column == row.by:
+        raise ValueError(f"{row.column!r} is the entity itself and never differs within it: compare another column")
+
 
 def _check_bounds(row: Row, settings: Settings) -> None:
     "Refuse windows and numbers that a state cannot serve."
     takes, bounds = KINDS[row.kind].takes, settings.features
     if "o" in takes and bool(row.over) == bool(row.last):
-        raise ValueError('give over=, a window or "lifetime"' + (", or last=, a number of events" if "l" in takes else ""))
-    if row.last and row.delay: raise ValueError("delay= moves a window; it has no meaning with last=")
+        raise ValueError(
+            'give over=, a window or "lifetime"' + (", or last=, a number of events" if "l" in takes else "")
+        )
+    if row.last and row.delay:
+        raise ValueError("delay= moves a window; it has no meaning with last=")
     for name in ("last", "n"):
         if not isinstance(getattr(row, name), int) or not 0 <= getattr(row, name) <= bounds.exact_events:
-            raise ValueError(f"{name}={getattr(row, name)!r} must be a number from 1 to features.exact_events "
-                             f"({bounds.exact_events}): raise that setting")
-    if "n" in takes and not row.n: raise ValueError("give n=, 1 for the last event")
-    if not row.over or row.over == "lifetime": return
-    window, delay, retention = duration_ms(row.over), duration_ms(row.delay) if row.delay else 0, duration_ms(bounds.retention)
-    if window < duration_ms("1min"): raise ValueError(f"over={row.over!r} is below the shortest window, 1min")
+            raise ValueError(
+                f"{name}={getattr(row, name)!r} must be a number from 1 to features.exact_events "
+                f"({bounds.exact_events}): raise that setting"
+            )
+    if "n" in takes and not row.n:
+        raise ValueError("give n=, 1 for the last event")
+    if not row.over or row.over == "lifetime":
+        return
+    window, delay, retention = (
+        duration_ms(row.over),
+        duration_ms(row.delay) if row.delay else 0,
+        duration_ms(bounds.retention),
+    )
+    if window < duration_ms("1min"):
+        raise ValueError(f"over={row.over!r} is below the shortest window, 1min")
     if window + delay > retention:
-        raise ValueError(f"the window reaches back {row.over}{' after a delay of ' + row.delay if row.delay else ''}, beyond features.retention "
-                         f"({bounds.retention}): raise features.retention or shorten the window")
+        raise ValueError(
+            f"the window reaches back {row.over}{' after a delay of ' + row.delay if row.delay else ''}, beyond features.retention "
+            f"({bounds.retention}): raise features.retention or shorten the window"
+        )
 
 # %% ../../nbs/06_features.ipynb #c016
 def read_rows(
     settings: Settings,  # of a domain
-) -> list[Row]:          # in the order of the table
+) -> list[Row]:  # in the order of the table
     "Rows of a domain's table; `ValueError` names the row, what is wrong and the remedy."
     found = {}
     for line in settings.features.rows:
@@ -132,55 +168,82 @@ def read_rows(
             try:
                 _check_names(row, settings)
                 _check_bounds(row, settings)
-            except ValueError as error: raise ValueError(f"feature row {line!r}: {error}") from None
-            if row.name in found: raise ValueError(f"feature row {line!r}: {row.name!r} stands in the table twice: remove one")
+            except ValueError as error:
+                raise ValueError(f"feature row {line!r}: {error}") from None
+            if row.name in found:
+                raise ValueError(f"feature row {line!r}: {row.name!r} stands in the table twice: remove one")
             found[row.name] = row
     return list(found.values())
 
 # %% ../../nbs/06_features.ipynb #c019
 TILES_IN_WINDOW, MOST_TILES = 16, 64
 
+
 def _group_of(row: Row) -> tuple[int, ...]:
     "Kind, length, delay, tile width and tiles of the group that a row reads."
     delay = duration_ms(row.delay) if row.delay else 0
-    if row.last: return agg.LAST, row.last, 0, 1, 0
-    if row.over == "lifetime": return agg.LIFETIME, 0, delay, 1, 0
+    if row.last:
+        return agg.LAST, row.last, 0, 1, 0
+    if row.over == "lifetime":
+        return agg.LIFETIME, 0, delay, 1, 0
     length = duration_ms(row.over)
     width = max(length // TILES_IN_WINDOW, -(-(length + delay) // MOST_TILES))
     return agg.WINDOW, length, delay, width, (length + delay) // width + 2
 
+
 def _plan_row(row: Row, groups: list, sets: list[str], same: list[str], columns: list[str]) -> list[int]:
     "Operation, place of what it reads, argument."
     operation = KINDS[row.kind].operation
-    if operation <= agg.FRAUD_RATE: return [operation, groups.index(_group_of(row)), 0]
+    if operation <= agg.FRAUD_RATE:
+        return [operation, groups.index(_group_of(row)), 0]
     if operation in (agg.DISTINCT, agg.KNOWN):
-        return [operation, sets.index(row.column), duration_ms(row.over) if operation == agg.DISTINCT and row.over != "lifetime" else 0]
+        return [
+            operation,
+            sets.index(row.column),
+            duration_ms(row.over) if operation == agg.DISTINCT and row.over != "lifetime" else 0,
+        ]
     return [operation, same.index(row.column) if operation == agg.SAME else 0, row.n]
 
 # %% ../../nbs/06_features.ipynb #c020
 class EntityPlan(NamedTuple):
     "What the fold needs to know of one entity's rows."
-    by: str                  # the entity's column
+
+    by: str  # the entity's column
     plan: Plan
-    columns: tuple[str, ...] # columns whose keys an event must bring, in the order that the plan counts
-    places: np.ndarray       # (F,) int64: where the features stand in the whole vector
-    labels: bool             # whether labels have to be folded
+    columns: tuple[str, ...]  # columns whose keys an event must bring, in the order that the plan counts
+    places: np.ndarray  # (F,) int64: where the features stand in the whole vector
+    labels: bool  # whether labels have to be folded
+
 
 def plan_entity(by: str, table: list[Row], settings: Settings) -> EntityPlan:
     "Compile the rows of one entity."
     mine = [row for row in table if row.by == by]
-    groups = sorted({_group_of(row) for row in mine if KINDS[row.kind].operation <= agg.FRAUD_RATE},
-                    key=lambda g: (g[0] != agg.LAST, g[2], g[0] == agg.LIFETIME, g[1]))
+    groups = sorted(
+        {_group_of(row) for row in mine if KINDS[row.kind].operation <= agg.FRAUD_RATE},
+        key=lambda g: (g[0] != agg.LAST, g[2], g[0] == agg.LIFETIME, g[1]),
+    )
     sets = sorted({row.column for row in mine if row.kind in ("Distinct", "KnownBefore")})
     same = sorted({row.column for row in mine if row.kind == "SameAsLast"})
     columns = sorted({*sets, *same})
     needs = int(np.bitwise_or.reduce([KINDS[row.kind].needs for row in mine], initial=0))
     bounds = settings.features
-    limits = [duration_ms(bounds.retention), duration_ms(bounds.forget_after), bounds.exact_events, bounds.set_size, needs,
-              max((g[1] + g[2] for g in groups if g[0] == agg.WINDOW), default=0), 10**settings.columns.decimals]
+    limits = [
+        duration_ms(bounds.retention),
+        duration_ms(bounds.forget_after),
+        bounds.exact_events,
+        bounds.set_size,
+        needs,
+        max((g[1] + g[2] for g in groups if g[0] == agg.WINDOW), default=0),
+        10**settings.columns.decimals,
+    ]
     array = lambda values, width: np.array(values, np.int64).reshape(-1, width)
-    plan = Plan(np.array(limits, np.int64), array(groups, 5), array([_plan_row(row, groups, sets, same, columns) for row in mine], 3),
-                np.array([columns.index(c) for c in sets], np.int64), np.array([columns.index(c) for c in same], np.int64))
+    plan = Plan(
+        np.array(limits, np.int64),
+        array(groups, 5),
+        array([_plan_row(row, groups, sets, same, columns) for row in mine], 3),
+        np.array([columns.index(c) for c in sets], np.int64),
+        np.array([columns.index(c) for c in same], np.int64),
+    )
     places = np.array([i for i, row in enumerate(table) if row.by == by], np.int64)
     return EntityPlan(by, plan, tuple(columns), places, bool(needs & agg.LABELS))
 
@@ -188,25 +251,36 @@ def plan_entity(by: str, table: list[Row], settings: Settings) -> EntityPlan:
 @dataclass(frozen=True)
 class FeatureTable:
     "A domain's features, ready to be computed."
+
     rows: tuple[Row, ...]
     entities: tuple[EntityPlan, ...]  # those that have rows
-    own: np.ndarray                   # (n, 2) int64: operation on the event itself, place in the vector
-    scale: int                        # minor units in a major one
-    hash: str                         # 64 hexadecimal digits
+    own: np.ndarray  # (n, 2) int64: operation on the event itself, place in the vector
+    scale: int  # minor units in a major one
+    hash: str  # 64 hexadecimal digits
 
     @property
-    def names(self) -> list[str]: return [row.name for row in self.rows]
+    def names(self) -> list[str]:
+        return [row.name for row in self.rows]
+
 
 def build_table(
     settings: Settings,  # of a domain
 ) -> FeatureTable:
     "Check and compile the feature table of a domain; `ValueError` names a wrong row and the remedy."
     table = read_rows(settings)
-    entities = tuple(plan_entity(by, table, settings) for by in settings.columns.entities if any(row.by == by for row in table))
-    own = np.array([[KINDS[row.kind].operation, i] for i, row in enumerate(table) if not row.by], np.int64).reshape(-1, 2)
+    entities = tuple(
+        plan_entity(by, table, settings) for by in settings.columns.entities if any(row.by == by for row in table)
+    )
+    own = np.array([[KINDS[row.kind].operation, i] for i, row in enumerate(table) if not row.by], np.int64).reshape(
+        -1, 2
+    )
     bounds = settings.features.model_dump(exclude={"rows"})
-    meaning = json.dumps([[asdict(row) for row in table], bounds, settings.columns.model_dump(), agg.VERSION], sort_keys=True)
-    return FeatureTable(tuple(table), entities, own, 10**settings.columns.decimals, hashlib.sha256(meaning.encode()).hexdigest())
+    meaning = json.dumps(
+        [[asdict(row) for row in table], bounds, settings.columns.model_dump(), agg.VERSION], sort_keys=True
+    )
+    return FeatureTable(
+        tuple(table), entities, own, 10**settings.columns.decimals, hashlib.sha256(meaning.encode()).hexdigest()
+    )
 
 # %% ../../nbs/06_features.ipynb #c030
 class Stepper:
@@ -214,14 +288,31 @@ class Stepper:
 
     def __init__(self, table: FeatureTable):
         columns = list(dict.fromkeys(c for e in table.entities for c in (e.by, *e.columns)))
-        parts = [(e.plan, np.array([columns.index(c) for c in (e.by, *e.columns)], np.int64), e.places) for e in table.entities]
+        parts = [
+            (e.plan, np.array([columns.index(c) for c in (e.by, *e.columns)], np.int64), e.places)
+            for e in table.entities
+        ]
         n, event = len(parts), np.zeros(agg.KEYS_AT + len(columns) + 2 * len(parts), np.int64)
         self.table, self.columns, self.layout = table, columns, struct.Struct(f"<{agg.KEYS_AT}q{len(columns)}Q{n}q")
         self.event, self.vector = event, np.empty(len(table.rows), np.float32)
         self.box = np.zeros(sum(agg.most_bytes(e.plan) for e in table.entities), np.uint8)
-        self.ends, self.flags, self.saved = event[len(event) - 2 * n:len(event) - n], event[len(event) - n:], memoryview(self.box)
+        self.ends, self.flags, self.saved = (
+            event[len(event) - 2 * n : len(event) - n],
+            event[len(event) - n :],
+            memoryview(self.box),
+        )
         space = np.empty(max((len(e.places) for e in table.entities), default=0), np.float32)
-        self.arrays = (event, self.ends, self.flags, *agg.lay_out(parts), table.own, table.scale, self.vector, space, self.box)
+        self.arrays = (
+            event,
+            self.ends,
+            self.flags,
+            *agg.lay_out(parts),
+            table.own,
+            table.scale,
+            self.vector,
+            space,
+            self.box,
+        )
         self.run((0, 0, 0, -1, -1), [1] * len(columns), [b""] * n)
 
     def run(self, numbers: tuple, keys, states: list[bytes]) -> list[bytes]:
@@ -229,19 +320,21 @@ class Stepper:
         self.layout.pack_into(self.event, 0, *numbers, *keys, *map(len, states))
         done = agg.step_entities(*self.arrays, np.frombuffer(bytearray().join(states) or bytearray(1), np.uint8))
         if done < 0:
-            raise ValueError(f"{len(states[-1 - done])} bytes are not a state of {self.table.entities[-1 - done].by!r} in feature table "
-                             f"{self.table.hash[:12]}: rebuild the states from the log")
+            raise ValueError(
+                f"{len(states[-1 - done])} bytes are not a state of {self.table.entities[-1 - done].by!r} in feature table "
+                f"{self.table.hash[:12]}: rebuild the states from the log"
+            )
         ends = [0, *self.ends.tolist()]
         return [bytes(self.saved[a:b]) if b > a else before for a, b, before in zip(ends, ends[1:], states)]
 
 # %% ../../nbs/06_features.ipynb #c032
 def step_event(
     stepper: Stepper,
-    t: int,                # event time, UTC ms
-    tag: int,              # low 32 bits of the event's id key
-    amount: int,           # minor units
+    t: int,  # event time, UTC ms
+    tag: int,  # low 32 bits of the event's id key
+    amount: int,  # minor units
     keys: dict[str, int],  # column -> key, for entities and categories
-    states: list[bytes],   # packed state of each entity of the table; b"" when unknown
+    states: list[bytes],  # packed state of each entity of the table; b"" when unknown
 ) -> tuple[np.ndarray, list[int], list[bytes]]:  # (F,) float32, flags and new state of each entity
     "Features of one event as of now, and the states that know it; `ValueError` when a state is damaged."
     after = stepper.run((t, tag, amount, -1, -1), [keys[c] for c in stepper.columns], states)
@@ -250,11 +343,11 @@ def step_event(
 # %% ../../nbs/06_features.ipynb #c034
 def step_label(
     stepper: Stepper,
-    t: int,               # time of the event that the label is about, UTC ms
-    tag: int,             # low 32 bits of that event's id key
-    label: int,           # 0 legitimate, 1 fraud, -1 unresolved again
-    previous: int,        # what was known before, another one: -1, 0 or 1
+    t: int,  # time of the event that the label is about, UTC ms
+    tag: int,  # low 32 bits of that event's id key
+    label: int,  # 0 legitimate, 1 fraud, -1 unresolved again
+    previous: int,  # what was known before, another one: -1, 0 or 1
     states: list[bytes],  # packed state of each entity of the event; b"" when unknown
-) -> list[bytes]:         # the states that know the label
+) -> list[bytes]:  # the states that know the label
     "States after a verdict became known; `ValueError` when a state is damaged."
     return stepper.run((t, tag, 0, label, previous), [0] * len(stepper.columns), states)

@@ -34,8 +34,21 @@ from ..data.ingest import BROKEN, FAR, beyond_clock, date_ms
 from ..events import EMPTY_TEXT, Clock, hasher, is_missing, missing_words, system_clock
 from ..features import aggregates as agg
 from ..features.table import FeatureTable, Stepper, step_event, step_label
-from .store import (Ask, Change, Entry, Fetched, Lot, Outcome, StoreDown, StoreLost, StoreSlow, encode_entry, event_key, label_key,
-                                  state_key)
+from fraud_poc.live.store import (
+    Ask,
+    Change,
+    Entry,
+    Fetched,
+    Lot,
+    Outcome,
+    StoreDown,
+    StoreLost,
+    StoreSlow,
+    encode_entry,
+    event_key,
+    label_key,
+    state_key,
+)
 from ..model import policy
 from ..model.bundle import Bundle, probability
 from ..model.evaluate import BANDS
@@ -45,12 +58,15 @@ from ..model.policy import ACTIONS
 MAX_TEXT = 512  # most characters of an identity
 INTEGERS = (-(2**63), 2**64 - 1)  # range of an identity that comes as a number
 
+
 class Field(NamedTuple):
     "One field of an order."
-    name: str       # column
-    part: str       # "time", "number" (a time in seconds or milliseconds), "amount" or "identity"
-    in_id: bool     # it is a piece of the id
+
+    name: str  # column
+    part: str  # "time", "number" (a time in seconds or milliseconds), "amount" or "identity"
+    in_id: bool  # it is a piece of the id
     optional: bool  # it may be null or empty
+
 
 def order_fields(
     settings: Settings,
@@ -59,23 +75,31 @@ def order_fields(
     columns, optional = settings.columns, settings.service.optional
     parts = {columns.amount: "amount", columns.time: "time" if columns.time_format == "iso" else "number"}
     names = dict.fromkeys([*columns.id, columns.time, columns.amount, *columns.hashed])
-    return [Field(name, parts.get(name, "identity"), name in columns.id, name in optional and name not in columns.id) for name in names]
+    return [
+        Field(name, parts.get(name, "identity"), name in columns.id, name in optional and name not in columns.id)
+        for name in names
+    ]
 
 # %% ../../nbs/18_decide.ipynb #c008
 class Problem(NamedTuple):
     "What is wrong with one field."
+
     name: str  # field; "" = the order as a whole
     msg: str
     type: str  # for programs, as FastAPI calls it
 
+
 class OrderError(ValueError):
     "An order that cannot be taken; `problems` says why."
+
     def __init__(self, problems: list[Problem]):
         self.problems = problems
         super().__init__("; ".join(f"{p.name}: {p.msg}" if p.name else p.msg for p in problems))
 
+
 class Conflict(ValueError):
     "Another order with the same id was taken before."
+
 
 class Refusal(Exception):
     "Inside this page: why a value cannot be taken, and its word for programs."
@@ -84,17 +108,22 @@ class Refusal(Exception):
 ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{1,9})?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?", re.ASCII)
 EPOCH, UTC_EPOCH = datetime(1970, 1, 1), datetime(1970, 1, 1, tzinfo=UTC)
 
+
 def iso_ms(
-    text: str,               # "2025-03-01T12:00:00+01:00"
-    zone: ZoneInfo | None,   # of times that carry none; None = UTC
-) -> int:                    # UTC ms; `Refusal` when it is no time, or does not exist in the zone
+    text: str,  # "2025-03-01T12:00:00+01:00"
+    zone: ZoneInfo | None,  # of times that carry none; None = UTC
+) -> int:  # UTC ms; `Refusal` when it is no time, or does not exist in the zone
     "Read an ISO date or time."
-    if not ISO.fullmatch(text): raise Refusal("time is not an ISO date or time", "datetime_parsing")
-    try: moment = datetime.fromisoformat(text)
-    except ValueError: raise Refusal("time is not an ISO date or time", "datetime_parsing") from None
+    if not ISO.fullmatch(text):
+        raise Refusal("time is not an ISO date or time", "datetime_parsing")
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Refusal("time is not an ISO date or time", "datetime_parsing") from None
     since = moment - (EPOCH if moment.tzinfo is None else UTC_EPOCH)
     ms = (since.days * 86_400_000_000 + since.seconds * 1_000_000 + since.microseconds + 500) // 1000
     return local_ms(ms, zone) if zone and moment.tzinfo is None else ms
+
 
 def local_ms(ms: int, zone: ZoneInfo) -> int:
     "Local milliseconds to UTC."
@@ -102,53 +131,75 @@ def local_ms(ms: int, zone: ZoneInfo) -> int:
         local = EPOCH + timedelta(seconds=ms // 1000)
         seconds = ms // 1000 - round(local.replace(tzinfo=zone).utcoffset().total_seconds())
         exists = datetime.fromtimestamp(seconds, zone).replace(tzinfo=None) == local
-    except (OverflowError, ValueError): raise Refusal("time is not an ISO date or time", "datetime_parsing") from None
-    if not exists: raise Refusal(f"time does not exist in {zone.key}: the clocks were put forward", "datetime_parsing")
+    except (OverflowError, ValueError):
+        raise Refusal("time is not an ISO date or time", "datetime_parsing") from None
+    if not exists:
+        raise Refusal(f"time does not exist in {zone.key}: the clocks were put forward", "datetime_parsing")
     return seconds * 1000 + ms % 1000
 
 # %% ../../nbs/18_decide.ipynb #c013
 def identity_text(
-    value: Any,      # text or a whole number
+    value: Any,  # text or a whole number
     optional: bool,  # a missing value is allowed
     missing: frozenset[str] = EMPTY_TEXT,  # texts that stand for one, from `events.missing_words`
-) -> str | None:     # None = missing
+) -> str | None:  # None = missing
     "An identity as text, as ingest makes it; `Refusal` says what is wrong."
     if type(value) is str:
         if not is_missing(value, missing):
-            if len(value) > MAX_TEXT: raise Refusal(f"text is longer than {MAX_TEXT} characters", "string_too_long")
-            if BROKEN in value or not (value.isascii() or encodes(value)): raise Refusal("text is not valid Unicode", "string_unicode")
+            if len(value) > MAX_TEXT:
+                raise Refusal(f"text is longer than {MAX_TEXT} characters", "string_too_long")
+            if BROKEN in value or not (value.isascii() or encodes(value)):
+                raise Refusal("text is not valid Unicode", "string_unicode")
             return value
     elif type(value) is int or type(value) is float and value.is_integer():
-        if not INTEGERS[0] <= value <= INTEGERS[1]: raise Refusal("number does not fit in 64 bits", "int_parsing_size")
-        if not is_missing(text := str(int(value)), missing): return text
-    elif value is not None: raise Refusal("input should be text or a whole number", "string_type")
-    if optional: return None
-    if value is None: raise Refusal("must not be null", "string_type")
+        if not INTEGERS[0] <= value <= INTEGERS[1]:
+            raise Refusal("number does not fit in 64 bits", "int_parsing_size")
+        if not is_missing(text := str(int(value)), missing):
+            return text
+    elif value is not None:
+        raise Refusal("input should be text or a whole number", "string_type")
+    if optional:
+        return None
+    if value is None:
+        raise Refusal("must not be null", "string_type")
     stands = "" if value == "" else f": {str(value)[:40]!r} stands for a missing value (columns.missing_values)"
     raise Refusal(f"must not be empty{stands}", "string_too_short")
 
+
 def encodes(text: str) -> bool:
     "Whether a text can be written as UTF-8: half of a surrogate pair cannot."
-    try: return bool(text.encode("utf-8"))
-    except UnicodeEncodeError: return False
+    try:
+        return bool(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
 
 def number_text(value: int | float) -> str:
     "A number that is a piece of the id, as ingest writes it."
-    if type(value) is int: return str(value)
-    return str(int(value)) if value.is_integer() and abs(value) < 2.0**53 else pa.scalar(value).cast(pa.string()).as_py()
+    if type(value) is int:
+        return str(value)
+    return (
+        str(int(value)) if value.is_integer() and abs(value) < 2.0**53 else pa.scalar(value).cast(pa.string()).as_py()
+    )
 
 # %% ../../nbs/18_decide.ipynb #c015
 def finite(
     value: Any,  # of a JSON document or a Python caller
-    what: str,   # "amount" or "time"
+    what: str,  # "amount" or "time"
 ) -> float:
     "A finite number; `Refusal` when it is something else."
-    if value is None: raise Refusal("must not be null", "float_type")
-    if type(value) is not float and type(value) is not int: raise Refusal("input should be a number", "float_type")
-    try: number = float(value)
-    except OverflowError: number = math.inf
-    if not math.isfinite(number): raise Refusal(f"{what} is not a finite number", "finite_number")
+    if value is None:
+        raise Refusal("must not be null", "float_type")
+    if type(value) is not float and type(value) is not int:
+        raise Refusal("input should be a number", "float_type")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise Refusal(f"{what} is not a finite number", "finite_number")
     return number
+
 
 def amount_units(
     value: Any,
@@ -156,30 +207,37 @@ def amount_units(
 ) -> int:  # minor units
     "Read an amount in major units; `Refusal` says what is wrong."
     number, limits = finite(value, "amount"), settings.limits
-    if number < limits.min_amount: raise Refusal(f"amount is below limits.min_amount ({limits.min_amount:g})", "greater_than_equal")
-    if number > limits.max_amount: raise Refusal(f"amount is above limits.max_amount ({limits.max_amount:g})", "less_than_equal")
+    if number < limits.min_amount:
+        raise Refusal(f"amount is below limits.min_amount ({limits.min_amount:g})", "greater_than_equal")
+    if number > limits.max_amount:
+        raise Refusal(f"amount is above limits.max_amount ({limits.max_amount:g})", "less_than_equal")
     units = round(number * 10**settings.columns.decimals)
-    if abs(units) > MAX_MINOR_UNITS: raise Refusal("amount is above 2**36 minor units", "less_than_equal")
+    if abs(units) > MAX_MINOR_UNITS:
+        raise Refusal("amount is above 2**36 minor units", "less_than_equal")
     return units
 
 # %% ../../nbs/18_decide.ipynb #c018
 class Event(msgspec.Struct, frozen=True, gc=False):
     "An order that was read."
+
     id: str
-    id_key: int           # uint64
-    time: int             # UTC ms
-    amount: int           # minor units
+    id_key: int  # uint64
+    time: int  # UTC ms
+    amount: int  # minor units
     keys: dict[str, int]  # entity or category -> uint64 key, 0 = missing; in the order of columns.hashed
-    body: bytes           # the order's fields as JSON
+    body: bytes  # the order's fields as JSON
+
 
 class Label(msgspec.Struct, frozen=True):
     "A verdict on an event."
-    id_key: int           # uint64, of the event
-    time: int             # of the event, UTC ms
-    known: int            # when the verdict was known, UTC ms
-    label: int            # 0 legitimate, 1 fraud, -1 unresolved again
-    previous: int         # what was known before, another one: -1, 0 or 1
+
+    id_key: int  # uint64, of the event
+    time: int  # of the event, UTC ms
+    known: int  # when the verdict was known, UTC ms
+    label: int  # 0 legitimate, 1 fraud, -1 unresolved again
+    previous: int  # what was known before, another one: -1, 0 or 1
     keys: dict[str, int]  # entity -> uint64 key of the event
+
 
 def digest_of(
     event: Event,
@@ -188,16 +246,19 @@ def digest_of(
     packed = _numbers(len(event.keys)).pack(event.time, event.amount, *event.keys.values())
     return hashlib.blake2b(packed, digest_size=16).digest()
 
+
 @cache
-def _numbers(keys: int) -> struct.Struct: return struct.Struct(f"<qq{keys}Q")
+def _numbers(keys: int) -> struct.Struct:
+    return struct.Struct(f"<qq{keys}Q")
 
 # %% ../../nbs/18_decide.ipynb #c020
 class OrderReader:
     "Reads orders of a domain."
+
     def __init__(
         self,
         settings: Settings,
-        secret: bytes,                       # of the keyed hashes, as `data.ingest.hash_secret` gives it
+        secret: bytes,  # of the keyed hashes, as `data.ingest.hash_secret` gives it
         clock: Clock = system_clock,
     ):
         self.settings, self.secret, self.clock, self.key_of = settings, secret, clock, hasher(secret)
@@ -212,11 +273,19 @@ class OrderReader:
         if field.part == "number":
             number = finite(value, "time") * (1000 if self.settings.columns.time_format == "epoch_s" else 1)
             ms = round(max(-FAR, min(FAR, number)))
-        elif type(value) is str: ms = iso_ms(value, self.zone)
-        else: raise Refusal("must not be null" if value is None else "input should be text with an ISO date or time", "datetime_type")
-        if ms < self.earliest: raise Refusal("time is before limits.earliest", "datetime_past")
-        if ms >= self.latest: raise Refusal("time is not before limits.latest", "datetime_future")
-        if ms > self.clock() + self.skew: raise Refusal(beyond_clock(self.settings), "datetime_future")
+        elif type(value) is str:
+            ms = iso_ms(value, self.zone)
+        else:
+            raise Refusal(
+                "must not be null" if value is None else "input should be text with an ISO date or time",
+                "datetime_type",
+            )
+        if ms < self.earliest:
+            raise Refusal("time is before limits.earliest", "datetime_past")
+        if ms >= self.latest:
+            raise Refusal("time is not before limits.latest", "datetime_future")
+        if ms > self.clock() + self.skew:
+            raise Refusal(beyond_clock(self.settings), "datetime_future")
         return ms
 
 # %% ../../nbs/18_decide.ipynb #c022
@@ -229,16 +298,23 @@ def read_values(
     for field, value in zip(reader.fields, values):
         name, part, in_id, optional = field
         try:
-            if part == "identity": texts[name] = identity_text(value, optional, reader.missing)
-            elif part == "amount": amount = amount_units(value, reader.settings)
-            else: when = reader.time_ms(field, value)
-            if in_id and part != "identity": texts[name] = value if type(value) is str else number_text(value)
-        except Refusal as error: problems.append(Problem(name, *error.args))
-    if problems: raise OrderError(problems)
+            if part == "identity":
+                texts[name] = identity_text(value, optional, reader.missing)
+            elif part == "amount":
+                amount = amount_units(value, reader.settings)
+            else:
+                when = reader.time_ms(field, value)
+            if in_id and part != "identity":
+                texts[name] = value if type(value) is str else number_text(value)
+        except Refusal as error:
+            problems.append(Problem(name, *error.args))
+    if problems:
+        raise OrderError(problems)
     columns, key_of = reader.settings.columns, reader.key_of
     ident = texts[columns.id[0]] if len(columns.id) == 1 else ":".join([texts[name] for name in columns.id])
     keys = {name: key_of(texts[name]) for name in columns.hashed}
     return Event(ident, key_of(ident), when, amount, keys, msgspec.json.encode(dict(zip(reader.names, values))))
+
 
 def read_dict(
     reader: OrderReader,
@@ -247,7 +323,8 @@ def read_dict(
     "Read an order by the names of its fields; `OrderError` names every field that is wrong, missing or unknown."
     problems = [Problem(name, "field is missing", "missing") for name in reader.names if name not in order]
     problems += [Problem(str(name), "no such field", "extra_forbidden") for name in order if name not in reader.names]
-    if not problems: return read_values(reader, [order[name] for name in reader.names])
+    if not problems:
+        return read_values(reader, [order[name] for name in reader.names])
     there = [field for field in reader.fields if field.name in order]
     raise OrderError([*problems, *value_problems(reader, there, [order[field.name] for field in there])])
 
@@ -257,85 +334,121 @@ def value_problems(reader: OrderReader, fields: list[Field], values: list[Any]) 
     problems = []
     for field, value in zip(fields, values):
         try:
-            if field.part == "identity": identity_text(value, field.optional, reader.missing)
-            elif field.part == "amount": amount_units(value, reader.settings)
-            else: reader.time_ms(field, value)
-        except Refusal as error: problems.append(Problem(field.name, *error.args))
+            if field.part == "identity":
+                identity_text(value, field.optional, reader.missing)
+            elif field.part == "amount":
+                amount_units(value, reader.settings)
+            else:
+                reader.time_ms(field, value)
+        except Refusal as error:
+            problems.append(Problem(field.name, *error.args))
     return problems
 
 # %% ../../nbs/18_decide.ipynb #c027
 PLACES = ("known", "new", "capped", "late", "too_late", "missing")  # what an answer says of an entity
 
+
 class Answer(msgspec.Struct):
     "What the service says of an order."
+
     id: str
-    score: float | None              # of the model, 0 to 1; None when degraded
-    probability: float | None        # of fraud, calibrated; likewise
-    band: str                        # "low", "medium" or "high"
-    action: str                      # "pass", "review" or "block"
-    expected_loss: float | None      # what passing is expected to cost, major units; None when degraded
+    score: float | None  # of the model, 0 to 1; None when degraded
+    probability: float | None  # of fraud, calibrated; likewise
+    band: str  # "low", "medium" or "high"
+    action: str  # "pass", "review" or "block"
+    expected_loss: float | None  # what passing is expected to cost, major units; None when degraded
     features: dict[str, float | None]  # what the model saw; None = not known
-    entities: dict[str, str]         # entity -> one of PLACES
-    model: str                       # hash of the bundle
-    policy: str                      # hash of the policy
-    feature_table: str               # hash of the feature table
-    position: int | None             # in the log; None when degraded
-    degraded: str | None = None      # why there is no score
-    known_before: bool = False       # this order was answered before, and this is that answer
-    stored: str = "yes"              # whether this request's decision is in the log: "yes", "no" or "unknown"
+    entities: dict[str, str]  # entity -> one of PLACES
+    model: str  # hash of the bundle
+    policy: str  # hash of the policy
+    feature_table: str  # hash of the feature table
+    position: int | None  # in the log; None when degraded
+    degraded: str | None = None  # why there is no score
+    known_before: bool = False  # this order was answered before, and this is that answer
+    stored: str = "yes"  # whether this request's decision is in the log: "yes", "no" or "unknown"
+
 
 @cache
 def place_of(
     flags: int,  # of an entity, as the fold gives them
-) -> str:        # one of PLACES: the most telling of what holds
+) -> str:  # one of PLACES: the most telling of what holds
     "Flags of an entity in a word."
-    if not flags: return "known"
-    for flag, word in ((agg.NO_ENTITY, "missing"), (agg.TOO_LATE, "too_late"), (agg.NEW, "new"), (agg.CAPPED, "capped")):
-        if flags & flag: return word
+    if not flags:
+        return "known"
+    for flag, word in (
+        (agg.NO_ENTITY, "missing"),
+        (agg.TOO_LATE, "too_late"),
+        (agg.NEW, "new"),
+        (agg.CAPPED, "capped"),
+    ):
+        if flags & flag:
+            return word
     return "late"
 
 # %% ../../nbs/18_decide.ipynb #c029
 RECORD = struct.Struct("<16s32s32s32sdddBBB")  # the fields of Record up to the action, and the number of entities
 
+
 class Record(NamedTuple):
     "A decision."
-    digest: bytes         # of the order, 16 bytes
-    model: bytes          # hash, 32 bytes
-    policy: bytes         # likewise
+
+    digest: bytes  # of the order, 16 bytes
+    model: bytes  # hash, 32 bytes
+    policy: bytes  # likewise
     feature_table: bytes  # likewise
     score: float
     probability: float
-    loss: float           # expected when it passes, major units
-    band: str             # one of BANDS
-    action: str           # one of ACTIONS
-    flags: bytes          # of each entity of the table
-    vector: np.ndarray    # (F,) float32
+    loss: float  # expected when it passes, major units
+    band: str  # one of BANDS
+    action: str  # one of ACTIONS
+    flags: bytes  # of each entity of the table
+    vector: np.ndarray  # (F,) float32
+
 
 def pack_record(record: Record) -> bytes:
     "A decision as bytes."
     numbers = BANDS.index(record.band), ACTIONS.index(record.action), len(record.flags)
     return b"".join((RECORD.pack(*record[:7], *numbers), record.flags, record.vector.tobytes()))
 
+
 def open_record(packed: bytes) -> Record:
     "A decision from its bytes; `ValueError` when they are none."
-    if len(packed) < RECORD.size: raise ValueError(f"the record of an order has {len(packed)} bytes: the store holds something else under its key")
+    if len(packed) < RECORD.size:
+        raise ValueError(
+            f"the record of an order has {len(packed)} bytes: the store holds something else under its key"
+        )
     *fields, risk, act, count = RECORD.unpack_from(packed)
-    flags, vector = packed[RECORD.size:RECORD.size + count], np.frombuffer(packed, np.float32, offset=RECORD.size + count)
+    flags, vector = (
+        packed[RECORD.size : RECORD.size + count],
+        np.frombuffer(packed, np.float32, offset=RECORD.size + count),
+    )
     return Record(*fields, BANDS[risk], ACTIONS[act], flags, vector)
 
 # %% ../../nbs/18_decide.ipynb #c031
 def answer_of(
     record: Record,
-    ident: str,           # id of the order
-    position: int,        # in the log
+    ident: str,  # id of the order
+    position: int,  # in the log
     table: FeatureTable,
 ) -> Answer:
     "The answer that a record stands for."
     ours = record.feature_table.hex() == table.hash
     entities = dict(zip([e.by for e in table.entities], map(place_of, record.flags))) if ours else {}
     features = named(table.names, record.vector) if ours else {}
-    return Answer(ident, record.score, record.probability, record.band, record.action, record.loss, features, entities, record.model.hex(),
-                  record.policy.hex(), record.feature_table.hex(), position)
+    return Answer(
+        ident,
+        record.score,
+        record.probability,
+        record.band,
+        record.action,
+        record.loss,
+        features,
+        entities,
+        record.model.hex(),
+        record.policy.hex(),
+        record.feature_table.hex(),
+        position,
+    )
 
 # %% ../../nbs/18_decide.ipynb #c033
 def named(names: list[str], vector: np.ndarray) -> dict[str, float | None]:
@@ -345,15 +458,18 @@ def named(names: list[str], vector: np.ndarray) -> dict[str, float | None]:
 # %% ../../nbs/18_decide.ipynb #c037
 class Watch:
     "Is told what an engine does; this one forgets it."
+
     def spent(self, part: str, seconds: float, orders: int = 1) -> None:
         "Time of a part of an order: fetch, step, model or commit; of so many orders the same."
 
     def count(self, what: str, which: str) -> None:
         "Something happened: an entity was not simply known, a commit failed, an answer was degraded."
 
+
 ATTEMPTS, LONGEST_PAUSE = 64, 0.008  # tries to commit one order; seconds
 REASONS = {StoreDown: "store_down", StoreSlow: "store_slow", StoreLost: "store_lost"}
 TROUBLES = tuple(REASONS)
+
 
 def reason_of(error: Exception) -> str:
     "Why an answer is degraded."
@@ -363,24 +479,28 @@ def reason_of(error: Exception) -> str:
 def keys_in(
     table: FeatureTable,
     keys: Mapping[str, int],  # entity -> uint64 key, 0 = missing
-    labels: bool = False,     # only entities that learn from labels
+    labels: bool = False,  # only entities that learn from labels
 ) -> tuple[list[int], list[bytes]]:  # their places in the table; keys for the store
     "Which states an event reads and writes."
     there = [e for e, entity in enumerate(table.entities) if keys[entity.by] and (entity.labels or not labels)]
     return there, [state_key(e, keys[table.entities[e].by]) for e in there]
 
+
 def spread(count: int, there: list[int], states: Sequence[bytes]) -> list[bytes]:
-    "States of some entities among those of all: b\"\" elsewhere."
+    'States of some entities among those of all: b"" elsewhere.'
     whole = [b""] * count
-    for e, state in zip(there, states): whole[e] = state
+    for e, state in zip(there, states):
+        whole[e] = state
     return whole
 
 # %% ../../nbs/18_decide.ipynb #c041
 def check_model(bundle: Bundle, table: FeatureTable) -> None:
     "`ValueError` when a model is of another feature table."
     if bundle.table_hash != table.hash:
-        raise ValueError(f"the model was trained on feature table {bundle.table_hash[:12]}, the settings make {table.hash[:12]}: "
-                         "train again, or put the features back")
+        raise ValueError(
+            f"the model was trained on feature table {bundle.table_hash[:12]}, the settings make {table.hash[:12]}: "
+            "train again, or put the features back"
+        )
 
 # %% ../../nbs/18_decide.ipynb #c043
 def degraded_band(
@@ -389,44 +509,69 @@ def degraded_band(
 ) -> str:
     "Band of an order of which nothing is known but its amount."
     service, scale = settings.service, 10**settings.columns.decimals
-    return "high" if amount >= service.degraded_high * scale else "medium" if amount >= service.degraded_medium * scale else "low"
+    return (
+        "high"
+        if amount >= service.degraded_high * scale
+        else "medium"
+        if amount >= service.degraded_medium * scale
+        else "low"
+    )
 
 # %% ../../nbs/18_decide.ipynb #c046
 class Equipped:
     "What deciding takes."
+
     def __init__(
         self,
         settings: Settings,
         table: FeatureTable,
         bundle: Bundle,
-        scorer: Any,                  # model.inference.Scorer, or what has its method `score`
-        store: Any,                   # live.store.Store
-        watch: Watch | None = None,   # is told what happens
+        scorer: Any,  # model.inference.Scorer, or what has its method `score`
+        store: Any,  # live.store.Store
+        watch: Watch | None = None,  # is told what happens
         chance: random.Random | None = None,  # draws the pauses between attempts
-        clock: Clock = system_clock,          # stamps the log's entries
+        clock: Clock = system_clock,  # stamps the log's entries
     ):
         check_model(bundle, table)
-        self.settings, self.table, self.bundle, self.scorer, self.store, self.clock = settings, table, bundle, scorer, store, clock
-        self.watch, self.chance, self.stepper, self.names = watch or Watch(), chance or random.Random(), Stepper(table), table.names
+        self.settings, self.table, self.bundle, self.scorer, self.store, self.clock = (
+            settings,
+            table,
+            bundle,
+            scorer,
+            store,
+            clock,
+        )
+        self.watch, self.chance, self.stepper, self.names = (
+            watch or Watch(),
+            chance or random.Random(),
+            Stepper(table),
+            table.names,
+        )
         self.entities = [entity.by for entity in table.entities]
         self.features = lambda vector: named(self.names, vector)  # how answers show a vector
         self.hashes = bytes.fromhex(bundle.hash), bytes.fromhex(bundle.policy.hash), bytes.fromhex(table.hash)
-        self.timeout, self.checked = duration_ms(settings.live.store_timeout) / 1000, False  # checked: that the store holds states of this table
+        self.timeout, self.checked = (
+            duration_ms(settings.live.store_timeout) / 1000,
+            False,
+        )  # checked: that the store holds states of this table
 
 # %% ../../nbs/18_decide.ipynb #c048
 class Engine(Equipped):
     "Decides orders and learns labels; one for each thread, since the step holds scratch space."
+
     async def decide(self, event: Event) -> Answer:
         "Decide an order; `Conflict` when another one had its id. Store troubles give a degraded answer."
         results = []
         await decide_all(self, [event], lambda _, result: results.append(result))
-        if isinstance(results[0], Exception): raise results[0]
+        if isinstance(results[0], Exception):
+            raise results[0]
         return results[0]
 
     async def learn(self, label: Label) -> int:  # its sequence number
         "Take a verdict in; the same one again changes nothing. Store troubles are raised."
         seq = await attempts(self, lambda: learn_once(self, label))
-        if seq is None: raise StoreSlow("other writers were faster each time: send the label again")
+        if seq is None:
+            raise StoreSlow("other writers were faster each time: send the label again")
         return seq
 
     async def find(self, ident: str, id_key: int) -> Answer | None:
@@ -438,26 +583,39 @@ class Engine(Equipped):
 async def decide_all(
     engine: Engine,
     events: Sequence[Event],
-    answered: Callable[[int, Answer | Exception], None],  # called once for each event: its place, and its answer or what stands against it
+    answered: Callable[
+        [int, Answer | Exception], None
+    ],  # called once for each event: its place, and its answer or what stands against it
 ) -> None:
     "Decide orders."
     left = list(range(len(events)))
-    if not events: return
+    if not events:
+        return
+
     async def attempt() -> bool | None:
         nonlocal left
         left = await decide_once(engine, events, left, answered)
         return True if not left else None
+
     try:
-        if await attempts(engine, attempt): return
+        if await attempts(engine, attempt):
+            return
         reason = "contended"
-    except TROUBLES as error: reason = reason_of(error)
-    for place in left: answered(place, degraded(engine, events[place], reason))  # what was tried before was refused, so nothing is stored
+    except TROUBLES as error:
+        reason = reason_of(error)
+    for place in left:
+        answered(
+            place, degraded(engine, events[place], reason)
+        )  # what was tried before was refused, so nothing is stored
 
 # %% ../../nbs/18_decide.ipynb #c052
-async def decide_once(engine: Engine, events: Sequence[Event], places: list[int], answered: Callable[[int, Answer | Exception], None]) -> list[int]:
+async def decide_once(
+    engine: Engine, events: Sequence[Event], places: list[int], answered: Callable[[int, Answer | Exception], None]
+) -> list[int]:
     "Fetch, step, score, commit; the places of those that must be tried again, since states were changed meanwhile."
     start = time.perf_counter()
-    if not engine.checked: await check_table(engine)
+    if not engine.checked:
+        await check_table(engine)
     asked = [asking(engine.table, events[place]) for place in places]
     lot = await engine.store.lot([ask for ask, _ in asked])
     engine.watch.spent("fetch", time.perf_counter() - start, len(places))
@@ -465,22 +623,34 @@ async def decide_once(engine: Engine, events: Sequence[Event], places: list[int]
     for place, (ask, there) in zip(places, asked):
         try:
             found = lot.found(ask)
-            if found is None: left.append(place)
-            elif found.record is not None: answered(place, repeated(engine, events[place], found.record, found.seq))
-            else: sent.append((place, *put(engine, lot, events[place], ask, there, found, start)))
-        except Exception as error: answered(place, told(engine, events[place], error, "no"))
-    if not sent: return left
+            if found is None:
+                left.append(place)
+            elif found.record is not None:
+                answered(place, repeated(engine, events[place], found.record, found.seq))
+            else:
+                sent.append((place, *put(engine, lot, events[place], ask, there, found, start)))
+        except Exception as error:
+            answered(place, told(engine, events[place], error, "no"))
+    if not sent:
+        return left
     put_places, answers, *spans = zip(*sent)
-    for part, seconds in zip(("step", "model"), spans): engine.watch.spent(part, sum(seconds) / len(sent), len(sent))
+    for part, seconds in zip(("step", "model"), spans):
+        engine.watch.spent(part, sum(seconds) / len(sent), len(sent))
     begun = time.perf_counter()
-    try: outcomes = await lot.outcomes()
-    except TROUBLES as error: outcomes = [error] * len(sent)
+    try:
+        outcomes = await lot.outcomes()
+    except TROUBLES as error:
+        outcomes = [error] * len(sent)
     engine.watch.spent("commit", time.perf_counter() - begun, len(sent))
     for place, answer, outcome in zip(put_places, answers, outcomes):
-        try: result = settled(engine, events[place], answer, outcome)
-        except Exception as error: result = told(engine, events[place], error, "unknown")
-        if result is None: left.append(place)
-        else: answered(place, result)
+        try:
+            result = settled(engine, events[place], answer, outcome)
+        except Exception as error:
+            result = told(engine, events[place], error, "unknown")
+        if result is None:
+            left.append(place)
+        else:
+            answered(place, result)
     return sorted(left)
 
 # %% ../../nbs/18_decide.ipynb #c054
@@ -489,7 +659,10 @@ def asking(table: FeatureTable, event: Event) -> tuple[Ask, list[int]]:
     there, keys = keys_in(table, event.keys)
     return Ask(event_key(event.id_key), keys), there
 
-def put(engine: Engine, lot: Lot, event: Event, ask: Ask, there: list[int], found: Fetched, start: float) -> tuple[Answer, float, float]:
+
+def put(
+    engine: Engine, lot: Lot, event: Event, ask: Ask, there: list[int], found: Fetched, start: float
+) -> tuple[Answer, float, float]:
     "Step, score, and put the change: the answer without its position, and the seconds of the step and of the rest."
     begun = time.perf_counter()
     vector, flags, states = stepped(engine, event, there, found.states)
@@ -498,31 +671,46 @@ def put(engine: Engine, lot: Lot, event: Event, ask: Ask, there: list[int], foun
     lot.put(Change(ask.record_key, record, ask.keys, found.tokens, states, entry))
     return answer, done - begun, time.perf_counter() - done
 
+
 def told(engine: Engine, event: Event, error: Exception, stored: str) -> Answer | Exception:
     "What an order is told of an error that concerns it alone: troubles of the store give an answer by its amount, and `stored`."
     return degraded(engine, event, reason_of(error), stored) if isinstance(error, TROUBLES) else error
 
+
 def settled(engine: Engine, event: Event, answer: Answer, outcome: Outcome | Exception) -> Answer | Conflict | None:
     "What an order is told after its commit; None when it must be tried again."
-    if isinstance(outcome, Exception): raise outcome
-    if outcome.kind == "known": return repeated(engine, event, outcome.record, outcome.seq)
-    if outcome.kind != "accepted": return missed(engine, outcome.kind)
+    if isinstance(outcome, Exception):
+        raise outcome
+    if outcome.kind == "known":
+        return repeated(engine, event, outcome.record, outcome.seq)
+    if outcome.kind != "accepted":
+        return missed(engine, outcome.kind)
     for word in answer.entities.values():
-        if word != "known": engine.watch.count("entity", word)
-    answer.position, answer.stored = outcome.seq, "no" if outcome.seq is None else "yes"  # None: a store that writes nothing
+        if word != "known":
+            engine.watch.count("entity", word)
+    answer.position, answer.stored = (
+        outcome.seq,
+        "no" if outcome.seq is None else "yes",
+    )  # None: a store that writes nothing
     return answer
 
 # %% ../../nbs/18_decide.ipynb #c056
 def stepped(
     engine: Engine,
     event: Event,
-    there: list[int],      # places of the entities that are not missing
-    states: list[bytes],   # theirs
-) -> tuple[np.ndarray, list[int], list[bytes]]:  # (F,) float32; flags of all entities; new states of those, b"" = leave alone
+    there: list[int],  # places of the entities that are not missing
+    states: list[bytes],  # theirs
+) -> tuple[
+    np.ndarray, list[int], list[bytes]
+]:  # (F,) float32; flags of all entities; new states of those, b"" = leave alone
     "Features of an event, and the states that know it."
     whole = spread(len(engine.table.entities), there, states)
-    try: vector, flags, after = step_event(engine.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole)
-    except ValueError as error: raise StoreLost(f"a state cannot be read: {error}") from error
+    try:
+        vector, flags, after = step_event(
+            engine.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole
+        )
+    except ValueError as error:
+        raise StoreLost(f"a state cannot be read: {error}") from error
     return vector, flags, [b"" if after[e] == whole[e] else after[e] for e in there]
 
 # %% ../../nbs/18_decide.ipynb #c058
@@ -530,8 +718,8 @@ def decided(
     engine: Engine,
     event: Event,
     vector: np.ndarray,  # (F,) float32
-    flags: list[int],    # of each entity
-    start: float,        # when the order was received, by time.perf_counter
+    flags: list[int],  # of each entity
+    start: float,  # when the order was received, by time.perf_counter
 ) -> tuple[Answer, bytes, bytes]:  # without position; the record; the log entry
     "Score, probability, band and action of a vector, and what the store shall keep of them."
     bundle, table = engine.bundle, engine.table
@@ -539,10 +727,34 @@ def decided(
     likely = probability(bundle.calibration, score)
     action, risk, loss = policy.decide(bundle.policy, likely, event.amount)
     entities = dict(zip(engine.entities, map(place_of, flags)))
-    answer = Answer(event.id, score, likely, risk, action, loss, engine.features(vector), entities, bundle.hash, bundle.policy.hash, table.hash, None)
-    record = pack_record(Record(digest_of(event), *engine.hashes, score, likely, loss, risk, action, bytes(flags), vector))
-    entry = Entry("event", event.time, event.id_key, tuple(event.keys.values()), amount=event.amount, decision=record, body=event.body,
-                  at=engine.clock(), took=int((time.perf_counter() - start) * 1e6))
+    answer = Answer(
+        event.id,
+        score,
+        likely,
+        risk,
+        action,
+        loss,
+        engine.features(vector),
+        entities,
+        bundle.hash,
+        bundle.policy.hash,
+        table.hash,
+        None,
+    )
+    record = pack_record(
+        Record(digest_of(event), *engine.hashes, score, likely, loss, risk, action, bytes(flags), vector)
+    )
+    entry = Entry(
+        "event",
+        event.time,
+        event.id_key,
+        tuple(event.keys.values()),
+        amount=event.amount,
+        decision=record,
+        body=event.body,
+        at=engine.clock(),
+        took=int((time.perf_counter() - start) * 1e6),
+    )
     return answer, record, encode_entry(entry)
 
 # %% ../../nbs/18_decide.ipynb #c060
@@ -557,47 +769,87 @@ def repeated(engine: Engine, event: Event, record: bytes, seq: int) -> Answer | 
     answer.known_before = True
     return answer
 
+
 def missed(engine: Engine, kind: str) -> None:
     "Note a commit that was refused."
     engine.watch.count("commit", kind)
-    if kind == "moved": engine.checked = False
+    if kind == "moved":
+        engine.checked = False
+
 
 async def check_table(engine: Engine) -> None:
     "`StoreLost` when the store holds states of another feature table, which this engine cannot read."
     found = (await engine.store.meta()).table_hash
     if found not in ("", engine.table.hash):
-        raise StoreLost(f"the store was filled for feature table {found[:12]}, this process serves {engine.table.hash[:12]}: "
-                        "run `fraud-poc prepare-db`, or serve with the settings that filled the store")
+        raise StoreLost(
+            f"the store was filled for feature table {found[:12]}, this process serves {engine.table.hash[:12]}: "
+            "run `fraud-poc prepare-db`, or serve with the settings that filled the store"
+        )
     engine.checked = True
 
+
 def degraded(engine: Engine, event: Event, reason: str, stored: str = "no") -> Answer:
-    "An answer by amount alone. `stored` is \"unknown\" when the decision was sent to the store and its outcome was not heard."
+    'An answer by amount alone. `stored` is "unknown" when the decision was sent to the store and its outcome was not heard.'
     engine.watch.count("degraded", reason)
-    if stored == "unknown": engine.watch.count("uncertain", reason)
+    if stored == "unknown":
+        engine.watch.count("uncertain", reason)
     risk, bundle = degraded_band(event.amount, engine.settings), engine.bundle
-    return Answer(event.id, None, None, risk, ACTIONS[BANDS.index(risk)], None, {}, {}, bundle.hash, bundle.policy.hash, engine.table.hash,
-                  None, reason, stored=stored)
+    return Answer(
+        event.id,
+        None,
+        None,
+        risk,
+        ACTIONS[BANDS.index(risk)],
+        None,
+        {},
+        {},
+        bundle.hash,
+        bundle.policy.hash,
+        engine.table.hash,
+        None,
+        reason,
+        stored=stored,
+    )
 
 # %% ../../nbs/18_decide.ipynb #c062
 async def attempts(engine: Engine, attempt: Callable[[], Any]) -> Any:
     "What an attempt gives, tried again while it gives None; None when too many failed or time is up."
     until = time.monotonic() + engine.timeout
     for number in range(ATTEMPTS):
-        if number: await asyncio.sleep(engine.chance.uniform(0, min(0.0005 * 2**number, LONGEST_PAUSE)))
-        if number and time.monotonic() > until: break
-        if (result := await attempt()) is not None: return result
+        if number:
+            await asyncio.sleep(engine.chance.uniform(0, min(0.0005 * 2**number, LONGEST_PAUSE)))
+        if number and time.monotonic() > until:
+            break
+        if (result := await attempt()) is not None:
+            return result
     return None
+
 
 async def learn_once(engine: Engine, label: Label) -> int | None:
     "Fetch, step, commit a verdict; None when the states were changed meanwhile."
-    if not engine.checked: await check_table(engine)
-    table, record_key = engine.table, label_key(label.id_key, label.known) + bytes([label.label & 255, label.previous + 1])
+    if not engine.checked:
+        await check_table(engine)
+    table, record_key = (
+        engine.table,
+        label_key(label.id_key, label.known) + bytes([label.label & 255, label.previous + 1]),
+    )
     there, keys = keys_in(table, label.keys, labels=True)
     found = await engine.store.fetch(record_key, keys)
-    if found.record is not None: return found.seq
+    if found.record is not None:
+        return found.seq
     whole = spread(len(table.entities), there, found.states)
     after = step_label(engine.stepper, label.time, label.id_key & 0xFFFFFFFF, label.label, label.previous, whole)
     states = [b"" if after[e] == whole[e] else after[e] for e in there]
-    entry = Entry("label", label.time, label.id_key, tuple(label.keys.values()), label=label.label, previous=label.previous, known=label.known)
-    outcome = await engine.store.commit(Change(record_key, bytes([label.label & 255]), keys, found.tokens, states, encode_entry(entry)))
+    entry = Entry(
+        "label",
+        label.time,
+        label.id_key,
+        tuple(label.keys.values()),
+        label=label.label,
+        previous=label.previous,
+        known=label.known,
+    )
+    outcome = await engine.store.commit(
+        Change(record_key, bytes([label.label & 255]), keys, found.tokens, states, encode_entry(entry))
+    )
     return outcome.seq if outcome.kind in ("accepted", "known") else missed(engine, outcome.kind)

@@ -17,13 +17,12 @@ __all__ = ['SOURCES', 'Told', 'MOST', 'MAX_NOTE', 'FIELDS', 'BACK', 'AT_ONCE', '
 import asyncio
 import csv
 import hashlib
-import io
 import itertools
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -38,48 +37,114 @@ import pyarrow.parquet as pq
 # %% ../../nbs/19_labels.ipynb #c004
 from ..config import Settings, duration_ms
 from ..data.files import Progress, write_json, write_parquet
-from ..data.ingest import LOG, beyond_clock, hash_secret, part_path, read_manifest, read_part, read_waiting, working_folder
-from ..data.ingest import write_part, write_waiting
-from ..events import COMMAND_LINE, FRAUD, UNRESOLVED, WAITED, Actor, Clock, LabelReader, checked_text, event_schema, is_missing, key_of
-from ..events import label_schema, missing_words, system_clock, text_of, yes_or_no
-from ..features.table import FeatureTable, Stepper, build_table, step_label
-from .decide import MAX_TEXT, Field, OrderError, OrderReader, Problem, Refusal, Watch, attempts, check_table, encodes, identity_text
-from .decide import keys_in, missed, number_text, order_fields, spread
+from fraud_poc.data.ingest import (
+    LOG,
+    beyond_clock,
+    hash_secret,
+    part_path,
+    read_manifest,
+    read_part,
+    read_waiting,
+    working_folder,
+    write_part,
+    write_waiting,
+)
+from fraud_poc.events import (
+    COMMAND_LINE,
+    FRAUD,
+    UNRESOLVED,
+    WAITED,
+    Actor,
+    Clock,
+    LabelReader,
+    checked_text,
+    event_schema,
+    is_missing,
+    key_of,
+    label_schema,
+    missing_words,
+    system_clock,
+    text_of,
+    yes_or_no,
+)
+from ..features.table import Stepper, build_table, step_label
+from fraud_poc.live.decide import (
+    Field,
+    OrderError,
+    OrderReader,
+    Problem,
+    Refusal,
+    Watch,
+    attempts,
+    check_table,
+    encodes,
+    identity_text,
+    keys_in,
+    missed,
+    number_text,
+    order_fields,
+    spread,
+)
 from .load import Found, gap, ledger_key, look, mark_of
-from .store import Change, Client, Entry, Meta, Names, StoreDown, StoreLost, StoreSlow, decode_entry, decode_waiting, encode_entry
-from .store import ASSERT, RETRACT, Assertion, decode_assertion, event_key, open_store
+from fraud_poc.live.store import (
+    ASSERT,
+    RETRACT,
+    Assertion,
+    Change,
+    Client,
+    Entry,
+    Meta,
+    Names,
+    StoreDown,
+    StoreLost,
+    StoreSlow,
+    decode_assertion,
+    decode_entry,
+    decode_waiting,
+    encode_entry,
+    event_key,
+    open_store,
+)
 
 # %% ../../nbs/19_labels.ipynb #c006
 SOURCES = ("chargeback", "analyst", "customer", "rule")
 
+
 class Statement(msgspec.Struct, frozen=True):
     "What somebody says of an order."
-    order: str                # its id
+
+    order: str  # its id
     fraud: bool
-    source: str               # one of SOURCES
+    source: str  # one of SOURCES
     known: int | None = None  # when that was known, UTC ms; None = now
     note: str = ""
-    by: Actor = Actor()       # who asserts it
-    time: int | None = None   # of the order, UTC ms; None = of those with this id the newest that `known` can be about
+    by: Actor = Actor()  # who asserts it
+    time: int | None = None  # of the order, UTC ms; None = of those with this id the newest that `known` can be about
+
 
 class Retraction(msgspec.Struct, frozen=True):
     "Takes an assertion back, as if it had not been made."
-    order: str           # its id
-    retracts: int        # sequence number of the assertion in the log
+
+    order: str  # its id
+    retracts: int  # sequence number of the assertion in the log
     note: str = ""
     by: Actor = Actor()  # who takes it back
 
+
 Told = Statement | Retraction
+
 
 class Said(msgspec.Struct, frozen=True):
     "What came of a statement or a retraction."
-    order: str            # its id
-    label: int            # effective now: 0 legitimate, 1 fraud, -1 unresolved
-    source: str           # whose assertion that label follows from; "" = unresolved
-    previous: int         # before it
+
+    order: str  # its id
+    label: int  # effective now: 0 legitimate, 1 fraud, -1 unresolved
+    source: str  # whose assertion that label follows from; "" = unresolved
+    previous: int  # before it
     position: int | None  # in the log, to retract it by; None when it was said so long ago that this is forgotten
-    changed: bool         # the label
-    known_before: bool    # the same was said before, and nothing was done
+    changed: bool  # the label
+    known_before: bool  # the same was said before, and nothing was done
+
 
 class UnknownOrder(ValueError):
     "There is no order with this id in the live log or in the batch log."
@@ -87,48 +152,63 @@ class UnknownOrder(ValueError):
 # %% ../../nbs/19_labels.ipynb #c008
 MOST = 64  # statements in a ledger; the log has all
 
+
 class Ledger(msgspec.Struct, array_like=True, frozen=True):
     "What was said of an order."
-    label: int = UNRESOLVED                      # what the states were told last
-    said: tuple[tuple[int, int, int], ...] = ()  # those that stand: place of the source in SOURCES, label, known (UTC ms)
-    gone: tuple[tuple[int, int, int], ...] = ()  # those that were retracted, so that a late repeat does not bring one back
+
+    label: int = UNRESOLVED  # what the states were told last
+    said: tuple[
+        tuple[int, int, int], ...
+    ] = ()  # those that stand: place of the source in SOURCES, label, known (UTC ms)
+    gone: tuple[
+        tuple[int, int, int], ...
+    ] = ()  # those that were retracted, so that a late repeat does not bring one back
+
 
 def pack_ledger(ledger: Ledger) -> bytes:
     "A ledger as bytes (MessagePack)."
     return msgspec.msgpack.encode(ledger)
 
+
 def open_ledger(data: bytes) -> Ledger:
     "A ledger from bytes; `StoreLost` when they are none."
-    try: return msgspec.msgpack.decode(data, type=Ledger)
-    except msgspec.MsgspecError as error: raise StoreLost(f"a ledger cannot be read: {error}") from None
+    try:
+        return msgspec.msgpack.decode(data, type=Ledger)
+    except msgspec.MsgspecError as error:
+        raise StoreLost(f"a ledger cannot be read: {error}") from None
 
 # %% ../../nbs/19_labels.ipynb #c010
 def newest_of(
     said: Iterable[tuple[int, int, int]],  # source, label, known, as in a ledger
-) -> dict[int, int]:                       # source -> place of the statement that counts
+) -> dict[int, int]:  # source -> place of the statement that counts
     "What counts of each source."
     newest, when = {}, {}
     for place, (source, _, known) in enumerate(said):
-        if known >= when.get(source, known): newest[source], when[source] = place, known
+        if known >= when.get(source, known):
+            newest[source], when[source] = place, known
     return newest
+
 
 def determining(
     said: tuple[tuple[int, int, int], ...],  # as in a ledger
-    priority: list[str],                     # labels.priority: whose word counts most comes first
-) -> tuple[int, int, int] | None:            # None when nothing stands
+    priority: list[str],  # labels.priority: whose word counts most comes first
+) -> tuple[int, int, int] | None:  # None when nothing stands
     "The assertion from which the label follows."
     newest = newest_of(said)
     return next((said[newest[source]] for source in map(SOURCES.index, priority) if source in newest), None)
+
 
 def effective(said: tuple[tuple[int, int, int], ...], priority: list[str]) -> int:  # -1, 0 or 1
     "The label that follows from assertions."
     found = determining(said, priority)
     return UNRESOLVED if found is None else found[1]
 
+
 def source_of(ledger: Ledger, priority: list[str]) -> str:
-    "The source whose assertion the label follows from; \"\" when none stands."
+    'The source whose assertion the label follows from; "" when none stands.'
     found = determining(ledger.said, priority)
     return "" if found is None else SOURCES[found[0]]
+
 
 def extended(ledger: Ledger, item: tuple[int, int, int], priority: list[str]) -> Ledger:
     "A ledger with one more statement; beyond MOST the oldest that does not count goes."
@@ -136,8 +216,9 @@ def extended(ledger: Ledger, item: tuple[int, int, int], priority: list[str]) ->
     if len(said) > MOST:
         counting = set(newest_of(said).values())
         gone = next(place for place in range(len(said)) if place not in counting)
-        said = said[:gone] + said[gone + 1:]
+        said = said[:gone] + said[gone + 1 :]
     return Ledger(effective(said, priority), said, ledger.gone)
+
 
 def without(ledger: Ledger, item: tuple[int, int, int], priority: list[str]) -> Ledger:
     "A ledger from which an assertion was taken back."
@@ -147,24 +228,32 @@ def without(ledger: Ledger, item: tuple[int, int, int], priority: list[str]) -> 
 # %% ../../nbs/19_labels.ipynb #c014
 class Order(NamedTuple):
     "An order that statements may be about."
-    time: int                # UTC ms
-    keys: dict[str, int]     # entity -> uint64 key, 0 = missing
-    ledger: Ledger           # what was said of it before the live log began
-    assertions: Mapping[int, tuple[int, int, int]] = MappingProxyType({})  # those before the live log, by sequence number, as in a ledger
+
+    time: int  # UTC ms
+    keys: dict[str, int]  # entity -> uint64 key, 0 = missing
+    ledger: Ledger  # what was said of it before the live log began
+    assertions: Mapping[int, tuple[int, int, int]] = MappingProxyType(
+        {}
+    )  # those before the live log, by sequence number, as in a ledger
+
 
 class Collected(NamedTuple):
     "Orders of the batch log that were looked up for several statements at once."
-    meta: Meta                     # what the store was filled with
-    orders: dict[int, list[Order]] # as `find_in_log` gives them
+
+    meta: Meta  # what the store was filled with
+    orders: dict[int, list[Order]]  # as `find_in_log` gives them
+
 
 def rows_of(folder: Path, kind: str, name: str, wanted: pa.Array, columns: list[str]) -> list[dict]:
     "Rows of a part of the log whose id key is wanted, times in ms."
     hit = pc.is_in(read_part(folder, kind, name, ["id_key"])["id_key"], value_set=wanted)
-    if not pc.any(hit).as_py(): return []
+    if not pc.any(hit).as_py():
+        return []
     there = pq.read_schema(part_path(folder, kind, name)).names  # statements of older logs lack some
     found = read_part(folder, kind, name, ["id_key", *[column for column in columns if column in there]]).filter(hit)
     for place, field in enumerate(found.schema):
-        if pa.types.is_timestamp(field.type): found = found.set_column(place, field.name, found[field.name].cast(pa.int64()))
+        if pa.types.is_timestamp(field.type):
+            found = found.set_column(place, field.name, found[field.name].cast(pa.int64()))
     return found.to_pylist()
 
 # %% ../../nbs/19_labels.ipynb #c015
@@ -173,12 +262,17 @@ def collected_rows(settings: Settings, id_keys: Iterable[int], before: int, epoc
     wanted, names = pa.array(sorted(set(id_keys)), pa.uint64()), [f"{name}_key" for name in settings.columns.entities]
     own, events, said, last, newest = SOURCES.index(settings.labels.source), {}, {}, {}, {}
     for part in read_manifest(settings.batch.folder)["parts"]:
-        if part["first_seq"] >= before and part.get("live") != epoch: continue  # came from a file after the store was filled
+        if part["first_seq"] >= before and part.get("live") != epoch:
+            continue  # came from a file after the store was filled
         read = lambda kind, columns: rows_of(settings.batch.folder, kind, part["name"], wanted, columns)
         for row in read("events", ["time", *names]):
             events[row["id_key"], row["time"]] = row
             newest[row["id_key"]] = row["time"]
-        for row in read("statements", ["seq", "time", "said", "source", "known", "kind", "retracts"]) if part.get("statements") else []:
+        for row in (
+            read("statements", ["seq", "time", "said", "source", "known", "kind", "retracts"])
+            if part.get("statements")
+            else []
+        ):
             item = SOURCES.index(row["source"]), row["said"], row["known"]
             about = row["id_key"], row.get("time", newest.get(row["id_key"]))  # statements of older logs have no time
             said.setdefault(about, {})[row["seq"]] = row["retracts"] if row.get("kind") == RETRACT else item
@@ -188,14 +282,16 @@ def collected_rows(settings: Settings, id_keys: Iterable[int], before: int, epoc
             last[about] = row["label"]
     return events, said, last
 
+
 def find_in_log(
     settings: Settings,
     id_keys: Iterable[int],  # of orders
-    before: int,             # sequence number at which the live log began
-    epoch: str = "",         # of the live log, of which parts may be collected
-) -> dict[int, list[Order]]: # by id key, the newest last
+    before: int,  # sequence number at which the live log began
+    epoch: str = "",  # of the live log, of which parts may be collected
+) -> dict[int, list[Order]]:  # by id key, the newest last
     "Orders of the batch log, with what was asserted of them; `ValueError` when a part is damaged."
-    if not (settings.batch.folder / LOG / "manifest.json").exists(): return {}
+    if not (settings.batch.folder / LOG / "manifest.json").exists():
+        return {}
     (events, said, last), found = collected_rows(settings, id_keys, before, epoch), {}
     for about, row in events.items():
         ledger, told = Ledger(), dict(sorted(said.get(about, {}).items()))
@@ -211,33 +307,55 @@ def find_in_log(
 # %% ../../nbs/19_labels.ipynb #c017
 class Learner:
     "What statements need of an engine, where there is no model."
+
     def __init__(self, settings: Settings, store: Any, clock: Clock = system_clock):  # store: live.store.Store
-        self.settings, self.table, self.store, self.watch, self.chance = settings, build_table(settings), store, Watch(), np.random.default_rng()
+        self.settings, self.table, self.store, self.watch, self.chance = (
+            settings,
+            build_table(settings),
+            store,
+            Watch(),
+            np.random.default_rng(),
+        )
         self.clock = clock
-        self.stepper, self.timeout, self.checked = Stepper(self.table), duration_ms(settings.live.store_timeout) / 1000, False
+        self.stepper, self.timeout, self.checked = (
+            Stepper(self.table),
+            duration_ms(settings.live.store_timeout) / 1000,
+            False,
+        )
 
 # %% ../../nbs/19_labels.ipynb #n007
 async def entry_at(store: Any, seq: int) -> Entry | None:
     "The entry of the live log with a sequence number; None when it is not there."
     return next((decode_entry(data) for found, data in await store.entries(seq - 1, 1) if found == seq), None)
 
+
 async def find_live(store: Any, entities: list[str], id_key: int, first: int) -> Order | None:
     "An order in the live log, from a sequence number on; None when it is not there, or not remembered."
     found = await store.fetch(event_key(id_key), [])
-    if found.record is None or found.seq < first: return None
+    if found.record is None or found.seq < first:
+        return None
     entry = await entry_at(store, found.seq)
     return Order(entry.time, dict(zip(entities, entry.keys)), Ledger()) if entry and entry.kind == "event" else None
 
+
 async def time_meant(store: Any, told: Told, id_key: int) -> int | None:
     "The time of the order that is meant, where that is known: from the entry that is taken back, or as it was given."
-    if isinstance(told, Statement): return told.time
+    if isinstance(told, Statement):
+        return told.time
     entry = await entry_at(store, told.retracts)
     return entry.time if entry and entry.kind == "label" and entry.id_key == id_key else None
 
+
 def may_mean(told: Told, order: Order, time: int | None) -> bool:
     "Whether an order with the id can be meant."
-    if time is not None: return order.time == time
-    return told.retracts in order.assertions if isinstance(told, Retraction) else told.known is None or order.time <= told.known
+    if time is not None:
+        return order.time == time
+    return (
+        told.retracts in order.assertions
+        if isinstance(told, Retraction)
+        else told.known is None or order.time <= told.known
+    )
+
 
 async def find_order(
     engine: Any,
@@ -250,8 +368,11 @@ async def find_order(
     meta = collected.meta if collected else await engine.store.meta()
     first, time = meta.base["next_seq"], await time_meant(engine.store, told, id_key)
     live = await find_live(engine.store, settings.columns.entities, id_key, first)
-    if live and may_mean(told, live, time): return live
-    found = collected.orders if collected else await asyncio.to_thread(find_in_log, settings, [id_key], first, meta.epoch)
+    if live and may_mean(told, live, time):
+        return live
+    found = (
+        collected.orders if collected else await asyncio.to_thread(find_in_log, settings, [id_key], first, meta.epoch)
+    )
     orders = [*found.get(id_key, []), *([live] if live else [])]
     meant = [order for order in orders if may_mean(told, order, time)]
     return meant[-1] if meant else orders[-1] if orders and time is None else None
@@ -259,80 +380,121 @@ async def find_order(
 # %% ../../nbs/19_labels.ipynb #c019
 MAX_NOTE = 2_000  # characters
 
+
 def check_statement(settings: Settings, statement: Told, order: Order, now: int) -> None:
     "`OrderError` when a statement or a retraction cannot be right."
     problems, known = [], getattr(statement, "known", None)
     if isinstance(statement, Statement) and statement.source not in SOURCES:
         problems.append(Problem("source", f"input should be one of {', '.join(SOURCES)}", "literal_error"))
-    try: checked_text(statement.note, MAX_NOTE)
-    except ValueError as error: problems.append(Problem("note", str(error), "string_pattern"))
+    try:
+        checked_text(statement.note, MAX_NOTE)
+    except ValueError as error:
+        problems.append(Problem("note", str(error), "string_pattern"))
     if known is not None and known < order.time:
-        problems.append(Problem("known", "time is before the order's own: nothing could be known of it yet", "datetime_past"))
+        problems.append(
+            Problem("known", "time is before the order's own: nothing could be known of it yet", "datetime_past")
+        )
     if known is not None and known > now + duration_ms(settings.live.future_skew):
         problems.append(Problem("known", beyond_clock(settings), "datetime_future"))
-    if problems: raise OrderError(problems)
+    if problems:
+        raise OrderError(problems)
 
 # %% ../../nbs/19_labels.ipynb #c021
 def was_said(ledger: Ledger, source: int, label: int, known: int | None) -> bool:
     "Whether a ledger has, or had, a statement."
-    if known is not None: return (source, label, known) in ledger.said or (source, label, known) in ledger.gone
+    if known is not None:
+        return (source, label, known) in ledger.said or (source, label, known) in ledger.gone
     newest = newest_of(ledger.said)
     return source in newest and ledger.said[newest[source]][1] == label
+
 
 def known_now(ledger: Ledger, source: int, label: int, earliest: int) -> int:  # UTC ms
     "When that is known which a source asserts now, at the earliest at a given time: not before what it asserted already."
     known = max([earliest, *[when for one, _, when in ledger.said if one == source]])
-    while was_said(ledger, source, label, known): known += 1
+    while was_said(ledger, source, label, known):
+        known += 1
     return known
+
 
 def said_key(id_key: int, source: int, label: int, known: int) -> bytes:
     "Record key of a statement: `s` and 18 bytes."
     return b"s" + id_key.to_bytes(8, "little") + known.to_bytes(8, "little", signed=True) + bytes([source, label])
 
+
 def retraction_key(id_key: int, retracts: int) -> bytes:
     "Record key of a retraction: `t` and 16 bytes."
     return b"t" + id_key.to_bytes(8, "little") + retracts.to_bytes(8, "little")
 
-def entry_of(told: Told, item: tuple[int, int, int], id_key: int, order: Order, previous: int, ledger: Ledger, now: int) -> Entry:
+
+def entry_of(
+    told: Told, item: tuple[int, int, int], id_key: int, order: Order, previous: int, ledger: Ledger, now: int
+) -> Entry:
     "A statement or a retraction of an item for the log, with the ledger as it is after it."
     source, label, known = item
     kind, retracts = (RETRACT, told.retracts) if isinstance(told, Retraction) else (ASSERT, None)
-    if kind == RETRACT: known = max(now, order.time + 1, known)
+    if kind == RETRACT:
+        known = max(now, order.time + 1, known)
     body = Assertion(told.order, label, SOURCES[source], told.note, told.by.name, kind, told.by.kind, retracts)
-    return Entry("label", order.time, id_key, tuple(order.keys.values()), label=ledger.label, previous=previous, known=known,
-                 decision=pack_ledger(ledger), body=msgspec.json.encode(body), at=now)
+    return Entry(
+        "label",
+        order.time,
+        id_key,
+        tuple(order.keys.values()),
+        label=ledger.label,
+        previous=previous,
+        known=known,
+        decision=pack_ledger(ledger),
+        body=msgspec.json.encode(body),
+        at=now,
+    )
 
 # %% ../../nbs/19_labels.ipynb #a002
-async def assertion_at(engine: Any, settings: Settings, told: Retraction, id_key: int, order: Order) -> tuple[int, int, int]:
+async def assertion_at(
+    engine: Any, settings: Settings, told: Retraction, id_key: int, order: Order
+) -> tuple[int, int, int]:
     "What stands at the place that a retraction names, as in a ledger; `OrderError` when it is no assertion on this order."
-    if told.retracts in order.assertions: return order.assertions[told.retracts]
+    if told.retracts in order.assertions:
+        return order.assertions[told.retracts]
     entry = await entry_at(engine.store, told.retracts)
     if entry and entry.kind == "label" and (entry.id_key, entry.time) == (id_key, order.time) and entry.body:
         body = decode_assertion(entry.body)
-        if body.kind == ASSERT: return SOURCES.index(body.source), body.said, entry.known
-    raise OrderError([Problem("retracts", f"no assertion on this order has number {told.retracts} in the log", "not_found")])
+        if body.kind == ASSERT:
+            return SOURCES.index(body.source), body.said, entry.known
+    raise OrderError(
+        [Problem("retracts", f"no assertion on this order has number {told.retracts} in the log", "not_found")]
+    )
+
 
 async def position_of(engine: Any, id_key: int, order: Order, item: tuple[int, int, int]) -> int | None:
     "The sequence number of an assertion; None when it is not remembered."
     found = await engine.store.fetch(said_key(id_key, *item), [])
-    if found.record is not None: return found.seq
+    if found.record is not None:
+        return found.seq
     return next((seq for seq, one in order.assertions.items() if one == item), None)
 
 # %% ../../nbs/19_labels.ipynb #c023
-def learned(engine: Any, id_key: int, order: Order, label: int, previous: int, there: list[int], states: list[bytes]) -> list[bytes]:
-    "States of an order's entities that know its new label; b\"\" = as it was."
+def learned(
+    engine: Any, id_key: int, order: Order, label: int, previous: int, there: list[int], states: list[bytes]
+) -> list[bytes]:
+    'States of an order\'s entities that know its new label; b"" = as it was.'
     whole = spread(len(engine.table.entities), there, states)
-    try: after = step_label(engine.stepper, order.time, id_key & 0xFFFFFFFF, label, previous, whole)
-    except ValueError as error: raise StoreLost(f"a state cannot be read: {error}") from error
+    try:
+        after = step_label(engine.stepper, order.time, id_key & 0xFFFFFFFF, label, previous, whole)
+    except ValueError as error:
+        raise StoreLost(f"a state cannot be read: {error}") from error
     return [b"" if after[e] == whole[e] else after[e] for e in there]
 
 # %% ../../nbs/19_labels.ipynb #b002
 def is_news(told: Told, ledger: Ledger, item: tuple[int, int, int], fresh: bool) -> bool:
     "Whether a statement or a retraction changes a ledger. `fresh`: one without a time does, also when its source says the same already."
-    if isinstance(told, Retraction): return item not in ledger.gone
+    if isinstance(told, Retraction):
+        return item not in ledger.gone
     return told.known is None and fresh or not was_said(ledger, *item[:2], told.known)
 
-async def planned(engine: Any, settings: Settings, told: Told, id_key: int, order: Order, now: int) -> tuple[bytes, tuple]:
+
+async def planned(
+    engine: Any, settings: Settings, told: Told, id_key: int, order: Order, now: int
+) -> tuple[bytes, tuple]:
     "Record key and item of a statement or a retraction, as far as they are known before the ledger is; `OrderError` for what cannot be."
     check_statement(settings, told, order, now)
     if isinstance(told, Retraction):
@@ -340,17 +502,27 @@ async def planned(engine: Any, settings: Settings, told: Told, id_key: int, orde
     item = SOURCES.index(told.source), int(told.fraud), max(now, order.time + 1) if told.known is None else told.known
     return said_key(id_key, *item), item
 
-async def say_once(engine: Any, settings: Settings, told: Told, id_key: int, order: Order, now: int, fresh: bool) -> Said | str:
+
+async def say_once(
+    engine: Any, settings: Settings, told: Told, id_key: int, order: Order, now: int, fresh: bool
+) -> Said | str:
     "Fetch, decide, commit; says why when the commit was not taken."
-    (record_key, item), (there, keys) = await planned(engine, settings, told, id_key, order, now), keys_in(engine.table, order.keys, labels=True)
+    (record_key, item), (there, keys) = (
+        await planned(engine, settings, told, id_key, order, now),
+        keys_in(engine.table, order.keys, labels=True),
+    )
     found = await engine.store.fetch(record_key, [ledger_key(id_key, order.time), *keys])
     before, asserts = open_ledger(found.states[0]) if found.states[0] else order.ledger, isinstance(told, Statement)
     priority, open_time = settings.labels.priority, asserts and told.known is None
     again = Said(told.order, before.label, source_of(before, priority), before.label, found.seq, False, True)
-    if found.record is not None and not open_time: return again
+    if found.record is not None and not open_time:
+        return again
     if not is_news(told, before, item, fresh):
-        if open_time: item = before.said[newest_of(before.said)[item[0]]]
-        return msgspec.structs.replace(again, position=await position_of(engine, id_key, order, item) if asserts else None)
+        if open_time:
+            item = before.said[newest_of(before.said)[item[0]]]
+        return msgspec.structs.replace(
+            again, position=await position_of(engine, id_key, order, item) if asserts else None
+        )
     if open_time:
         item = *item[:2], known_now(before, *item)
         record_key = said_key(id_key, *item)
@@ -359,83 +531,129 @@ async def say_once(engine: Any, settings: Settings, told: Told, id_key: int, ord
     states = learned(engine, id_key, order, after.label, before.label, there, found.states[1:]) if changed else []
     entry = encode_entry(entry_of(told, item, id_key, order, before.label, after, now))
     kept = slice(1 + len(states))
-    change = Change(record_key, b"", [ledger_key(id_key, order.time), *keys][kept], found.tokens[kept], [pack_ledger(after), *states], entry)
+    change = Change(
+        record_key,
+        b"",
+        [ledger_key(id_key, order.time), *keys][kept],
+        found.tokens[kept],
+        [pack_ledger(after), *states],
+        entry,
+    )
     outcome = await engine.store.commit(change)
-    if outcome.kind == "known": return msgspec.structs.replace(again, position=outcome.seq)
-    if outcome.kind != "accepted": return outcome.kind
+    if outcome.kind == "known":
+        return msgspec.structs.replace(again, position=outcome.seq)
+    if outcome.kind != "accepted":
+        return outcome.kind
     return Said(told.order, after.label, source_of(after, priority), before.label, outcome.seq, changed, False)
 
 # %% ../../nbs/19_labels.ipynb #c025
 def unknown(settings: Settings, statement: Told) -> UnknownOrder:
     "The error that names an order nobody knows."
-    return UnknownOrder(f"no order {statement.order[:80]!r} in the batch log, and none is remembered that came in live in the last "
-                        f"{settings.live.same_id_for} (`fraud-poc collect` brings those to the batch log, which is searched too)")
+    return UnknownOrder(
+        f"no order {statement.order[:80]!r} in the batch log, and none is remembered that came in live in the last "
+        f"{settings.live.same_id_for} (`fraud-poc collect` brings those to the batch log, which is searched too)"
+    )
+
 
 async def say(
-    engine: Any,                 # live.decide.Engine, or a Learner
+    engine: Any,  # live.decide.Engine, or a Learner
     settings: Settings,
-    secret: bytes,               # of the keyed hashes
+    secret: bytes,  # of the keyed hashes
     statement: Told,
-    now: int | None = None,      # UTC ms; None = by the engine's clock
+    now: int | None = None,  # UTC ms; None = by the engine's clock
     collected: Collected | None = None,  # None = to be looked up
-    fresh: bool = False,         # a statement without a time is taken, also when its source says the same already
+    fresh: bool = False,  # a statement without a time is taken, also when its source says the same already
 ) -> Said:
     "Take a statement in, or one back; `UnknownOrder` and `OrderError` reject it. After store troubles say it again: it is never taken twice."
     id_key, now, order = key_of(statement.order, secret), engine.clock() if now is None else now, None
+
     async def once() -> Said | None:
         nonlocal collected, order
-        if not engine.checked: await check_table(engine)
+        if not engine.checked:
+            await check_table(engine)
         order = order or await find_order(engine, settings, statement, id_key, collected)
-        if order is None: raise unknown(settings, statement)
+        if order is None:
+            raise unknown(settings, statement)
         result = await say_once(engine, settings, statement, id_key, order, now, fresh)
-        if not isinstance(result, str): return result
-        if result == "moved": collected = order = None
+        if not isinstance(result, str):
+            return result
+        if result == "moved":
+            collected = order = None
         return missed(engine, result)
-    if (result := await attempts(engine, once)) is None: raise StoreSlow("other writers were faster each time: say it again")
+
+    if (result := await attempts(engine, once)) is None:
+        raise StoreSlow("other writers were faster each time: say it again")
     return result
 
 # %% ../../nbs/19_labels.ipynb #c034
-FIELDS = {"order": True, "fraud": True, "source": True, "known": False, "note": False}  # of a statement; True = it must be there
+FIELDS = {
+    "order": True,
+    "fraud": True,
+    "source": True,
+    "known": False,
+    "note": False,
+}  # of a statement; True = it must be there
 BACK = {"order": True, "retracts": True, "note": False}  # of a retraction
+
 
 def known_field(settings: Settings) -> Field:
     "The time of a statement, which is read as the time of an order is."
     return Field("known", "time" if settings.columns.time_format == "iso" else "number", False, True)
 
+
 def read_field(reader: OrderReader, name: str, value: Any) -> Any:
     "One field of a statement; `Refusal` says what is wrong."
-    if name == "order": return identity_text(value, False, reader.missing)
-    if name == "known": return None if value is None else reader.time_ms(known_field(reader.settings), value)
+    if name == "order":
+        return identity_text(value, False, reader.missing)
+    if name == "known":
+        return None if value is None else reader.time_ms(known_field(reader.settings), value)
     if name == "fraud":
-        if type(value) is bool: return value
-        raise Refusal(f"input should be true or false, not {str(value)[:40]!r}: other words for yes and no are read in files only", "bool_type")
+        if type(value) is bool:
+            return value
+        raise Refusal(
+            f"input should be true or false, not {str(value)[:40]!r}: other words for yes and no are read in files only",
+            "bool_type",
+        )
     if name == "retracts":
-        if type(value) is float and value.is_integer(): value = int(value)
-        if type(value) is not int or not 0 <= value < 2**63: raise Refusal("input should be the sequence number of an assertion", "int_type")
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise Refusal("input should be the sequence number of an assertion", "int_type")
         return value
-    if type(value) is not str: raise Refusal("input should be text", "string_type")
-    if not encodes(value) and value: raise Refusal("text is not valid Unicode", "string_unicode")
+    if type(value) is not str:
+        raise Refusal("input should be text", "string_type")
+    if not encodes(value) and value:
+        raise Refusal("text is not valid Unicode", "string_unicode")
     if name == "note":
-        try: return checked_text(value, MAX_NOTE)
-        except ValueError as error: raise Refusal(str(error), "string_pattern") from None
-    if name == "source" and value not in SOURCES: raise Refusal(f"input should be one of {', '.join(SOURCES)}", "literal_error")
+        try:
+            return checked_text(value, MAX_NOTE)
+        except ValueError as error:
+            raise Refusal(str(error), "string_pattern") from None
+    if name == "source" and value not in SOURCES:
+        raise Refusal(f"input should be one of {', '.join(SOURCES)}", "literal_error")
     return value
 
 # %% ../../nbs/19_labels.ipynb #c035
 def read_statement(
     reader: OrderReader,
     given: Mapping[str, Any],  # field -> value
-    by: Actor = Actor(),       # who says it
-) -> Told:   # a retraction when there is a field `retracts`
+    by: Actor = Actor(),  # who says it
+) -> Told:  # a retraction when there is a field `retracts`
     "A statement or a retraction from its fields; `OrderError` names every field that is wrong, missing or unknown."
     fields, kind = (BACK, Retraction) if "retracts" in given else (FIELDS, Statement)
-    problems, values = [Problem(name, "field is missing", "missing") for name, must in fields.items() if must and name not in given], {}
+    problems, values = (
+        [Problem(name, "field is missing", "missing") for name, must in fields.items() if must and name not in given],
+        {},
+    )
     for name, value in given.items():
         try:
-            if name not in fields: raise Refusal("no such field" + " in a retraction" * (name in FIELDS), "extra_forbidden")
+            if name not in fields:
+                raise Refusal("no such field" + " in a retraction" * (name in FIELDS), "extra_forbidden")
             values[name] = read_field(reader, name, value)
-        except Refusal as error: problems.append(Problem(str(name), *error.args))
-    if problems: raise OrderError(problems)
+        except Refusal as error:
+            problems.append(Problem(str(name), *error.args))
+    if problems:
+        raise OrderError(problems)
     return kind(**values, by=by)
 
 # %% ../../nbs/19_labels.ipynb #c038
@@ -444,28 +662,37 @@ def file_rows(
 ) -> Iterator[tuple[int, dict | str]]:  # number of the row, from 1; its columns, or what is wrong with it
     "Rows of a file of statements; `OSError` or `ValueError` when it cannot be read."
     if place.endswith((".parquet", ".pq")):
-        try: tables = pq.ParquetFile(place).iter_batches(10_000)
-        except pa.ArrowException as error: raise ValueError(f"{place} is not a Parquet file: {error}") from None
+        try:
+            tables = pq.ParquetFile(place).iter_batches(10_000)
+        except pa.ArrowException as error:
+            raise ValueError(f"{place} is not a Parquet file: {error}") from None
         yield from enumerate((row for table in tables for row in table.to_pylist()), 1)
         return
-    with open(place, encoding="utf-8-sig", newline="") if place != "-" else suppress() as handle:
-        lines = iter(handle or sys.stdin)
+    with open(place, encoding="utf-8-sig", newline="") if place != "-" else nullcontext(sys.stdin) as handle:
+        lines = iter(handle)
         head = next((line for line in lines if line.strip()), "")
         if head.lstrip().startswith("{"):
             yield from enumerate((json_row(line) for line in itertools.chain([head], lines) if line.strip()), 1)
         else:
             for number, row in enumerate(csv.DictReader(itertools.chain([head], lines)), 1):
-                yield number, "the row has more or fewer fields than the head" if None in row or None in row.values() else row
+                yield (
+                    number,
+                    "the row has more or fewer fields than the head" if None in row or None in row.values() else row,
+                )
+
 
 def json_row(line: str) -> dict | str:
     "An object from a line, or what is wrong with it."
-    try: found = json.loads(line)
-    except ValueError as error: return f"JSON is broken: {error}"
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        return f"JSON is broken: {error}"
     return found if isinstance(found, dict) else "input should be an object with the fields of a statement"
 
 # %% ../../nbs/19_labels.ipynb #c040
 class RowReader:
     "Reads the values of rows of a file as `ingest` does."
+
     def __init__(self, settings: Settings):
         self.settings, self.missing = settings, missing_words(settings.columns)
         self.labels, self.plain = LabelReader(settings.labels, self.missing), yes_or_no(self.missing)
@@ -480,42 +707,62 @@ class RowReader:
         name = "fraud" if "fraud" in row else self.settings.labels.column
         plain = name != self.settings.labels.column
         found, _ = (self.plain if plain else self.labels).of(row.get(name))
-        if found is not None: return None if found == UNRESOLVED else found == FRAUD
+        if found is not None:
+            return None if found == UNRESOLVED else found == FRAUD
         lists = "neither yes nor no: write true or false, yes or no, 1 or 0"
-        if not plain: lists = "in none of labels.fraud_values, labels.legitimate_values and labels.unresolved_values: write one of these, or list it"
+        if not plain:
+            lists = "in none of labels.fraud_values, labels.legitimate_values and labels.unresolved_values: write one of these, or list it"
         raise Refusal(f"{str(row[name])[:40]!r} is {lists}", "label")
+
 
 def moment_of(rows: RowReader, row: dict) -> Any:
     "When it was known, as orders write it; None when the row does not say."
     settings, value = rows.settings, rows.given(row, "known", rows.settings.labels.time_column)
-    if isinstance(value, datetime): return value.isoformat() if settings.columns.time_format == "iso" else value
-    if value is None: return None
-    if settings.columns.time_format == "iso" or type(value) is not str: return value
-    try: return float(value)
-    except ValueError: return value
+    if isinstance(value, datetime):
+        return value.isoformat() if settings.columns.time_format == "iso" else value
+    if value is None:
+        return None
+    if settings.columns.time_format == "iso" or type(value) is not str:
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 # %% ../../nbs/19_labels.ipynb #c041
 def as_fields(rows: RowReader, row: dict) -> dict[str, Any]:
     "The fields of a statement in a row of a file, those that are not there left out; `OrderError` when its label is in no list."
     settings = rows.settings
     ids, fields = [row.get(name) for name in settings.columns.id], {}
-    if "order" in row: fields["order"] = row["order"]
-    elif len(ids) == 1 and ids[0] is not None: fields["order"] = ids[0]
+    if "order" in row:
+        fields["order"] = row["order"]
+    elif len(ids) == 1 and ids[0] is not None:
+        fields["order"] = ids[0]
     elif all(rows.given(row, name) is not None for name in settings.columns.id):
         fields["order"] = ":".join(number_text(value) if type(value) in (int, float) else str(value) for value in ids)
-    try: label = rows.label(row)
-    except Refusal as error: raise OrderError([Problem("fraud" if "fraud" in row else settings.labels.column, *error.args)]) from None
-    if label is not None: fields["fraud"] = label
+    try:
+        label = rows.label(row)
+    except Refusal as error:
+        raise OrderError([Problem("fraud" if "fraud" in row else settings.labels.column, *error.args)]) from None
+    if label is not None:
+        fields["fraud"] = label
     fields |= {"source": rows.given(row, "source") or settings.labels.source, "known": moment_of(rows, row)}
     fields["note"] = "" if text_of(row.get("note")) is None else row["note"]  # what people type is kept as it is
-    if rows.given(row, "retracts") is None: return fields
+    if rows.given(row, "retracts") is None:
+        return fields
     return as_retraction(rows, row, fields)
+
 
 def as_retraction(rows: RowReader, row: dict, fields: dict[str, Any]) -> dict[str, Any]:
     "The fields of a retraction in a row of a file, with what does not belong to one, where the row has it."
     text = str(row["retracts"]).strip()
-    own = {name: value for name, value in fields.items() if name in ("order", "fraud", "note") or rows.given(row, name) is not None}
+    own = {
+        name: value
+        for name, value in fields.items()
+        if name in ("order", "fraud", "note") or rows.given(row, name) is not None
+    }
     return own | {"retracts": int(text) if text.isascii() and text.isdigit() else row["retracts"]}
+
 
 def file_statements(
     settings: Settings,
@@ -527,50 +774,72 @@ def file_statements(
     rows = RowReader(settings)
     for number, row in file_rows(place):
         try:
-            if isinstance(row, str): raise OrderError([Problem("", row, "row")])
+            if isinstance(row, str):
+                raise OrderError([Problem("", row, "row")])
             fields = as_fields(rows, row)
             says = not {"fraud", "retracts"}.isdisjoint(fields) or not {"fraud", settings.labels.column} & row.keys()
             yield number, read_statement(reader, fields, by) if says else None
-        except OrderError as error: yield number, error.problems
+        except OrderError as error:
+            yield number, error.problems
 
 # %% ../../nbs/19_labels.ipynb #c043
 AT_ONCE, LOT = 16, 5_000  # orders that are spoken of at once; rows at a time
+
 
 async def say_lot(
     engine: Any,
     settings: Settings,
     secret: bytes,
     lot: list[tuple[int, Told]],  # numbered
-    now: int | None = None,            # UTC ms; None = by the engine's clock
+    now: int | None = None,  # UTC ms; None = by the engine's clock
 ) -> list[tuple[int, Said | list[Problem]]]:  # by number
     "What came of some statements; store troubles are raised when all that could be said is said."
     groups, gate, meta = {}, asyncio.Semaphore(AT_ONCE), await engine.store.meta()
-    for number, statement in lot: groups.setdefault(key_of(statement.order, secret), []).append((number, statement))
-    collected = Collected(meta, await asyncio.to_thread(find_in_log, settings, groups, meta.base["next_seq"], meta.epoch))
+    for number, statement in lot:
+        groups.setdefault(key_of(statement.order, secret), []).append((number, statement))
+    collected = Collected(
+        meta, await asyncio.to_thread(find_in_log, settings, groups, meta.base["next_seq"], meta.epoch)
+    )
+
     async def one(statements: list) -> list:
-        async with gate: return [(number, await say_or_tell(engine, settings, secret, told, now, collected)) for number, told in statements]
+        async with gate:
+            return [
+                (number, await say_or_tell(engine, settings, secret, told, now, collected))
+                for number, told in statements
+            ]
+
     found = await asyncio.gather(*map(one, groups.values()), return_exceptions=True)
     for error in found:
-        if isinstance(error, BaseException): raise error
+        if isinstance(error, BaseException):
+            raise error
     return sorted(sum(found, []), key=lambda pair: pair[0])
 
+
 async def say_or_tell(
-    engine: Any, settings: Settings, secret: bytes, statement: Told, now: int | None, collected: Collected,
+    engine: Any,
+    settings: Settings,
+    secret: bytes,
+    statement: Told,
+    now: int | None,
+    collected: Collected,
 ) -> Said | list[Problem]:
     "What came of a statement, or what is wrong with it."
-    try: return await say(engine, settings, secret, statement, now, collected)
-    except UnknownOrder as error: return [Problem("order", str(error), "not_found")]
-    except OrderError as error: return error.problems
+    try:
+        return await say(engine, settings, secret, statement, now, collected)
+    except UnknownOrder as error:
+        return [Problem("order", str(error), "not_found")]
+    except OrderError as error:
+        return error.problems
 
 # %% ../../nbs/19_labels.ipynb #c044
 async def say_file(
     settings: Settings,
-    url: str,                # of the store
-    place: str,              # a file; "-" = standard input
+    url: str,  # of the store
+    place: str,  # a file; "-" = standard input
     complain: Callable[[int, Problem], Any],  # is told of each row that is refused, from 1
     by: Actor = Actor(COMMAND_LINE),
     progress: Progress | None = None,
-) -> dict:                   # rows, statements, frauds among them, changed, known_before, unresolved, refused, note, reasons of refusal
+) -> dict:  # rows, statements, frauds among them, changed, known_before, unresolved, refused, note, reasons of refusal
     "Take the statements of a file in; store troubles are raised, and the same file can be given again."
     patient = settings.model_copy(update={"live": settings.live.model_copy(update={"store_timeout": "30s"})})
     secret, told, reasons = hash_secret(settings.batch.folder), Counter(), Counter()
@@ -588,14 +857,24 @@ async def say_file(
             taken = {number for number, result in done if isinstance(result, Said)}
             told.update(frauds=sum(item.fraud for number, item in lot if number in taken))
             told.update(rows=len(lot), unresolved=sum(item is None for _, item in lot))
-            if progress: progress(told["rows"], 0)
+            if progress:
+                progress(told["rows"], 0)
     names = ("rows", "statements", "frauds", "changed", "known_before", "unresolved", "refused")
-    note = f"no fraud: none of {told['statements']:,} statements says fraud" if told["statements"] and not told["frauds"] else ""
+    note = (
+        f"no fraud: none of {told['statements']:,} statements says fraud"
+        if told["statements"] and not told["frauds"]
+        else ""
+    )
     return {name: told[name] for name in names} | {"note": note, "reasons": dict(sorted(reasons.items()))}
+
 
 def count_of(result: Said | list[Problem]) -> dict[str, int]:
     "What a result adds to the summary."
-    return {"refused": 1} if isinstance(result, list) else {"statements": 1, "changed": result.changed, "known_before": result.known_before}
+    return (
+        {"refused": 1}
+        if isinstance(result, list)
+        else {"statements": 1, "changed": result.changed, "known_before": result.known_before}
+    )
 
 # %% ../../nbs/19_labels.ipynb #n002
 async def enter_due(engine: Any, settings: Settings, secret: bytes, now: int) -> dict:  # now: UTC ms
@@ -603,7 +882,10 @@ async def enter_due(engine: Any, settings: Settings, secret: bytes, now: int) ->
     entered, rejected = 0, set()
     while due := [data for data in await engine.store.due(now, LOT + len(rejected)) if data not in rejected]:
         labels = [decode_waiting(data) for data in due]
-        statements = [Statement(one.order, bool(one.label), settings.labels.source, one.known, "", Actor(WAITED), one.time) for one in labels]
+        statements = [
+            Statement(one.order, bool(one.label), settings.labels.source, one.known, "", Actor(WAITED), one.time)
+            for one in labels
+        ]
         results = await say_lot(engine, settings, secret, list(enumerate(statements)), now)
         done = {due[number] for number, result in results if isinstance(result, Said)}
         await engine.store.remove_waiting(sorted(done))
@@ -611,17 +893,34 @@ async def enter_due(engine: Any, settings: Settings, secret: bytes, now: int) ->
     return {"entered": entered, "rejected": len(rejected)}
 
 # %% ../../nbs/19_labels.ipynb #c046
-STATEMENTS = pa.schema([("seq", pa.int64()), ("id", pa.string()), ("id_key", pa.uint64()), ("time", pa.int64()), ("said", pa.int8()),
-                        ("source", pa.string()), ("known", pa.int64()), ("note", pa.string()), ("by", pa.string()), ("kind", pa.string()),
-                        ("actor", pa.string()), ("retracts", pa.int64()), ("noted", pa.int64())])  # noted: by our clock, UTC ms
+STATEMENTS = pa.schema(
+    [
+        ("seq", pa.int64()),
+        ("id", pa.string()),
+        ("id_key", pa.uint64()),
+        ("time", pa.int64()),
+        ("said", pa.int8()),
+        ("source", pa.string()),
+        ("known", pa.int64()),
+        ("note", pa.string()),
+        ("by", pa.string()),
+        ("kind", pa.string()),
+        ("actor", pa.string()),
+        ("retracts", pa.int64()),
+        ("noted", pa.int64()),
+    ]
+)  # noted: by our clock, UTC ms
+
 
 def texts_of(settings: Settings, body: bytes) -> tuple[str, dict[str, str | None]]:
     "Id and raw texts of an order, from its fields as they were sent; empty when they were removed."
     fields, texts = msgspec.json.decode(body) if body else {}, {}
     for field in order_fields(settings):
         value = fields.get(field.name)
-        if field.part == "identity": texts[field.name] = identity_text(value, True)
-        else: texts[field.name] = value if value is None or type(value) is str else number_text(value)
+        if field.part == "identity":
+            texts[field.name] = identity_text(value, True)
+        else:
+            texts[field.name] = value if value is None or type(value) is str else number_text(value)
     ident = [texts[name] for name in settings.columns.id]
     return "" if None in ident else ":".join(ident), texts
 
@@ -630,15 +929,21 @@ def event_rows(settings: Settings, secret: bytes, numbered: list[tuple[int, Entr
     "Events of the live log as rows of the batch log; `ValueError` when another secret hashed them."
     columns, rows = settings.columns, []
     for seq, entry in numbered:
-        if entry.kind != "event": continue
+        if entry.kind != "event":
+            continue
         ident, texts = texts_of(settings, entry.body)
         if ident and key_of(ident, secret) != entry.id_key:
-            raise ValueError(f"entry {seq} of the live log was hashed with another secret than {settings.batch.folder / 'hash_secret'}: "
-                             "bring that one back")
-        rows.append({"seq": seq, "id": ident, "id_key": entry.id_key, "time": entry.time, columns.amount: entry.amount}
-                    | {name: texts[name] if key else None for name, key in zip(columns.hashed, entry.keys)}
-                    | {f"{name}_key": key for name, key in zip(columns.hashed, entry.keys)})
+            raise ValueError(
+                f"entry {seq} of the live log was hashed with another secret than {settings.batch.folder / 'hash_secret'}: "
+                "bring that one back"
+            )
+        rows.append(
+            {"seq": seq, "id": ident, "id_key": entry.id_key, "time": entry.time, columns.amount: entry.amount}
+            | {name: texts[name] if key else None for name, key in zip(columns.hashed, entry.keys)}
+            | {f"{name}_key": key for name, key in zip(columns.hashed, entry.keys)}
+        )
     return typed(rows, event_schema(columns))
+
 
 def typed(rows: list[dict], schema: pa.Schema) -> pa.Table:
     "Rows with the types of the log; times come as ms."
@@ -650,36 +955,62 @@ def label_rows(settings: Settings, numbered: list[tuple[int, Entry]]) -> tuple[p
     "Labels that changed, and all statements, as rows of the batch log."
     labels, statements = [], []
     for seq, entry in numbered:
-        if entry.kind != "label": continue
+        if entry.kind != "label":
+            continue
         body = decode_assertion(entry.body)
         shared = {"seq": seq, "id": body.order, "id_key": entry.id_key, "time": entry.time, "known": entry.known}
-        if entry.body: statements.append(msgspec.structs.asdict(body) | shared | {"noted": entry.at})
+        if entry.body:
+            statements.append(msgspec.structs.asdict(body) | shared | {"noted": entry.at})
         if entry.label != entry.previous:
-            labels.append(shared | {"label": entry.label, "previous": entry.previous}
-                          | {f"{name}_key": key for name, key in zip(settings.columns.entities, entry.keys)})
+            labels.append(
+                shared
+                | {"label": entry.label, "previous": entry.previous}
+                | {f"{name}_key": key for name, key in zip(settings.columns.entities, entry.keys)}
+            )
     return typed(labels, label_schema(settings.columns)), pa.Table.from_pylist(statements, STATEMENTS)
 
 # %% ../../nbs/19_labels.ipynb #c050
 def own_parts(settings: Settings, found: Found, parts: list[dict], drop: bool) -> list[dict]:
     "Parts of the batch log that belong to a live log; `ValueError` when there are others, unless they shall be dropped."
-    if found.meta is None: raise ValueError("the store was never filled, or has lost everything: there is no live log. Run `fraud-poc prepare-db`")
+    if found.meta is None:
+        raise ValueError(
+            "the store was never filled, or has lost everything: there is no live log. Run `fraud-poc prepare-db`"
+        )
     count = found.meta.base.get("parts", 0)
     own = parts[:count] + list(itertools.takewhile(lambda part: part.get("live") == found.meta.epoch, parts[count:]))
-    fits, others = mark_of(parts[:count]) == found.meta.base.get("log"), parts[len(own):]
-    if fits and (drop or not others): return own
-    what = f"part {others[0]['name']} is none that the store was filled with" if fits else "the store was filled from another log"
-    remedy = "drop what was ingested behind the store's back (`fraud-poc collect --drop-others`)" if fits else "bring back the batch log of before"
-    raise ValueError(f"the live log does not go on from the log in {settings.batch.folder}: {what}, and its sequence numbers are taken by live "
-                     f"entries. Either {remedy}, or start over (`fraud-poc prepare-db --start-over`), which writes the live log to live_log/")
+    fits, others = mark_of(parts[:count]) == found.meta.base.get("log"), parts[len(own) :]
+    if fits and (drop or not others):
+        return own
+    what = (
+        f"part {others[0]['name']} is none that the store was filled with"
+        if fits
+        else "the store was filled from another log"
+    )
+    remedy = (
+        "drop what was ingested behind the store's back (`fraud-poc collect --drop-others`)"
+        if fits
+        else "bring back the batch log of before"
+    )
+    raise ValueError(
+        f"the live log does not go on from the log in {settings.batch.folder}: {what}, and its sequence numbers are taken by live "
+        f"entries. Either {remedy}, or start over (`fraud-poc prepare-db --start-over`), which writes the live log to live_log/"
+    )
+
 
 def check_fit(settings: Settings, client: Client, names: Names, found: Found, manifest: dict) -> None:
     "`ValueError` when the store lost what is in the batch log already."
     folder, parts = settings.batch.folder, manifest["parts"]
     digest = parts[-1].get("last_entry") if parts else None
-    last = client.call("XRANGE", names.log, f"{manifest['next_seq'] - 1}-0", f"{manifest['next_seq'] - 1}-99") if digest else []
+    last = (
+        client.call("XRANGE", names.log, f"{manifest['next_seq'] - 1}-0", f"{manifest['next_seq'] - 1}-99")
+        if digest
+        else []
+    )
     if int(found.seq) + 1 < manifest["next_seq"] or last and hashlib.sha256(last[0][1][1]).hexdigest() != digest:
-        raise ValueError(f"the store lost entries that are in the log in {folder} already, and has given their numbers to others: "
-                         "start over (`fraud-poc prepare-db --start-over`), which writes the live log to live_log/")
+        raise ValueError(
+            f"the store lost entries that are in the log in {folder} already, and has given their numbers to others: "
+            "start over (`fraud-poc prepare-db --start-over`), which writes the live log to live_log/"
+        )
 
 # %% ../../nbs/19_labels.ipynb #c051
 def read_lots(client: Client, names: Names, first: int, last: int, most: int) -> Iterator[list[tuple[int, bytes]]]:
@@ -687,44 +1018,62 @@ def read_lots(client: Client, names: Names, first: int, last: int, most: int) ->
     while first <= last:
         found = client.call("XRANGE", names.log, f"{first}-0", f"{last}-99", "COUNT", most)
         lot = [(int(number.partition(b"-")[0]), fields[1]) for number, fields in found]
-        if not lot or lot[0][0] != first or lot[-1][0] != first + len(lot) - 1: raise ValueError(gap(first, lot[0][0] if lot else last + 1))
+        if not lot or lot[0][0] != first or lot[-1][0] != first + len(lot) - 1:
+            raise ValueError(gap(first, lot[0][0] if lot else last + 1))
         yield lot
         first += len(lot)
 
-def live_parts(settings: Settings, lots: Iterator[list[tuple[int, bytes]]], number: int, epoch: str, tick: Callable[[int], None]) -> Iterator[dict]:
+
+def live_parts(
+    settings: Settings, lots: Iterator[list[tuple[int, bytes]]], number: int, epoch: str, tick: Callable[[int], None]
+) -> Iterator[dict]:
     "Write parts of the batch log; a last lot in which nothing happened stays in the live log."
-    secret, held, count, data = hash_secret(settings.batch.folder), [], 0, b""
+    secret, held, count, start, data = hash_secret(settings.batch.folder), [], 0, 0, b""
     for lot in itertools.chain(lots, [None]):
         if lot:
             numbered, data = [(seq, decode_entry(packed)) for seq, packed in lot], lot[-1][1]
             held.append([event_rows(settings, secret, numbered), *label_rows(settings, numbered)])
             count, start, end = count + len(lot), lot[0][0] if count == 0 else start, lot[-1][0] + 1
             tick(len(lot))
-        if not held or lot and count < settings.batch.part_rows: continue
+        if not held or lot and count < settings.batch.part_rows:
+            continue
         events, labels, statements = (pa.concat_tables(tables) for tables in zip(*held))
-        if not len(events) + len(labels): continue
+        if not len(events) + len(labels):
+            continue
         part = write_part(settings.batch.folder / LOG, number, events, labels)
-        if len(statements): write_parquet(part_path(settings.batch.folder, "statements", part["name"]), statements.combine_chunks())
+        if len(statements):
+            write_parquet(part_path(settings.batch.folder, "statements", part["name"]), statements.combine_chunks())
         digest = hashlib.sha256(data).hexdigest()
-        yield part | {"first_seq": start, "next_seq": end, "live": epoch, "statements": len(statements), "last_entry": digest}
+        yield part | {
+            "first_seq": start,
+            "next_seq": end,
+            "live": epoch,
+            "statements": len(statements),
+            "last_entry": digest,
+        }
         number, held, count = number + 1, [], 0
 
 # %% ../../nbs/19_labels.ipynb #c053
 def settle(client: Client, names: Names, last: int) -> None:
     "Wait until the server has its log on disk up to here, where it can tell."
     client.call("SET", names.root + b"collected", last)
-    with suppress(StoreDown): client.call("WAITAOF", 1, 0, 10_000)  # an older server, or one without a file, refuses
+    with suppress(StoreDown):
+        client.call("WAITAOF", 1, 0, 10_000)  # an older server, or one without a file, refuses
 
 # %% ../../nbs/19_labels.ipynb #n004
 def still_waiting(settings: Settings, manifest: dict, parts: list[dict], dropped: bool) -> pa.Table:
     "The labels that wait beside the batch log once some parts were collected."
     folder, waiting = settings.batch.folder, read_waiting(settings.batch.folder, manifest)
     if dropped and len(waiting):
-        ids = [read_part(folder, "events", part["name"], ["id_key"])["id_key"].combine_chunks() for part in manifest["parts"]]
+        ids = [
+            read_part(folder, "events", part["name"], ["id_key"])["id_key"].combine_chunks()
+            for part in manifest["parts"]
+        ]
         waiting = waiting.filter(pc.is_in(waiting["id_key"], pa.concat_arrays([pa.array([], pa.uint64()), *ids])))
     entered = set()
     for part in parts if len(waiting) else []:
-        if not part["statements"]: continue
+        if not part["statements"]:
+            continue
         table = read_part(folder, "statements", part["name"], ["id_key", "known", "said", "actor"])
         entered |= {(row["id_key"], row["known"], row["said"]) for row in table.to_pylist() if row["actor"] == WAITED}
     rows = zip(*(waiting[name].to_pylist() for name in ("id_key", "known", "label")))
@@ -733,10 +1082,10 @@ def still_waiting(settings: Settings, manifest: dict, parts: list[dict], dropped
 # %% ../../nbs/19_labels.ipynb #c055
 def collect(
     settings: Settings,
-    url: str,                          # of the store, as for live.store.parse_url
+    url: str,  # of the store, as for live.store.parse_url
     progress: Progress | None = None,  # called with entries done and in all
-    drop: bool = False,                # drop parts of the batch log that came from files after the store was filled
-) -> dict:                             # events, labels, frauds among them, statements, parts, first_seq, next_seq, dropped (parts)
+    drop: bool = False,  # drop parts of the batch log that came from files after the store was filled
+) -> dict:  # events, labels, frauds among them, statements, parts, first_seq, next_seq, dropped (parts)
     "Bring the live log into the batch log, whole or not at all; `ValueError` or `StoreDown` say why not."
     names, done = Names(settings.domain.name), Counter()
     with working_folder(settings.batch.folder), Client(url) as client:
@@ -745,20 +1094,30 @@ def collect(
         manifest |= {"parts": own, "next_seq": own[-1]["next_seq"] if own else 0}
         check_fit(settings, client, names, found, manifest)
         first, last = manifest["next_seq"], int(found.seq)
+
         def tick(count: int) -> None:
             done.update(entries=count)
-            if progress: progress(done["entries"], last - first + 1)
+            if progress:
+                progress(done["entries"], last - first + 1)
+
         lots = read_lots(client, names, first, last, min(1_000, settings.batch.part_rows))
         number = max([int(part["name"].partition("_")[0]) for part in before], default=-1) + 1
         parts = list(live_parts(settings, lots, number, found.meta.epoch, tick))
         told = {kind: sum(part[kind] for part in parts) for kind in ("events", "labels", "frauds", "statements")}
         told |= {"parts": len(parts), "first_seq": first}
         told |= {"next_seq": parts[-1]["next_seq"] if parts else first, "dropped": len(before) - len(own)}
-        if not parts: return told | {"dropped": 0}
+        if not parts:
+            return told | {"dropped": 0}
         settle(client, names, last)
         name = f"{len(manifest['ingests']):06d}_{len(manifest.get('collects', [])):06d}_waiting"
-        waiting = write_waiting(settings.batch.folder / LOG, name, still_waiting(settings, manifest, parts, told["dropped"] > 0))
-        manifest |= {"next_seq": told["next_seq"], "parts": manifest["parts"] + parts, "waiting": waiting,
-                     "collects": [*manifest.get("collects", []), told | {"epoch": found.meta.epoch}]}
+        waiting = write_waiting(
+            settings.batch.folder / LOG, name, still_waiting(settings, manifest, parts, told["dropped"] > 0)
+        )
+        manifest |= {
+            "next_seq": told["next_seq"],
+            "parts": manifest["parts"] + parts,
+            "waiting": waiting,
+            "collects": [*manifest.get("collects", []), told | {"epoch": found.meta.epoch}],
+        }
         write_json(settings.batch.folder / LOG / "manifest.json", manifest)
         return told

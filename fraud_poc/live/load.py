@@ -17,18 +17,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import hiredis
 import numpy as np
 import pyarrow as pa
 
 from ..config import Settings
 from ..data.files import Progress, read_json, sole_use, write_parquet
 from ..data.ingest import read_manifest, read_waiting
+from ..events import WAITED, occurrence_of
 from ..features.batch import features_folder, read_states
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
-from ..events import WAITED, occurrence_of
-from .store import Client, Entry, Meta, Names, StoreDown, WaitingLabel, decode_assertion, decode_entry, encode_waiting, state_key
-from .store import state_ms
+from fraud_poc.live.store import (
+    Client,
+    Entry,
+    Meta,
+    Names,
+    StoreDown,
+    WaitingLabel,
+    decode_assertion,
+    decode_entry,
+    encode_waiting,
+    state_key,
+    state_ms,
+)
 
 # %% ../../nbs/17_load.ipynb #c005
 def mark_of(parts: list[dict]) -> str:
@@ -36,90 +46,120 @@ def mark_of(parts: list[dict]) -> str:
     text = json.dumps([[part[k] for k in ("name", "events_sha256", "labels_sha256")] for part in parts])
     return hashlib.sha256(text.encode()).hexdigest()
 
+
 def base_of(
     settings: Settings,
     table: FeatureTable,
 ) -> dict:  # log (checksum), parts, next_seq, features (folder)
     "What history the states of a table stand for; `ValueError` when they are missing or of another log."
     log, path = read_manifest(settings.batch.folder), features_folder(settings, table) / "manifest.json"
-    if not path.exists(): raise ValueError(f"no features of this table at {path}: run `fraud-poc features` first")
+    if not path.exists():
+        raise ValueError(f"no features of this table at {path}: run `fraud-poc features` first")
     done = read_json(path)["parts"]
-    if mark_of(done) != mark_of(log["parts"][:len(done)]):
-        raise ValueError(f"the log in {settings.batch.folder} changed since its features were computed: run `fraud-poc features` with --replace")
+    if mark_of(done) != mark_of(log["parts"][: len(done)]):
+        raise ValueError(
+            f"the log in {settings.batch.folder} changed since its features were computed: run `fraud-poc features` with --replace"
+        )
     first = log["parts"][len(done) - 1]["next_seq"] if done else 0
     return {"log": mark_of(done), "parts": len(done), "next_seq": first, "features": path.parent.name}
+
 
 def grown_from(settings: Settings, meta: Meta, base: dict) -> bool:
     "Whether a base is that of a store and, behind it, parts that were collected from the store's own live log."
     parts, old = read_manifest(settings.batch.folder)["parts"], meta.base.get("parts", 0)
-    own = all(part.get("live") == meta.epoch for part in parts[old:base["parts"]])
+    own = all(part.get("live") == meta.epoch for part in parts[old : base["parts"]])
     return old < base["parts"] and own and mark_of(parts[:old]) == meta.base.get("log")
 
 # %% ../../nbs/17_load.ipynb #c007
 class Writer:
     "Sets keys in bulk, one piece ahead of the replies."
+
     def __init__(self, client: Client, ttl_ms: int):
         self.client, self.owed, self.count, self.token = client, 0, 0, secrets.randbits(64)
-        until = str(int(client.call("TIME")[0]) * 1000 + ttl_ms).encode()  # a moment: a span would be worked out for each key
+        until = str(
+            int(client.call("TIME")[0]) * 1000 + ttl_ms
+        ).encode()  # a moment: a span would be worked out for each key
         self.tail = b"\r\n$4\r\nPXAT\r\n$%d\r\n%s\r\n" % (len(until), until)
 
     def put(self, prefix: bytes, keys: list[bytes], states: list[bytes]) -> None:
         "Write states, each with a token of its own."
-        head, tail, data = b"*5\r\n$3\r\nSET\r\n$%d\r\n%s" % (len(prefix) + len(keys[0]), prefix), self.tail, [b"*1\r\n$5\r\nMULTI\r\n"]
+        head, tail, data = (
+            b"*5\r\n$3\r\nSET\r\n$%d\r\n%s" % (len(prefix) + len(keys[0]), prefix),
+            self.tail,
+            [b"*1\r\n$5\r\nMULTI\r\n"],
+        )
         for token, key, state in zip(range(self.token, self.token + len(keys)), keys, states):
-            data += head, key, b"\r\n$%d\r\n" % (len(state) + 8), (token & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little"), state, tail
+            data += (
+                head,
+                key,
+                b"\r\n$%d\r\n" % (len(state) + 8),
+                (token & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little"),
+                state,
+                tail,
+            )
         self.client.send(b"".join([*data, b"*1\r\n$4\r\nEXEC\r\n"]))
         self.finish()
         self.token, self.owed, self.count = self.token + len(keys), len(keys), self.count + len(keys)
 
     def finish(self) -> None:
         "Wait until all is written."
-        if self.owed and set(self.client.receive(self.owed + 2)[-1]) != {b"OK"}: raise StoreDown("the store did not take some states: run again")
+        if self.owed and set(self.client.receive(self.owed + 2)[-1]) != {b"OK"}:
+            raise StoreDown("the store did not take some states: run again")
         self.owed = 0
 
 # %% ../../nbs/17_load.ipynb #c009
 PIECE = 500  # states in a write
 
+
 def memory_of(client: Client) -> int:
     "Bytes that the server uses."
     return int(re.search(rb"used_memory:(\d+)", client.call("INFO", "memory"))[1])
 
+
 def load_entity(
     writer: Writer,
-    prefix: bytes,               # of the new generation
-    index: int,                  # of the entity in the feature table
+    prefix: bytes,  # of the new generation
+    index: int,  # of the entity in the feature table
     tables: Iterator[pa.Table],  # of (key, state)
     tick: Callable[[int], None],  # told of states written
-) -> dict:                       # states, bytes of the server's memory
+) -> dict:  # states, bytes of the server's memory
     "Write all states of one entity."
     before, first, count = memory_of(writer.client), index.to_bytes(1, "little"), writer.count
     for table in tables:
         packed = table["key"].to_numpy().astype("<u8").tobytes()
-        keys, states = [first + packed[i:i + 8] for i in range(0, len(packed), 8)], table["state"].to_pylist()
+        keys, states = [first + packed[i : i + 8] for i in range(0, len(packed), 8)], table["state"].to_pylist()
         for start in range(0, len(keys), PIECE):
-            writer.put(prefix, keys[start:start + PIECE], states[start:start + PIECE])
-            tick(len(keys[start:start + PIECE]))
+            writer.put(prefix, keys[start : start + PIECE], states[start : start + PIECE])
+            tick(len(keys[start : start + PIECE]))
     writer.finish()
     return {"states": writer.count - count, "bytes": memory_of(writer.client) - before}
 
 # %% ../../nbs/17_load.ipynb #c011
 LEDGER = 255  # in place of an entity's number
 
+
 def ledger_key(id_key: int, time: int) -> bytes:  # UTC ms
     "Key of an order's ledger among the states."
     return state_key(LEDGER, int(occurrence_of(np.array([id_key], np.uint64), np.array([time]))[0]))
 
+
 def step_entry(stepper: Stepper, columns: list[str], entry: Entry, states: dict[bytes, bytes]) -> None:
     "Apply one entry of the log to the states that it touches."
-    if entry.kind == "label" and entry.decision: states[ledger_key(entry.id_key, entry.time)] = entry.decision
-    if entry.kind == "label" and entry.label == entry.previous: return
+    if entry.kind == "label" and entry.decision:
+        states[ledger_key(entry.id_key, entry.time)] = entry.decision
+    if entry.kind == "label" and entry.label == entry.previous:
+        return
     keys = dict(zip(columns, entry.keys))
     places = [state_key(e, keys[entity.by]) for e, entity in enumerate(stepper.table.entities)]
     before, tag = [states.get(place, b"") for place in places], entry.id_key & 0xFFFFFFFF
-    if entry.kind == "label": after = step_label(stepper, entry.time, tag, entry.label, entry.previous, before)
-    else: after = step_event(stepper, entry.time, tag, entry.amount, keys, before)[2]
+    if entry.kind == "label":
+        after = step_label(stepper, entry.time, tag, entry.label, entry.previous, before)
+    else:
+        after = step_event(stepper, entry.time, tag, entry.amount, keys, before)[2]
     for entity, place, state in zip(stepper.table.entities, places, after):
-        if state and keys[entity.by]: states[place] = state
+        if state and keys[entity.by]:
+            states[place] = state
+
 
 def touched(table: FeatureTable, columns: list[str], entries: list[Entry]) -> list[bytes]:
     "Keys of all states that some entries need."
@@ -129,37 +169,44 @@ def touched(table: FeatureTable, columns: list[str], entries: list[Entry]) -> li
 # %% ../../nbs/17_load.ipynb #c013
 ENTRIES = 500  # of the log at a time
 
+
 def read_log(client: Client, names: Names, after: int) -> list[tuple[int, Entry]]:
     "The next entries of the live log after a sequence number."
     found = client.call("XRANGE", names.log, f"{after + 1}-0", "+", "COUNT", ENTRIES)
     return [(int(number.partition(b"-")[0]), decode_entry(fields[1])) for number, fields in found]
 
+
 def gap(first: int, there: int) -> str:
     "What to say of entries that are not in the live log any more."
-    return (f"the live log begins with number {there}, and {first} is needed: collect before you trim, bring the log back, "
-            "or start over (`fraud-poc prepare-db --start-over`)")
+    return (
+        f"the live log begins with number {there}, and {first} is needed: collect before you trim, bring the log back, "
+        "or start over (`fraud-poc prepare-db --start-over`)"
+    )
 
 # %% ../../nbs/17_load.ipynb #c015
 def replay_log(
     writer: Writer,
     names: Names,
-    prefix: bytes,                # of the new generation
+    prefix: bytes,  # of the new generation
     stepper: Stepper,
-    columns: list[str],           # columns.hashed
-    after: int,                   # last sequence number that the states know
+    columns: list[str],  # columns.hashed
+    after: int,  # last sequence number that the states know
     tick: Callable[[int], None],  # told of entries replayed
-) -> int:                         # last sequence number that they know now
+) -> int:  # last sequence number that they know now
     "Bring a generation up to the end of the live log; `ValueError` when an entry or a state is damaged."
     while found := read_log(writer.client, names, after):
-        if found[0][0] != after + 1: raise ValueError(gap(after + 1, found[0][0]))
+        if found[0][0] != after + 1:
+            raise ValueError(gap(after + 1, found[0][0]))
         entries = [entry for _, entry in found]
         keys = touched(stepper.table, columns, entries)
         values = writer.client.call("MGET", *[prefix + key for key in keys]) if keys else []
         before = {key: value[8:] for key, value in zip(keys, values) if value}
         states = dict(before)
-        for entry in entries: step_entry(stepper, columns, entry, states)
+        for entry in entries:
+            step_entry(stepper, columns, entry, states)
         changed = [key for key, state in states.items() if state != before.get(key)]
-        if changed: writer.put(prefix, changed, [states[key] for key in changed])
+        if changed:
+            writer.put(prefix, changed, [states[key] for key in changed])
         writer.finish()
         after = found[-1][0]
         tick(len(found))
@@ -177,26 +224,47 @@ redis.call('SET', KEYS[1], ARGV[3])
 return 'done'
 """
 
+
 class Found(NamedTuple):
     "What a store holds before a load."
-    marker: bytes      # b"" when it holds nothing, or lost it
+
+    marker: bytes  # b"" when it holds nothing, or lost it
     meta: Meta | None  # of the last load
-    entries: int       # in the live log
-    seq: bytes         # last sequence number; b"" when it never had one
+    entries: int  # in the live log
+    seq: bytes  # last sequence number; b"" when it never had one
+
 
 def look(client: Client, names: Names) -> Found:
     "What a store holds."
     marker, text, seq = client.call("MGET", names.now, names.meta, names.seq)
     return Found(marker or b"", Meta(**json.loads(text)) if text else None, client.call("XLEN", names.log), seq or b"")
 
+
 def switch(client: Client, names: Names, found: Found, meta: Meta, seq: bytes, fresh: bool) -> bool:
     "Make a new generation the one in use unless the log has grown beyond `seq`. `fresh`: empty the log. `ValueError` when another load switched."
     old = [] if found.meta is None else [names.states(found.meta.generation)]
-    if found.meta and meta.epoch != found.meta.epoch: old += [names.records(found.meta.epoch), names.waiting(found.meta.epoch)]
+    if found.meta and meta.epoch != found.meta.epoch:
+        old += [names.records(found.meta.epoch), names.waiting(found.meta.epoch)]
     start = str(meta.base["next_seq"] - 1) if fresh else ""
-    answer = client.call("EVAL", SWITCH, 5, names.now, names.meta, names.seq, names.log, names.stale, found.marker, seq, meta.marker,
-                         json.dumps(asdict(meta)), start, names.states(meta.generation), *old)
-    if answer == b"other": raise ValueError("another load switched the store meanwhile: run again if that was not meant")
+    answer = client.call(
+        "EVAL",
+        SWITCH,
+        5,
+        names.now,
+        names.meta,
+        names.seq,
+        names.log,
+        names.stale,
+        found.marker,
+        seq,
+        meta.marker,
+        json.dumps(asdict(meta)),
+        start,
+        names.states(meta.generation),
+        *old,
+    )
+    if answer == b"other":
+        raise ValueError("another load switched the store meanwhile: run again if that was not meant")
     return answer == b"done"
 
 # %% ../../nbs/17_load.ipynb #c019
@@ -206,15 +274,33 @@ def remove_stale(client: Client, names: Names) -> int:
     while stale:
         cursor, keys = client.call("SCAN", cursor, "MATCH", names.root + b"*", "COUNT", PIECE)
         gone = [key for key in keys if key.startswith(stale)]
-        if gone: removed += client.call("UNLINK", *gone)
-        if cursor == b"0": break
-    if stale: client.call("SREM", names.stale, *stale)
+        if gone:
+            removed += client.call("UNLINK", *gone)
+        if cursor == b"0":
+            break
+    if stale:
+        client.call("SREM", names.stale, *stale)
     return removed
 
 # %% ../../nbs/17_load.ipynb #c021
-ARCHIVED = pa.schema([("seq", pa.int64()), ("kind", pa.string()), ("time", pa.int64()), ("id_key", pa.uint64()), ("keys", pa.list_(pa.uint64())),
-                      ("amount", pa.int64()), ("label", pa.int8()), ("previous", pa.int8()), ("known", pa.int64()), ("decision", pa.binary()),
-                      ("body", pa.binary()), ("at", pa.int64()), ("took", pa.int64())])
+ARCHIVED = pa.schema(
+    [
+        ("seq", pa.int64()),
+        ("kind", pa.string()),
+        ("time", pa.int64()),
+        ("id_key", pa.uint64()),
+        ("keys", pa.list_(pa.uint64())),
+        ("amount", pa.int64()),
+        ("label", pa.int8()),
+        ("previous", pa.int8()),
+        ("known", pa.int64()),
+        ("decision", pa.binary()),
+        ("body", pa.binary()),
+        ("at", pa.int64()),
+        ("took", pa.int64()),
+    ]
+)
+
 
 def archive_log(client: Client, names: Names, folder: Path, epoch: str, after: int, tick: Callable[[int], None]) -> int:
     "Write the live log after a sequence number to files of at most 50,000 entries; returns the last sequence number."
@@ -225,7 +311,8 @@ def archive_log(client: Client, names: Names, folder: Path, epoch: str, after: i
         if rows and (len(rows) >= 50_000 or not found):
             write_parquet(folder / f"{epoch}-{rows[0]['seq']:012d}.parquet", pa.Table.from_pylist(rows, ARCHIVED))
             rows = []
-        if not found: return after
+        if not found:
+            return after
         after = found[-1][0]
         tick(len(found))
 
@@ -233,18 +320,27 @@ def archive_log(client: Client, names: Names, folder: Path, epoch: str, after: i
 def hand_over(client: Client, names: Names, meta: Meta, settings: Settings) -> int:
     "Put the labels that wait beside the log into the store; how many. None when the states stand for a part of the log only."
     manifest = read_manifest(settings.batch.folder)
-    if meta.base["parts"] != len(manifest["parts"]): return 0
+    if meta.base["parts"] != len(manifest["parts"]):
+        return 0
     rows = read_waiting(settings.batch.folder, manifest).select(["id", "label", "known", "time"]).to_pylist()
     for start in range(0, len(rows), PIECE):
-        labels = [WaitingLabel(row["id"], row["label"], row["known"], row["time"]) for row in rows[start:start + PIECE]]
-        client.call("ZADD", names.waiting(meta.epoch), *[item for label in labels for item in (label.known, encode_waiting(label))])
+        labels = [
+            WaitingLabel(row["id"], row["label"], row["known"], row["time"]) for row in rows[start : start + PIECE]
+        ]
+        client.call(
+            "ZADD",
+            names.waiting(meta.epoch),
+            *[item for label in labels for item in (label.known, encode_waiting(label))],
+        )
     return len(rows)
+
 
 def only_waited(client: Client, names: Names) -> bool:
     "Whether the live log holds nothing but labels that waited."
     after = -1
     while found := read_log(client, names, after):
-        if any(entry.kind != "label" or decode_assertion(entry.body).actor != WAITED for _, entry in found): return False
+        if any(entry.kind != "label" or decode_assertion(entry.body).actor != WAITED for _, entry in found):
+            return False
         after = found[-1][0]
     return True
 
@@ -253,15 +349,20 @@ def _checked(client: Client, names: Names, settings: Settings, found: Found, bas
     "Whether the store starts over; `ValueError` when its live log would no longer fit."
     if found.meta and not start_over:
         same = all(found.meta.base.get(k) == base[k] for k in ("log", "next_seq"))
-        if same or grown_from(settings, found.meta, base): return False
+        if same or grown_from(settings, found.meta, base):
+            return False
     if found.entries and not start_over and not only_waited(client, names):
-        raise ValueError(f"the store holds {found.entries:,} live entries that came after another history than the one in {settings.batch.folder}: "
-                         "bring that history back, or start over (`--start-over`), which first writes them to live_log/")
+        raise ValueError(
+            f"the store holds {found.entries:,} live entries that came after another history than the one in {settings.batch.folder}: "
+            "bring that history back, or start over (`--start-over`), which first writes them to live_log/"
+        )
     return True
+
 
 def trim_log(client: Client, names: Names, base: dict, before: int) -> int:
     "Remove entries that a base covers, up to a sequence number, but for its last; returns how many."
     return client.call("XTRIM", names.log, "MINID", f"{max(min(before, base['next_seq'] - 1), 0)}-0")
+
 
 def _next_generation(client: Client, names: Names) -> int:
     "A generation that nobody uses or used; stale until it is switched to."
@@ -272,25 +373,37 @@ def _next_generation(client: Client, names: Names) -> int:
 # %% ../../nbs/17_load.ipynb #c025
 ROUNDS = 1_000  # most attempts to reach the end of a growing log
 
-def _catch_up(settings: Settings, writer: Writer, names: Names, found: Found, meta: Meta, fresh: bool, table: FeatureTable, tick) -> int:
+
+def _catch_up(
+    settings: Settings, writer: Writer, names: Names, found: Found, meta: Meta, fresh: bool, table: FeatureTable, tick
+) -> int:
     "Replay or archive the log to its end and switch; returns the last sequence number."
     after, stepper = -1 if fresh else meta.base["next_seq"] - 1, Stepper(table)
     old = found.meta.epoch if found.meta else "unknown"
     for _ in range(ROUNDS):
-        seq = writer.client.call("GET", names.seq) or b""  # read first: what comes later is in the log, and makes the switch fail
-        if fresh: after = archive_log(writer.client, names, settings.batch.folder / "live_log", old, after, tick)
-        else: after = replay_log(writer, names, names.states(meta.generation), stepper, settings.columns.hashed, after, tick)
-        if switch(writer.client, names, found, meta, seq, fresh): return after
-    raise ValueError(f"the live log grew faster than it could be replayed, {ROUNDS} times: stop the service, or run again at a quieter hour")
+        seq = (
+            writer.client.call("GET", names.seq) or b""
+        )  # read first: what comes later is in the log, and makes the switch fail
+        if fresh:
+            after = archive_log(writer.client, names, settings.batch.folder / "live_log", old, after, tick)
+        else:
+            after = replay_log(
+                writer, names, names.states(meta.generation), stepper, settings.columns.hashed, after, tick
+            )
+        if switch(writer.client, names, found, meta, seq, fresh):
+            return after
+    raise ValueError(
+        f"the live log grew faster than it could be replayed, {ROUNDS} times: stop the service, or run again at a quieter hour"
+    )
 
 # %% ../../nbs/17_load.ipynb #c027
 def prepare_db(
     settings: Settings,
-    url: str,                          # of the store, as for live.store.parse_url
-    start_over: bool = False,          # drop the live log, after writing it to live_log/
+    url: str,  # of the store, as for live.store.parse_url
+    start_over: bool = False,  # drop the live log, after writing it to live_log/
     progress: Progress | None = None,  # called with states and entries done, and in all
-    trim: int = 0,                     # live entries with a smaller sequence number may go, if the batch log has them
-) -> dict:                             # epoch, generation, states by entity, entries, bytes used, keys removed, labels waiting
+    trim: int = 0,  # live entries with a smaller sequence number may go, if the batch log has them
+) -> dict:  # epoch, generation, states by entity, entries, bytes used, keys removed, labels waiting
     "Load the store beside what it holds, and switch; `ValueError` or `StoreDown` say what went wrong, and then nothing has changed."
     table, names = build_table(settings), Names(settings.domain.name)
     with sole_use(settings.batch.folder / "live"), Client(url) as client:
@@ -299,19 +412,30 @@ def prepare_db(
         removed = remove_stale(client, names)
         expected = read_json(features_folder(settings, table) / "manifest.json")["entities"]
         done, total = {"states": 0, "entries": 0}, sum(expected.values()) + found.entries
+
         def tick(kind: str, count: int) -> None:
             done[kind] += count
-            if progress: progress(sum(done.values()), max(total, sum(done.values())))
-        if progress: progress(0, total)
+            if progress:
+                progress(sum(done.values()), max(total, sum(done.values())))
+
+        if progress:
+            progress(0, total)
         epoch = secrets.token_hex(4) if fresh else found.meta.epoch
         meta = Meta(epoch, _next_generation(client, names), table.hash, base)
         writer, prefix = Writer(client, state_ms(settings)), names.states(meta.generation)
-        loaded = {entity.by: load_entity(writer, prefix, e, read_states(settings, table, entity.by), lambda n: tick("states", n))
-                  for e, entity in enumerate(table.entities)}
+        loaded = {
+            entity.by: load_entity(
+                writer, prefix, e, read_states(settings, table, entity.by), lambda n: tick("states", n)
+            )
+            for e, entity in enumerate(table.entities)
+        }
         waiting = hand_over(client, names, meta, settings)
         _catch_up(settings, writer, names, found, meta, fresh, table, lambda n: tick("entries", n))
         trimmed = trim_log(client, names, base, trim)
-        return _report(meta, loaded, done["entries"], fresh, removed + remove_stale(client, names)) | {"trimmed": trimmed, "labels_waiting": waiting}
+        return _report(meta, loaded, done["entries"], fresh, removed + remove_stale(client, names)) | {
+            "trimmed": trimmed,
+            "labels_waiting": waiting,
+        }
 
 # %% ../../nbs/17_load.ipynb #c029
 def _report(meta: Meta, loaded: dict[str, dict], entries: int, fresh: bool, removed: int) -> dict:
@@ -319,8 +443,16 @@ def _report(meta: Meta, loaded: dict[str, dict], entries: int, fresh: bool, remo
     states, used = (sum(one[k] for one in loaded.values()) for k in ("states", "bytes"))
     first = next(iter(loaded), None)
     customers = loaded[first]["states"] if first else 0
-    return {"epoch": meta.epoch, "generation": meta.generation, "table_hash": meta.table_hash,
-            "states": {by: one["states"] for by, one in loaded.items()},
-            "replayed": 0 if fresh else entries, "archived": entries if fresh else 0, "removed": removed, "bytes": used,
-            "bytes_per_state": {by: round(one["bytes"] / max(one["states"], 1)) for by, one in loaded.items()},
-            "bytes_per_million": round(used / max(customers, 1) * 10**6), "million_of": first}
+    return {
+        "epoch": meta.epoch,
+        "generation": meta.generation,
+        "table_hash": meta.table_hash,
+        "states": {by: one["states"] for by, one in loaded.items()},
+        "replayed": 0 if fresh else entries,
+        "archived": entries if fresh else 0,
+        "removed": removed,
+        "bytes": used,
+        "bytes_per_state": {by: round(one["bytes"] / max(one["states"], 1)) for by, one in loaded.items()},
+        "bytes_per_million": round(used / max(customers, 1) * 10**6),
+        "million_of": first,
+    }

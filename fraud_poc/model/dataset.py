@@ -37,21 +37,23 @@ from ..features.table import FeatureTable, build_table
 
 # %% ../../nbs/09_dataset.ipynb #c007
 DAY, HOUR = UNITS_MS["d"], UNITS_MS["h"]
-DATASET, WORK = "dataset", ".dataset"                      # folders under settings.batch.folder
-AMOUNT, WEIGHT = "amount_minor_units", "sample_weight"     # columns of the dataset, beside those of the log
-FROZEN = "@frozen"                                         # behind the name of a feature: as it is when no label comes in from the cut-off on
-VERSION = 2                                                # of the dataset's format; 1 had no frozen features
+DATASET, WORK = "dataset", ".dataset"  # folders under settings.batch.folder
+AMOUNT, WEIGHT = "amount_minor_units", "sample_weight"  # columns of the dataset, beside those of the log
+FROZEN = "@frozen"  # behind the name of a feature: as it is when no label comes in from the cut-off on
+VERSION = 2  # of the dataset's format; 1 had no frozen features
 SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class Windows:
     "The moments that divide the log, UTC milliseconds; an end is exclusive."
-    train: int       # start of the training window
+
+    train: int  # start of the training window
     validation: int  # start of its last part
     train_end: int
-    cutoff: int      # start of the test; a label counts in training when it was known before
+    cutoff: int  # start of the test; a label counts in training when it was known before
     test_end: int
-    known_end: int   # what is known at the end of the log was known before this
+    known_end: int  # what is known at the end of the log was known before this
 
     def moment(self, split: str) -> int:
         "Before which moment a verdict must have been known to count in a split."
@@ -62,10 +64,11 @@ def as_date(ms: int) -> str:
     "The UTC day of a moment, as text."
     return str(np.datetime64(ms, "ms").astype("datetime64[D]"))
 
+
 def find_windows(
     settings: Settings,
     first: int,  # time of the first event, UTC ms
-    last: int,   # time of the last event, UTC ms
+    last: int,  # time of the last event, UTC ms
     known: int,  # when the log's last item, event or label, was known, UTC ms
 ) -> Windows:
     "Count the windows back from the end of the log; `ValueError` when they reach before its beginning."
@@ -79,30 +82,36 @@ def find_windows(
         most = (train_end - first // DAY * DAY) // DAY
         shorter = "shorten training.test_days or training.delay, or ingest a longer history"
         remedy = f"set training.train_days to at most {most}" if most > 1 else shorter
-        raise ValueError(f"the training window starts on {as_date(train)}, before the log, whose first event is of {as_date(first)}: {remedy} "
-                         f"(test {as_date(cutoff)} to {as_date(test_end - 1)}, delay {chosen.delay})")
+        raise ValueError(
+            f"the training window starts on {as_date(train)}, before the log, whose first event is of {as_date(first)}: {remedy} "
+            f"(test {as_date(cutoff)} to {as_date(test_end - 1)}, delay {chosen.delay})"
+        )
     return Windows(train, train_end - chosen.validation_days * DAY, train_end, cutoff, test_end, known_end)
 
 # %% ../../nbs/09_dataset.ipynb #c011
 class Verdicts(NamedTuple):
     "What was known of some events."
-    key: np.ndarray    # (m,) uint64, sorted: keys of events
+
+    key: np.ndarray  # (m,) uint64, sorted: keys of events
     label: np.ndarray  # (m,) int8: the last label; UNRESOLVED where it was retracted
     first: np.ndarray  # (m,) int64: since when there is one, UTC ms
 
+
 def verdicts_before(
-    seq: np.ndarray,    # (k,) int64: order of knowledge
-    key: np.ndarray,    # (k,) uint64: keys of events
+    seq: np.ndarray,  # (k,) int64: order of knowledge
+    key: np.ndarray,  # (k,) uint64: keys of events
     known: np.ndarray,  # (k,) int64: UTC ms
     label: np.ndarray,  # (k,) int8
-    moment: int,        # UTC ms, exclusive
+    moment: int,  # UTC ms, exclusive
 ) -> Verdicts:
     "The verdict on each event as known before a moment."
     rows = np.flatnonzero(known < moment)
     rows = rows[np.lexsort((seq[rows], key[rows]))]
     keys, starts = np.unique(key[rows], return_index=True)
-    last = np.append(starts[1:], len(rows))[:len(keys)] - 1
-    begins = np.append(True, label[rows[:-1]] == UNRESOLVED)[:len(rows)]  # an event that a retraction left unresolved begins anew
+    last = np.append(starts[1:], len(rows))[: len(keys)] - 1
+    begins = np.append(True, label[rows[:-1]] == UNRESOLVED)[
+        : len(rows)
+    ]  # an event that a retraction left unresolved begins anew
     begins[starts] = True
     first = np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))[last]
     return Verdicts(keys, label[rows[last]], known[rows[first]])
@@ -110,30 +119,33 @@ def verdicts_before(
 # %% ../../nbs/09_dataset.ipynb #c014
 LEAST_KNOWN = 0.1  # events of an age at which less of either class is known are left out
 
+
 def count_waits(
     label: np.ndarray,  # (n,) HONEST or FRAUD
-    wait: np.ndarray,   # (n,) int64: hours from the event to its first verdict
-    age: np.ndarray,    # (n,) int64: hours from the event to the moment of looking, >= wait
-    size: int,          # more than the largest age
-) -> np.ndarray:        # (2, 2, size) int64: for each class, how many waited, and how many are of an age of, 0, 1, ... hours
+    wait: np.ndarray,  # (n,) int64: hours from the event to its first verdict
+    age: np.ndarray,  # (n,) int64: hours from the event to the moment of looking, >= wait
+    size: int,  # more than the largest age
+) -> np.ndarray:  # (2, 2, size) int64: for each class, how many waited, and how many are of an age of, 0, 1, ... hours
     "What `share_known` has to know of some events; counts of several lots can be added."
     count = lambda hours, c: np.bincount(np.clip(hours[label == c], 0, size - 1), minlength=size)
     return np.stack([np.stack([count(wait, c), count(age, c)]) for c in (HONEST, FRAUD)])
 
+
 def share_known(
     counts: np.ndarray,  # as `count_waits` gives them
-) -> np.ndarray:         # (2, size): for each class, share of verdicts that are known at an age of 0, 1, ... hours
+) -> np.ndarray:  # (2, size): for each class, share of verdicts that are known at an age of 0, 1, ... hours
     "How much of a class is known at which age, from the verdicts that are known."
     took, aged = counts[:, 0], counts[:, 1]
     seen = np.cumsum(took, 1) - np.cumsum(aged, 1) + aged  # took at most so long, and are at least so old
     less = np.where(seen > 0, 1 - took / np.maximum(seen, 1), 1.0)
     return np.append(np.cumprod(less[:, ::-1], 1)[:, ::-1][:, 1:], np.ones((2, 1)), 1)
 
+
 def waiting_weights(
     label: np.ndarray,  # (n,) HONEST or FRAUD
-    age: np.ndarray,    # (n,) int64: hours
+    age: np.ndarray,  # (n,) int64: hours
     known: np.ndarray,  # as `share_known` gives it
-) -> np.ndarray:        # (n,) float64; 0 = too young to be used
+) -> np.ndarray:  # (n,) float64; 0 = too young to be used
     "One over the share of an event's class that is known at its age."
     at = known[:, np.clip(age, 0, known.shape[1] - 1)]
     share = at[(label == FRAUD).astype(np.int64), np.arange(len(label))]
@@ -144,13 +156,15 @@ def draws(ids: pa.ChunkedArray, seed: int) -> np.ndarray:
     "(n,) uint64, as if random, that belong to an event's id and the seed alone."
     return keys_of(ids, (seed % 2**64).to_bytes(16, "little"))
 
+
 def kept(
-    draw: np.ndarray,   # (n,) uint64
+    draw: np.ndarray,  # (n,) uint64
     label: np.ndarray,  # (n,) int8
-    share: float,       # of the honest events
-) -> np.ndarray:        # (n,) bool
+    share: float,  # of the honest events
+) -> np.ndarray:  # (n,) bool
     "Which events stay: all frauds, and a share of the honest ones."
     return (label == FRAUD) | ((draw >> np.uint64(11)) * 2.0**-53 < share)
+
 
 def split_of(time: np.ndarray, windows: Windows) -> np.ndarray:
     "(n,) int8: place in SPLITS of each event time, -1 = in none."
@@ -160,24 +174,40 @@ def split_of(time: np.ndarray, windows: Windows) -> np.ndarray:
 # %% ../../nbs/09_dataset.ipynb #c019
 def read_labels(folder: Path, log: dict, first: int, last: int) -> list[np.ndarray]:
     "seq, occurrence key, time known and label of all labels of events of `first` to `last` (UTC ms), those that wait included."
-    fields = [("seq", pa.int64()), ("id_key", pa.uint64()), ("known", pa.int64()), ("label", pa.int8()), ("time", pa.int64())]
+    fields = [
+        ("seq", pa.int64()),
+        ("id_key", pa.uint64()),
+        ("known", pa.int64()),
+        ("label", pa.int8()),
+        ("time", pa.int64()),
+    ]
     schema, parts = pa.schema(fields), log["parts"]
-    within = lambda table, time: table.filter(pc.and_(pc.greater_equal(time, first), pc.less_equal(time, last))).select(schema.names).cast(schema)
+    within = lambda table, time: (
+        table.filter(pc.and_(pc.greater_equal(time, first), pc.less_equal(time, last)))
+        .select(schema.names)
+        .cast(schema)
+    )
     waiting = read_waiting(folder, log)
-    waiting = waiting.append_column("seq", pa.array(log["next_seq"] + np.arange(len(waiting))))  # each of them is to come behind the log
+    waiting = waiting.append_column(
+        "seq", pa.array(log["next_seq"] + np.arange(len(waiting)))
+    )  # each of them is to come behind the log
     tables = [within(waiting, waiting["time"])]
     for part in parts:
-        if part["last_known_ms"] < first or not part["labels"]: continue
+        if part["last_known_ms"] < first or not part["labels"]:
+            continue
         lo, hi = time_span(part_path(folder, "labels", part["name"]))
-        if lo > last or hi < first: continue
+        if lo > last or hi < first:
+            continue
         table = read_part(folder, "labels", part["name"], ["seq", "id_key", "known", "label", "time"])
         tables.append(within(table, table["time"].cast(pa.int64())))
     seq, id_key, known, label, time = (column.to_numpy() for column in pa.concat_tables(tables).columns)
     return [seq, occurrence_of(id_key, time), known, label]
 
+
 def label_events(key: np.ndarray, verdicts: Verdicts) -> tuple[np.ndarray, np.ndarray]:
     "For events by occurrence key: label (int8, UNRESOLVED where there is no verdict), and when the first verdict was known (ms)."
-    if not len(verdicts.key): return np.full(len(key), UNRESOLVED, np.int8), np.zeros(len(key), np.int64)
+    if not len(verdicts.key):
+        return np.full(len(key), UNRESOLVED, np.int8), np.zeros(len(key), np.int64)
     at = np.minimum(np.searchsorted(verdicts.key, key), len(verdicts.key) - 1)
     hit = verdicts.key[at] == key
     return np.where(hit, verdicts.label[at], UNRESOLVED).astype(np.int8), np.where(hit, verdicts.first[at], 0)
@@ -187,19 +217,28 @@ def side_columns(settings: Settings) -> list[str]:
     "Columns of the log that stand beside the features."
     return ["id", "seq", "time", settings.columns.amount, *(f"{name}_key" for name in settings.columns.entities)]
 
+
 def label_part(settings: Settings, log: dict, part: dict, windows: Windows) -> tuple[pa.Table, np.ndarray]:
     "Events of one part with split and label; and what `count_waits` gives as of the cut-off and as of the log's end."
     events = read_part(settings.batch.folder, "events", part["name"], [*side_columns(settings), "id_key"])
     time = events["time"].cast(pa.int64()).to_numpy()
     key = occurrence_of(events["id_key"].to_numpy(), time)
     labels = read_labels(settings.batch.folder, log, int(time.min()), int(time.max()))
-    within, size, found = (time >= windows.train) & (time < windows.test_end), (windows.known_end - windows.train) // HOUR + 1, []
+    within, size, found = (
+        (time >= windows.train) & (time < windows.test_end),
+        (windows.known_end - windows.train) // HOUR + 1,
+        [],
+    )
     for moment, end in [(windows.cutoff, windows.train_end), (windows.known_end, windows.test_end)]:
         label, first = label_events(key, verdicts_before(*labels, moment))
         rows = np.flatnonzero(within & (time < end) & (label != UNRESOLVED))
-        found.append((label, count_waits(label[rows], (first[rows] - time[rows]) // HOUR, (moment - time[rows]) // HOUR, size)))
+        found.append(
+            (label, count_waits(label[rows], (first[rows] - time[rows]) // HOUR, (moment - time[rows]) // HOUR, size))
+        )
     split = split_of(time, windows)
-    events = events.append_column("split", pa.array(split)).append_column("label", pa.array(np.where(split == 2, found[1][0], found[0][0])))
+    events = events.append_column("split", pa.array(split)).append_column(
+        "label", pa.array(np.where(split == 2, found[1][0], found[0][0]))
+    )
     return events, np.stack([found[0][1], found[1][1]])
 
 # %% ../../nbs/09_dataset.ipynb #n002
@@ -208,18 +247,22 @@ def label_features(settings: Settings, table: FeatureTable) -> list[str]:
     places = {place for plan in label_plans(settings, table) for place in plan.places.tolist()}
     return [table.names[place] for place in sorted(places)]
 
+
 def with_frozen(settings: Settings, table: FeatureTable, name: str, events: pa.Table) -> pa.Table:
     "Events of a part of the log with their label features as served and, in further columns, as they are with labels frozen at the cut-off."
     path = settings.batch.folder / WORK / "frozen" / "parts" / f"{name}.parquet"
     found = pq.read_table(path) if path.exists() else events  # no file: no label was known so late, and nothing differs
-    if not found["seq"].equals(events["seq"]): raise ValueError(f"the frozen features of part {name} are not those of its events: run it again")
-    for feature in label_features(settings, table): events = events.append_column(feature + FROZEN, found[feature])
+    if not found["seq"].equals(events["seq"]):
+        raise ValueError(f"the frozen features of part {name} are not those of its events: run it again")
+    for feature in label_features(settings, table):
+        events = events.append_column(feature + FROZEN, found[feature])
     return events
 
 # %% ../../nbs/09_dataset.ipynb #c022
 def spill_path(folder: Path, split: str, number: int) -> Path:
     "Where the rows of one file of the dataset are gathered."
     return folder / WORK / "spill" / split / f"{number:06d}"
+
 
 def choose_rows(settings: Settings, table: FeatureTable, log: dict, place: int, windows: Windows) -> dict:
     "Spill the rows that one part of the log, by its place, gives to the dataset; returns counts and waits."
@@ -228,16 +271,28 @@ def choose_rows(settings: Settings, table: FeatureTable, log: dict, place: int, 
     split, label, draw = events["split"].to_numpy(), events["label"].to_numpy(), draws(events["id"], chosen.seed)
     stay = (split >= 0) & (label != UNRESOLVED) & ((split > 0) | kept(draw, label, chosen.honest_share))
     number = np.where(split == 0, (scramble(draw, 1) % np.uint64(chosen.folds)).astype(np.int64), place)
-    features = pq.read_table(features_folder(settings, table) / "parts" / f"{part['name']}.parquet", columns=["seq", *table.names])
+    features = pq.read_table(
+        features_folder(settings, table) / "parts" / f"{part['name']}.parquet", columns=["seq", *table.names]
+    )
     if not features["seq"].equals(events["seq"]):
-        raise ValueError(f"the features of part {part['name']} are not those of its events: run `fraud-poc features` with --replace")
-    events = events.rename_columns({settings.columns.amount: AMOUNT}).drop_columns("id_key").append_column("order", pa.array(scramble(draw, 2)))
-    for name in table.names: events = events.append_column(name, features[name])
+        raise ValueError(
+            f"the features of part {part['name']} are not those of its events: run `fraud-poc features` with --replace"
+        )
+    events = (
+        events.rename_columns({settings.columns.amount: AMOUNT})
+        .drop_columns("id_key")
+        .append_column("order", pa.array(scramble(draw, 2)))
+    )
+    for name in table.names:
+        events = events.append_column(name, features[name])
     as_test = with_frozen(settings, table, part["name"], events)
     for s, n in sorted(set(zip(split[stay].tolist(), number[stay].tolist()))):
         rows, of = pa.array(stay & (split == s) & (number == n)), as_test if SPLITS[s] == "test" else events
         write_parquet(spill_path(settings.batch.folder, SPLITS[s], n) / f"{place:06d}.parquet", of.filter(rows))
-    counts = {name: [int(((split == i) & (label == c)).sum()) for c in (HONEST, FRAUD, UNRESOLVED)] for i, name in enumerate(SPLITS)}
+    counts = {
+        name: [int(((split == i) & (label == c)).sum()) for c in (HONEST, FRAUD, UNRESOLVED)]
+        for i, name in enumerate(SPLITS)
+    }
     return {"counts": counts, "waits": waits}
 
 # %% ../../nbs/09_dataset.ipynb #c024
@@ -245,24 +300,39 @@ def weigh(events: pa.Table, split: str, windows: Windows, known: np.ndarray, hon
     "(n,) float32 weights of rows of one split; 0 = not to be used."
     label, time = events["label"].to_numpy(), events["time"].cast(pa.int64()).to_numpy()
     weight = waiting_weights(label, (windows.moment(split) - time) // HOUR, known[int(split == "test")])
-    if split == "train": weight[label == HONEST] /= honest_share
+    if split == "train":
+        weight[label == HONEST] /= honest_share
     return weight.astype(np.float32)
+
 
 def write_fold(settings: Settings, split: str, number: int, windows: Windows, known: np.ndarray) -> dict:
     "Gather one file of the dataset; returns what the manifest says of it."
     spilled = sorted(spill_path(settings.batch.folder, split, number).glob("*.parquet"))
     events = pa.concat_tables([pq.read_table(path) for path in spilled])
-    if split == "train": events = events.take(np.lexsort((events["seq"].to_numpy(), events["order"].to_numpy())))
+    if split == "train":
+        events = events.take(np.lexsort((events["seq"].to_numpy(), events["order"].to_numpy())))
     weight = weigh(events, split, windows, known, settings.training.honest_share)
     side = ["id", "seq", "time", AMOUNT, *(f"{name}_key" for name in settings.columns.entities), "label"]
-    features = events.column_names[events.column_names.index("order") + 1:]
-    out = events.select(side).append_column("split", pa.array([split] * len(events), pa.string())).append_column(WEIGHT, pa.array(weight))
-    for name in features: out = out.append_column(name, events[name])
+    features = events.column_names[events.column_names.index("order") + 1 :]
+    out = (
+        events.select(side)
+        .append_column("split", pa.array([split] * len(events), pa.string()))
+        .append_column(WEIGHT, pa.array(weight))
+    )
+    for name in features:
+        out = out.append_column(name, events[name])
     out = out.filter(pa.array(weight > 0)).combine_chunks()
     label, used = out["label"].to_numpy(), out[WEIGHT].to_numpy().astype(np.float64)
     path = settings.batch.folder / WORK / DATASET / split / f"{number:06d}.parquet"
-    return {"name": path.name, "rows": len(out), "frauds": int((label == FRAUD).sum()), "weight": float(used.sum()),
-            "fraud_weight": float(used[label == FRAUD].sum()), "too_young": int((weight == 0).sum()), "sha256": write_parquet(path, out)}
+    return {
+        "name": path.name,
+        "rows": len(out),
+        "frauds": int((label == FRAUD).sum()),
+        "weight": float(used.sum()),
+        "fraud_weight": float(used[label == FRAUD].sum()),
+        "too_young": int((weight == 0).sum()),
+        "sha256": write_parquet(path, out),
+    }
 
 # %% ../../nbs/09_dataset.ipynb #c026
 def log_until(manifest: dict, until: str) -> dict:
@@ -271,46 +341,66 @@ def log_until(manifest: dict, until: str) -> dict:
     whole = len(parts) == len(manifest["parts"])
     return {"parts": parts, "next_seq": manifest["next_seq"], "waiting": manifest.get("waiting") if whole else None}
 
+
 def event_span(folder: Path, parts: list[dict]) -> tuple[int, int]:
     "Times of the first and the last event of a log, UTC ms."
     spans = [time_span(part_path(folder, "events", part["name"])) for part in parts if part["events"]]
-    if not spans: raise ValueError(f"the log in {folder} holds no events: run `fraud-poc ingest` with your data first")
+    if not spans:
+        raise ValueError(f"the log in {folder} holds no events: run `fraud-poc ingest` with your data first")
     return min(first for first, _ in spans), max(last for _, last in spans)
+
 
 def check_inputs(settings: Settings, table: FeatureTable, parts: list[dict]) -> None:
     "`ValueError` when the features of the log are not there, older than the log, or of another one, or when a name is taken."
     path = features_folder(settings, table) / "manifest.json"
-    if not path.exists(): raise ValueError(f"no features of table {table.hash[:12]} in {settings.batch.folder}: run `fraud-poc features` first")
+    if not path.exists():
+        raise ValueError(
+            f"no features of table {table.hash[:12]} in {settings.batch.folder}: run `fraud-poc features` first"
+        )
     done = read_json(path)["parts"]
     for one, other in zip(done, parts):
         if any(one[k] != other[k] for k in ("name", "events_sha256", "labels_sha256")):
-            raise ValueError(f"part {other['name']} of the log in {settings.batch.folder} changed since its features were computed: "
-                             "run `fraud-poc features` with --replace")
+            raise ValueError(
+                f"part {other['name']} of the log in {settings.batch.folder} changed since its features were computed: "
+                "run `fraud-poc features` with --replace"
+            )
     if len(done) < len(parts):
-        raise ValueError(f"{settings.batch.folder} holds features of {len(done)} of the log's {len(parts)} parts: "
-                         "run `fraud-poc features` to bring them up to date, or give the date until which they go")
+        raise ValueError(
+            f"{settings.batch.folder} holds features of {len(done)} of the log's {len(parts)} parts: "
+            "run `fraud-poc features` to bring them up to date, or give the date until which they go"
+        )
     taken = {AMOUNT, WEIGHT, "split", "order", "first", "fold"} & {*table.names}
-    if taken: raise ValueError(f"the feature {min(taken)!r} has the name of a column of the dataset: rename the amount column in your data")
+    if taken:
+        raise ValueError(
+            f"the feature {min(taken)!r} has the name of a column of the dataset: rename the amount column in your data"
+        )
+
 
 def inputs_hash(settings: Settings, table: FeatureTable, log: dict) -> str:
     "A hash of all that the dataset follows from."
     files = [[part[k] for k in ("name", "events_sha256", "labels_sha256")] for part in log["parts"]]
-    if log["waiting"]: files.append(log["waiting"]["digest"])
+    if log["waiting"]:
+        files.append(log["waiting"]["digest"])
     text = json.dumps([VERSION, table.hash, settings.training.model_dump(), files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/09_dataset.ipynb #n005
 def last_known(
     settings: Settings,
-    log: dict,            # as `log_until` gives it
-    now: int,             # UTC ms, by the clock
-) -> tuple[int, int]:     # UTC ms; labels that are not known yet
+    log: dict,  # as `log_until` gives it
+    now: int,  # UTC ms, by the clock
+) -> tuple[int, int]:  # UTC ms; labels that are not known yet
     "When the last item of a log, event or label, was known; `ValueError` when an event lies in the future."
-    latest, known = now + duration_ms(settings.live.future_skew), read_waiting(settings.batch.folder, log)["known"].to_numpy()
+    latest, known = (
+        now + duration_ms(settings.live.future_skew),
+        read_waiting(settings.batch.folder, log)["known"].to_numpy(),
+    )
     end = max(part["last_known_ms"] for part in log["parts"])
     if end > latest:
-        raise ValueError(f"the log in {settings.batch.folder} reaches to {as_date(end)}, which is later than the clock by more than live.future_skew "
-                         f"({settings.live.future_skew}): ingest the files anew with replace, or stop before with --until")
+        raise ValueError(
+            f"the log in {settings.batch.folder} reaches to {as_date(end)}, which is later than the clock by more than live.future_skew "
+            f"({settings.live.future_skew}): ingest the files anew with replace, or stop before with --until"
+        )
     days = Counter(("known", day) for day in (known // DAY).tolist())
     bulk_end = bulks(days, log["parts"], settings.limits.gap)["known"][1]
     by_now = known[(known <= latest) & (known // DAY <= bulk_end)]
@@ -326,34 +416,47 @@ def _summarise(counts: list[dict], files: dict[str, list[dict]]) -> dict:
         splits[split] = {"honest_events": honest, "fraud_events": fraud, "unresolved": unresolved, **total}
     return splits
 
+
 def _check_splits(splits: dict, windows: Windows, settings: Settings) -> None:
     "`ValueError` when a model could not learn or be judged."
     w = windows
-    for split, start, end in [("train", w.train, w.validation), ("validation", w.validation, w.train_end), ("test", w.cutoff, w.test_end)]:
+    for split, start, end in [
+        ("train", w.train, w.validation),
+        ("validation", w.validation, w.train_end),
+        ("test", w.cutoff, w.test_end),
+    ]:
         found = splits[split]
         for what, number in [("frauds", found["frauds"]), ("honest events", found["rows"] - found["frauds"])]:
-            if number: continue
-            raise ValueError(f"the {split} window, {as_date(start)} to {as_date(end - 1)}, holds no {what} that were known before "
-                             f"{as_date(w.moment(split))} ({found['unresolved']} events have no verdict, {found['too_young']} are too young): "
-                             f"lengthen training.{split}_days or training.delay ({settings.training.delay}), or ingest the labels")
+            if number:
+                continue
+            raise ValueError(
+                f"the {split} window, {as_date(start)} to {as_date(end - 1)}, holds no {what} that were known before "
+                f"{as_date(w.moment(split))} ({found['unresolved']} events have no verdict, {found['too_young']} are too young): "
+                f"lengthen training.{split}_days or training.delay ({settings.training.delay}), or ingest the labels"
+            )
 
 # %% ../../nbs/09_dataset.ipynb #c029
 def make_dataset(
     settings: Settings,
-    replace: bool = False,             # make it anew even if nothing has changed
+    replace: bool = False,  # make it anew even if nothing has changed
     progress: Progress | None = None,  # called with rows done and in all
-    until: str = "",                   # ISO date, UTC: the log ends before the first part that reaches it; "" = all of it
+    until: str = "",  # ISO date, UTC: the log ends before the first part that reaches it; "" = all of it
     clock: Clock = system_clock,
-) -> dict:                             # manifest: windows, splits, files, features, label_features, table_hash, inputs, labels_not_yet_known
+) -> dict:  # manifest: windows, splits, files, features, label_features, table_hash, inputs, labels_not_yet_known
     "Write the training set of a log with features under batch.folder/dataset; `ValueError` says what is missing and what to do."
     folder, table = settings.batch.folder, build_table(settings)
     log = log_until(read_manifest(folder), until)
     check_inputs(settings, table, log["parts"])
-    inputs, manifest_path, span = inputs_hash(settings, table, log), folder / DATASET / "manifest.json", event_span(folder, log["parts"])
+    inputs, manifest_path, span = (
+        inputs_hash(settings, table, log),
+        folder / DATASET / "manifest.json",
+        event_span(folder, log["parts"]),
+    )
     known, later = last_known(settings, log, clock())
     if not replace and manifest_path.exists():
         manifest = read_json(manifest_path)
-        if (manifest.get("inputs"), manifest.get("labels_not_yet_known", 0)) == (inputs, later): return manifest
+        if (manifest.get("inputs"), manifest.get("labels_not_yet_known", 0)) == (inputs, later):
+            return manifest
     windows = find_windows(settings, *span, known)
     with sole_use(folder / WORK), on_dask(settings) as on:
         _clear(folder)
@@ -361,11 +464,22 @@ def make_dataset(
         splits = _summarise(counts, files)
         _check_splits(splits, windows, settings)
         dates = {name: as_date(ms) for name, ms in asdict(windows).items()}
-        manifest = {"format": VERSION, "inputs": inputs, "table_hash": table.hash, "features": table.names, "windows_ms": asdict(windows),
-                    "label_features": label_features(settings, table), "windows": dates, "splits": splits, "files": files,
-                    "training": settings.training.model_dump(), "labels_not_yet_known": later}
+        manifest = {
+            "format": VERSION,
+            "inputs": inputs,
+            "table_hash": table.hash,
+            "features": table.names,
+            "windows_ms": asdict(windows),
+            "label_features": label_features(settings, table),
+            "windows": dates,
+            "splits": splits,
+            "files": files,
+            "training": settings.training.model_dump(),
+            "labels_not_yet_known": later,
+        }
         write_json(folder / WORK / DATASET / "manifest.json", manifest)
-        if (folder / DATASET).exists(): os.replace(folder / DATASET, folder / WORK / "old")
+        if (folder / DATASET).exists():
+            os.replace(folder / DATASET, folder / WORK / "old")
         os.replace(folder / WORK / DATASET, folder / DATASET)
         _clear(folder)
     return manifest
@@ -373,23 +487,48 @@ def make_dataset(
 # %% ../../nbs/09_dataset.ipynb #c030
 def _clear(folder: Path) -> None:
     "Remove what this or a killed run left in the working folder."
-    for name in ("spill", "frozen", "old", DATASET): shutil.rmtree(folder / WORK / name, ignore_errors=True)
+    for name in ("spill", "frozen", "old", DATASET):
+        shutil.rmtree(folder / WORK / name, ignore_errors=True)
 
-def _run_rounds(settings: Settings, table: FeatureTable, log: dict, windows: Windows, on: tuple, progress: Progress | None) -> tuple[list, dict]:
+
+def _run_rounds(
+    settings: Settings, table: FeatureTable, log: dict, windows: Windows, on: tuple, progress: Progress | None
+) -> tuple[list, dict]:
     "Freeze label features, choose rows of the parts, then gather the files; returns counts of each part, and the files of each split."
     (_, run), folder, parts = on, settings.batch.folder, log["parts"]
     total = 2 * sum(part["events"] for part in parts)
     tick = lambda start, share: progress and progress(int(total * (start + share) / 3), total)
-    mine = [p for p, part in enumerate(parts) if part["events"] and _overlaps(folder, part, windows.train, windows.test_end)]
+    mine = [
+        p for p, part in enumerate(parts) if part["events"] and _overlaps(folder, part, windows.train, windows.test_end)
+    ]
     tests = [p for p in mine if _overlaps(folder, parts[p], windows.cutoff, windows.test_end)]
-    if tests: frozen_features(settings, table, parts[:tests[-1] + 1], {parts[p]["name"] for p in tests}, windows.cutoff, folder / WORK / "frozen",
-                              on, partial(tick, 0))
+    if tests:
+        frozen_features(
+            settings,
+            table,
+            parts[: tests[-1] + 1],
+            {parts[p]["name"] for p in tests},
+            windows.cutoff,
+            folder / WORK / "frozen",
+            on,
+            partial(tick, 0),
+        )
     found = run([dask.delayed(choose_rows)(settings, table, log, p, windows) for p in mine], tick=partial(tick, 1))
-    known = np.stack([share_known(counts) for counts in sum((f["waits"] for f in found), np.zeros((2, 2, 2, 1), np.int64))])
-    wanted = [(split, int(path.name)) for split in SPLITS for path in sorted((folder / WORK / "spill" / split).glob("*"))]
-    written = run([dask.delayed(write_fold)(settings, split, number, windows, known) for split, number in wanted], tick=partial(tick, 2))
+    known = np.stack(
+        [share_known(counts) for counts in sum((f["waits"] for f in found), np.zeros((2, 2, 2, 1), np.int64))]
+    )
+    wanted = [
+        (split, int(path.name)) for split in SPLITS for path in sorted((folder / WORK / "spill" / split).glob("*"))
+    ]
+    written = run(
+        [dask.delayed(write_fold)(settings, split, number, windows, known) for split, number in wanted],
+        tick=partial(tick, 2),
+    )
     tick(2, 1)
-    return [f["counts"] for f in found], {split: [entry for (s, _), entry in zip(wanted, written) if s == split] for split in SPLITS}
+    return [f["counts"] for f in found], {
+        split: [entry for (s, _), entry in zip(wanted, written) if s == split] for split in SPLITS
+    }
+
 
 def _overlaps(folder: Path, part: dict, start: int, end: int) -> bool:
     "Whether a part of the log holds events between two moments, UTC ms; the end is exclusive."
@@ -399,54 +538,72 @@ def _overlaps(folder: Path, part: dict, start: int, end: int) -> bool:
 # %% ../../nbs/09_dataset.ipynb #c035
 class Fold(NamedTuple):
     "Some rows of the dataset."
+
     features: np.ndarray  # (n, features) float32, in the order of the table
-    label: np.ndarray     # (n,) int8
-    weight: np.ndarray    # (n,) float32
-    rows: pa.Table        # id, seq, time, amount in minor units, keys of the entities, label, split and weight
+    label: np.ndarray  # (n,) int8
+    weight: np.ndarray  # (n,) float32
+    rows: pa.Table  # id, seq, time, amount in minor units, keys of the entities, label, split and weight
+
 
 def read_dataset(settings: Settings) -> dict:
     "The dataset's manifest; `ValueError` when there is none, or when it is of another feature table or of other settings."
     path, table = settings.batch.folder / DATASET / "manifest.json", build_table(settings)
-    if not path.exists(): raise ValueError(f"no dataset in {settings.batch.folder}: run `fraud-poc dataset` first")
+    if not path.exists():
+        raise ValueError(f"no dataset in {settings.batch.folder}: run `fraud-poc dataset` first")
     manifest = read_json(path)
     if manifest["format"] != VERSION:
-        raise ValueError(f"the dataset in {settings.batch.folder} is of format {manifest['format']}, and this version reads {VERSION}: "
-                         "run `fraud-poc dataset` again")
+        raise ValueError(
+            f"the dataset in {settings.batch.folder} is of format {manifest['format']}, and this version reads {VERSION}: "
+            "run `fraud-poc dataset` again"
+        )
     if manifest["table_hash"] != table.hash:
-        raise ValueError(f"the dataset in {settings.batch.folder} is of feature table {manifest['table_hash'][:12]}, not {table.hash[:12]}: "
-                         "run `fraud-poc dataset` again")
+        raise ValueError(
+            f"the dataset in {settings.batch.folder} is of feature table {manifest['table_hash'][:12]}, not {table.hash[:12]}: "
+            "run `fraud-poc dataset` again"
+        )
     now = settings.training.model_dump()
     other = sorted(name for name in now if manifest["training"].get(name) != now[name])
     if other:
-        raise ValueError(f"the dataset in {settings.batch.folder} was made with training.{other[0]} = {manifest['training'].get(other[0])!r}, not "
-                         f"{now[other[0]]!r}: run `fraud-poc dataset` again")
+        raise ValueError(
+            f"the dataset in {settings.batch.folder} was made with training.{other[0]} = {manifest['training'].get(other[0])!r}, not "
+            f"{now[other[0]]!r}: run `fraud-poc dataset` again"
+        )
     return manifest
 
 # %% ../../nbs/09_dataset.ipynb #c037
 def read_fold(
     settings: Settings,
-    split: str,                # one of SPLITS
-    entry: dict,               # of the file, as in manifest["files"][split]
-    features: list[str],       # names, as in manifest["features"]
-    frozen: Iterable[str] = (),  # names of those to read as they are with labels frozen at the cut-off; only the test has them
+    split: str,  # one of SPLITS
+    entry: dict,  # of the file, as in manifest["files"][split]
+    features: list[str],  # names, as in manifest["features"]
+    frozen: Iterable[
+        str
+    ] = (),  # names of those to read as they are with labels frozen at the cut-off; only the test has them
 ) -> Fold:
     "One file of the dataset; `ValueError` when it is gone or not the one that was written."
     path = settings.batch.folder / DATASET / split / entry["name"]
-    if not path.exists() or sha256_of(path) != entry["sha256"]: raise ValueError(f"{path} is gone or changed: run `fraud-poc dataset` with --replace")
+    if not path.exists() or sha256_of(path) != entry["sha256"]:
+        raise ValueError(f"{path} is gone or changed: run `fraud-poc dataset` with --replace")
     table = pq.read_table(path)
     vectors = np.empty((len(table), len(features)), np.float32)
-    for i, name in enumerate(features): vectors[:, i] = table[name + FROZEN if name in frozen else name].to_numpy()
+    for i, name in enumerate(features):
+        vectors[:, i] = table[name + FROZEN if name in frozen else name].to_numpy()
     rows = table.select([name for name in table.column_names if name.removesuffix(FROZEN) not in features])
     return Fold(vectors, table["label"].to_numpy(), table[WEIGHT].to_numpy(), rows)
 
+
 def read_split(
     settings: Settings,
-    split: str,           # one of SPLITS
-    frozen: bool = False, # label features as they are when no label comes in from the cut-off on; only of the test
+    split: str,  # one of SPLITS
+    frozen: bool = False,  # label features as they are when no label comes in from the cut-off on; only of the test
 ) -> Fold:
     "All rows of a split; validation and test are in the order of the log, the training set is shuffled."
-    if frozen and split != "test": raise ValueError(f"the split {split!r} has no frozen features: only the test, which starts at the cut-off, has")
+    if frozen and split != "test":
+        raise ValueError(f"the split {split!r} has no frozen features: only the test, which starts at the cut-off, has")
     manifest = read_dataset(settings)
     late = set(manifest["label_features"]) if frozen else set()
     folds = [read_fold(settings, split, entry, manifest["features"], late) for entry in manifest["files"][split]]
-    return Fold(*(np.concatenate([fold[i] for fold in folds]) for i in range(3)), pa.concat_tables([fold.rows for fold in folds]))
+    return Fold(
+        *(np.concatenate([fold[i] for fold in folds]) for i in range(3)),
+        pa.concat_tables([fold.rows for fold in folds]),
+    )

@@ -27,66 +27,81 @@ from ..features.aggregates import DAY_MS
 # %% ../../nbs/11_evaluate.ipynb #c005
 LOWEST, HIGHEST = 2.0**-150, 1 - 2.0**-25  # what scores of 0 and 1 stand for: beyond every other float32
 
+
 def probability(
     calibration: tuple[float, float],  # a > 0 and b of sigmoid(a * logit(score) + b)
-    score: float,                      # from 0 to 1, as XGBoost gives it
-) -> float:                            # probability that the event is a fraud
+    score: float,  # from 0 to 1, as XGBoost gives it
+) -> float:  # probability that the event is a fraud
     "Calibrated probability of one score."
     score = float(score)  # a NumPy float32 would round the ends away
     score = LOWEST if score < LOWEST else HIGHEST if score > HIGHEST else score
     logit = calibration[0] * math.log(score / (1.0 - score)) + calibration[1]
-    if logit < 0.0: return (odds := math.exp(max(logit, -700.0))) / (1.0 + odds)
+    if logit < 0.0:
+        return (odds := math.exp(max(logit, -700.0))) / (1.0 + odds)
     return 1.0 / (1.0 + math.exp(-logit))
+
 
 def probabilities(
     calibration: tuple[float, float],
     scores: np.ndarray,  # (n,) from 0 to 1
-) -> np.ndarray:         # (n,) float64, to the bit what `probability` gives
+) -> np.ndarray:  # (n,) float64, to the bit what `probability` gives
     "Calibrated probabilities of many scores."
     return np.array([probability(calibration, score) for score in np.asarray(scores).tolist()], np.float64)
 
 # %% ../../nbs/11_evaluate.ipynb #c008
 LEAST_SLOPE = 0.01  # of a calibration: scores that tell nothing give nearly the same probability to all
 
+
 def _logit(scores: np.ndarray) -> np.ndarray:
     "Logit of scores from 0 to 1, with their ends moved in."
     inside = np.clip(np.asarray(scores, np.float64), LOWEST, HIGHEST)
     return np.log(inside / (1 - inside))
 
+
 def calibrate(
-    labels: np.ndarray,                # (n,) 1 fraud, 0 honest, -1 unresolved (left out)
-    scores: np.ndarray,                # (n,) from 0 to 1, of events that the model did not learn from
-    weights: np.ndarray | None = None, # (n,) how many events each stands for; None = 1
-) -> tuple[float, float]:              # a > 0 and b of sigmoid(a * logit(score) + b)
+    labels: np.ndarray,  # (n,) 1 fraud, 0 honest, -1 unresolved (left out)
+    scores: np.ndarray,  # (n,) from 0 to 1, of events that the model did not learn from
+    weights: np.ndarray | None = None,  # (n,) how many events each stands for; None = 1
+) -> tuple[float, float]:  # a > 0 and b of sigmoid(a * logit(score) + b)
     "Fit Platt's calibration (1999, with his smoothed targets); `ValueError` without a fraud or an honest event."
     weights, resolved = np.ones(len(labels)) if weights is None else weights, np.asarray(labels) >= 0
-    fraud, logit, weight = np.asarray(labels)[resolved] == 1, _logit(scores)[resolved], np.asarray(weights, np.float64)[resolved]
+    fraud, logit, weight = (
+        np.asarray(labels)[resolved] == 1,
+        _logit(scores)[resolved],
+        np.asarray(weights, np.float64)[resolved],
+    )
     bad, good = float(weight[fraud].sum()), float(weight[~fraud].sum())
     if not bad or not good:
-        raise ValueError(f"cannot calibrate on {fraud.sum()} frauds and {(~fraud).sum()} honest events: both are needed, "
-                         "raise training.validation_days or training.delay")
+        raise ValueError(
+            f"cannot calibrate on {fraud.sum()} frauds and {(~fraud).sum()} honest events: both are needed, "
+            "raise training.validation_days or training.delay"
+        )
     aim = np.where(fraud, (bad + 1) / (bad + 2), 1 / (good + 2))
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=200)
     both, verdict = np.concatenate([logit, logit])[:, None], np.repeat([1, 0], len(logit))
     model.fit(both, verdict, sample_weight=np.concatenate([weight * aim, weight * (1 - aim)]))
     a, b = float(model.coef_[0, 0]), float(model.intercept_[0])
-    if a >= LEAST_SLOPE: return a, b
+    if a >= LEAST_SLOPE:
+        return a, b
     return LEAST_SLOPE, math.log(bad / good) - LEAST_SLOPE * float(np.average(logit, weights=weight))
 
 # %% ../../nbs/11_evaluate.ipynb #c012
 class Ranked(NamedTuple):
     "Events from the highest score to the lowest."
+
     order: np.ndarray  # (n,) places of the events
-    last: np.ndarray   # (m,) of the sorted events, the last one of each distinct score
+    last: np.ndarray  # (m,) of the sorted events, the last one of each distinct score
+
 
 def rank(scores: np.ndarray) -> Ranked:
     "Sort (n,) scores once, for any number of weights."
     order = np.argsort(-scores, kind="stable")
     return Ranked(order, np.flatnonzero(np.diff(scores[order], append=np.float64(-np.inf))))
 
+
 def totals(
     ranked: Ranked,
-    fraud: np.ndarray,    # (n,) bool
+    fraud: np.ndarray,  # (n,) bool
     weights: np.ndarray,  # (n,) how often each event counts
 ) -> tuple[np.ndarray, np.ndarray]:  # (m + 1,) frauds and honest events at or above each distinct score, 0 first
     "Weights that a falling threshold has passed."
@@ -98,27 +113,34 @@ def totals(
 # %% ../../nbs/11_evaluate.ipynb #c014
 FALSE_POSITIVES = 0.01  # share of honest events that a threshold may pass
 
+
 def curve_metrics(
     frauds: np.ndarray,  # (m + 1,) as `totals` gives them
     honest: np.ndarray,  # (m + 1,)
-) -> dict[str, float]:   # auc, average_precision, recall_at_1_percent
+) -> dict[str, float]:  # auc, average_precision, recall_at_1_percent
     "What the curves say; NaN where there is no fraud or no honest event."
     bad, good = frauds[-1], honest[-1]
-    if not bad or not good: return dict.fromkeys(["auc", "average_precision", "recall_at_1_percent"], math.nan)
+    if not bad or not good:
+        return dict.fromkeys(["auc", "average_precision", "recall_at_1_percent"], math.nan)
     precision = frauds[1:] / np.maximum(frauds[1:] + honest[1:], 1e-300)
     passed = np.searchsorted(honest, FALSE_POSITIVES * good * (1 + 1e-12), side="right") - 1
-    return {"auc": float(np.trapezoid(frauds, honest) / bad / good), "average_precision": float((np.diff(frauds) * precision).sum() / bad),
-            "recall_at_1_percent": float(frauds[passed] / bad)}
+    return {
+        "auc": float(np.trapezoid(frauds, honest) / bad / good),
+        "average_precision": float((np.diff(frauds) * precision).sum() / bad),
+        "recall_at_1_percent": float(frauds[passed] / bad),
+    }
 
 # %% ../../nbs/11_evaluate.ipynb #c017
 class Queue(NamedTuple):
     "Events in the order of review: day by day, the highest score first."
-    order: np.ndarray   # (n,) places of the events
-    day: np.ndarray     # (n,) of the sorted events, 0 for the first day that has any
+
+    order: np.ndarray  # (n,) places of the events
+    day: np.ndarray  # (n,) of the sorted events, 0 for the first day that has any
     starts: np.ndarray  # (days,) place of each day's first event
 
+
 def queue(
-    days: np.ndarray,    # (n,) UTC day numbers
+    days: np.ndarray,  # (n,) UTC day numbers
     scores: np.ndarray,  # (n,)
 ) -> Queue:
     "Sort events for review."
@@ -126,11 +148,12 @@ def queue(
     first = np.diff(days[order], prepend=days.min(initial=0) - 1) != 0
     return Queue(order, np.cumsum(first) - 1, np.flatnonzero(first))
 
+
 def reviewed(
     line: Queue,
     weights: np.ndarray,  # (n,) how often each event counts
-    budget: int,          # events a day
-) -> np.ndarray:          # (n,) how much of each sorted event is looked at
+    budget: int,  # events a day
+) -> np.ndarray:  # (n,) how much of each sorted event is looked at
     "What the budget reaches."
     weight = weights[line.order]
     before = np.cumsum(weight) - weight
@@ -139,14 +162,16 @@ def reviewed(
 # %% ../../nbs/11_evaluate.ipynb #c019
 class CardDays(NamedTuple):
     "Cards of each day, the highest score first."
-    card: np.ndarray    # (r,) number of the card, 0 to cards - 1
-    fraud: np.ndarray   # (r,) bool: whether it had a fraud on that day
+
+    card: np.ndarray  # (r,) number of the card, 0 to cards - 1
+    fraud: np.ndarray  # (r,) bool: whether it had a fraud on that day
     starts: np.ndarray  # (days + 1,) where each day begins, and the end
 
+
 def card_days(
-    days: np.ndarray,    # (n,) UTC day numbers
-    cards: np.ndarray,   # (n,) numbers of cards, from 0
-    fraud: np.ndarray,   # (n,) bool
+    days: np.ndarray,  # (n,) UTC day numbers
+    cards: np.ndarray,  # (n,) numbers of cards, from 0
+    fraud: np.ndarray,  # (n,) bool
     scores: np.ndarray,  # (n,)
 ) -> CardDays:
     "One row for each card and day."
@@ -162,9 +187,9 @@ def card_days(
 # %% ../../nbs/11_evaluate.ipynb #c021
 def card_precision(
     table: CardDays,
-    k: int,              # cards that people can look at in a day
+    k: int,  # cards that people can look at in a day
     copies: np.ndarray,  # (cards,) how often each card counts
-) -> np.ndarray:         # (days,) share of the k that had a fraud
+) -> np.ndarray:  # (days,) share of the k that had a fraud
     "Card precision at k of each day."
     left, daily = copies.astype(np.float64), []
     for start, end in zip(table.starts[:-1], table.starts[1:]):
@@ -178,19 +203,22 @@ def card_precision(
 def equal_groups(
     values: np.ndarray,  # (n,) probabilities
     groups: int = 10,
-) -> np.ndarray:         # (n,) group of each event, 0 for the smallest values
+) -> np.ndarray:  # (n,) group of each event, 0 for the smallest values
     "Groups of about equal size; events of equal value are in one group, so that there may be fewer."
     distinct, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - counts / 2
     wanted = np.minimum((middle / max(len(values), 1) * groups).astype(np.int64), groups - 1)
     return np.unique(wanted, return_inverse=True)[1][place]
 
+
 def calibration_of(
-    group: np.ndarray,         # (n,) as `equal_groups` gives it
-    probability: np.ndarray,   # (n,)
-    fraud: np.ndarray,         # (n,) bool
-    weights: np.ndarray,       # (n,) how often each event counts
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # of each group: weight, mean probability, rate of frauds; NaN where the weight is 0
+    group: np.ndarray,  # (n,) as `equal_groups` gives it
+    probability: np.ndarray,  # (n,)
+    fraud: np.ndarray,  # (n,) bool
+    weights: np.ndarray,  # (n,) how often each event counts
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # of each group: weight, mean probability, rate of frauds; NaN where the weight is 0
     "Expected and observed fraud of each group."
     size = np.bincount(group, weights).astype(np.float64)
     there = np.where(size > 0, size, np.nan)
@@ -199,42 +227,59 @@ def calibration_of(
 # %% ../../nbs/11_evaluate.ipynb #c028
 class Slice(NamedTuple):
     "Resolved events of a test slice, sorted once in each way that the metrics need."
-    fraud: np.ndarray        # (n,) bool
-    scores: np.ndarray       # (n,)
+
+    fraud: np.ndarray  # (n,) bool
+    scores: np.ndarray  # (n,)
     probability: np.ndarray  # (n,) calibrated
-    amounts: np.ndarray      # (n,) int64, minor units
-    weights: np.ndarray      # (n,) float64: how many events each stands for
-    cards: np.ndarray        # (n,) numbers, from 0
-    days: np.ndarray         # (n,) UTC day numbers
+    amounts: np.ndarray  # (n,) int64, minor units
+    weights: np.ndarray  # (n,) float64: how many events each stands for
+    cards: np.ndarray  # (n,) numbers, from 0
+    days: np.ndarray  # (n,) UTC day numbers
     ranked: Ranked
     line: Queue
     table: CardDays
-    group: np.ndarray        # (n,) of calibration
+    group: np.ndarray  # (n,) of calibration
+
 
 def number_cards(
     cards: np.ndarray,  # (n,) keys; 0 = missing
-) -> np.ndarray:        # (n,) int64 from 0, in the order of the keys; each missing one is a card of its own
+) -> np.ndarray:  # (n,) int64 from 0, in the order of the keys; each missing one is a card of its own
     "Number the cards of a slice."
     number = np.unique(cards, return_inverse=True)[1].astype(np.int64)
     missing = np.asarray(cards) == 0
     number[missing] = number.max(initial=0) + 1 + np.arange(missing.sum())
     return np.unique(number, return_inverse=True)[1].astype(np.int64)
 
+
 def sort_slice(fraud, scores, probability, amounts, cards, times, weights=None) -> Slice:
     "Prepare resolved events: (n,) arrays as in `evaluate`."
     days, numbers = times // DAY_MS, number_cards(cards)
     weights = np.ones(len(fraud)) if weights is None else np.asarray(weights, np.float64)
-    return Slice(fraud, scores, probability, amounts, weights, numbers, days, rank(scores), queue(days, scores),
-                 card_days(days, numbers, fraud, scores), equal_groups(probability))
+    return Slice(
+        fraud,
+        scores,
+        probability,
+        amounts,
+        weights,
+        numbers,
+        days,
+        rank(scores),
+        queue(days, scores),
+        card_days(days, numbers, fraud, scores),
+        equal_groups(probability),
+    )
 
 # %% ../../nbs/11_evaluate.ipynb #c030
 GRID = np.linspace(0, 1, 51)  # recalls and rates of false positives at which curves are kept
+
 
 def measure(
     settings: Settings,
     part: Slice,
     copies: np.ndarray,  # (cards,) float64: how often each card counts
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:  # metrics; curves: precision and true positives over GRID, observed frauds by group
+) -> tuple[
+    dict[str, float], dict[str, np.ndarray]
+]:  # metrics; curves: precision and true positives over GRID, observed frauds by group
     "All metrics at once; NaN where one is not defined."
     budget, weights = settings.acceptance.reviews_a_day, copies[part.cards] * part.weights
     frauds, honest = totals(part.ranked, part.fraud, weights)
@@ -244,11 +289,13 @@ def measure(
     ratio = lambda above, below: float(above / below) if below > 0 else math.nan
     daily = card_precision(part.table, budget, copies)
     metrics = curve_metrics(frauds, honest) | {
-        "precision_at_budget": ratio(caught.sum(), looked.sum()), "recall_at_budget": ratio(caught.sum(), frauds[-1]),
+        "precision_at_budget": ratio(caught.sum(), looked.sum()),
+        "recall_at_budget": ratio(caught.sum(), frauds[-1]),
         "amount_recall_at_budget": ratio((caught * amount).sum(), (weights * part.fraud * part.amounts).sum()),
         "card_precision": float(daily.mean()) if len(daily) else math.nan,
         "brier": ratio((weights * (part.probability - part.fraud) ** 2).sum(), weights.sum()),
-        "calibration_error": ratio(np.nansum(size * abs(expected - observed)), size.sum())}
+        "calibration_error": ratio(np.nansum(size * abs(expected - observed)), size.sum()),
+    }
     return metrics, {"observed": observed} | curves(frauds, honest)
 
 # %% ../../nbs/11_evaluate.ipynb #c032
@@ -257,46 +304,68 @@ def curves(frauds: np.ndarray, honest: np.ndarray) -> dict[str, np.ndarray]:
     bad, good = max(frauds[-1], 1e-300), max(honest[-1], 1e-300)
     reached = np.maximum(np.searchsorted(frauds / bad, np.maximum(GRID - 1e-12, 1e-12)), 1).clip(max=len(frauds) - 1)
     kept = np.searchsorted(honest / good, GRID**2 + 1e-12, side="right") - 1
-    return {"precision": frauds[reached] / np.maximum(frauds[reached] + honest[reached], 1e-300), "recall": frauds[kept] / bad}
+    return {
+        "precision": frauds[reached] / np.maximum(frauds[reached] + honest[reached], 1e-300),
+        "recall": frauds[kept] / bad,
+    }
+
 
 def bootstrap(
     settings: Settings,
     part: Slice,
     progress: Progress | None = None,  # called as progress(resamples done, resamples in all)
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # metrics (acceptance.bootstrap,) and curves (acceptance.bootstrap, points)
+) -> tuple[
+    dict[str, np.ndarray], dict[str, np.ndarray]
+]:  # metrics (acceptance.bootstrap,) and curves (acceptance.bootstrap, points)
     "Measure resamples of cards, seeded by training.seed."
-    rng, cards, most = np.random.default_rng(settings.training.seed), int(part.cards.max(initial=-1)) + 1, settings.acceptance.bootstrap
+    rng, cards, most = (
+        np.random.default_rng(settings.training.seed),
+        int(part.cards.max(initial=-1)) + 1,
+        settings.acceptance.bootstrap,
+    )
     runs = []
     for i in range(most if cards else 0):
-        runs.append(measure(settings, part, np.bincount(rng.integers(0, cards, cards), minlength=cards).astype(np.float64)))
-        if progress: progress(i + 1, most)
-    if not runs: return {}, {}
+        runs.append(
+            measure(settings, part, np.bincount(rng.integers(0, cards, cards), minlength=cards).astype(np.float64))
+        )
+        if progress:
+            progress(i + 1, most)
+    if not runs:
+        return {}, {}
     return tuple({name: np.array([run[k][name] for run in runs]) for name in runs[0][k]} for k in (0, 1))
 
 # %% ../../nbs/11_evaluate.ipynb #c035
 def point_metrics(settings: Settings, part: Slice) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     "Metrics and curves of the slice itself, by scikit-learn where it has them."
     metrics, shape = measure(settings, part, np.ones(int(part.cards.max(initial=-1)) + 1))
-    if not part.fraud.any() or part.fraud.all(): return metrics, shape
+    if not part.fraud.any() or part.fraud.all():
+        return metrics, shape
     weights = {"sample_weight": part.weights}
     false, true, _ = roc_curve(part.fraud, part.scores, drop_intermediate=False, **weights)
-    return metrics | {"auc": float(roc_auc_score(part.fraud, part.scores, **weights)),
-                      "average_precision": float(average_precision_score(part.fraud, part.scores, **weights)),
-                      "recall_at_1_percent": float(true[false <= FALSE_POSITIVES * (1 + 1e-12)].max()),
-                      "brier": float(brier_score_loss(part.fraud, part.probability, **weights))}, shape
+    return metrics | {
+        "auc": float(roc_auc_score(part.fraud, part.scores, **weights)),
+        "average_precision": float(average_precision_score(part.fraud, part.scores, **weights)),
+        "recall_at_1_percent": float(true[false <= FALSE_POSITIVES * (1 + 1e-12)].max()),
+        "brier": float(brier_score_loss(part.fraud, part.probability, **weights)),
+    }, shape
+
 
 def _plain(values: np.ndarray | float) -> list | float | None:
     "Six digits, lists, and None in place of NaN."
-    if np.ndim(values): return [_plain(value) for value in values]
+    if np.ndim(values):
+        return [_plain(value) for value in values]
     return None if math.isnan(values) else float(f"{values:.6g}")
+
 
 def _count(value: float) -> int | float:
     "A number of events: whole, unless weights make it otherwise."
     return int(value) if value == int(value) else round(float(value), 2)
 
+
 def _interval(spread: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | tuple[float, float]:
     "The middle 95 % of (resamples,) or (resamples, points); NaN where no resample has a value."
-    if spread is None: return math.nan, math.nan
+    if spread is None:
+        return math.nan, math.nan
     there = ~np.isnan(spread).all(axis=0)
     low, high = np.nanquantile(np.where(there, spread, 0), [0.025, 0.975], axis=0)
     return np.where(there, low, math.nan), np.where(there, high, math.nan)
@@ -306,26 +375,44 @@ def by_day(settings: Settings, part: Slice) -> list[dict]:
     "What each day's reviews found."
     weight, bad = part.weights[part.line.order], part.fraud[part.line.order]
     looked, starts = reviewed(part.line, part.weights, settings.acceptance.reviews_a_day), part.line.starts
-    if not len(starts): return []
+    if not len(starts):
+        return []
     daily = card_precision(part.table, settings.acceptance.reviews_a_day, np.ones(int(part.cards.max()) + 1))
     columns = [map(_count, np.add.reduceat(values, starts)) for values in (weight, weight * bad, looked, looked * bad)]
     days = [str(np.datetime64(int(day), "D")) for day in part.days[part.line.order][starts]]
-    return [dict(zip(["day", "events", "frauds", "reviewed", "found", "card_precision"], [*row, _plain(cards)]))
-            for *row, cards in zip(days, *columns, daily)]
+    return [
+        dict(zip(["day", "events", "frauds", "reviewed", "found", "card_precision"], [*row, _plain(cards)]))
+        for *row, cards in zip(days, *columns, daily)
+    ]
+
 
 BANDS = ("low", "medium", "high")
+
 
 def by_band(settings: Settings, bands: np.ndarray, labels: np.ndarray, amounts: np.ndarray) -> list[dict]:
     "Events of each band, unresolved ones included; amounts in major units."
     rows = [(name, bands == i) for i, name in enumerate(BANDS)]
-    return [{"band": name, "events": int(mine.sum()), "share": _plain(mine.sum() / max(len(mine), 1)),
-             "resolved": int((mine & (labels >= 0)).sum()), "frauds": int((mine & (labels == 1)).sum()),
-             "fraud_amount": int(amounts[mine & (labels == 1)].sum()) / 10**settings.columns.decimals} for name, mine in rows]
+    return [
+        {
+            "band": name,
+            "events": int(mine.sum()),
+            "share": _plain(mine.sum() / max(len(mine), 1)),
+            "resolved": int((mine & (labels >= 0)).sum()),
+            "frauds": int((mine & (labels == 1)).sum()),
+            "fraud_amount": int(amounts[mine & (labels == 1)].sum()) / 10**settings.columns.decimals,
+        }
+        for name, mine in rows
+    ]
+
 
 def by_score(probability: np.ndarray, labels: np.ndarray, steps: int = 40) -> dict:
     "Events by verdict over equal steps of the probability's logit."
     where = _logit(probability).clip(-12, 12)
-    edges = np.linspace(where.min(initial=12) - 1e-9, where.max(initial=-12) + 1e-9, steps + 1) if len(where) else np.zeros(0)
+    edges = (
+        np.linspace(where.min(initial=12) - 1e-9, where.max(initial=-12) + 1e-9, steps + 1)
+        if len(where)
+        else np.zeros(0)
+    )
     count = lambda label: np.histogram(where[labels == label], edges)[0].tolist() if len(where) else []
     return {"logit_edges": _plain(edges), "honest": count(0), "fraud": count(1), "unresolved": count(-1)}
 
@@ -333,74 +420,123 @@ def by_score(probability: np.ndarray, labels: np.ndarray, steps: int = 40) -> di
 def check_arrays(**arrays: np.ndarray) -> None:
     "`ValueError` when arrays differ in length, scores are not from 0 to 1, labels not -1, 0 or 1, or weights not above 0."
     lengths = {name: len(values) for name, values in arrays.items()}
-    if len(set(lengths.values())) > 1: raise ValueError(f"arrays of different lengths: {lengths}; give one value of each for every event")
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"arrays of different lengths: {lengths}; give one value of each for every event")
     scores, labels = arrays["scores"], arrays["labels"]
     wrong = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
-    if len(wrong): raise ValueError(f"score {scores[wrong[0]]} of event {wrong[0]} is not from 0 to 1: give XGBoost's probabilities, not margins")
+    if len(wrong):
+        raise ValueError(
+            f"score {scores[wrong[0]]} of event {wrong[0]} is not from 0 to 1: give XGBoost's probabilities, not margins"
+        )
     wrong = np.flatnonzero(~np.isin(labels, [-1, 0, 1]))
-    if len(wrong): raise ValueError(f"label {labels[wrong[0]]} of event {wrong[0]}: write 1 for fraud, 0 for honest, -1 for unresolved")
+    if len(wrong):
+        raise ValueError(
+            f"label {labels[wrong[0]]} of event {wrong[0]}: write 1 for fraud, 0 for honest, -1 for unresolved"
+        )
     wrong = np.flatnonzero(~((arrays["weights"] > 0) & (arrays["weights"] < np.inf)))
-    if len(wrong): raise ValueError(f"weight {arrays['weights'][wrong[0]]} of event {wrong[0]}: weights are above 0, leave out what does not count")
+    if len(wrong):
+        raise ValueError(
+            f"weight {arrays['weights'][wrong[0]]} of event {wrong[0]}: weights are above 0, leave out what does not count"
+        )
+
 
 def _tables(part: Slice, shape: dict, spread: dict, ends: dict) -> dict:
     "Curves with their intervals, and groups of the calibration."
     size, expected, observed = calibration_of(part.group, part.probability, part.fraud, part.weights)
     groups = zip(size, expected, observed, *(ends["observed"] if spread else [np.full(len(size), math.nan)] * 2))
     bounds = {name: ends[name] if spread else [np.full(len(GRID), math.nan)] * 2 for name in ("precision", "recall")}
-    curve = lambda at, name: {"at": _plain(at), "value": _plain(shape[name]), "low": _plain(bounds[name][0]), "high": _plain(bounds[name][1])}
-    return {"calibration": [{"events": _count(n), "probability": _plain(p), "observed": _plain(o), "low": _plain(low), "high": _plain(high)}
-                            for n, p, o, low, high in groups],
-            "curves": {"precision_recall": curve(GRID, "precision"), "roc": curve(GRID**2, "recall")}}
+    curve = lambda at, name: {
+        "at": _plain(at),
+        "value": _plain(shape[name]),
+        "low": _plain(bounds[name][0]),
+        "high": _plain(bounds[name][1]),
+    }
+    return {
+        "calibration": [
+            {
+                "events": _count(n),
+                "probability": _plain(p),
+                "observed": _plain(o),
+                "low": _plain(low),
+                "high": _plain(high),
+            }
+            for n, p, o, low, high in groups
+        ],
+        "curves": {"precision_recall": curve(GRID, "precision"), "roc": curve(GRID**2, "recall")},
+    }
 
 # %% ../../nbs/11_evaluate.ipynb #c040
 def evaluate(
     settings: Settings,
-    labels: np.ndarray,                  # (n,) 1 fraud, 0 honest, -1 unresolved
-    scores: np.ndarray,                  # (n,) from 0 to 1
-    times: np.ndarray,                   # (n,) int64, UTC ms
-    cards: np.ndarray,                   # (n,) keys of the entity settings.acceptance.card; 0 = missing
-    amounts: np.ndarray,                 # (n,) int64, minor units
-    calibration: tuple[float, float] = (1.0, 0.0),      # as `calibrate` gives it; the default takes scores for probabilities
-    bands: np.ndarray | None = None,     # (n,) places in BANDS, as the policy gives them; None = no table of bands
-    progress: Progress | None = None,    # called as progress(resamples done, resamples in all)
-    weights: np.ndarray | None = None,   # (n,) above 0: how many events each stands for; None = 1. Card precision does not use them
-) -> dict:                               # numbers and text: metrics with 95 % intervals, and tables
+    labels: np.ndarray,  # (n,) 1 fraud, 0 honest, -1 unresolved
+    scores: np.ndarray,  # (n,) from 0 to 1
+    times: np.ndarray,  # (n,) int64, UTC ms
+    cards: np.ndarray,  # (n,) keys of the entity settings.acceptance.card; 0 = missing
+    amounts: np.ndarray,  # (n,) int64, minor units
+    calibration: tuple[float, float] = (
+        1.0,
+        0.0,
+    ),  # as `calibrate` gives it; the default takes scores for probabilities
+    bands: np.ndarray | None = None,  # (n,) places in BANDS, as the policy gives them; None = no table of bands
+    progress: Progress | None = None,  # called as progress(resamples done, resamples in all)
+    weights: np.ndarray
+    | None = None,  # (n,) above 0: how many events each stands for; None = 1. Card precision does not use them
+) -> dict:  # numbers and text: metrics with 95 % intervals, and tables
     "Measure scores on events that the model did not learn from; `ValueError` for arrays that do not fit."
     weights = np.ones(len(labels)) if weights is None else weights
     labels, scores, times, cards, amounts, weights = map(np.asarray, (labels, scores, times, cards, amounts, weights))
     check_arrays(labels=labels, scores=scores, times=times, cards=cards, amounts=amounts, weights=weights)
     p, known = probabilities(calibration, scores), labels >= 0
-    part = sort_slice(labels[known] == 1, scores[known], p[known], amounts[known], cards[known], times[known], weights[known])
+    part = sort_slice(
+        labels[known] == 1, scores[known], p[known], amounts[known], cards[known], times[known], weights[known]
+    )
     metrics, shape = point_metrics(settings, part)
     spread, spread_of_curves = bootstrap(settings, part, progress)
     ends = {name: _interval(values) for name, values in (spread | spread_of_curves).items()}
     interval = lambda name: dict(zip(("low", "high"), map(_plain, map(float, ends.get(name, (math.nan, math.nan))))))
     frauds = int(part.fraud.sum())
-    return {"events": len(labels), "unresolved": int((~known).sum()), "frauds": frauds, "cards": int(part.cards.max(initial=-1)) + 1,
-            "fraud_rate": _plain(np.average(part.fraud, weights=part.weights)) if known.any() else None,
-            "reviews_a_day": settings.acceptance.reviews_a_day,
-            "metrics": {name: {"value": _plain(value), **interval(name)} for name, value in metrics.items()},
-            "days": by_day(settings, part), "bands": by_band(settings, np.asarray(bands), labels, amounts) if bands is not None else [],
-            "scores": by_score(p, labels)} | _tables(part, shape, spread, ends)
+    return {
+        "events": len(labels),
+        "unresolved": int((~known).sum()),
+        "frauds": frauds,
+        "cards": int(part.cards.max(initial=-1)) + 1,
+        "fraud_rate": _plain(np.average(part.fraud, weights=part.weights)) if known.any() else None,
+        "reviews_a_day": settings.acceptance.reviews_a_day,
+        "metrics": {name: {"value": _plain(value), **interval(name)} for name, value in metrics.items()},
+        "days": by_day(settings, part),
+        "bands": by_band(settings, np.asarray(bands), labels, amounts) if bands is not None else [],
+        "scores": by_score(p, labels),
+    } | _tables(part, shape, spread, ends)
 
 # %% ../../nbs/11_evaluate.ipynb #c044
-MINIMA = {"auc": ("AUC ROC", "min_auc"), "average_precision": ("average precision", "min_average_precision")}  # metric: its name, its setting
+MINIMA = {
+    "auc": ("AUC ROC", "min_auc"),
+    "average_precision": ("average precision", "min_average_precision"),
+}  # metric: its name, its setting
+
 
 def judge(
     settings: Settings,
     metrics: dict,  # of `evaluate`: name -> value, low, high
-) -> dict:          # verdict: "accepted" or "rejected"; reasons: sentences
+) -> dict:  # verdict: "accepted" or "rejected"; reasons: sentences
     "Compare metrics with the minimum of the configuration."
     failed, passed = [], []
     for name, (words, setting) in MINIMA.items():
-        (value, low, high), least = (metrics[name].get(key) for key in ("value", "low", "high")), getattr(settings.acceptance, setting)
+        (value, low, high), least = (
+            (metrics[name].get(key) for key in ("value", "low", "high")),
+            getattr(settings.acceptance, setting),
+        )
         if value is None:
             failed.append(f"{words} is not defined: the test days hold no fraud, or no honest event, that is resolved")
             continue
         said = f"{words} {value:.3f}" + ("" if low is None or high is None else f" ({low:.3f} to {high:.3f})")
         short = low is not None and low < least
-        if value < least: failed.append(f"{said} is below acceptance.{setting} {least:g}")
-        else: passed.append(f"{said} reaches acceptance.{setting} {least:g}" + ("; the interval reaches below it" if short else ""))
+        if value < least:
+            failed.append(f"{said} is below acceptance.{setting} {least:g}")
+        else:
+            passed.append(
+                f"{said} reaches acceptance.{setting} {least:g}" + ("; the interval reaches below it" if short else "")
+            )
     return {"verdict": "rejected" if failed else "accepted", "reasons": failed or passed}
 
 # %% ../../nbs/11_evaluate.ipynb #n002
@@ -408,27 +544,38 @@ def frozen_means(
     served: dict,  # metrics of `evaluate` with features as served
     frozen: dict,  # and with label features frozen at the cut-off
     changed: int,  # test events whose features differ by it
-    events: int,   # test events
+    events: int,  # test events
 ) -> str:
     "What the difference of the two means for a service."
-    if not changed: return "No label that became known during the test days is in a feature of a test event: both figures are the same."
+    if not changed:
+        return "No label that became known during the test days is in a feature of a test event: both figures are the same."
     number = lambda found, name: "not defined" if found[name]["value"] is None else f"{found[name]['value']:.3f}"
-    both = ", ".join(f"{words} {number(served, name)} and {number(frozen, name)}" for name, (words, _) in MINIMA.items())
-    return (f"Labels that became known during the test days are in the features of {changed:,} of {events:,} test events. As served, and with these "
-            f"labels left out: {both}. The first holds if labels reach the live service as fast as the log says; the later they come, the nearer to "
-            "the second.")
+    both = ", ".join(
+        f"{words} {number(served, name)} and {number(frozen, name)}" for name, (words, _) in MINIMA.items()
+    )
+    return (
+        f"Labels that became known during the test days are in the features of {changed:,} of {events:,} test events. As served, and with these "
+        f"labels left out: {both}. The first holds if labels reach the live service as fast as the log says; the later they come, the nearer to "
+        "the second."
+    )
 
 # %% ../../nbs/11_evaluate.ipynb #c047
 def _line(ax, curve: dict, label: str) -> None:
     "A curve and the band of its interval."
     at, value, low, high = (np.array(curve[key], np.float64) for key in ("at", "value", "low", "high"))
-    if not np.isnan(low).all(): ax.fill_between(at, low, high, color=HONEST_COLOUR, alpha=0.18, linewidth=0, label="95 % interval")
+    if not np.isnan(low).all():
+        ax.fill_between(at, low, high, color=HONEST_COLOUR, alpha=0.18, linewidth=0, label="95 % interval")
     ax.plot(at, value, color=HONEST_COLOUR, linewidth=1.8, label=label)
+
 
 def _named(metric: dict, name: str) -> str:
     "A metric in a legend."
-    if metric["value"] is None: return f"{name} not defined"
-    return f"{name} {metric['value']:.3f}" + ("" if metric["low"] is None else f" ({metric['low']:.3f} to {metric['high']:.3f})")
+    if metric["value"] is None:
+        return f"{name} not defined"
+    return f"{name} {metric['value']:.3f}" + (
+        "" if metric["low"] is None else f" ({metric['low']:.3f} to {metric['high']:.3f})"
+    )
+
 
 def draw_precision_recall(result: dict, path: Path) -> Path:
     "Precision over recall, with the budget's point and the base rate."
@@ -436,10 +583,18 @@ def draw_precision_recall(result: dict, path: Path) -> Path:
     metrics = result["metrics"]
     _line(ax, result["curves"]["precision_recall"], _named(metrics["average_precision"], "average precision"))
     at = [metrics[name]["value"] for name in ("recall_at_budget", "precision_at_budget")]
-    if None not in at: ax.plot(*at, "o", color=FRAUD_COLOUR, markersize=7, label=f"{result['reviews_a_day']:,} reviews a day")
-    if result["fraud_rate"] is not None: ax.axhline(result["fraud_rate"], color=GREY, linestyle=":", linewidth=1.2, label="no model: share of frauds")
-    ax.set(xlabel="recall: share of frauds found", ylabel="precision: share of frauds\namong what is looked at", xlim=(0, 1), ylim=(0, 1.03))
-    for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(PERCENT)
+    if None not in at:
+        ax.plot(*at, "o", color=FRAUD_COLOUR, markersize=7, label=f"{result['reviews_a_day']:,} reviews a day")
+    if result["fraud_rate"] is not None:
+        ax.axhline(result["fraud_rate"], color=GREY, linestyle=":", linewidth=1.2, label="no model: share of frauds")
+    ax.set(
+        xlabel="recall: share of frauds found",
+        ylabel="precision: share of frauds\namong what is looked at",
+        xlim=(0, 1),
+        ylim=(0, 1.03),
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PERCENT)
     ax.legend(frameon=False, fontsize=9, loc="best")
     return save(figure, path)
 
@@ -455,7 +610,8 @@ def draw_roc(result: dict, path: Path) -> Path:
     ax.set_xticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     ax.set(xlabel="false positives: share of honest events above the threshold, square-root axis", xlim=(0, 1))
     ax.set(ylabel="recall: share of frauds found", ylim=(0, 1.03))
-    for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(PERCENT)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PERCENT)
     ax.legend(frameon=False, fontsize=9, loc="lower right")
     return save(figure, path)
 
@@ -463,35 +619,62 @@ def draw_roc(result: dict, path: Path) -> Path:
 def draw_calibration(result: dict, path: Path) -> Path:
     "Observed rate of frauds over mean probability of each group, with intervals."
     figure, [[ax]] = new_figure("What the probabilities are worth", size=(7, 4))
-    columns = (np.array([row[key] for row in result["calibration"]], np.float64) for key in ("probability", "observed", "low", "high"))
+    columns = (
+        np.array([row[key] for row in result["calibration"]], np.float64)
+        for key in ("probability", "observed", "low", "high")
+    )
     expected, observed, low, high = columns
     there = observed > 0
     edge = 0.5 * float(np.min([*expected, *observed[there], *low[low > 0], 0.5]))
     ax.plot([edge, 1], [edge, 1], color=GREY, linestyle=":", linewidth=1.2, label="as promised")
     blue, error = {"color": HONEST_COLOUR}, result["metrics"]["calibration_error"]["value"]
-    if not np.isnan(low).all(): ax.vlines(expected, low.clip(edge), high.clip(edge), alpha=0.4, linewidth=3, label="95 % interval", **blue)
+    if not np.isnan(low).all():
+        ax.vlines(expected, low.clip(edge), high.clip(edge), alpha=0.4, linewidth=3, label="95 % interval", **blue)
     said = "a tenth of the events" + (f"; mean error {error:.2g}" if error is not None else "")
     ax.plot(expected[there], observed[there], "o", label=said, **blue)
     empty = expected[~there]
-    if len(empty): ax.plot(empty, np.full(len(empty), edge), "o", fillstyle="none", clip_on=False, label="no fraud seen", **blue)
-    ax.set(xscale="log", yscale="log", xlim=(edge, 1), ylim=(edge, 1), xlabel="mean probability, logarithmic axis", ylabel="observed share of frauds")
-    for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(PERCENT)
+    if len(empty):
+        ax.plot(empty, np.full(len(empty), edge), "o", fillstyle="none", clip_on=False, label="no fraud seen", **blue)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlim=(edge, 1),
+        ylim=(edge, 1),
+        xlabel="mean probability, logarithmic axis",
+        ylabel="observed share of frauds",
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PERCENT)
     ax.legend(frameon=False, fontsize=9, loc="upper left")
     return save(figure, path)
 
 # %% ../../nbs/11_evaluate.ipynb #c056
 def draw_budget(result: dict, path: Path) -> Path:
     "Frauds and found frauds of each day above the precision at the budget."
-    figure, axes = new_figure(f"What {result['reviews_a_day']:,} reviews a day find", rows=2, size=(9, 4.2), sharex=True, height_ratios=[3, 2])
+    figure, axes = new_figure(
+        f"What {result['reviews_a_day']:,} reviews a day find", rows=2, size=(9, 4.2), sharex=True, height_ratios=[3, 2]
+    )
     (count, share), rows = axes[:, 0], result["days"]
     when = np.array([row["day"] for row in rows], "datetime64[D]")
-    frauds, found, looked = (np.array([row[key] for row in rows], np.float64) for key in ("frauds", "found", "reviewed"))
+    frauds, found, looked = (
+        np.array([row[key] for row in rows], np.float64) for key in ("frauds", "found", "reviewed")
+    )
     count.bar(when, frauds, color=GREY, alpha=0.45, label="frauds")
     count.bar(when, found, color=FRAUD_COLOUR, alpha=0.85, label="found by reviews")
     count.set(ylabel="frauds a day", ylim=(0, 1.3 * max(frauds.max(initial=1), 1)))
     count.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
-    share.plot(when, found / np.maximum(looked, 1), color=HONEST_COLOUR, marker="o", markersize=3, linewidth=1.6, label="of events")
-    share.plot(when, [row["card_precision"] for row in rows], color=INK, linestyle="--", linewidth=1.2, label="of cards")
+    share.plot(
+        when,
+        found / np.maximum(looked, 1),
+        color=HONEST_COLOUR,
+        marker="o",
+        markersize=3,
+        linewidth=1.6,
+        label="of events",
+    )
+    share.plot(
+        when, [row["card_precision"] for row in rows], color=INK, linestyle="--", linewidth=1.2, label="of cards"
+    )
     share.set(ylabel="precision", xlabel="day (UTC)", ylim=(0, 1.03))
     share.yaxis.set_major_formatter(PERCENT)
     share.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
@@ -505,20 +688,32 @@ def draw_scores(result: dict, path: Path) -> Path:
     shown, edges = result["scores"], np.array(result["scores"]["logit_edges"])
     for name, colour in [("unresolved", GREY), ("honest", HONEST_COLOUR), ("fraud", FRAUD_COLOUR)]:
         counts = np.array(shown[name], np.float64)
-        if not counts.sum(): continue
+        if not counts.sum():
+            continue
         density, width = counts / counts.sum() / np.diff(edges), 1.1 if name == "unresolved" else 1.7
         ax.stairs(density, edges, color=colour, linewidth=width, label=f"{name}, {counts.sum():,.0f}")
-    ticks = [p for p in (1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999) if len(edges) and edges[0] <= math.log(p / (1 - p)) <= edges[-1]]
+    ticks = [
+        p
+        for p in (1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+        if len(edges) and edges[0] <= math.log(p / (1 - p)) <= edges[-1]
+    ]
     ax.set_xticks([math.log(p / (1 - p)) for p in ticks], [f"{100 * p:.6g} %" for p in ticks])
     ax.set(xlabel="calibrated probability, axis of logits", ylabel="density", yticks=[])
-    if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False, fontsize=9)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=9)
     return save(figure, path)
+
 
 def draw_evaluation(
     result: dict,  # of `evaluate`
     folder: Path,  # made if need be
-) -> list[Path]:   # the plots
+) -> list[Path]:  # the plots
     "All plots of an evaluation."
-    drawings = {"precision_recall": draw_precision_recall, "roc": draw_roc, "calibration": draw_calibration,
-                "budget": draw_budget, "scores": draw_scores}
+    drawings = {
+        "precision_recall": draw_precision_recall,
+        "roc": draw_roc,
+        "calibration": draw_calibration,
+        "budget": draw_budget,
+        "scores": draw_scores,
+    }
     return [draw(result, Path(folder) / f"{name}.png") for name, draw in drawings.items()]

@@ -19,58 +19,76 @@ from ..features.aggregates import compiled, inner, short
 # %% ../../nbs/14_inference.ipynb #c007
 def rounds_of(
     booster: xgb.Booster,
-) -> int:                  # rounds of boosting that count
+) -> int:  # rounds of boosting that count
     "Rounds up to the best one when training was stopped early and the booster was not cut; otherwise all."
     best = booster.attr("best_iteration")
     return booster.num_boosted_rounds() if best is None else int(best) + 1
+
 
 def _learner(booster: xgb.Booster) -> dict:
     "The model as XGBoost itself writes it down; `ValueError` names what the compiled walk cannot do."
     learner = json.loads(booster.save_raw("json"))["learner"]
     parameters = learner["learner_model_param"]
-    found = {"objective": learner["objective"]["name"], "booster": learner["gradient_booster"]["name"],
-             "num_class": parameters["num_class"], "num_target": parameters["num_target"]}
+    found = {
+        "objective": learner["objective"]["name"],
+        "booster": learner["gradient_booster"]["name"],
+        "num_class": parameters["num_class"],
+        "num_target": parameters["num_target"],
+    }
     known = {"objective": ["binary:logistic"], "booster": ["gbtree"], "num_class": ["0", "1"], "num_target": ["1"]}
     for name, value in found.items():
-        if value not in known[name]: raise ValueError(f"the model has {name}={value!r}: only {' or '.join(known[name])} is compiled")
+        if value not in known[name]:
+            raise ValueError(f"the model has {name}={value!r}: only {' or '.join(known[name])} is compiled")
     return learner
 
 # %% ../../nbs/14_inference.ipynb #c009
 def _nodes(
-    tree: dict,     # one tree of the model's JSON
-    number: int,    # of the tree, for messages
+    tree: dict,  # one tree of the model's JSON
+    number: int,  # of the tree, for messages
     features: int,  # in a vector
-) -> tuple[list[tuple], int]:  # for each node: left child, place in the doubled vector, threshold, value; steps from the root to the deepest leaf
+) -> tuple[
+    list[tuple], int
+]:  # for each node: left child, place in the doubled vector, threshold, value; steps from the root to the deepest leaf
     "Nodes of a tree, breadth first; `ValueError` when they are none."
     where, left, right = f"tree {number} of the model", tree["left_children"], tree["right_children"]
-    if any(tree.get("split_type", [])): raise ValueError(f"{where} has categorical splits: only numeric ones are compiled")
+    if any(tree.get("split_type", [])):
+        raise ValueError(f"{where} has categorical splits: only numeric ones are compiled")
     queue, steps, rows = [0], [0], []
     for node in queue:
         threshold = np.float32(tree["split_conditions"][node])
-        if left[node] == right[node] == -1: row = (len(rows), 2 * features, np.inf, threshold)
+        if left[node] == right[node] == -1:
+            row = (len(rows), 2 * features, np.inf, threshold)
         else:
             feature = tree["split_indices"][node]
             row = (len(queue), feature if tree["default_left"][node] else features + feature, threshold, 0.0)
             queue += [left[node], right[node]]
             steps += [steps[len(rows)] + 1] * 2
-            if not 0 <= feature < features: raise ValueError(f"{where} splits on feature {feature}, and there are {features}")
+            if not 0 <= feature < features:
+                raise ValueError(f"{where} splits on feature {feature}, and there are {features}")
             if not all(0 < child < len(left) for child in queue[-2:]) or len(queue) > len(left):
-                raise ValueError(f"{where}: the children {left[node]} and {right[node]} of node {node} are no nodes of a tree")
-        if not np.isfinite(threshold): raise ValueError(f"{where} has {threshold} at node {node}: thresholds and leaves must be finite")
+                raise ValueError(
+                    f"{where}: the children {left[node]} and {right[node]} of node {node} are no nodes of a tree"
+                )
+        if not np.isfinite(threshold):
+            raise ValueError(f"{where} has {threshold} at node {node}: thresholds and leaves must be finite")
         rows.append(row)
     return rows, max(steps)
 
 # %% ../../nbs/14_inference.ipynb #c011
 class Trees(NamedTuple):
     "All trees of a model, their nodes in one row."
-    root: np.ndarray       # (T,) int32: first node of each tree
-    left: np.ndarray       # (N,) int32: the child for values below the threshold; the other child is the next node. A leaf: itself
-    slot: np.ndarray       # (N,) int32: place in the doubled vector
+
+    root: np.ndarray  # (T,) int32: first node of each tree
+    left: (
+        np.ndarray
+    )  # (N,) int32: the child for values below the threshold; the other child is the next node. A leaf: itself
+    slot: np.ndarray  # (N,) int32: place in the doubled vector
     threshold: np.ndarray  # (N,) float32
-    value: np.ndarray      # (N,) float32: of a leaf
-    base: np.float32       # sum before the first tree
-    steps: int             # from a root to the deepest leaf
-    features: int          # in a vector
+    value: np.ndarray  # (N,) float32: of a leaf
+    base: np.float32  # sum before the first tree
+    steps: int  # from a root to the deepest leaf
+    features: int  # in a vector
+
 
 @inner
 def _logit(p):
@@ -84,7 +102,7 @@ def load_trees(
     "Trees of a model up to its best round; `ValueError` when it is of a kind that is not compiled, or its tables are wrong."
     learner = _learner(booster)
     model, parameters = learner["gradient_booster"]["model"], learner["learner_model_param"]
-    trees, features = model["trees"][:model["iteration_indptr"][rounds_of(booster)]], int(parameters["num_feature"])
+    trees, features = model["trees"][: model["iteration_indptr"][rounds_of(booster)]], int(parameters["num_feature"])
     rows, root, steps = [], [], 0
     for number, tree in enumerate(trees):
         found, depth = _nodes(tree, number, features)
@@ -93,8 +111,16 @@ def load_trees(
         steps = max(steps, depth)
     left, slot, threshold, value = np.array(rows, np.float64).reshape(-1, 4).T
     base = np.float32(np.ravel(json.loads(parameters["base_score"]))[0])
-    return Trees(np.array(root, np.int32), left.astype(np.int32), slot.astype(np.int32), threshold.astype(np.float32), value.astype(np.float32),
-                 np.float32(_logit(base)), steps, features)
+    return Trees(
+        np.array(root, np.int32),
+        left.astype(np.int32),
+        slot.astype(np.int32),
+        threshold.astype(np.float32),
+        value.astype(np.float32),
+        np.float32(_logit(base)),
+        steps,
+        features,
+    )
 
 # %% ../../nbs/14_inference.ipynb #c016
 @inner
@@ -105,14 +131,17 @@ def _score(root, left, slot, threshold, value, base, steps, vector, doubled, at)
         x = vector[f]
         doubled[f], doubled[features + f] = (-np.inf, np.inf) if x != x else (x, x)
     doubled[2 * features] = np.float32(0)  # what leaves look at: below infinity
-    for t in range(len(root)): at[t] = root[t]
+    for t in range(len(root)):
+        at[t] = root[t]
     for _ in range(steps):
         for t in range(len(root)):
             node = at[t]
             at[t] = left[node] + (0 if doubled[slot[node]] < threshold[node] else 1)
     total = base
-    for t in range(len(root)): total += value[at[t]]
+    for t in range(len(root)):
+        total += value[at[t]]
     return np.float32(1) / (np.float32(math.exp(min(-total, np.float32(88.7)))) + np.float32(1) + np.float32(1e-16))
+
 
 @short
 def score_one(root, left, slot, threshold, value, base, steps, vector, doubled, at):
@@ -122,18 +151,23 @@ def score_one(root, left, slot, threshold, value, base, steps, vector, doubled, 
 # %% ../../nbs/14_inference.ipynb #c018
 @inner
 def _score_all(root, left, slot, threshold, value, base, steps, vectors, doubled, at, out):
-    for i in range(len(vectors)): out[i] = _score(root, left, slot, threshold, value, base, steps, vectors[i], doubled, at)
+    for i in range(len(vectors)):
+        out[i] = _score(root, left, slot, threshold, value, base, steps, vectors[i], doubled, at)
+
 
 def _scratch(trees: Trees) -> tuple[np.ndarray, np.ndarray]:
     return np.empty(2 * trees.features + 1, np.float32), np.empty(len(trees.root), np.int32)
 
+
 def predict(
     trees: Trees,
     vectors: np.ndarray,  # (n, F) float32: features; NaN = missing
-) -> np.ndarray:          # (n,) float32: scores between 0 and 1
+) -> np.ndarray:  # (n,) float32: scores between 0 and 1
     "Scores of many vectors; `ValueError` when they are not of the model's width."
     if vectors.ndim != 2 or vectors.shape[1] != trees.features:
-        raise ValueError(f"the model takes vectors of {trees.features} features, and these are of shape {vectors.shape}")
+        raise ValueError(
+            f"the model takes vectors of {trees.features} features, and these are of shape {vectors.shape}"
+        )
     out = np.empty(len(vectors), np.float32)
     _score_all(*trees[:7], np.ascontiguousarray(vectors, np.float32), *_scratch(trees), out)
     return out
@@ -148,12 +182,14 @@ def _passes(left, slot, threshold, features, node, goal, vector):
         node = left[node] + (0 if to_left else 1)
     return node == goal
 
+
 @compiled
 def _fill_edges(left, slot, threshold, features, first, last, values, reach, found):
     "Fill `found` (6 splits, F) with edge vectors of nodes first to last; `reach` (nodes, F) takes a vector through each node, the first is given."
     n = 0
     for node in range(first, last):
-        if left[node] == node: continue
+        if left[node] == node:
+            continue
         feature, vector = slot[node] % features, reach[node - first]
         for value in values[:, node]:
             found[n] = vector
@@ -162,8 +198,10 @@ def _fill_edges(left, slot, threshold, features, first, last, values, reach, fou
         for side in range(2):  # a value below, the threshold itself, or where only missing values go
             child, goal = reach[left[node] + side - first], left[node] + side
             child[:] = vector
-            if not _passes(left, slot, threshold, features, first, goal, child): child[feature] = values[side, node]
-            if not _passes(left, slot, threshold, features, first, goal, child): child[feature] = np.nan
+            if not _passes(left, slot, threshold, features, first, goal, child):
+                child[feature] = values[side, node]
+            if not _passes(left, slot, threshold, features, first, goal, child):
+                child[feature] = np.nan
 
 # %% ../../nbs/14_inference.ipynb #c024
 def edge_vectors(
@@ -186,22 +224,26 @@ def _ask(booster: xgb.Booster, vectors: np.ndarray) -> np.ndarray:
     "XGBoost's own scores."
     return booster.inplace_predict(vectors, iteration_range=(0, rounds_of(booster)))
 
+
 def prove(
     booster: xgb.Booster,
     trees: Trees,
     sample: np.ndarray,  # (n, F) float32: real vectors
-    rows: int = 8_192,   # vectors compared at once
-) -> str:                # "" when every score is the same; else what differs
+    rows: int = 8_192,  # vectors compared at once
+) -> str:  # "" when every score is the same; else what differs
     "Compare scores of the compiled walk with XGBoost's, to the bit, on the sample and on both sides of every threshold."
     waiting, compared = [sample], 0
     for vectors in (*edge_vectors(trees, sample), None):
-        if vectors is not None: waiting.append(vectors)
+        if vectors is not None:
+            waiting.append(vectors)
         if vectors is None or sum(map(len, waiting)) >= rows:
             rows_now, waiting = np.concatenate(waiting), []
             theirs, ours = _ask(booster, rows_now), predict(trees, rows_now)
             if len(wrong := np.flatnonzero(theirs.view(np.uint32) != ours.view(np.uint32))):
-                return (f"{len(wrong)} of {len(rows_now)} scores differ from XGBoost's after {compared} equal ones; "
-                        f"first {ours[wrong[0]]} for {theirs[wrong[0]]}")
+                return (
+                    f"{len(wrong)} of {len(rows_now)} scores differ from XGBoost's after {compared} equal ones; "
+                    f"first {ours[wrong[0]]} for {theirs[wrong[0]]}"
+                )
             compared += len(rows_now)
     return ""
 
@@ -214,34 +256,49 @@ class Scorer:
         booster: xgb.Booster,
         sample: np.ndarray,  # (n, F) float32, n > 0: real feature vectors on which the compiled walk has to prove itself
     ):
-        if sample.ndim != 2 or not len(sample): raise ValueError(f"a scorer has to prove itself on feature vectors, not on shape {sample.shape}")
+        if sample.ndim != 2 or not len(sample):
+            raise ValueError(f"a scorer has to prove itself on feature vectors, not on shape {sample.shape}")
         self.booster, sample = booster, np.ascontiguousarray(sample, np.float32)
-        try: self.prepare(load_trees(booster), sample)
-        except ValueError as error: self.compiled, self.reason = False, str(error)
+        try:
+            self.prepare(load_trees(booster), sample)
+        except ValueError as error:
+            self.compiled, self.reason = False, str(error)
 
     def prepare(self, trees: Trees, sample: np.ndarray) -> None:
         "Prove trees and use them from now on if that succeeds; the compiled code is there afterwards, before the first request."
         self.reason = prove(self.booster, trees, sample)
         self.arrays, self.scratch = trees[:7], _scratch(trees)
         self.compiled, self.features = not self.reason, trees.features
-        if not self.compiled: return
-        wrong = [i for i, (vector, score) in enumerate(zip(sample, _ask(self.booster, sample).tolist())) if self.score(vector) != score]
-        if wrong: self.compiled, self.reason = False, f"{len(wrong)} of {len(sample)} single scores differ from XGBoost's"
+        if not self.compiled:
+            return
+        wrong = [
+            i
+            for i, (vector, score) in enumerate(zip(sample, _ask(self.booster, sample).tolist()))
+            if self.score(vector) != score
+        ]
+        if wrong:
+            self.compiled, self.reason = False, f"{len(wrong)} of {len(sample)} single scores differ from XGBoost's"
 
     def score(self, vector: np.ndarray) -> float:
         "Score of one vector (F,) float32, NaN = missing: a float32 number. `ValueError` when it is not of the model's width."
-        if not self.compiled: return float(_ask(self.booster, vector[None])[0])
-        if len(vector) != self.features: raise ValueError(f"the model takes {self.features} features, not {len(vector)}")
+        if not self.compiled:
+            return float(_ask(self.booster, vector[None])[0])
+        if len(vector) != self.features:
+            raise ValueError(f"the model takes {self.features} features, not {len(vector)}")
         return score_one(*self.arrays, vector, *self.scratch)
 
 # %% ../../nbs/14_inference.ipynb #c034
 def contributions(
     booster: xgb.Booster,
     vectors: np.ndarray,  # (n, F) float32; NaN = missing
-) -> np.ndarray:          # (n, F + 1) float32: share of each feature in the logit of the score, and in the last column what all rows have
+) -> (
+    np.ndarray
+):  # (n, F + 1) float32: share of each feature in the logit of the score, and in the last column what all rows have
     "Exact contributions of features to scores (TreeSHAP); `ValueError` for infinite values, which XGBoost does not take here."
     if np.isinf(vectors).any():
         row, column = np.argwhere(np.isinf(vectors))[0]
-        raise ValueError(f"feature {column} of vector {row} is {vectors[row, column]}: contributions need finite or missing values")
+        raise ValueError(
+            f"feature {column} of vector {row} is {vectors[row, column]}: contributions need finite or missing values"
+        )
     matrix = xgb.DMatrix(np.asarray(vectors, np.float32), feature_names=booster.feature_names)
     return booster.predict(matrix, pred_contribs=True, iteration_range=(0, rounds_of(booster)))

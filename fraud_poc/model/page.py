@@ -30,13 +30,16 @@ def table(heads: list[str], rows: Iterable[Iterable[Any]]) -> str:
     lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(clean, row))} |" for row in lines)
 
+
 def number(value: float | None, digits: int = 3) -> str:
     "A number, or a dash where there is none."
     return "–" if value is None else f"{value:,.{digits}f}"
 
+
 def share(value: float | None, digits: int = 1) -> str:
     "A share as a percentage."
     return "–" if value is None else f"{value:.{digits}%}"
+
 
 def between(found: dict, show=number) -> list[str]:
     "A value and its interval."
@@ -48,12 +51,13 @@ def purpose(bundle: Bundle) -> str:
     "What the model does and does not do."
     manifest = bundle.manifest
     entities = ", ".join(readable(name) for name in manifest["settings"]["columns"]["entities"])
-    return f"""The model gives each event of the domain `{manifest['domain']}` a probability of being fraud, before it is accepted. It knows the event
+    return f"""The model gives each event of the domain `{manifest["domain"]}` a probability of being fraud, before it is accepted. It knows the event
 itself and the history of its {entities}. Probability and amount go into a policy, which weighs what it costs to pass, to review and to block.
 The model decides nothing alone: people review what the policy sends them, and their verdicts become labels.
 
-It is {manifest['training']['trees']} gradient-boosted trees (XGBoost) over {len(bundle.names)} features, calibrated to probabilities.
-When it was judged, it was **{manifest['verdict']}**: {'; '.join(manifest['reasons'])}."""
+It is {manifest["training"]["trees"]} gradient-boosted trees (XGBoost) over {len(bundle.names)} features, calibrated to probabilities.
+When it was judged, it was **{manifest["verdict"]}**: {"; ".join(manifest["reasons"])}."""
+
 
 PROCESS = """1. **Log.** Events and verdicts are read, checked and put into one sequence, in the order in which they became known.
 2. **Features.** One compiled step is folded over the log. The live service applies the same step to single events, so both give the same bits.
@@ -68,44 +72,80 @@ def windows(bundle: Bundle) -> str:
     "What was learned from, and when."
     training, evaluation = bundle.manifest["training"], evaluation_of(bundle)
     days, chosen = training["windows"], bundle.manifest["settings"]["training"]
-    rows = [["training", days["train"], days["validation"], "the trees learn"],
-            ["validation", days["validation"], days["train_end"], "early stop, calibration, policy"],
-            ["gap", days["train_end"], days["cutoff"], f"{chosen['delay']}: verdicts come in"],
-            ["test", days["cutoff"], days["test_end"], "the numbers below"]]
-    kept = f"{share(chosen['honest_share'], 0)} of the honest events were kept, and weigh as many. " if chosen["honest_share"] < 1 else ""
-    return "\n\n".join([
-        table(["window", "from", "before", "use"], rows),
-        f"The trees learned from {training['rows']:,} events with {training['frauds']:,} frauds "
-        f"({share(training['frauds'] / max(training['rows'], 1), 2)}). {kept}"
-        f"The test has {evaluation['events']:,} events with {evaluation['frauds']:,} frauds ({share(evaluation['fraud_rate'], 2)} by weight). "
-        f"Events without a verdict in time, by {days['cutoff']} for training and by {days['known_end']} for the test, are left out. Resolved ones "
-        "of the same age weigh more in their place; counts by group and by action below are such weighted ones."])
+    rows = [
+        ["training", days["train"], days["validation"], "the trees learn"],
+        ["validation", days["validation"], days["train_end"], "early stop, calibration, policy"],
+        ["gap", days["train_end"], days["cutoff"], f"{chosen['delay']}: verdicts come in"],
+        ["test", days["cutoff"], days["test_end"], "the numbers below"],
+    ]
+    kept = (
+        f"{share(chosen['honest_share'], 0)} of the honest events were kept, and weigh as many. "
+        if chosen["honest_share"] < 1
+        else ""
+    )
+    return "\n\n".join(
+        [
+            table(["window", "from", "before", "use"], rows),
+            f"The trees learned from {training['rows']:,} events with {training['frauds']:,} frauds "
+            f"({share(training['frauds'] / max(training['rows'], 1), 2)}). {kept}"
+            f"The test has {evaluation['events']:,} events with {evaluation['frauds']:,} frauds ({share(evaluation['fraud_rate'], 2)} by weight). "
+            f"Events without a verdict in time, by {days['cutoff']} for training and by {days['known_end']} for the test, are left out. Resolved ones "
+            "of the same age weigh more in their place; counts by group and by action below are such weighted ones.",
+        ]
+    )
+
 
 def evaluation_of(bundle: Bundle) -> dict:
     "What was measured on the test days."
     return json.loads((bundle.folder / "evaluation.json").read_text(encoding="utf-8"))
 
 # %% ../../nbs/29_model_page.ipynb #c016
-ABOUT = {"amount": "amount against what is usual", "pace": "number of events", "sum": "sum of amounts", "since": "time since the last event",
-         "age": "time since first seen, events so far", "distinct": "different values seen", "together": "seen together before, same as last",
-         "fraud": "known frauds", "hour": "time of day", "weekday": "day of the week", "other": "other"}
+ABOUT = {
+    "amount": "amount against what is usual",
+    "pace": "number of events",
+    "sum": "sum of amounts",
+    "since": "time since the last event",
+    "age": "time since first seen, events so far",
+    "distinct": "different values seen",
+    "together": "seen together before, same as last",
+    "fraud": "known frauds",
+    "hour": "time of day",
+    "weekday": "day of the week",
+    "other": "other",
+}
+
 
 def reach(rows: list[Row]) -> str:
     "Windows of some rows, in words."
-    length = lambda row: (bool(row.last), row.last, row.over == "lifetime", duration_ms(row.over) if row.over not in ("", "lifetime") else 0)
-    found = dict.fromkeys((row.over or (f"last {row.last}" if row.last else "")) + (f" after {row.delay}" if row.delay else "")
-                          for row in sorted(rows, key=length))
+    length = lambda row: (
+        bool(row.last),
+        row.last,
+        row.over == "lifetime",
+        duration_ms(row.over) if row.over not in ("", "lifetime") else 0,
+    )
+    found = dict.fromkeys(
+        (row.over or (f"last {row.last}" if row.last else "")) + (f" after {row.delay}" if row.delay else "")
+        for row in sorted(rows, key=length)
+    )
     return ", ".join(name for name in found if name) or "–"
+
 
 def feature_groups(bundle: Bundle) -> list[tuple[tuple, list[Row], float]]:
     "Theme, rows and weight of each group, heaviest first."
     columns = bundle.manifest["settings"]["columns"]
-    fields = tuple(dict.fromkeys([*columns["id"], columns["time"], columns["amount"], *columns["entities"], *columns["categories"]]))
+    fields = tuple(
+        dict.fromkeys(
+            [*columns["id"], columns["time"], columns["amount"], *columns["entities"], *columns["categories"]]
+        )
+    )
     rows, themes = layout(tuple(bundle.names), fields)
     weight, found = np.abs(contributions(bundle.booster, bundle.sample)[:, :-1].astype(np.float64)).sum(axis=0), {}
-    for place, (row, (about, by, column)) in enumerate(zip(rows, themes)):
+    for place, (about, by, column) in enumerate(themes):
         found.setdefault((about, by, "" if about in ("distinct", "together", "other") else column), []).append(place)
-    groups = [(theme, [rows[p] for p in places if rows[p]], float(weight[places].sum() / (weight.sum() or 1))) for theme, places in found.items()]
+    groups = [
+        (theme, [rows[p] for p in places if rows[p]], float(weight[places].sum() / (weight.sum() or 1)))
+        for theme, places in found.items()
+    ]
     return sorted(groups, key=lambda group: (-round(group[2], 4), group[0]))
 
 # %% ../../nbs/29_model_page.ipynb #c017
@@ -113,98 +153,190 @@ def features(bundle: Bundle) -> str:
     "The groups as a table, and what is done to raw values."
     settings, said = bundle.manifest["settings"], []
     for (about, by, _), rows, weight in feature_groups(bundle):
-        compared = list(dict.fromkeys(readable(row.column) for row in rows)) if about in ("distinct", "together") else []
-        said.append([ABOUT[about] + (f": {', '.join(map(plural, compared))}" if compared else ""), readable(by) if by else "the event itself",
-                     reach(rows), max(len(rows), 1), share(weight)])
+        compared = (
+            list(dict.fromkeys(readable(row.column) for row in rows)) if about in ("distinct", "together") else []
+        )
+        said.append(
+            [
+                ABOUT[about] + (f": {', '.join(map(plural, compared))}" if compared else ""),
+                readable(by) if by else "the event itself",
+                reach(rows),
+                max(len(rows), 1),
+                share(weight),
+            ]
+        )
     bounds = settings["features"]
-    return "\n\n".join([
-        f"""Identities are replaced by keyed 64-bit hashes when they are read. The model never sees an identity, a name or a place, only whether
-and how often values occur together. Amounts are exact integers with {settings['columns']['decimals']} decimals, times are UTC. Nothing is
+    return "\n\n".join(
+        [
+            f"""Identities are replaced by keyed 64-bit hashes when they are read. The model never sees an identity, a name or a place, only whether
+and how often values occur together. Amounts are exact integers with {settings["columns"]["decimals"]} decimals, times are UTC. Nothing is
 scaled or filled in: trees take values as they are, and what is missing stays missing.""",
-        f"""Windows reach back at most {bounds['retention']}. The last {bounds['exact_events']} events of an entity are exact, older ones are kept
-in tiles; sets keep {bounds['set_size']} values.""",
-        table(["about", "of", "windows", "features", "weight"], said)])
+            f"""Windows reach back at most {bounds["retention"]}. The last {bounds["exact_events"]} events of an entity are exact, older ones are kept
+in tiles; sets keep {bounds["set_size"]} values.""",
+            table(["about", "of", "windows", "features", "weight"], said),
+        ]
+    )
 
 # %% ../../nbs/29_model_page.ipynb #c021
-METRICS = {"auc": "AUC ROC", "average_precision": "average precision", "precision_at_budget": "frauds among what is reviewed",
-           "recall_at_budget": "frauds that are reviewed", "amount_recall_at_budget": "defrauded amount that is reviewed",
-           "recall_at_1_percent": "frauds found at 1 % false alarms", "card_precision": "entities with fraud among those reviewed",
-           "brier": "Brier score (lower is better)", "calibration_error": "calibration error (lower is better)"}
+METRICS = {
+    "auc": "AUC ROC",
+    "average_precision": "average precision",
+    "precision_at_budget": "frauds among what is reviewed",
+    "recall_at_budget": "frauds that are reviewed",
+    "amount_recall_at_budget": "defrauded amount that is reviewed",
+    "recall_at_1_percent": "frauds found at 1 % false alarms",
+    "card_precision": "entities with fraud among those reviewed",
+    "brier": "Brier score (lower is better)",
+    "calibration_error": "calibration error (lower is better)",
+}
+
 
 def metrics(bundle: Bundle) -> str:
     "Metrics on the test days."
     evaluation, chosen = evaluation_of(bundle), bundle.manifest["settings"]["acceptance"]
-    frozen, shown = evaluation.get("frozen"), lambda found, name: between(found[name], lambda value: number(value, 4 if name == "brier" else 3))
+    frozen, shown = (
+        evaluation.get("frozen"),
+        lambda found, name: between(found[name], lambda value: number(value, 4 if name == "brier" else 3)),
+    )
     both = [evaluation["metrics"], *([frozen["metrics"]] if frozen else [])]
-    rows = [[words, *(cell for found in both for cell in shown(found, name))] for name, words in METRICS.items() if name in evaluation["metrics"]]
+    rows = [
+        [words, *(cell for found in both for cell in shown(found, name))]
+        for name, words in METRICS.items()
+        if name in evaluation["metrics"]
+    ]
     heads = ["as served", "95 % interval", "labels frozen", "95 % interval"] if frozen else ["value", "95 % interval"]
-    return table(["on the test days", *heads], rows) + (f"\n\n{frozen_cost(evaluation)}{frozen['meaning']}" if frozen else "") + (
-        f"\n\nReviewed are the {evaluation['reviews_a_day']} events a day with the highest scores. A model is accepted with an AUC ROC of at least "
-        f"{chosen['min_auc']:g} and an average precision of at least {chosen['min_average_precision']:g}.")
+    return (
+        table(["on the test days", *heads], rows)
+        + (f"\n\n{frozen_cost(evaluation)}{frozen['meaning']}" if frozen else "")
+        + (
+            f"\n\nReviewed are the {evaluation['reviews_a_day']} events a day with the highest scores. A model is accepted with an AUC ROC of at least "
+            f"{chosen['min_auc']:g} and an average precision of at least {chosen['min_average_precision']:g}."
+        )
+    )
+
 
 def frozen_cost(evaluation: dict) -> str:
     "What the policy costs a day with features as served and with labels frozen; empty where nothing is known of money."
     both = [found.get("money") for found in (evaluation, evaluation["frozen"])]
-    if not all(both): return ""
+    if not all(both):
+        return ""
     served, frozen = (number(found["costs"]["policy"]["value"], 0) for found in both)
     return f"The policy costs {served} a day as served, and {frozen} with label features frozen when the test begins. "
+
 
 VALIDATION = """The split is by time, as in use: the model is tested on days after those it learned from, with a gap in which verdicts come in.
 A verdict counts in training only if it was known when the test began; in the test, if it was known at the end of the log. No event is in two
 windows. Features of an event use only what was known before it. Training, calibration with thresholds, and test have separate days. Intervals
 come from {bootstrap} resamples of `{card}`. There is no shuffled cross-validation: with entities that come back it would test on what was learned."""
 
+
 def tuning(bundle: Bundle) -> str:
     "Settings of the trees."
     model, training = bundle.manifest["settings"]["model"], bundle.manifest["training"]
     return table(["setting", "value"], [[f"`{name}`", f"{value:g}"] for name, value in model.items()]) + (
         f"\n\nOf at most {model['trees']} trees, {training['trees']} were kept: those up to the best average precision on the validation days. "
-        "The other settings are the configuration's; no search was made over them for this model.")
+        "The other settings are the configuration's; no search was made over them for this model."
+    )
 
 # %% ../../nbs/29_model_page.ipynb #c025
 def calibration(bundle: Bundle) -> str:
     "Forecast and observed frauds."
     a, b = bundle.calibration
-    rows = [[share(row["probability"], 2), share(row["observed"], 2), f"{share(row['low'], 2)} to {share(row['high'], 2)}", number(row["events"], 0)]
-            for row in evaluation_of(bundle)["calibration"] if row["observed"] is not None]
-    return (f"probability = sigmoid({a:.4f} · logit(score) {'+' if b >= 0 else '−'} {abs(b):.4f}), fitted on the validation days. "
-            "On the test days, in groups of equal size:\n\n" + table(["forecast", "observed", "95 % interval", "events"], rows))
+    rows = [
+        [
+            share(row["probability"], 2),
+            share(row["observed"], 2),
+            f"{share(row['low'], 2)} to {share(row['high'], 2)}",
+            number(row["events"], 0),
+        ]
+        for row in evaluation_of(bundle)["calibration"]
+        if row["observed"] is not None
+    ]
+    return (
+        f"probability = sigmoid({a:.4f} · logit(score) {'+' if b >= 0 else '−'} {abs(b):.4f}), fitted on the validation days. "
+        "On the test days, in groups of equal size:\n\n"
+        + table(["forecast", "observed", "95 % interval", "events"], rows)
+    )
 
-COSTS = {"fraud_fee": "fee of a chargeback", "recovery_share": "share of a defrauded amount that comes back",
-         "review_minutes": "minutes for a review", "review_cost_per_hour": "an hour of a reviewer",
-         "review_delay_cost": "an honest customer waits", "review_detection": "share of reviewed frauds that is recognised",
-         "margin_share": "margin lost by a block, share of the honest amount", "churn_cost": "an honest customer is blocked"}
+
+COSTS = {
+    "fraud_fee": "fee of a chargeback",
+    "recovery_share": "share of a defrauded amount that comes back",
+    "review_minutes": "minutes for a review",
+    "review_cost_per_hour": "an hour of a reviewer",
+    "review_delay_cost": "an honest customer waits",
+    "review_detection": "share of reviewed frauds that is recognised",
+    "margin_share": "margin lost by a block, share of the honest amount",
+    "churn_cost": "an honest customer is blocked",
+}
+
 
 def policy(bundle: Bundle) -> str:
     "Costs, thresholds, and what the policy did on the test days."
     rule = bundle.policy
-    said = [table(["assumption, amounts in major units", "value"], [[COSTS.get(name, name), f"{value:g}"] for name, value in rule.costs.items()]),
-            f"Each event gets the action that is expected to cost least. As there are {rule.capacity} reviews a day, a review must be expected "
-            f"to save at least {number(rule.review_over, 2)}, and a block {number(rule.block_over, 2)}: both were chosen on the cost curve of the "
-            "validation days."]
+    said = [
+        table(
+            ["assumption, amounts in major units", "value"],
+            [[COSTS.get(name, name), f"{value:g}"] for name, value in rule.costs.items()],
+        ),
+        f"Each event gets the action that is expected to cost least. As there are {rule.capacity} reviews a day, a review must be expected "
+        f"to save at least {number(rule.review_over, 2)}, and a block {number(rule.block_over, 2)}: both were chosen on the cost curve of the "
+        "validation days.",
+    ]
     return "\n\n".join([*said, money(evaluation_of(bundle).get("money"))])
 
 # %% ../../nbs/29_model_page.ipynb #c027
 RULES = {"policy": "the policy", "pass": "let all pass", "block": "block all", "fixed": "block from probability 0.5"}
-ACTIONS = ("pass", "review", "not_reached", "block")  # "not_reached": of the reviews, those that nobody had the time for
+ACTIONS = (
+    "pass",
+    "review",
+    "not_reached",
+    "block",
+)  # "not_reached": of the reviews, those that nobody had the time for
+
 
 def money(found: dict | None) -> str:
     "What the policy cost and saved."
-    if not found: return "No event of the test days is resolved, so nothing can be said about money."
+    if not found:
+        return "No event of the test days is resolved, so nothing can be said about money."
     amounts = lambda value: number(value, 0)
-    rows = [[RULES.get(name, name), *between(cost, amounts), *(between(found["savings"][name], amounts) if name in found["savings"] else ["", ""])]
-            for name, cost in sorted(found["costs"].items(), key=lambda item: list(RULES).index(item[0]))]
-    acted = [[{"not_reached": "of them not reached"}.get(name, name), *(number(row[key], 0) if key in row else "" for key in ("events", "frauds"))]
-             for name, row in sorted(found["actions"].items(), key=lambda item: ACTIONS.index(item[0]))]
-    return "\n\n".join([table(["rule", "cost a day", "95 % interval", "saved by the policy", "95 % interval"], rows),
-                        table([f"action, on {found['days']} test days", "events", "frauds"], acted),
-                        f"The best fixed threshold in hindsight, {found['best_fixed']['threshold']:g}, would have cost "
-                        f"{amounts(found['best_fixed']['cost'])} a day."])
+    rows = [
+        [
+            RULES.get(name, name),
+            *between(cost, amounts),
+            *(between(found["savings"][name], amounts) if name in found["savings"] else ["", ""]),
+        ]
+        for name, cost in sorted(found["costs"].items(), key=lambda item: list(RULES).index(item[0]))
+    ]
+    acted = [
+        [
+            {"not_reached": "of them not reached"}.get(name, name),
+            *(number(row[key], 0) if key in row else "" for key in ("events", "frauds")),
+        ]
+        for name, row in sorted(found["actions"].items(), key=lambda item: ACTIONS.index(item[0]))
+    ]
+    return "\n\n".join(
+        [
+            table(["rule", "cost a day", "95 % interval", "saved by the policy", "95 % interval"], rows),
+            table([f"action, on {found['days']} test days", "events", "frauds"], acted),
+            f"The best fixed threshold in hindsight, {found['best_fixed']['threshold']:g}, would have cost "
+            f"{amounts(found['best_fixed']['cost'])} a day.",
+        ]
+    )
+
 
 def bands(bundle: Bundle) -> str:
     "Events and frauds by band."
-    rows = [[row["band"], f"{row['events']:,}", share(row["share"], 2), f"{row['frauds']:,}", number(row["fraud_amount"], 2)]
-            for row in evaluation_of(bundle)["bands"]]
+    rows = [
+        [
+            row["band"],
+            f"{row['events']:,}",
+            share(row["share"], 2),
+            f"{row['frauds']:,}",
+            number(row["fraud_amount"], 2),
+        ]
+        for row in evaluation_of(bundle)["bands"]
+    ]
     return table(["band", "events", "share", "frauds", "defrauded amount"], rows)
 
 # %% ../../nbs/29_model_page.ipynb #c029
@@ -221,28 +353,39 @@ STEPS = """* Look at the {missed} frauds in band low one by one, for features th
 * Train anew when verdicts of another month are in, and compare both models on the same test days.
 * Review a few random events a day, so that the model's blind spots are seen."""
 
+
 def next_steps(bundle: Bundle) -> str:
     "What the numbers suggest."
     evaluation, chosen, steps = evaluation_of(bundle), bundle.manifest["settings"]["acceptance"], []
     precision, error = (evaluation["metrics"][name] for name in ("average_precision", "calibration_error"))
     if precision["low"] is not None and (width := precision["high"] - precision["low"]) > 0.1:
-        steps.append(f"* The interval of the average precision is {number(width, 2)} wide: judge on more days (`training.test_days`).")
+        steps.append(
+            f"* The interval of the average precision is {number(width, 2)} wide: judge on more days (`training.test_days`)."
+        )
     if precision["low"] is not None and precision["low"] < chosen["min_average_precision"]:
         steps.append("* The interval of the average precision reaches below the minimum: gather more verdicts.")
     if error["value"] is not None and error["value"] > 0.2 * evaluation["fraud_rate"]:
-        steps.append(f"* Forecasts are off by {share(error['value'], 2)} on average, where {share(evaluation['fraud_rate'], 2)} are frauds: see the "
-                     "table above, and calibrate on more days.")
+        steps.append(
+            f"* Forecasts are off by {share(error['value'], 2)} on average, where {share(evaluation['fraud_rate'], 2)} are frauds: see the "
+            "table above, and calibrate on more days."
+        )
     return "\n".join([*steps, STEPS.format(missed=f"{evaluation['bands'][0]['frauds']:,}")])
 
 # %% ../../nbs/29_model_page.ipynb #c031
 def hashes(bundle: Bundle) -> str:
     "What exactly was described."
     manifest = bundle.manifest
-    rows = [["bundle", bundle.hash], ["feature table", bundle.table_hash], ["policy", bundle.policy.hash],
-            ["training set", manifest["training"]["dataset"]], ["trees, `booster.json`", manifest["files"]["booster.json"]]]
+    rows = [
+        ["bundle", bundle.hash],
+        ["feature table", bundle.table_hash],
+        ["policy", bundle.policy.hash],
+        ["training set", manifest["training"]["dataset"]],
+        ["trees, `booster.json`", manifest["files"]["booster.json"]],
+    ]
     made = ", ".join(f"{name} {version}" for name, version in sorted(manifest["versions"].items()))
     said = table(["sha256 of", ""], [[what, f"`{digest}`"] for what, digest in rows])
     return f"Model `{manifest['id']}`, made {manifest['created']} with {made}.\n\n{said}"
+
 
 def model_page(
     bundle: Bundle,
@@ -250,21 +393,33 @@ def model_page(
     "Describe a model; the same bundle gives the same page."
     checks = bundle.manifest["settings"]["acceptance"]
     validation = VALIDATION.format(bootstrap=checks["bootstrap"], card=checks["card"])
-    parts = {"Purpose": purpose(bundle), "Process": PROCESS, "Data and windows": windows(bundle), "Preprocessing and features": features(bundle),
-             "Metrics": metrics(bundle), "Validation": validation, "Tuning": tuning(bundle), "Calibration": calibration(bundle),
-             "Policy and money": policy(bundle), "Bands": bands(bundle), "Limits and fairness": LIMITS, "Next steps": next_steps(bundle),
-             "Hashes": hashes(bundle)}
+    parts = {
+        "Purpose": purpose(bundle),
+        "Process": PROCESS,
+        "Data and windows": windows(bundle),
+        "Preprocessing and features": features(bundle),
+        "Metrics": metrics(bundle),
+        "Validation": validation,
+        "Tuning": tuning(bundle),
+        "Calibration": calibration(bundle),
+        "Policy and money": policy(bundle),
+        "Bands": bands(bundle),
+        "Limits and fairness": LIMITS,
+        "Next steps": next_steps(bundle),
+        "Hashes": hashes(bundle),
+    }
     head = f"# Model: {bundle.manifest['domain']}\n\nWritten by `fraud-poc model-page` from a bundle; changes by hand are lost."
     return "\n\n".join([head, *(f"## {name}\n\n{text}" for name, text in parts.items())]) + "\n"
 
 # %% ../../nbs/29_model_page.ipynb #c033
 def write_model_page(
     settings: Settings,
-    path: Path,   # docs/model.md
-) -> dict:        # model, page, lines
+    path: Path,  # docs/model.md
+) -> dict:  # model, page, lines
     "Write the page of the newest accepted model, whole; `ValueError` says what to run when there is none."
     bundle = latest_bundle(settings, build_table(settings))
     text = model_page(bundle)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with write_aside(Path(path)) as aside: aside.write_text(text, encoding="utf-8")
+    with write_aside(Path(path)) as aside:
+        aside.write_text(text, encoding="utf-8")
     return {"model": bundle.manifest["id"], "page": str(path), "lines": text.count("\n")}

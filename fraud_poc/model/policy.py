@@ -32,11 +32,13 @@ from .evaluate import BANDS, number_cards, queue, reviewed
 # %% ../../nbs/12_policy.ipynb #c005
 VERSION = 1  # of a policy's layout and formulas; another number is another meaning
 
+
 class PolicyFile(BaseModel):
     "The fields of policy.json."
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     version: Literal[1]
-    costs: Costs                        # as in the section `policy` of the configuration
+    costs: Costs  # as in the section `policy` of the configuration
     decimals: int = Field(ge=0, le=6)
     capacity: int = Field(ge=1)
     review_over: float = Field(ge=0)
@@ -46,37 +48,50 @@ class PolicyFile(BaseModel):
 # %% ../../nbs/12_policy.ipynb #c006
 class Terms(NamedTuple):
     "Costs as the formulas need them; major units."
-    lost: float       # share of a defrauded amount that is lost
-    fee: float        # of a fraud that passes
-    margin: float     # share of an honest amount that is lost by a block
-    churn: float      # of an honest customer who is blocked
-    price: float      # of one review
-    delay: float      # of an honest customer who waits for a review
-    missed: float     # share of the reviewed frauds that are not recognised
+
+    lost: float  # share of a defrauded amount that is lost
+    fee: float  # of a fraud that passes
+    margin: float  # share of an honest amount that is lost by a block
+    churn: float  # of an honest customer who is blocked
+    price: float  # of one review
+    delay: float  # of an honest customer who waits for a review
+    missed: float  # share of the reviewed frauds that are not recognised
+
 
 def terms_of(costs: Costs) -> Terms:
     "What the formulas take from the costs; `ValueError` when waiting costs more than being blocked."
     if costs.review_delay_cost > costs.churn_cost:
-        raise ValueError(f"policy.review_delay_cost {costs.review_delay_cost:g} is above policy.churn_cost {costs.churn_cost:g}: a customer "
-                         "who waits cannot cost more than one who is turned away, lower the one or raise the other")
+        raise ValueError(
+            f"policy.review_delay_cost {costs.review_delay_cost:g} is above policy.churn_cost {costs.churn_cost:g}: a customer "
+            "who waits cannot cost more than one who is turned away, lower the one or raise the other"
+        )
     price = costs.review_minutes * costs.review_cost_per_hour / 60
-    return Terms(1 - costs.recovery_share, costs.fraud_fee, costs.margin_share, costs.churn_cost, price, costs.review_delay_cost,
-                 1 - costs.review_detection)
+    return Terms(
+        1 - costs.recovery_share,
+        costs.fraud_fee,
+        costs.margin_share,
+        costs.churn_cost,
+        price,
+        costs.review_delay_cost,
+        1 - costs.review_detection,
+    )
 
 # %% ../../nbs/12_policy.ipynb #c008
 @dataclass(frozen=True)
 class Policy:
     "What decisions cost and when they are taken; `ValueError` names a value that cannot be."
+
     version: int
     costs: dict[str, float]  # of the section `policy`, major units
-    decimals: int            # minor units: 2 = cents
-    capacity: int            # reviews a day
-    review_over: float       # least expected saving of a review, major units
-    block_over: float        # least expected saving of a block, major units
-    fitted: dict             # what the thresholds were chosen from, for JSON
+    decimals: int  # minor units: 2 = cents
+    capacity: int  # reviews a day
+    review_over: float  # least expected saving of a review, major units
+    block_over: float  # least expected saving of a block, major units
+    fitted: dict  # what the thresholds were chosen from, for JSON
 
     def __post_init__(self):
-        try: checked = PolicyFile.model_validate_json(json.dumps(self.fields))
+        try:
+            checked = PolicyFile.model_validate_json(json.dumps(self.fields))
         except ValidationError as error:
             first = error.errors()[0]
             said = f"{'.'.join(map(str, first['loc'])) or 'its top'}: {first['msg']} (found {first['input']!r:.60})"
@@ -97,12 +112,24 @@ class Policy:
 # %% ../../nbs/12_policy.ipynb #c010
 def plain_policy(settings: Settings) -> Policy:
     "The policy of somebody who has seen no day yet: the cheapest action, by however little."
-    return Policy(VERSION, settings.policy.model_dump(), settings.columns.decimals, settings.acceptance.reviews_a_day, 0.0, 0.0, {})
+    return Policy(
+        VERSION,
+        settings.policy.model_dump(),
+        settings.columns.decimals,
+        settings.acceptance.reviews_a_day,
+        0.0,
+        0.0,
+        {},
+    )
+
 
 def policy_bytes(policy: Policy) -> bytes:
     "policy.json; `ValueError` for what JSON cannot hold."
-    try: return (json.dumps(policy.fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error: raise ValueError(f"no policy can hold this: {error}; give numbers, text, lists and None") from None
+    try:
+        return (json.dumps(policy.fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"no policy can hold this: {error}; give numbers, text, lists and None") from None
+
 
 def read_policy(
     content: bytes,  # policy.json
@@ -110,31 +137,41 @@ def read_policy(
 ) -> Policy:
     "A policy from its file; `ValueError` names the file and what is wrong in it."
     remedy = "copy the bundle again from where it was made, or train anew"
-    try: fields = json.loads(content)
-    except (ValueError, RecursionError) as error: raise ValueError(f"{where} is not valid JSON ({error}): {remedy}") from None
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON ({error}): {remedy}") from None
     if not isinstance(fields, dict) or (odd := sorted(fields.keys() ^ PolicyFile.model_fields.keys())):
-        raise ValueError(f"{where} is no policy, {'see its field ' + repr(odd[0]) if isinstance(fields, dict) else 'it holds no fields'}: {remedy}")
-    try: return Policy(**fields)
-    except ValueError as error: raise ValueError(f"{where}: {error}: {remedy}") from None
+        raise ValueError(
+            f"{where} is no policy, {'see its field ' + repr(odd[0]) if isinstance(fields, dict) else 'it holds no fields'}: {remedy}"
+        )
+    try:
+        return Policy(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}: {remedy}") from None
+
 
 def save_policy(policy: Policy, path: Path) -> Path:
     "Write policy.json whole."
-    with write_aside(path) as aside: aside.write_bytes(policy_bytes(policy))
+    with write_aside(path) as aside:
+        aside.write_bytes(policy_bytes(policy))
     return Path(path)
 
 # %% ../../nbs/12_policy.ipynb #c013
 ACTIONS = ("pass", "review", "block")
+
 
 def stakes(policy: Policy, amounts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "What a passed fraud and a blocked honest order lose, (n,) major units each, for amounts in minor units."
     major, terms = np.maximum(np.asarray(amounts), 0) / policy.scale, policy.terms
     return major * terms.lost + terms.fee, major * terms.margin + terms.churn
 
+
 def expected_costs(
     policy: Policy,
     probabilities: np.ndarray,  # (n,) of fraud; with verdicts, 1 or 0, the costs are the realised ones
-    amounts: np.ndarray,        # (n,) int64, minor units
-) -> np.ndarray:                # (3, n) of pass, review and block, major units
+    amounts: np.ndarray,  # (n,) int64, minor units
+) -> np.ndarray:  # (3, n) of pass, review and block, major units
     "What each action costs on each order."
     (lost, turned), terms, p = stakes(policy, amounts), policy.terms, np.asarray(probabilities, np.float64)
     return np.array([p * lost, terms.price + (1 - p) * terms.delay + p * terms.missed * lost, (1 - p) * turned])
@@ -142,8 +179,8 @@ def expected_costs(
 # %% ../../nbs/12_policy.ipynb #c017
 def crossings(
     terms: Terms,
-    lost: float,         # by a fraud of this amount that passes, major units
-    turned: float,       # by an honest order of this amount that is blocked
+    lost: float,  # by a fraud of this amount that passes, major units
+    turned: float,  # by an honest order of this amount that is blocked
     review_over: float,
     block_over: float,
 ) -> tuple[float, float]:  # probabilities above which the action is a review, and a block; equal when a review never is
@@ -152,31 +189,38 @@ def crossings(
     whole, found = lost + turned, (1.0 - missed) * lost + delay
     block = (turned + block_over) / whole if whole > 0.0 else math.inf
     review = (price + delay + review_over) / found if found > 0.0 else math.inf
-    if review >= block: return block, block
+    if review >= block:
+        return block, block
     rest = missed * lost - delay + turned
     return review, (turned + block_over - price - delay - review_over) / rest if rest > 0.0 else math.inf
 
 # %% ../../nbs/12_policy.ipynb #c019
 class Ruling(NamedTuple):
     "What is done with an order."
+
     action: str  # pass, review or block
-    band: str    # low, medium or high
+    band: str  # low, medium or high
     loss: float  # expected if it passes, major units
+
 
 def decide(
     policy: Policy,
     probability: float,  # of fraud, calibrated
-    amount: int,         # minor units
+    amount: int,  # minor units
 ) -> Ruling:
     "Cheapest action and band of one order; `ValueError` when the probability is not from 0 to 1: NaN is not low risk."
     if not 0.0 <= probability <= 1.0:
-        raise ValueError(f"a probability of {probability!r} has no action and no band: the score behind it is not a number from 0 to 1")
+        raise ValueError(
+            f"a probability of {probability!r} has no action and no band: the score behind it is not a number from 0 to 1"
+        )
     terms, major = policy.terms, amount / policy.scale if amount > 0 else 0.0
     lost, turned = major * terms[0] + terms[1], major * terms[2] + terms[3]
     review, block = crossings(terms, lost, turned, 0.0, 0.0)
     band = "high" if probability > block else "medium" if probability > review else "low"
     review, block = crossings(terms, lost, turned, policy.review_over, policy.block_over)
-    return Ruling("block" if probability > block else "review" if probability > review else "pass", band, probability * lost)
+    return Ruling(
+        "block" if probability > block else "review" if probability > review else "pass", band, probability * lost
+    )
 
 # %% ../../nbs/12_policy.ipynb #c022
 def saving(policy: Policy, probability: float, amount: int, action: str) -> float:
@@ -184,9 +228,11 @@ def saving(policy: Policy, probability: float, amount: int, action: str) -> floa
     costs = expected_costs(policy, np.array([probability]), np.array([amount]))[:, 0]
     return float(costs[0] - costs[ACTIONS.index(action)])
 
+
 def urgency(policy: Policy, probability: float, amount: int) -> float:
     "What a review is expected to save against the cheaper of passing and blocking, major units for each minute of review."
     return float(worth(policy, np.array([probability]), np.array([amount]))[0]) / policy.costs["review_minutes"]
+
 
 def worth(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray) -> np.ndarray:
     "What a review saves against the cheaper of passing and a block that is charged with block_over, (n,) major units."
@@ -194,9 +240,15 @@ def worth(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray) -> np.
     return np.minimum(passed, blocked + policy.block_over) - looked
 
 # %% ../../nbs/12_policy.ipynb #c024
-def places(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray, review_over: float, block_over: float) -> np.ndarray:
+def places(
+    policy: Policy, probabilities: np.ndarray, amounts: np.ndarray, review_over: float, block_over: float
+) -> np.ndarray:
     "Cheapest action of (n,) orders as its place in ACTIONS, (n,) int8."
-    (lost, turned), (*_, price, delay, missed), p = stakes(policy, amounts), policy.terms, np.asarray(probabilities, np.float64)
+    (lost, turned), (*_, price, delay, missed), p = (
+        stakes(policy, amounts),
+        policy.terms,
+        np.asarray(probabilities, np.float64),
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = lambda above, below: np.where(below > 0, above / below, np.inf)
         block = ratio(turned + block_over, lost + turned)
@@ -205,9 +257,11 @@ def places(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray, revie
     never = review >= block
     return np.where(p > np.where(never, block, after), 2, np.where(~never & (p > review), 1, 0)).astype(np.int8)
 
+
 def actions_of(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray) -> np.ndarray:
     "Actions of (n,) orders as places in ACTIONS."
     return places(policy, probabilities, amounts, policy.review_over, policy.block_over)
+
 
 def bands_of(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray) -> np.ndarray:
     "Bands of (n,) orders as places in BANDS."
@@ -216,9 +270,11 @@ def bands_of(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray) -> 
 # %% ../../nbs/12_policy.ipynb #c028
 class Play(NamedTuple):
     "What a policy does on a slice of days."
-    actions: np.ndarray   # (n,) places in ACTIONS
-    looked: np.ndarray    # (n,) from 0 to 1: how much of a reviewed order people get to
+
+    actions: np.ndarray  # (n,) places in ACTIONS
+    looked: np.ndarray  # (n,) from 0 to 1: how much of a reviewed order people get to
     fallback: np.ndarray  # (n,) 0 or 2: what is done with it otherwise
+
 
 def reached(chosen: np.ndarray, value: np.ndarray, days: np.ndarray, weights: np.ndarray, capacity: int) -> np.ndarray:
     "How much of (n,) chosen orders is looked at, 0 to 1: each day those of the highest value."
@@ -227,12 +283,14 @@ def reached(chosen: np.ndarray, value: np.ndarray, days: np.ndarray, weights: np
     looked[mine[line.order]] = reviewed(line, weights[mine], capacity) / weights[mine][line.order]
     return looked
 
+
 def play(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray, days: np.ndarray, weights: np.ndarray) -> Play:
     "Actions on (n,) orders, with the day's capacity."
     passed, _, blocked = expected_costs(policy, probabilities, amounts)
     actions, value = actions_of(policy, probabilities, amounts), worth(policy, probabilities, amounts)
     fallback = np.where(passed > blocked + policy.block_over, 2, 0).astype(np.int8)
     return Play(actions, reached(actions == 1, value, days, weights, policy.capacity), fallback)
+
 
 def realised(policy: Policy, played: Play, fraud: np.ndarray, amounts: np.ndarray) -> np.ndarray:
     "What (n,) orders cost by their verdicts, major units for each event."
@@ -241,12 +299,16 @@ def realised(policy: Policy, played: Play, fraud: np.ndarray, amounts: np.ndarra
     return np.choose(played.actions, [passed, played.looked * looked + (1 - played.looked) * other, blocked])
 
 # %% ../../nbs/12_policy.ipynb #c030
-QUANTILES = np.arange(0.1, 0.95, 0.1)        # of promised savings, at which thresholds are tried
-SMALLER = np.array([0.0, 0.25, 0.5, 0.75])   # parts of the capacity's price: for the curve only, the queue would be too long
+QUANTILES = np.arange(0.1, 0.95, 0.1)  # of promised savings, at which thresholds are tried
+SMALLER = np.array(
+    [0.0, 0.25, 0.5, 0.75]
+)  # parts of the capacity's price: for the curve only, the queue would be too long
+
 
 def rounded_up(value: float) -> float:
     "Four digits behind the point, not below the value."
     return math.ceil(value * 1e4 + 1e-6) / 1e4 if value > 0 else 0.0
+
 
 def capacity_price(value: np.ndarray, weights: np.ndarray, room: float) -> float:
     "Least threshold that lets reviews of no more than `room` events through, major units."
@@ -254,7 +316,10 @@ def capacity_price(value: np.ndarray, weights: np.ndarray, room: float) -> float
     beyond = np.flatnonzero((np.cumsum(weights[order]) > room) & (value[order] > 0))
     return rounded_up(float(value[order[beyond[0]]])) if len(beyond) else 0.0
 
-def candidates(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray, weights: np.ndarray, days: int) -> list[Policy]:
+
+def candidates(
+    policy: Policy, probabilities: np.ndarray, amounts: np.ndarray, weights: np.ndarray, days: int
+) -> list[Policy]:
     "Policies with other thresholds; for each threshold of a block the least review_over within the capacity, less and more."
     passed, _, blocked = expected_costs(policy, probabilities, amounts)
     promised, tried = (passed - blocked)[passed > blocked], []
@@ -264,16 +329,19 @@ def candidates(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray, w
         least = capacity_price(value, weights, policy.capacity * days)
         above = value[value > least]
         more = np.quantile(above, QUANTILES) if len(above) else []
-        tried += [replace(priced, review_over=o) for o in dict.fromkeys([least, *map(rounded_up, [*(least * SMALLER), *more])])]
+        tried += [
+            replace(priced, review_over=o)
+            for o in dict.fromkeys([least, *map(rounded_up, [*(least * SMALLER), *more])])
+        ]
     return tried
 
 # %% ../../nbs/12_policy.ipynb #c032
 def fit_policy(
     settings: Settings,
-    probabilities: np.ndarray,          # (n,) calibrated, of events that the model did not learn from
-    amounts: np.ndarray,                # (n,) int64, minor units
-    labels: np.ndarray,                 # (n,) 1 fraud, 0 honest, -1 unresolved (left out)
-    days: np.ndarray,                   # (n,) UTC day numbers
+    probabilities: np.ndarray,  # (n,) calibrated, of events that the model did not learn from
+    amounts: np.ndarray,  # (n,) int64, minor units
+    labels: np.ndarray,  # (n,) 1 fraud, 0 honest, -1 unresolved (left out)
+    days: np.ndarray,  # (n,) UTC day numbers
     weights: np.ndarray | None = None,  # (n,) above 0: how many events each stands for; None = 1
 ) -> Policy:
     "Choose both thresholds on matured labels; `ValueError` when none is resolved or lengths differ."
@@ -283,57 +351,87 @@ def fit_policy(
     part = (p[open_], amounts[open_], days[open_], weights[open_])
     tried = candidates(start, part[0], part[1], part[3], span)
     spent = [weights[open_] * realised(policy, play(policy, *part), fraud[open_], amounts[open_]) for policy in tried]
-    totals, rest = np.array([cost.sum() for cost in spent]), float((weights * expected_costs(start, fraud, amounts)[0])[~open_].sum())
+    totals, rest = (
+        np.array([cost.sum() for cost in spent]),
+        float((weights * expected_costs(start, fraud, amounts)[0])[~open_].sum()),
+    )
     seen = np.array([(weights[open_] * (actions_of(policy, *part[:2]) == 1)).sum() for policy in tried]) / span
     best = int(np.where(seen <= start.capacity * (1 + 1e-9), totals, np.inf).argmin())
     noise = float(np.sqrt(((spent[0] - spent[best]) ** 2).sum()))  # standard error of the difference
     kept = best if totals[0] - totals[best] > 2 * noise else 0
-    about = {"events": len(p), "frauds": int(fraud.sum()), "days": span, "plain": row(tried[0], (totals[0] + rest) / span, seen[0]),
-             "best": row(tried[best], (totals[best] + rest) / span, seen[best]), "standard_error": round(noise / span, 2), "curve": [
-                 row(policy, (total + rest) / span, reviews) for policy, total, reviews in zip(tried, totals, seen)]}
+    about = {
+        "events": len(p),
+        "frauds": int(fraud.sum()),
+        "days": span,
+        "plain": row(tried[0], (totals[0] + rest) / span, seen[0]),
+        "best": row(tried[best], (totals[best] + rest) / span, seen[best]),
+        "standard_error": round(noise / span, 2),
+        "curve": [row(policy, (total + rest) / span, reviews) for policy, total, reviews in zip(tried, totals, seen)],
+    }
     return replace(tried[kept], fitted=about)
 
 # %% ../../nbs/12_policy.ipynb #c034
 def resolved(probabilities, amounts, labels, days, weights=None) -> tuple[np.ndarray, ...]:
     "(n,) arrays without unresolved events: probabilities, amounts, fraud (bool), days, weights."
     weights = np.ones(len(labels)) if weights is None else weights
-    arrays = {"probabilities": np.asarray(probabilities, np.float64), "amounts": np.asarray(amounts), "labels": np.asarray(labels),
-              "days": np.asarray(days), "weights": np.asarray(weights, np.float64)}
+    arrays = {
+        "probabilities": np.asarray(probabilities, np.float64),
+        "amounts": np.asarray(amounts),
+        "labels": np.asarray(labels),
+        "days": np.asarray(days),
+        "weights": np.asarray(weights, np.float64),
+    }
     lengths, p = {name: len(values) for name, values in arrays.items()}, arrays["probabilities"]
-    if len(set(lengths.values())) > 1: raise ValueError(f"arrays of different lengths: {lengths}; give one value of each for every event")
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"arrays of different lengths: {lengths}; give one value of each for every event")
     wrong, known = np.flatnonzero(~((p >= 0) & (p <= 1))), arrays["labels"] >= 0
-    if len(wrong): raise ValueError(f"probability {p[wrong[0]]} of event {wrong[0]} is not from 0 to 1: calibrate the scores")
-    if not known.any(): raise ValueError("no event is resolved, so nothing can be said about money: raise training.validation_days or training.delay")
+    if len(wrong):
+        raise ValueError(f"probability {p[wrong[0]]} of event {wrong[0]} is not from 0 to 1: calibrate the scores")
+    if not known.any():
+        raise ValueError(
+            "no event is resolved, so nothing can be said about money: raise training.validation_days or training.delay"
+        )
     arrays["labels"] = arrays["labels"] == 1
     return tuple(values[known] for values in arrays.values())
 
+
 def row(policy: Policy, cost: float, reviews: float) -> dict[str, float]:
     "A point of the cost curve; cost and reviews a day."
-    return {"review_over": policy.review_over, "block_over": policy.block_over, "cost_a_day": round(float(cost), 2),
-            "reviews_a_day": round(float(reviews), 2)}
+    return {
+        "review_over": policy.review_over,
+        "block_over": policy.block_over,
+        "cost_a_day": round(float(cost), 2),
+        "reviews_a_day": round(float(reviews), 2),
+    }
 
 # %% ../../nbs/12_policy.ipynb #c038
 RULES = {"policy": "the policy", "pass": "let all pass", "block": "block all", "fixed": "block from 0.5"}
-THRESHOLDS = 1 / (1 + np.exp(-np.linspace(-8, 8, 65)))  # probabilities at which a fixed threshold is tried; 0.5 is one of them
-CAPACITIES = np.array([0.125, 0.25, 0.5, 1, 2, 4, 8])   # multiples of the reviews a day at which people are tried
+THRESHOLDS = 1 / (
+    1 + np.exp(-np.linspace(-8, 8, 65))
+)  # probabilities at which a fixed threshold is tried; 0.5 is one of them
+CAPACITIES = np.array([0.125, 0.25, 0.5, 1, 2, 4, 8])  # multiples of the reviews a day at which people are tried
+
 
 class Days(NamedTuple):
     "Resolved orders of some days, with all that no resample changes."
+
     policy: Policy
-    fraud: np.ndarray     # (n,) bool
-    weights: np.ndarray   # (n,) float64
-    cards: np.ndarray     # (n,) numbers, from 0
-    span: int             # days
-    costs: np.ndarray     # (3, n) realised, of pass, review and block
-    played: Play          # with everybody's own weight
-    waiting: tuple        # places of orders that the policy sends to review, and their queue
-    worthy: tuple         # places of orders that a review would save money on, and their queue
-    blocked: np.ndarray   # (n,) how many of THRESHOLDS are at or below the probability
+    fraud: np.ndarray  # (n,) bool
+    weights: np.ndarray  # (n,) float64
+    cards: np.ndarray  # (n,) numbers, from 0
+    span: int  # days
+    costs: np.ndarray  # (3, n) realised, of pass, review and block
+    played: Play  # with everybody's own weight
+    waiting: tuple  # places of orders that the policy sends to review, and their queue
+    worthy: tuple  # places of orders that a review would save money on, and their queue
+    blocked: np.ndarray  # (n,) how many of THRESHOLDS are at or below the probability
+
 
 def lined_up(chosen: np.ndarray, value: np.ndarray, days: np.ndarray) -> tuple[np.ndarray, Any]:
     "Places of (n,) chosen orders and their queue, by falling value within a day."
     mine = np.flatnonzero(chosen)
     return mine, queue(days[mine], value[mine])
+
 
 def looked_at(line: tuple, weights: np.ndarray, capacity: float) -> tuple[np.ndarray, np.ndarray]:
     "Places of a queue's orders in its order, and the weight of each that people get to."
@@ -346,8 +444,19 @@ def prepared(policy: Policy, probabilities, amounts, labels, days, cards, weight
     known, value = np.asarray(labels) >= 0, lambda: worth(policy, p, amounts)
     p, amounts, fraud, days, weights = resolved(probabilities, amounts, labels, days, weights)
     played = play(policy, p, amounts, days, weights)
-    return Days(policy, fraud, weights, number_cards(np.asarray(cards)[known]), len(np.unique(days)), expected_costs(policy, fraud, amounts), played,
-                lined_up(played.actions == 1, value(), days), lined_up(value() > 0, value(), days), np.searchsorted(THRESHOLDS, p, side="right"))
+    return Days(
+        policy,
+        fraud,
+        weights,
+        number_cards(np.asarray(cards)[known]),
+        len(np.unique(days)),
+        expected_costs(policy, fraud, amounts),
+        played,
+        lined_up(played.actions == 1, value(), days),
+        lined_up(value() > 0, value(), days),
+        np.searchsorted(THRESHOLDS, p, side="right"),
+    )
+
 
 def cost_of_policy(part: Days, weights: np.ndarray) -> float:
     "What the policy cost, major units, with (n,) weights."
@@ -356,6 +465,7 @@ def cost_of_policy(part: Days, weights: np.ndarray) -> float:
     direct = np.where(part.played.actions == 0, passed, np.where(part.played.actions == 2, blocked, other))
     at, seen = looked_at(part.waiting, weights, part.policy.capacity)
     return float((weights * direct).sum() + (seen * (looked - other)[at]).sum())
+
 
 def cost_by_threshold(part: Days, weights: np.ndarray) -> np.ndarray:
     "What blocking from each of THRESHOLDS on cost, (thresholds,) major units."
@@ -375,25 +485,38 @@ def by_capacity(part: Days, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray
         saved.append(base + (seen * (other - looked)[at]).sum())
     return np.array(precision), np.array(saved)
 
+
 def spent(part: Days, copies: np.ndarray) -> dict[str, np.ndarray]:
     "Everything at once, for one set of (cards,) copies; money in major units a day."
     weights = part.weights * copies[part.cards]
     curve = cost_by_threshold(part, weights) / part.span
-    (passed, _, blocked), (precision, saved) = (part.costs * weights).sum(axis=1) / part.span, by_capacity(part, weights)
+    (passed, _, blocked), (precision, saved) = (
+        (part.costs * weights).sum(axis=1) / part.span,
+        by_capacity(part, weights),
+    )
     costs = np.array([cost_of_policy(part, weights) / part.span, passed, blocked, curve[len(THRESHOLDS) // 2]])
-    return {"costs": costs, "savings": costs[1:] - costs[0], "curve": curve, "precision": precision, "saved": saved / part.span}
+    return {
+        "costs": costs,
+        "savings": costs[1:] - costs[0],
+        "curve": curve,
+        "precision": precision,
+        "saved": saved / part.span,
+    }
 
 # %% ../../nbs/12_policy.ipynb #c043
 def figures(values: np.ndarray) -> list:
     "Numbers for JSON: six digits, None in place of NaN."
     return [None if math.isnan(value) else float(f"{value:.6g}") for value in values]
 
+
 def with_ends(value: np.ndarray, runs: list[np.ndarray]) -> dict[str, list]:
     "Values with the middle 95 % of their resamples, None without resamples."
     ends = np.full((2, len(value)), math.nan)
     there = ~np.isnan(runs).all(axis=0) if len(runs) else np.zeros(len(value), bool)
-    if there.any(): ends[:, there] = np.nanquantile(np.array(runs)[:, there], [0.025, 0.975], axis=0)
+    if there.any():
+        ends[:, there] = np.nanquantile(np.array(runs)[:, there], [0.025, 0.975], axis=0)
     return {"value": figures(value), "low": figures(ends[0]), "high": figures(ends[1])}
+
 
 def named(names: list[str], table: dict[str, list]) -> dict[str, dict]:
     "Name -> value, low, high."
@@ -403,33 +526,50 @@ def named(names: list[str], table: dict[str, list]) -> dict[str, dict]:
 def money(
     settings: Settings,
     policy: Policy,
-    probabilities: np.ndarray,          # (n,) calibrated, of events that neither model nor policy has seen
-    amounts: np.ndarray,                # (n,) int64, minor units
-    labels: np.ndarray,                 # (n,) 1 fraud, 0 honest, -1 unresolved (left out)
-    days: np.ndarray,                   # (n,) UTC day numbers
-    cards: np.ndarray,                  # (n,) keys of what is resampled as a whole; 0 = missing
+    probabilities: np.ndarray,  # (n,) calibrated, of events that neither model nor policy has seen
+    amounts: np.ndarray,  # (n,) int64, minor units
+    labels: np.ndarray,  # (n,) 1 fraud, 0 honest, -1 unresolved (left out)
+    days: np.ndarray,  # (n,) UTC day numbers
+    cards: np.ndarray,  # (n,) keys of what is resampled as a whole; 0 = missing
     weights: np.ndarray | None = None,  # (n,) above 0: how many events each stands for; None = 1
-    progress: Progress | None = None,   # called with resamples done and in all
-) -> dict:                              # numbers and text for JSON; money in major units a day, with 95 % intervals
+    progress: Progress | None = None,  # called with resamples done and in all
+) -> dict:  # numbers and text for JSON; money in major units a day, with 95 % intervals
     "What a policy cost and saved on days that are over; `ValueError` for arrays that do not fit or when none is resolved."
     part = prepared(policy, probabilities, amounts, labels, days, cards, weights)
     size, rng, runs = int(part.cards.max()) + 1, np.random.default_rng(settings.training.seed), []
     point = spent(part, np.ones(size))
     for i in range(settings.acceptance.bootstrap):
         runs.append(spent(part, np.bincount(rng.integers(0, size, size), minlength=size).astype(np.float64)))
-        if progress: progress(i + 1, settings.acceptance.bootstrap)
+        if progress:
+            progress(i + 1, settings.acceptance.bootstrap)
     found = {name: with_ends(value, [run[name] for run in runs]) for name, value in point.items()}
     best, names = int(point["curve"].argmin()), list(RULES)
-    return {"policy": policy.hash, "review_over": policy.review_over, "block_over": policy.block_over, "events": len(part.fraud), "days": part.span,
-            "frauds": int(part.fraud.sum()), "costs": named(names, found["costs"]), "savings": named(names[1:], found["savings"]),
-            "best_fixed": {"threshold": float(f"{THRESHOLDS[best]:.4g}"), "cost": figures(point["curve"])[best]}, "actions": action_counts(part),
-            "curve": {"threshold": figures(THRESHOLDS)} | found["curve"],
-            "capacity": {"reviews_a_day": figures(CAPACITIES * policy.capacity), "precision": found["precision"], "saved": found["saved"]}}
+    return {
+        "policy": policy.hash,
+        "review_over": policy.review_over,
+        "block_over": policy.block_over,
+        "events": len(part.fraud),
+        "days": part.span,
+        "frauds": int(part.fraud.sum()),
+        "costs": named(names, found["costs"]),
+        "savings": named(names[1:], found["savings"]),
+        "best_fixed": {"threshold": float(f"{THRESHOLDS[best]:.4g}"), "cost": figures(point["curve"])[best]},
+        "actions": action_counts(part),
+        "curve": {"threshold": figures(THRESHOLDS)} | found["curve"],
+        "capacity": {
+            "reviews_a_day": figures(CAPACITIES * policy.capacity),
+            "precision": found["precision"],
+            "saved": found["saved"],
+        },
+    }
 
 # %% ../../nbs/12_policy.ipynb #c046
 def action_counts(part: Days) -> dict[str, dict[str, float]]:
     "Events and frauds of each action; `not_reached`: reviews that did not fit into their day."
-    tell = lambda mine: {"events": round(float(part.weights[mine].sum()), 2), "frauds": round(float((part.weights * part.fraud)[mine].sum()), 2)}
+    tell = lambda mine: {
+        "events": round(float(part.weights[mine].sum()), 2),
+        "frauds": round(float((part.weights * part.fraud)[mine].sum()), 2),
+    }
     counts = {name: tell(part.played.actions == i) for i, name in enumerate(ACTIONS)}
     left = float((part.weights * (1 - part.played.looked))[part.played.actions == 1].sum())
     return counts | {"not_reached": {"events": round(left, 2)}}
@@ -437,22 +577,36 @@ def action_counts(part: Days) -> dict[str, dict[str, float]]:
 # %% ../../nbs/12_policy.ipynb #c049
 WHOLE = lambda value, _=None: f"{value:,.0f}"
 
+
 def shade(ax: Any, at: list, table: dict, colour: str, label: str) -> None:
     "A curve with its interval."
     value, low, high = (np.array(table[key], np.float64) for key in ("value", "low", "high"))
-    if not np.isnan(low).all(): ax.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+    if not np.isnan(low).all():
+        ax.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
     ax.plot(at, value, color=colour, linewidth=1.8, label=label)
+
 
 def draw_cost(result: dict, policy: Policy, path: Path) -> Path:
     "Cost over a fixed threshold on the test days, and over the price of a review on the validation days."
     figure, [[ax, fit]] = new_figure("Cost against threshold", columns=2, size=(10, 3.6))
     at, costs = result["curve"]["threshold"], result["costs"]
     shade(ax, at, result["curve"], HONEST_COLOUR, "block from this probability on")
-    shade(ax, [at[0], at[-1]], {key: [costs["policy"][key]] * 2 for key in ("value", "low", "high")}, FRAUD_COLOUR, "the policy")
+    shade(
+        ax,
+        [at[0], at[-1]],
+        {key: [costs["policy"][key]] * 2 for key in ("value", "low", "high")},
+        FRAUD_COLOUR,
+        "the policy",
+    )
     for name, style in (("pass", ":"), ("block", "--")):
         ax.axhline(costs[name]["value"], color=GREY, linestyle=style, linewidth=1.2, label=RULES[name])
     ax.plot(0.5, costs["fixed"]["value"], "o", color=INK, markersize=5, label="0.5")
-    ax.set(xscale="logit", yscale="log", xlabel="threshold of probability, axis of logits", ylabel="cost, major units a day")
+    ax.set(
+        xscale="logit",
+        yscale="log",
+        xlabel="threshold of probability, axis of logits",
+        ylabel="cost, major units a day",
+    )
     ax.set_title("test days; 95 % intervals", fontsize=10)
     ax.set_xticks([0.001, 0.01, 0.1, 0.5, 0.9, 0.99], ["0.1 %", "1 %", "10 %", "50 %", "90 %", "99 %"])
     ax.yaxis.set_major_formatter(WHOLE)
@@ -466,15 +620,32 @@ def draw_cost(result: dict, policy: Policy, path: Path) -> Path:
 def draw_choice(policy: Policy, ax: Any) -> None:
     "The realised cost from which a policy was chosen."
     curve, pick = policy.fitted["curve"], (policy.review_over, policy.block_over)
-    least = lambda over: next(point["review_over"] for point in curve if point["block_over"] == over)  # the first is the capacity's price
+    least = lambda over: next(
+        point["review_over"] for point in curve if point["block_over"] == over
+    )  # the first is the capacity's price
     for over in sorted({point["block_over"] for point in curve}):
         line = sorted((point["review_over"], point["cost_a_day"]) for point in curve if point["block_over"] == over)
         chosen = over == policy.block_over
-        if chosen: ax.axvspan(0, least(over), color=GREY, alpha=0.12, linewidth=0, label="more reviews than people")
-        ax.plot(*zip(*line), marker=".", color=HONEST_COLOUR if chosen else GREY, alpha=1 if chosen else 0.35, zorder=2 + chosen,
-                label=f"a block must save {over:.2f}" if chosen else None)
+        if chosen:
+            ax.axvspan(0, least(over), color=GREY, alpha=0.12, linewidth=0, label="more reviews than people")
+        ax.plot(
+            *zip(*line),
+            marker=".",
+            color=HONEST_COLOUR if chosen else GREY,
+            alpha=1 if chosen else 0.35,
+            zorder=2 + chosen,
+            label=f"a block must save {over:.2f}" if chosen else None,
+        )
     at = next(point["cost_a_day"] for point in curve if (point["review_over"], point["block_over"]) == pick)
-    ax.plot(policy.review_over, at, "o", color=FRAUD_COLOUR, markersize=7, zorder=5, label=f"chosen: a review must save {policy.review_over:.2f}")
+    ax.plot(
+        policy.review_over,
+        at,
+        "o",
+        color=FRAUD_COLOUR,
+        markersize=7,
+        zorder=5,
+        label=f"chosen: a review must save {policy.review_over:.2f}",
+    )
     right = 4 * max(policy.review_over, least(policy.block_over), 5)
     seen = [point["cost_a_day"] for point in curve if point["review_over"] <= right]
     ax.set(xlabel="least saving of a review, major units", ylabel="cost, major units a day", xlim=(0, right))
@@ -488,11 +659,19 @@ def draw_savings(result: dict, path: Path) -> Path:
     "Savings against each rule, with intervals."
     figure, [[ax]] = new_figure("What the policy saves", size=(8, 2.6))
     rows = [(f"against: {RULES[name]}", entry) for name, entry in result["savings"].items()][::-1]
-    for i, (name, entry) in enumerate(rows):
+    for i, (_, entry) in enumerate(rows):
         ax.barh(i, entry["value"], color=HONEST_COLOUR, alpha=0.75, height=0.55)
-        if entry["low"] is not None: ax.hlines(i, entry["low"], entry["high"], color=INK, linewidth=2)
+        if entry["low"] is not None:
+            ax.hlines(i, entry["low"], entry["high"], color=INK, linewidth=2)
         ends = "" if entry["low"] is None else f"  ({entry['low']:,.0f} to {entry['high']:,.0f})"
-        ax.text(max(entry["value"], entry["high"] or 0, 0), i, f"  {entry['value']:,.0f}{ends}", va="center", fontsize=9, color=INK)
+        ax.text(
+            max(entry["value"], entry["high"] or 0, 0),
+            i,
+            f"  {entry['value']:,.0f}{ends}",
+            va="center",
+            fontsize=9,
+            color=INK,
+        )
     ax.axvline(0, color=GREY, linewidth=1)
     ax.set_yticks(range(len(rows)), [name for name, _ in rows])
     ax.set(xlabel="saved, major units a day; line: 95 % interval")
@@ -520,7 +699,12 @@ def draw_capacity(result: dict, path: Path) -> Path:
     below.set(ylabel="saved against passing all,\nmajor units a day")
     return save(figure, path)
 
+
 def draw_money(result: dict, policy: Policy, folder: Path) -> list[Path]:
     "All plots of `money`; the folder is made if need be."
     place = lambda name: Path(folder) / f"{name}.png"
-    return [draw_cost(result, policy, place("cost")), draw_savings(result, place("savings")), draw_capacity(result, place("capacity"))]
+    return [
+        draw_cost(result, policy, place("cost")),
+        draw_savings(result, place("savings")),
+        draw_capacity(result, place("capacity")),
+    ]

@@ -25,44 +25,84 @@ from ..features.table import KINDS, Row
 from .inference import contributions
 
 # %% ../../nbs/15_reasons.ipynb #c007
-REACH = re.compile(r"(?P<word>[a-z_]*?)(?:_(?:last(?P<last>\d+)|(?P<over>lifetime|\d+[a-z]+)|(?P<n>\d+)))?(?:_delay(?P<delay>\w+))?")
+REACH = re.compile(
+    r"(?P<word>[a-z_]*?)(?:_(?:last(?P<last>\d+)|(?P<over>lifetime|\d+[a-z]+)|(?P<n>\d+)))?(?:_delay(?P<delay>\w+))?"
+)
 WORDS = {kind.word: name for name, kind in KINDS.items() if kind.word}
 
+
 def row_of(
-    name: str,                # of a feature: "order_amount_mean_30d_by_customer_id"
-    columns: Sequence[str],   # fields of an order
-) -> Row | None:              # None when no row has this name
+    name: str,  # of a feature: "order_amount_mean_30d_by_customer_id"
+    columns: Sequence[str],  # fields of an order
+) -> Row | None:  # None when no row has this name
     "The row of a feature table that a name stands for."
-    if name in columns: return Row("Value", name)
-    if name in WORDS and not KINDS[WORDS[name]].takes: return Row(WORDS[name])
+    if name in columns:
+        return Row("Value", name)
+    if name in WORDS and not KINDS[WORDS[name]].takes:
+        return Row(WORDS[name])
     for by in columns:
         for column in ("", *columns):
             head = name.removesuffix(f"_by_{by}")
-            if head == name or not head.startswith(column): continue
-            found = REACH.fullmatch(head[len(column):].removeprefix("_"))
-            if not found or found["word"] not in WORDS: continue
-            row = Row(WORDS[found["word"]], column, by, found["over"] or "", int(found["last"] or 0), int(found["n"] or 0), found["delay"] or "")
-            if row.name == name and bool(column) == ("c" in KINDS[row.kind].takes): return row
+            if head == name or not head.startswith(column):
+                continue
+            found = REACH.fullmatch(head[len(column) :].removeprefix("_"))
+            if not found or found["word"] not in WORDS:
+                continue
+            row = Row(
+                WORDS[found["word"]],
+                column,
+                by,
+                found["over"] or "",
+                int(found["last"] or 0),
+                int(found["n"] or 0),
+                found["delay"] or "",
+            )
+            if row.name == name and bool(column) == ("c" in KINDS[row.kind].takes):
+                return row
     return None
 
 # %% ../../nbs/15_reasons.ipynb #c011
-THEMES = {"Value": "amount", "Ratio": "amount", "Mean": "amount", "Std": "amount", "Min": "amount", "Max": "amount", "Lag": "amount",
-          "Count": "pace", "Sum": "sum", "TimeSince": "since", "Age": "age", "Distinct": "distinct", "KnownBefore": "together",
-          "SameAsLast": "together", "FraudCount": "fraud", "FraudRate": "fraud", "Hour": "hour", "Night": "hour", "Weekday": "weekday",
-          "Weekend": "weekday"}
+THEMES = {
+    "Value": "amount",
+    "Ratio": "amount",
+    "Mean": "amount",
+    "Std": "amount",
+    "Min": "amount",
+    "Max": "amount",
+    "Lag": "amount",
+    "Count": "pace",
+    "Sum": "sum",
+    "TimeSince": "since",
+    "Age": "age",
+    "Distinct": "distinct",
+    "KnownBefore": "together",
+    "SameAsLast": "together",
+    "FraudCount": "fraud",
+    "FraudRate": "fraud",
+    "Hour": "hour",
+    "Night": "hour",
+    "Weekday": "weekday",
+    "Weekend": "weekday",
+}
+
 
 def themes_of(
     rows: Sequence[Row | None],  # of a vector, in its order
-) -> list[tuple]:                # of each row: theme, entity, and the column that is compared; rows with the same one are merged
+) -> list[tuple]:  # of each row: theme, entity, and the column that is compared; rows with the same one are merged
     "What each feature is about."
     first = next((row.by for row in rows if row and row.by and THEMES[row.kind] == "amount"), "")
     found = []
     for place, row in enumerate(rows):
-        if row is None: found.append(("other", "", str(place)))
-        elif row.kind == "Count" and row.over == "lifetime": found.append(("age", row.by, ""))
-        elif row.kind in ("Distinct", "KnownBefore", "SameAsLast"): found.append((THEMES[row.kind], row.by, row.column))
-        else: found.append((THEMES[row.kind], first if row.kind == "Value" else row.by, ""))
+        if row is None:
+            found.append(("other", "", str(place)))
+        elif row.kind == "Count" and row.over == "lifetime":
+            found.append(("age", row.by, ""))
+        elif row.kind in ("Distinct", "KnownBefore", "SameAsLast"):
+            found.append((THEMES[row.kind], row.by, row.column))
+        else:
+            found.append((THEMES[row.kind], first if row.kind == "Value" else row.by, ""))
     return found
+
 
 @lru_cache(maxsize=32)
 def layout(names: tuple[str, ...], columns: tuple[str, ...]) -> tuple[tuple[Row | None, ...], tuple[tuple, ...]]:
@@ -72,67 +112,91 @@ def layout(names: tuple[str, ...], columns: tuple[str, ...]) -> tuple[tuple[Row 
 
 # %% ../../nbs/15_reasons.ipynb #c015
 def readable(column: str) -> str:
-    "A column as a word: \"customer_id\" is a customer, \"ip_addr\" an IP address."
+    'A column as a word: "customer_id" is a customer, "ip_addr" an IP address.'
     words = [word for word in column.lower().split("_") if word]
-    if len(words) > 1 and words[-1] == "id": words.pop()
-    if len(words) > 1 and words[-1] == "amount": words = ["amount"]
+    if len(words) > 1 and words[-1] == "id":
+        words.pop()
+    if len(words) > 1 and words[-1] == "amount":
+        words = ["amount"]
     return " ".join({"ip": "IP", "addr": "address"}.get(word, word) for word in words) or column
+
 
 def plural(word: str) -> str:
     "Several of them."
-    if word.endswith(("s", "x", "ch", "sh")): return word + "es"
+    if word.endswith(("s", "x", "ch", "sh")):
+        return word + "es"
     return word[:-1] + "ies" if word.endswith("y") and word[-2:-1] not in "aeiou" else word + "s"
 
+
 def counted(number: float, word: str) -> str:
-    "\"1 order\", \"2 orders\"."
+    '"1 order", "2 orders".'
     return f"{number:,.0f} {word if round(number) == 1 else plural(word)}"
+
 
 def short(number: float) -> str:
     "A number as a person would say it."
-    return f"{number:,.0f}" if abs(number) >= 9.95 else f"{number:.1f}".removesuffix(".0") if abs(number) >= 0.95 else f"{number:.1g}"
+    return (
+        f"{number:,.0f}"
+        if abs(number) >= 9.95
+        else f"{number:.1f}".removesuffix(".0")
+        if abs(number) >= 0.95
+        else f"{number:.1g}"
+    )
 
 # %% ../../nbs/15_reasons.ipynb #c017
 UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
+
 
 def lasting(seconds: float) -> str:
     "A length of time in one unit."
     unit, size = next((unit for unit in UNITS if seconds >= unit[1]), UNITS[-1])
     return f"{short(seconds / size)} {unit}{'' if short(seconds / size) == '1' else 's'}"
 
+
 def window(over: str) -> tuple[str, str]:
-    "A window as noun and adjective: \"30 days\", \"30-day\"."
+    'A window as noun and adjective: "30 days", "30-day".'
     unit, size = next((unit for unit in UNITS if duration_ms(over) % (1000 * unit[1]) == 0), UNITS[-1])
     number = duration_ms(over) // (1000 * size)
     return (unit if number == 1 else f"{number} {unit}s"), f"{number}-{unit}"
 
+
 def within(row: Row) -> str:
-    "Where a row looks: \"in the last 30 days\"."
-    if row.last: return f"among the last {row.last}"
-    if row.over in ("", "lifetime"): return f"until {window(row.delay)[0]} ago" if row.delay else "so far"
+    'Where a row looks: "in the last 30 days".'
+    if row.last:
+        return f"among the last {row.last}"
+    if row.over in ("", "lifetime"):
+        return f"until {window(row.delay)[0]} ago" if row.delay else "so far"
     place = f"in the last {window(row.over)[0]}"
-    return place if not row.delay else f"in the {window(row.over)[0]} until {lasting(duration_ms(row.delay) / 1000)} ago"
+    return (
+        place if not row.delay else f"in the {window(row.over)[0]} until {lasting(duration_ms(row.delay) / 1000)} ago"
+    )
 
 # %% ../../nbs/15_reasons.ipynb #c021
 class View(NamedTuple):
     "One order, as it was seen by the model."
+
     values: dict[Row, float]  # by row; NaN = missing
     order: Mapping[str, Any]  # its own fields
-    decimals: int             # of an amount in major units
-    noun: str                 # what the domain calls an event: "order"
+    decimals: int  # of an amount in major units
+    noun: str  # what the domain calls an event: "order"
 
     def value(self, row: Row, **changes) -> float:
         "Another feature, which differs from a row by some parameters; NaN when there is none, or it is missing."
         return self.values.get(replace(row, **changes), math.nan)
 
-    def given(self, column: str) -> bool: return self.order.get(column) not in (None, "")
+    def given(self, column: str) -> bool:
+        return self.order.get(column) not in (None, "")
 
-    def money(self, amount: float) -> str: return f"{amount:,.{self.decimals}f}"
+    def money(self, amount: float) -> str:
+        return f"{amount:,.{self.decimals}f}"
 
     def events(self, row: Row, number: float = 2) -> str:
-        "\"orders of this customer\", \"orders with this email\"."
+        '"orders of this customer", "orders with this email".'
         return f"{self.noun if number == 1 else plural(self.noun)} {'of' if row.by.lower().endswith('_id') else 'with'} this {readable(row.by)}"
 
-    def owner(self, row: Row) -> str: return f"this {readable(row.by)}'s"
+    def owner(self, row: Row) -> str:
+        return f"this {readable(row.by)}'s"
+
 
 def noun_of(columns: Sequence[str]) -> str:
     "What the domain calls an event, by its first column, where that is an id of its own."
@@ -141,28 +205,43 @@ def noun_of(columns: Sequence[str]) -> str:
 # %% ../../nbs/15_reasons.ipynb #c023
 STATISTICS = {"Mean": "mean", "Ratio": "mean", "Min": "minimum", "Max": "maximum"}
 
+
 def statistic(view: View, row: Row) -> str:
-    "\"30-day mean\", \"mean of the last 10 orders\"."
+    '"30-day mean", "mean of the last 10 orders".'
     word, late = STATISTICS[row.kind], f" until {lasting(duration_ms(row.delay) / 1000)} ago" if row.delay else ""
-    if row.last: return f"{word} of the last {counted(row.last, view.noun)}"
-    return f"{word} of all earlier {plural(view.noun)}{late}" if row.over == "lifetime" else f"{window(row.over)[1]} {word}{late}"
+    if row.last:
+        return f"{word} of the last {counted(row.last, view.noun)}"
+    return (
+        f"{word} of all earlier {plural(view.noun)}{late}"
+        if row.over == "lifetime"
+        else f"{window(row.over)[1]} {word}{late}"
+    )
+
 
 def compared(amount: float, normal: float) -> str:
     "How an amount stands to what is normal."
-    if normal <= 0 or amount < 0: return "against"
+    if normal <= 0 or amount < 0:
+        return "against"
     times = short(amount / normal)
     return "about" if times == "1" else f"{times} times"
+
 
 def far(row: Row, by: str) -> tuple:
     "How far a row is from the 30 days of an entity, for sorting."
     month = duration_ms("30d")
-    return row.by != by, bool(row.last), abs(math.log(duration_ms(row.over) / month)) if row.over not in ("", "lifetime") else math.inf
+    return (
+        row.by != by,
+        bool(row.last),
+        abs(math.log(duration_ms(row.over) / month)) if row.over not in ("", "lifetime") else math.inf,
+    )
+
 
 def usual(view: View, row: Row) -> tuple[Row, float]:
     "The mean that an amount is compared with, and its value: the row's own, or for the bare amount one of about 30 days; NaN when there is none."
     means = [other for other in view.values if other.kind in ("Mean", "Ratio") and other.by and not other.delay]
     there = [other for other in means if view.values[other] == view.values[other]]
-    if row.kind == "Value": row = min(there, key=lambda other: far(other, means[0].by), default=(means or [row])[0])
+    if row.kind == "Value":
+        row = min(there, key=lambda other: far(other, means[0].by), default=(means or [row])[0])
     mean = view.value(row, kind="Mean")
     ratio, amount = view.value(row, kind="Ratio"), amount_of(view)
     return row, mean if mean == mean else amount / ratio if ratio == ratio and ratio else math.nan
@@ -171,29 +250,41 @@ def usual(view: View, row: Row) -> tuple[Row, float]:
 def amount_of(view: View) -> float:
     "The order's amount, major units."
     for row, value in view.values.items():
-        if row.kind == "Value": return value if view.order.get(row.column) is None else float(view.order[row.column])
+        if row.kind == "Value":
+            return value if view.order.get(row.column) is None else float(view.order[row.column])
     return float(next((view.order[row.column] for row in view.values if THEMES[row.kind] == "amount"), math.nan))
+
 
 def amount_words(view: View, row: Row) -> str:
     "The amount beside what is normal."
     amount, column = amount_of(view), next(r.column for r in view.values if THEMES[r.kind] == "amount")
     mine, value = f"{readable(column)} {view.money(amount)}", view.value(row)
     if row.kind == "Lag" and value == value:
-        return f"{mine}, after {view.money(value)} in {view.owner(row)} " + (f"last {view.noun}" if row.n == 1 else f"{row.n}th last {view.noun}")
+        return f"{mine}, after {view.money(value)} in {view.owner(row)} " + (
+            f"last {view.noun}" if row.n == 1 else f"{row.n}th last {view.noun}"
+        )
     if row.kind == "Std" and value > 0 and (mean := view.value(row, kind="Mean")) == mean:
         away, side = short(abs(amount - mean) / value), "above" if amount > mean else "below"
         return f"{mine}, {away} standard deviations {side} {view.owner(row)} {statistic(view, replace(row, kind='Mean'))} ({view.money(mean)})"
-    if row.kind in ("Min", "Max"): normal = value
-    else: row, normal = usual(view, replace(row, kind="Mean") if row.kind in ("Std", "Lag") else row)
-    if not row.by: return mine
-    if normal != normal: return f"{mine}, and {nothing(view, row)} to compare it with"
+    if row.kind in ("Min", "Max"):
+        normal = value
+    else:
+        row, normal = usual(view, replace(row, kind="Mean") if row.kind in ("Std", "Lag") else row)
+    if not row.by:
+        return mine
+    if normal != normal:
+        return f"{mine}, and {nothing(view, row)} to compare it with"
     return f"{mine}, {compared(amount, normal)} {view.owner(row)} {statistic(view, row)} ({view.money(normal)})"
+
 
 def nothing(view: View, row: Row) -> str:
     "Why an entity has no past."
-    if not view.given(row.by): return f"no {readable(row.by)} given"
+    if not view.given(row.by):
+        return f"no {readable(row.by)} given"
     ever = view.value(Row("Count", by=row.by, over="lifetime"))
-    return f"no earlier {view.events(row)}" + (f" {within(row)}" if row.over not in ("", "lifetime") and ever != 0 else "")
+    return f"no earlier {view.events(row)}" + (
+        f" {within(row)}" if row.over not in ("", "lifetime") and ever != 0 else ""
+    )
 
 # %% ../../nbs/15_reasons.ipynb #c027
 def longest(view: View, row: Row) -> Row:
@@ -201,107 +292,165 @@ def longest(view: View, row: Row) -> Row:
     rivals = [r for r in view.values if replace(r, over=row.over) == row and r.over not in ("", "lifetime")]
     return max(rivals, key=lambda r: duration_ms(r.over), default=row)
 
+
 def average(view: View, row: Row, said: Callable[[float], str]) -> str:
-    "What the longest window says of a shorter one; \"\" when there is none."
+    'What the longest window says of a shorter one; "" when there is none.'
     whole = longest(view, row)
-    if row.over in ("", "lifetime") or whole.over == row.over or not view.value(whole) > 0: return ""
+    if row.over in ("", "lifetime") or whole.over == row.over or not view.value(whole) > 0:
+        return ""
     normal = view.value(whole) * duration_ms(row.over) / duration_ms(whole.over)
     return f" ({window(whole.over)[1]} average: {said(normal)})"
+
 
 def pace_words(view: View, row: Row) -> str:
     "How many events there were."
     number = view.value(row)
-    if number != number: return unknown(view, row)
+    if number != number:
+        return unknown(view, row)
     return f"{f'{number:,.0f}' if number else 'no'} earlier {view.events(row, number)} {within(row)}{average(view, row, short)}"
+
 
 def sum_words(view: View, row: Row) -> str:
     "What was spent."
     total = view.value(row)
-    if total != total: return unknown(view, row)
+    if total != total:
+        return unknown(view, row)
     those = f"the last {row.last} {view.events(row)}" if row.last else f"earlier {view.events(row)} {within(row)}"
     return f"{those} add up to {view.money(total)}{average(view, row, view.money)}"
 
+
 def unknown(view: View, row: Row) -> str:
     "Why there is not even a count: the entity is missing, or the event came so late that its time is forgotten."
-    if not view.given(row.by): return f"no {readable(row.by)} given"
+    if not view.given(row.by):
+        return f"no {readable(row.by)} given"
     return f"the past of this {readable(row.by)} is not known: the {view.noun} came too late"
 
 # %% ../../nbs/15_reasons.ipynb #c029
 def since_words(view: View, row: Row) -> str:
     "The time since the last event."
-    seconds, counts = view.value(row), [r for r in view.values if r.kind == "Count" and r.by == row.by and not r.delay and r.over != "lifetime"]
-    if seconds != seconds: return nothing(view, row)
+    seconds, counts = (
+        view.value(row),
+        [r for r in view.values if r.kind == "Count" and r.by == row.by and not r.delay and r.over != "lifetime"],
+    )
+    if seconds != seconds:
+        return nothing(view, row)
     whole = max(counts, key=lambda r: duration_ms(r.over), default=None)
     number = view.value(whole) if whole else 0
-    often = f" ({window(whole.over)[1]} average: one in {lasting(duration_ms(whole.over) / 1000 / number)})" if number > 0 else ""
+    often = (
+        f" ({window(whole.over)[1]} average: one in {lasting(duration_ms(whole.over) / 1000 / number)})"
+        if number > 0
+        else ""
+    )
     return f"{lasting(seconds)} since {view.owner(row)} last {view.noun}{often}"
+
 
 def age_words(view: View, row: Row) -> str:
     "How long an entity is known."
     name, seconds = readable(row.by), view.value(Row("Age", by=row.by))
     number = view.value(Row("Count", by=row.by, over="lifetime"))
-    if not view.given(row.by): return f"no {name} given"
-    if number == 0 or number != number and seconds != seconds: return f"{name} never seen before"
+    if not view.given(row.by):
+        return f"no {name} given"
+    if number == 0 or number != number and seconds != seconds:
+        return f"{name} never seen before"
     times = f"{counted(number, f'earlier {view.noun}')}" if number == number else ""
-    if seconds != seconds: return f"{name} with {times}" if times else f"{name} never seen before"
+    if seconds != seconds:
+        return f"{name} with {times}" if times else f"{name} never seen before"
     return f"{name} first seen {lasting(seconds)} ago" + (f", {times}" if times else "")
 
 # %% ../../nbs/15_reasons.ipynb #c031
 def together_words(view: View, row: Row) -> str:
     "Whether two things were seen together."
     other, mine, last = readable(row.column), readable(row.by), f"in the last {view.noun}"
-    if gone := [column for column in (row.column, row.by) if not view.given(column)]: return f"no {readable(gone[0])} given"
+    if gone := [column for column in (row.column, row.by) if not view.given(column)]:
+        return f"no {readable(gone[0])} given"
     known, same = (view.value(Row(kind, row.column, row.by)) for kind in ("KnownBefore", "SameAsLast"))
-    if known == 0: return f"{other} never seen with this {mine}"
-    if same == 1: return f"same {other} as {last} {'of' if row.by.lower().endswith('_id') else 'with'} this {mine}"
-    if same == 0: return f"{other} other than in {view.owner(row)} last {view.noun}" + (", but seen before" if known == 1 else "")
-    return f"{other} seen before with this {mine}" if known == 1 else f"nothing known of this {mine} and its last {plural(other)}"
+    if known == 0:
+        return f"{other} never seen with this {mine}"
+    if same == 1:
+        return f"same {other} as {last} {'of' if row.by.lower().endswith('_id') else 'with'} this {mine}"
+    if same == 0:
+        return f"{other} other than in {view.owner(row)} last {view.noun}" + (", but seen before" if known == 1 else "")
+    return (
+        f"{other} seen before with this {mine}"
+        if known == 1
+        else f"nothing known of this {mine} and its last {plural(other)}"
+    )
+
 
 def distinct_words(view: View, row: Row) -> str:
     "How many different values there were."
     number, ever = view.value(row), view.value(row, over="lifetime")
-    if number != number: return unknown(view, row)
+    if number != number:
+        return unknown(view, row)
     others = f" ({ever:,.0f} so far)" if row.over != "lifetime" and ever == ever else ""
     those = counted(number, f"different {readable(row.column)}").replace("0 ", "no ", number == 0)
     return f"{those} seen with this {readable(row.by)} {within(row)}{others}"
+
 
 def fraud_words(view: View, row: Row) -> str:
     "What earlier events turned out to be."
     value = view.value(row)
     if row.kind == "FraudRate":
-        if value == value: return f"{value:.0%} of the earlier {view.events(row)} {within(row)} whose outcome is known were fraud"
-        return f"no {readable(row.by)} given" if not view.given(row.by) else f"no outcome known of earlier {view.events(row)} {within(row)}"
-    if value != value: return unknown(view, row)
+        if value == value:
+            return f"{value:.0%} of the earlier {view.events(row)} {within(row)} whose outcome is known were fraud"
+        return (
+            f"no {readable(row.by)} given"
+            if not view.given(row.by)
+            else f"no outcome known of earlier {view.events(row)} {within(row)}"
+        )
+    if value != value:
+        return unknown(view, row)
     return f"{counted(value, 'known fraud').replace('0 ', 'no ', value == 0)} among earlier {view.events(row)} {within(row)}"
 
 # %% ../../nbs/15_reasons.ipynb #c033
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
+
 def hour_words(view: View, row: Row) -> str:
     "The time of day."
     hour = view.value(Row("Hour"))
-    if hour == hour: return f"placed between {hour:02.0f}:00 and {(hour + 1) % 24:02.0f}:00 UTC"
+    if hour == hour:
+        return f"placed between {hour:02.0f}:00 and {(hour + 1) % 24:02.0f}:00 UTC"
     return "placed at night (until 7:00 UTC)" if view.value(row) else "placed by day (from 7:00 UTC)"
+
 
 def weekday_words(view: View, row: Row) -> str:
     "The day of the week."
     day = view.value(Row("Weekday"))
-    return f"placed on a {DAYS[int(day)]}" if day == day else f"placed {'at a weekend' if view.value(row) else 'on a working day'}"
+    return (
+        f"placed on a {DAYS[int(day)]}"
+        if day == day
+        else f"placed {'at a weekend' if view.value(row) else 'on a working day'}"
+    )
 
-SENTENCES = {"amount": amount_words, "pace": pace_words, "sum": sum_words, "since": since_words, "age": age_words, "together": together_words,
-             "distinct": distinct_words, "fraud": fraud_words, "hour": hour_words, "weekday": weekday_words}
+
+SENTENCES = {
+    "amount": amount_words,
+    "pace": pace_words,
+    "sum": sum_words,
+    "since": since_words,
+    "age": age_words,
+    "together": together_words,
+    "distinct": distinct_words,
+    "fraud": fraud_words,
+    "hour": hour_words,
+    "weekday": weekday_words,
+}
 
 # %% ../../nbs/15_reasons.ipynb #c035
 @dataclass(frozen=True)
 class Reason:
     "One reason for a score."
-    feature: str         # that counted most
+
+    feature: str  # that counted most
     value: float | None  # of it; None = missing
     contribution: float  # log-odds, of all features that say the same; above 0 it raised the score
     words: str
 
     @property
-    def raises(self) -> bool: return self.contribution > 0
+    def raises(self) -> bool:
+        return self.contribution > 0
+
 
 def weigh(
     shares: np.ndarray,  # (F,) contributions
@@ -309,7 +458,8 @@ def weigh(
 ) -> list[tuple[float, int]]:  # sum and place of the leading feature of each theme that counted, the largest first
     "Merge what belongs together."
     members = {}
-    for place, theme in enumerate(themes): members.setdefault(theme, []).append(place)
+    for place, theme in enumerate(themes):
+        members.setdefault(theme, []).append(place)
     found = []
     for places in members.values():
         total = math.fsum(shares[places].tolist())
@@ -319,30 +469,48 @@ def weigh(
 # %% ../../nbs/15_reasons.ipynb #c037
 def explain_many(
     booster: xgb.Booster,
-    names: Sequence[str],                # of the features, in the order of the vectors
-    vectors: np.ndarray,                 # (n, F) float32, NaN = missing
-    orders: Sequence[Mapping[str, Any]], # n: own fields of each, in the order of the configuration, the amount in major units
-    decimals: int,                       # of an amount
-    top: int | None = 5,                 # most reasons for each; None = all
-) -> list[list[Reason]]:                 # of each order, the weightiest first; all of them and the model's constant add up to the logit
+    names: Sequence[str],  # of the features, in the order of the vectors
+    vectors: np.ndarray,  # (n, F) float32, NaN = missing
+    orders: Sequence[
+        Mapping[str, Any]
+    ],  # n: own fields of each, in the order of the configuration, the amount in major units
+    decimals: int,  # of an amount
+    top: int | None = 5,  # most reasons for each; None = all
+) -> list[
+    list[Reason]
+]:  # of each order, the weightiest first; all of them and the model's constant add up to the logit
     "Reasons of many scores; `ValueError` when vectors and names or orders don't fit, or a value is infinite."
     vectors = np.asarray(vectors, np.float32)
     if vectors.shape != (len(orders), len(names)):
-        raise ValueError(f"{len(orders)} orders with {len(names)} features need vectors of shape {(len(orders), len(names))}, not {vectors.shape}")
+        raise ValueError(
+            f"{len(orders)} orders with {len(names)} features need vectors of shape {(len(orders), len(names))}, not {vectors.shape}"
+        )
     if booster.feature_names and list(names) != booster.feature_names:
-        raise ValueError("the features have other names than those of the model: explain a decision with the model that made it")
-    if not len(vectors): return []
+        raise ValueError(
+            "the features have other names than those of the model: explain a decision with the model that made it"
+        )
+    if not len(vectors):
+        return []
     shares = contributions(booster, vectors)[:, :-1]
-    return [reasons_of(names, vector, order, decimals, share, top) for vector, order, share in zip(vectors, orders, shares)]
+    return [
+        reasons_of(names, vector, order, decimals, share, top) for vector, order, share in zip(vectors, orders, shares)
+    ]
 
-def reasons_of(names: Sequence[str], vector: np.ndarray, order: Mapping, decimals: int, shares: np.ndarray, top: int | None) -> list[Reason]:
+
+def reasons_of(
+    names: Sequence[str], vector: np.ndarray, order: Mapping, decimals: int, shares: np.ndarray, top: int | None
+) -> list[Reason]:
     "Reasons of one score, whose contributions (F,) are there."
     rows, themes = layout(tuple(names), tuple(order))
     values, reasons = vector.tolist(), []
     view = View({row: value for row, value in zip(rows, values) if row}, order, decimals, noun_of(tuple(order)))
     for total, place in weigh(shares, themes)[:top]:
         row, value = rows[place], values[place]
-        words = SENTENCES[themes[place][0]](view, row) if row else f"{names[place]} is {'missing' if value != value else f'{value:,.4g}'}"
+        words = (
+            SENTENCES[themes[place][0]](view, row)
+            if row
+            else f"{names[place]} is {'missing' if value != value else f'{value:,.4g}'}"
+        )
         reasons.append(Reason(names[place], None if value != value else value, total, words))
     return reasons
 
@@ -350,10 +518,10 @@ def reasons_of(names: Sequence[str], vector: np.ndarray, order: Mapping, decimal
 def explain(
     booster: xgb.Booster,
     names: Sequence[str],
-    vector: np.ndarray,        # (F,) float32, NaN = missing
+    vector: np.ndarray,  # (F,) float32, NaN = missing
     order: Mapping[str, Any],  # its own fields, in the order of the configuration, the amount in major units
     decimals: int,
-    top: int | None = 5,       # most reasons; None = all
-) -> list[Reason]:             # the weightiest first
+    top: int | None = 5,  # most reasons; None = all
+) -> list[Reason]:  # the weightiest first
     "Why an order got its score; `ValueError` as for many."
     return explain_many(booster, names, np.asarray(vector)[None], [order], decimals, top)[0]

@@ -22,24 +22,37 @@ from ..config import Model, Settings
 from ..data.files import Progress, read_json, sha256_of, sole_use, write_aside, write_json
 from ..events import FRAUD
 from ..features.table import build_table
-from .dataset import Fold, read_dataset, read_fold, read_split
+from .dataset import read_dataset, read_fold, read_split
 
 # %% ../../nbs/10_train.ipynb #c007
 def parameters(
     model: Model,  # settings
-    seed: int,     # of row and column sampling
-) -> dict:         # as xgboost.train takes them
+    seed: int,  # of row and column sampling
+) -> dict:  # as xgboost.train takes them
     "XGBoost's parameters; `aucpr`, its average precision, judges the validation days."
-    names = ("max_depth", "learning_rate", "min_child_weight", "subsample", "colsample_bytree", "reg_lambda", "max_bin", "base_score")
+    names = (
+        "max_depth",
+        "learning_rate",
+        "min_child_weight",
+        "subsample",
+        "colsample_bytree",
+        "reg_lambda",
+        "max_bin",
+        "base_score",
+    )
     fixed = {"objective": "binary:logistic", "eval_metric": "aucpr", "tree_method": "hist", "seed": seed % 2**31}
     return fixed | {name: getattr(model, name) for name in names}
+
 
 def training_weight(model: Model, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
     "(n,) float32: the weights of the dataset, times the weight of a fraud."
     return np.where(label == FRAUD, weight * np.float32(model.fraud_weight), weight).astype(np.float32)
 
 # %% ../../nbs/10_train.ipynb #c010
-Lot = Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]  # gives (n, F) float32 features, (n,) labels, (n,) weights
+Lot = Callable[
+    [], tuple[np.ndarray, np.ndarray, np.ndarray]
+]  # gives (n, F) float32 features, (n,) labels, (n,) weights
+
 
 class Lots(xgb.DataIter):
     "Lots of rows, read one after the other, each time that XGBoost goes through them."
@@ -54,7 +67,8 @@ class Lots(xgb.DataIter):
 
     def next(self, give: Callable) -> bool:
         "Hand over the next lot, if there is one."
-        if self.place == len(self.lots): return False
+        if self.place == len(self.lots):
+            return False
         features, label, weight = self.lots[self.place]()
         give(data=features, label=label, weight=training_weight(self.model, label, weight), feature_names=self.names)
         self.place += 1
@@ -63,25 +77,35 @@ class Lots(xgb.DataIter):
 # %% ../../nbs/10_train.ipynb #c012
 class Grown(NamedTuple):
     "Trees, and how they came about."
+
     booster: xgb.Booster  # the best trees alone
-    trees: int            # how many they are
-    grown: int            # how many there were when it stopped
+    trees: int  # how many they are
+    grown: int  # how many there were when it stopped
     history: list[float]  # average precision on the validation days after each tree; empty without them
+
 
 class Tell(xgb.callback.TrainingCallback):
     "Reports each tree."
 
-    def __init__(self, told: Callable[[int], None]): self.told = told
+    def __init__(self, told: Callable[[int], None]):
+        self.told = told
 
     def after_iteration(self, model, epoch: int, evals_log: dict) -> bool:
         "After each tree."
         self.told(epoch + 1)
         return False
 
+
 def stopping(model: Model, judged: bool) -> list[xgb.callback.TrainingCallback]:
     "Stop when the validation days have not got better for a while."
-    if not judged or not model.early_stopping: return []
-    return [xgb.callback.EarlyStopping(rounds=model.early_stopping, metric_name="aucpr", data_name="validation", maximize=True)]
+    if not judged or not model.early_stopping:
+        return []
+    return [
+        xgb.callback.EarlyStopping(
+            rounds=model.early_stopping, metric_name="aucpr", data_name="validation", maximize=True
+        )
+    ]
+
 
 def cut(booster: xgb.Booster, model: Model, history: list[float]) -> Grown:
     "The trees up to the best; all of them when nothing stops them early."
@@ -93,13 +117,14 @@ def cut(booster: xgb.Booster, model: Model, history: list[float]) -> Grown:
 
 # %% ../../nbs/10_train.ipynb #c013
 def train(
-    model: Model,                                    # settings
-    lots: list[Lot],                                 # of the training set, in a fixed order
-    names: list[str],                                # of the features
-    seed: int,                                       # of row and column sampling
-    validation: tuple[np.ndarray, ...] | None = None,  # features, labels and weights of later days; None = grow all trees
-    threads: int = 0,                                # 0 = one for each core
-    progress: Progress | None = None,                # called with trees grown and most trees
+    model: Model,  # settings
+    lots: list[Lot],  # of the training set, in a fixed order
+    names: list[str],  # of the features
+    seed: int,  # of row and column sampling
+    validation: tuple[np.ndarray, ...]
+    | None = None,  # features, labels and weights of later days; None = grow all trees
+    threads: int = 0,  # 0 = one for each core
+    progress: Progress | None = None,  # called with trees grown and most trees
 ) -> Grown:
     "Grow trees in this process; the same lots and seed give the same bytes, with any number of threads."
     threads = threads or os.cpu_count() or 1
@@ -107,29 +132,51 @@ def train(
     matrix, evals, told = xgb.QuantileDMatrix(Lots(lots, model, names), **bins), [], {}
     if validation is not None:
         features, label, weight = validation
-        evals = [(xgb.QuantileDMatrix(features, label, weight=weight, feature_names=names, ref=matrix, **bins), "validation")]
+        evals = [
+            (xgb.QuantileDMatrix(features, label, weight=weight, feature_names=names, ref=matrix, **bins), "validation")
+        ]
     callbacks = [*([Tell(lambda done: progress(done, model.trees))] if progress else []), *stopping(model, bool(evals))]
-    booster = xgb.train(parameters(model, seed) | {"nthread": threads}, matrix, model.trees, evals=evals, evals_result=told, callbacks=callbacks,
-                        verbose_eval=False)
+    booster = xgb.train(
+        parameters(model, seed) | {"nthread": threads},
+        matrix,
+        model.trees,
+        evals=evals,
+        evals_result=told,
+        callbacks=callbacks,
+        verbose_eval=False,
+    )
     return cut(booster, model, told.get("validation", {}).get("aucpr", []))
 
 # %% ../../nbs/10_train.ipynb #c018
-def load_lot(settings: Settings, split: str, entries: list[dict], names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def load_lot(
+    settings: Settings, split: str, entries: list[dict], names: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Features, labels and weights of some files of the dataset."
     folds = [read_fold(settings, split, entry, names) for entry in entries]
     return tuple(np.concatenate([fold[i] for fold in folds]) for i in range(3))
 
+
 def tell_client(trees: int) -> None:
     "From the first of the workers, tell the client how many trees there are."
-    if xgb.collective.get_rank() == 0: get_worker().log_event("trees", trees)
+    if xgb.collective.get_rank() == 0:
+        get_worker().log_event("trees", trees)
 
-def _arrays(client: Client, lots: list, rows: list[int], workers: list[str], features: int, model: Model | None) -> list:
+
+def _arrays(
+    client: Client, lots: list, rows: list[int], workers: list[str], features: int, model: Model | None
+) -> list:
     "Dask arrays of features, labels and weights, lot by lot; each lot stays on the worker that it is given."
     import dask.array as da
+
     weigh = lambda lot: (lot[0], lot[1], training_weight(model, lot[1], lot[2]) if model else lot[2])
-    held = [client.persist(dask.delayed(weigh)(lot), workers=[workers[i % len(workers)]], allow_other_workers=False) for i, lot in enumerate(lots)]
+    held = [
+        client.persist(dask.delayed(weigh)(lot), workers=[workers[i % len(workers)]], allow_other_workers=False)
+        for i, lot in enumerate(lots)
+    ]
     shapes = [lambda n: (n, features), lambda n: (n,), lambda n: (n,)]
-    array = lambda i, kind: da.concatenate([da.from_delayed(lot[i], shape=shapes[i](n), dtype=kind) for lot, n in zip(held, rows)])
+    array = lambda i, kind: da.concatenate(
+        [da.from_delayed(lot[i], shape=shapes[i](n), dtype=kind) for lot, n in zip(held, rows)]
+    )
     parts = [array(i, kind) for i, kind in enumerate((np.float32, np.int8, np.float32))]
     return client.persist(parts)
 
@@ -137,42 +184,75 @@ def _arrays(client: Client, lots: list, rows: list[int], workers: list[str], fea
 def train_on_workers(
     client: Client,
     settings: Settings,
-    manifest: dict,                    # of the dataset
+    manifest: dict,  # of the dataset
     progress: Progress | None = None,  # called with trees grown and most trees
 ) -> Grown:
     "Grow trees on the workers of a cluster, which read the dataset themselves."
-    from xgboost import dask as on_workers  # here, since it brings all of dask.dataframe, and processes of the service never train
+    from xgboost import (
+        dask as on_workers,
+    )  # here, since it brings all of dask.dataframe, and processes of the service never train
+
     model, names, files = settings.model, manifest["features"], manifest["files"]
     workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
     lot = lambda split, entries: dask.delayed(load_lot)(settings, split, entries, names)
     entries = [entry for entry in files["train"] if entry["rows"]]
-    data = _arrays(client, [lot("train", [e]) for e in entries], [e["rows"] for e in entries], workers, len(names), model)
-    judge = _arrays(client, [lot("validation", files["validation"])], [sum(e["rows"] for e in files["validation"])], workers, len(names), None)
-    matrix = on_workers.DaskQuantileDMatrix(client, data[0], data[1], weight=data[2], feature_names=names, max_bin=model.max_bin)
-    newest = on_workers.DaskQuantileDMatrix(client, judge[0], judge[1], weight=judge[2], feature_names=names, ref=matrix, max_bin=model.max_bin)
-    if progress: client.subscribe_topic("trees", lambda event: progress(event[1], model.trees))
-    result = on_workers.train(client, parameters(model, settings.training.seed), matrix, model.trees, evals=[(newest, "validation")],
-                              verbose_eval=False, callbacks=[Tell(tell_client), *stopping(model, True)])
-    if progress: client.unsubscribe_topic("trees")
+    data = _arrays(
+        client, [lot("train", [e]) for e in entries], [e["rows"] for e in entries], workers, len(names), model
+    )
+    judge = _arrays(
+        client,
+        [lot("validation", files["validation"])],
+        [sum(e["rows"] for e in files["validation"])],
+        workers,
+        len(names),
+        None,
+    )
+    matrix = on_workers.DaskQuantileDMatrix(
+        client, data[0], data[1], weight=data[2], feature_names=names, max_bin=model.max_bin
+    )
+    newest = on_workers.DaskQuantileDMatrix(
+        client, judge[0], judge[1], weight=judge[2], feature_names=names, ref=matrix, max_bin=model.max_bin
+    )
+    if progress:
+        client.subscribe_topic("trees", lambda event: progress(event[1], model.trees))
+    result = on_workers.train(
+        client,
+        parameters(model, settings.training.seed),
+        matrix,
+        model.trees,
+        evals=[(newest, "validation")],
+        verbose_eval=False,
+        callbacks=[Tell(tell_client), *stopping(model, True)],
+    )
+    if progress:
+        client.unsubscribe_topic("trees")
     return cut(result["booster"], model, [float(value) for value in result["history"]["validation"]["aucpr"]])
 
 # %% ../../nbs/10_train.ipynb #c021
 TRAINED = "trained"  # folder under settings.batch.folder
 
+
 @dataclass(frozen=True)
 class Trained:
     "A model that is not judged yet."
+
     folder: Path
     booster: xgb.Booster
-    names: list[str]   # of the features, in the order that the booster takes them
-    about: dict        # table_hash, dataset, trees, grown, history, model, seed, workers, rows, frauds, windows, sha256
+    names: list[str]  # of the features, in the order that the booster takes them
+    about: dict  # table_hash, dataset, trees, grown, history, model, seed, workers, rows, frauds, windows, sha256
+
 
 def grow(settings: Settings, manifest: dict, progress: Progress | None) -> tuple[Grown, int]:
     "Trees on the configured cluster or in this process; and the number of workers, 0 for this process."
     if settings.batch.scheduler:
-        with Client(settings.batch.scheduler) as client: return train_on_workers(client, settings, manifest, progress), len(client.nthreads())
+        with Client(settings.batch.scheduler) as client:
+            return train_on_workers(client, settings, manifest, progress), len(client.nthreads())
     names = manifest["features"]
-    lots = [lambda entry=entry: load_lot(settings, "train", [entry], names) for entry in manifest["files"]["train"] if entry["rows"]]
+    lots = [
+        lambda entry=entry: load_lot(settings, "train", [entry], names)
+        for entry in manifest["files"]["train"]
+        if entry["rows"]
+    ]
     newest = load_lot(settings, "validation", manifest["files"]["validation"], names)
     return train(settings.model, lots, names, settings.training.seed, newest, settings.batch.threads, progress), 0
 
@@ -185,11 +265,24 @@ def train_model(
     folder, manifest = settings.batch.folder / TRAINED, read_dataset(settings)
     with sole_use(folder):
         (grown, workers), train_rows = grow(settings, manifest, progress), manifest["splits"]["train"]
-        with write_aside(folder / "booster.ubj") as aside: aside.write_bytes(bytes(grown.booster.save_raw("ubj")))
-        about = {"format": 1, "table_hash": manifest["table_hash"], "features": manifest["features"], "dataset": manifest["inputs"],
-                 "windows": manifest["windows"], "rows": train_rows["rows"], "frauds": train_rows["frauds"], "model": settings.model.model_dump(),
-                 "seed": settings.training.seed, "workers": workers, "trees": grown.trees, "grown": grown.grown,
-                 "history": [round(value, 6) for value in grown.history], "sha256": sha256_of(folder / "booster.ubj")}
+        with write_aside(folder / "booster.ubj") as aside:
+            aside.write_bytes(bytes(grown.booster.save_raw("ubj")))
+        about = {
+            "format": 1,
+            "table_hash": manifest["table_hash"],
+            "features": manifest["features"],
+            "dataset": manifest["inputs"],
+            "windows": manifest["windows"],
+            "rows": train_rows["rows"],
+            "frauds": train_rows["frauds"],
+            "model": settings.model.model_dump(),
+            "seed": settings.training.seed,
+            "workers": workers,
+            "trees": grown.trees,
+            "grown": grown.grown,
+            "history": [round(value, 6) for value in grown.history],
+            "sha256": sha256_of(folder / "booster.ubj"),
+        }
         write_json(folder / "about.json", about)
     return Trained(folder, grown.booster, manifest["features"], about)
 
@@ -197,9 +290,11 @@ def train_model(
 def load_trained(settings: Settings) -> Trained:
     "The model that was trained last; `ValueError` when there is none, or when it does not belong to the dataset or feature table as they are."
     folder, again = settings.batch.folder / TRAINED, "run `fraud-poc train` again"
-    if not (folder / "about.json").exists(): raise ValueError(f"no trained model in {folder}: run `fraud-poc train` first")
+    if not (folder / "about.json").exists():
+        raise ValueError(f"no trained model in {folder}: run `fraud-poc train` first")
     about = read_json(folder / "about.json")
-    if about["table_hash"] != build_table(settings).hash: raise ValueError(f"the model in {folder} is of another feature table: {again}")
+    if about["table_hash"] != build_table(settings).hash:
+        raise ValueError(f"the model in {folder} is of another feature table: {again}")
     if about["dataset"] != read_dataset(settings)["inputs"]:
         raise ValueError(f"the model in {folder} was trained on another dataset than the one that is there: {again}")
     if not (folder / "booster.ubj").exists() or sha256_of(folder / "booster.ubj") != about["sha256"]:
