@@ -49,7 +49,7 @@ lock: $(VENV)/.made ## write both lock files from settings.ini: make lock ARGS=-
 		{ echo "# made by \`make lock\` from settings.ini; do not edit"; cat $$file.lock; } > $$file.lock.new; mv $$file.lock.new $$file.lock; done
 
 clean: ## remove the environment and caches; data/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

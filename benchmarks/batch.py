@@ -52,7 +52,7 @@ ALONE = {
 
 def our_settings(**batch):
     "Orders with the table of 20 rows; 256 exact events, so that nobody's 30 days exceed them and all engines must agree."
-    from fraud_poc.config import load_settings
+    from fraud_poc.core.settings import load_settings
 
     over = json.dumps([*WINDOWS])
     rows = [
@@ -384,7 +384,7 @@ def merged(runs: list[dict]) -> dict:
 
 def make_log(folder: Path, orders: int) -> None:
     "Generated orders, ingested."
-    from fraud_poc.config import load_settings
+    from fraud_poc.core.settings import load_settings
     from fraud_poc.data.ingest import ingest
     from fraud_poc.data.sample import make_data
 

@@ -27,14 +27,14 @@ from pathlib import Path
 
 from drill import ANSWER_S, STUCK_S, Domain, Progress, ask, connection, say, serving, workers_of
 
-from fraud_poc.config import Settings
+from fraud_poc.core.settings import Settings
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Engine, open_record
 from fraud_poc.live.load import prepare_db
-from fraud_poc.live.replay import verify
 from fraud_poc.live.store import Client, Meta, Names, StoreDown, decode_entry, open_store, server_for
 from fraud_poc.model.bundle import latest_bundle
-from fraud_poc.model.inference import Scorer
+from fraud_poc.model.trees import Scorer
+from fraud_poc.ops.replay import verify
 
 
 class Run:

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import many_decisions  # noqa: E402
 
-from fraud_poc.config import load_settings  # noqa: E402
+from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.desk import queries  # noqa: E402
 from fraud_poc.desk.access import list_accounts, new_account  # noqa: E402
 from fraud_poc.desk.database import cases, decisions, open_database, unsigned  # noqa: E402

@@ -17,19 +17,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fraud_poc.config import load_settings  # noqa: E402
-from fraud_poc.data.files import read_json  # noqa: E402
+from fraud_poc.core.files import read_json  # noqa: E402
+from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest, read_manifest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.desk.access import fresh_key  # noqa: E402
 from fraud_poc.features.batch import compute_features, features_folder  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 from fraud_poc.live.load import prepare_db  # noqa: E402
-from fraud_poc.live.replay import is_ready, raw_orders  # noqa: E402
 from fraud_poc.live.store import server_for  # noqa: E402
 from fraud_poc.model.bundle import judge_model  # noqa: E402
 from fraud_poc.model.dataset import make_dataset  # noqa: E402
 from fraud_poc.model.train import train_model  # noqa: E402
+from fraud_poc.ops.replay import is_ready, raw_orders  # noqa: E402
 
 CONFIG = ROOT / "config" / "orders.toml"
 ANY_MODEL = {

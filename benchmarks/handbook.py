@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fraud_poc.config import Settings, load_settings  # noqa: E402
+from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
 from fraud_poc.model.dataset import make_dataset, read_split  # noqa: E402

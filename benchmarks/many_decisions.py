@@ -21,7 +21,8 @@ import sqlalchemy as sa
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fraud_poc.config import Settings, load_settings  # noqa: E402
+from fraud_poc.core.events import system_clock  # noqa: E402
+from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
 from fraud_poc.desk.database import (  # noqa: E402
     add_up,
     cases,
@@ -35,7 +36,6 @@ from fraud_poc.desk.database import (  # noqa: E402
     writers,
     writing,
 )  # noqa: E402
-from fraud_poc.events import system_clock  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 
 DAY, DAYS, PIECE = 86_400_000, 90, 50_000

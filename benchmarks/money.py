@@ -29,8 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import handbook  # noqa: E402
 
-from fraud_poc.config import Settings, load_settings  # noqa: E402
-from fraud_poc.data.files import read_json  # noqa: E402
+from fraud_poc.core.files import read_json  # noqa: E402
+from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.aggregates import DAY_MS  # noqa: E402

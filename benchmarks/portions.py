@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import oracle  # noqa: E402
 
-from fraud_poc.config import Settings, load_settings  # noqa: E402
+from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
 from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part, read_waiting  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402

@@ -31,7 +31,7 @@ def one_run(orders: int, stop_after: int) -> dict:
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
 
-    from fraud_poc.config import load_settings
+    from fraud_poc.core.settings import load_settings
     from fraud_poc.data.sample import make_data, slices_of, write_batch
 
     settings = load_settings(CONFIG, {"sample.orders": orders, "sample.customers": max(1, orders * 2 // 15)})

@@ -76,8 +76,8 @@ def body_model():
 
 
 def serve_ours(folder: Path, plan: dict) -> None:
-    from fraud_poc.api.scoring import serve
-    from fraud_poc.config import Settings
+    from fraud_poc.core.settings import Settings
+    from fraud_poc.service.scoring import serve
 
     serve(Settings.model_validate(plan["settings"]), plan["redis"])
 
@@ -276,7 +276,7 @@ def wait_for(port: int, started: subprocess.Popen, log: Path) -> None:
 
 def train_everything(folder: Path, orders: int):
     "From nothing to a judged model and its table: settings, table, bundle."
-    from fraud_poc.config import load_settings
+    from fraud_poc.core.settings import load_settings
     from fraud_poc.data.ingest import ingest
     from fraud_poc.data.sample import make_data
     from fraud_poc.features.batch import compute_features
@@ -438,7 +438,7 @@ def measure(port: int, pid: int, connections: int, seconds: float, first: int, f
 
 def spent(port: int, key: str) -> dict[str, tuple[float, float]]:
     "Seconds and times of each part so far, from the service's own metrics."
-    from fraud_poc.live.replay import ServiceClient
+    from fraud_poc.ops.replay import ServiceClient
 
     lines = ServiceClient(f"http://127.0.0.1:{port}", key).ask("GET", "/metrics")[1].splitlines()
     found = {}
@@ -453,14 +453,14 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     "Microseconds of the parts that wait for nobody, in a loop in this process; the best of five."
     import numpy as np
 
-    from fraud_poc.api.scoring import Codec
+    from fraud_poc.core.events import key_of
     from fraud_poc.data.ingest import hash_secret
-    from fraud_poc.events import key_of
     from fraud_poc.features.batch import read_states
     from fraud_poc.features.table import Stepper, step_event
     from fraud_poc.live.decide import Engine, OrderReader, decided
     from fraud_poc.live.store import MemoryStore, Meta
-    from fraud_poc.model.inference import Scorer
+    from fraud_poc.model.trees import Scorer
+    from fraud_poc.service.scoring import Codec
 
     secret = hash_secret(settings.batch.folder)
     bundle.booster.set_param({"nthread": 1})

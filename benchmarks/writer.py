@@ -27,7 +27,7 @@ import sqlalchemy as sa
 from crash import Run, tell
 from drill import STUCK_S, Domain, Progress, serving, writers_of
 
-from fraud_poc.config import Settings
+from fraud_poc.core.settings import Settings
 from fraud_poc.desk.database import cases, days, decisions, labels, links, open_database, scores
 from fraud_poc.desk.writer import BATCH, Mark, Reading, begin_log, mark_of, write_entries, writer_beside
 from fraud_poc.live.decide import open_record

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import sqlalchemy as sa
 
+from fraud_poc.core.events import key_of
 from fraud_poc.desk import queries
 from fraud_poc.desk.database import add_up, cases, days, decisions, labels, links, scores, signed, writing
-from fraud_poc.events import key_of
 
 DAY = 86_400_000
 CITIES = ("Lyon", "Porto", "Graz", "Gent", "Turku", "Bergen", "Brno", "Cork")

@@ -13,12 +13,12 @@ import uvicorn
 from fastapi import FastAPI
 from waiting import LONG, until
 
-from fraud_poc.config import load_settings
+from fraud_poc.core.events import system_clock
+from fraud_poc.core.settings import load_settings
 from fraud_poc.desk.access import new_account
 from fraud_poc.desk.database import cases, decisions, open_database
 from fraud_poc.desk.pages import create_desk
 from fraud_poc.desk.writer import Reading, begin_log, mark_of, write_entries
-from fraud_poc.events import system_clock
 from fraud_poc.live.labels import (
     SOURCES,
     Ledger,

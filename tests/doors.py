@@ -14,9 +14,9 @@ from sqlalchemy import Engine, insert
 from starlette.routing import Mount, Route, WebSocketRoute
 from waiting import LONG
 
+from fraud_poc.core.events import system_clock
 from fraud_poc.desk.access import CSRF_HEADER, ROLES, SCOPES, accounts, new_key, open_session, revoke_key
 from fraud_poc.desk.database import writing
-from fraud_poc.events import system_clock
 
 HARMLESS = ("GET", "HEAD", "OPTIONS")
 

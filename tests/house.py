@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from waiting import QUIET, watched
 
-from fraud_poc.config import read_settings
+from fraud_poc.core.settings import read_settings
 
 FUNCTION_LINES = 80  # most lines of an exported function, as ruff formats it
 CLASS_LINES = 100  # most lines of an exported class, and of any exported cell: imports and blank lines are not counted
@@ -31,6 +31,7 @@ CACHES = {
     "__pycache__",
     ".pytest_cache",
     ".hypothesis",
+    ".ruff_cache",
     ".ipynb_checkpoints",
     "build",
 }  # and *.egg-info
@@ -191,7 +192,7 @@ def is_migration(path: Path) -> bool:
 
 
 def imported(code: str, package: str = "") -> list[str]:
-    "Names that some code imports, in full: `from fraud_poc.data import files` gives fraud_poc.data and fraud_poc.data.files."
+    "Names that some code imports, in full: `from fraud_poc.data import files` gives fraud_poc.data and fraud_poc.core.files."
     names = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):

@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fraud_poc.config import Columns, Settings
-from fraud_poc.data.files import write_json
+from fraud_poc.core.events import TIME, event_schema, label_schema
+from fraud_poc.core.files import write_json
+from fraud_poc.core.settings import Columns, Settings
 from fraud_poc.data.ingest import LOG, part_path, read_manifest, read_part, write_part
-from fraud_poc.events import TIME, event_schema, label_schema
 from fraud_poc.features.aggregates import Items, own_features
 from fraud_poc.features.batch import features_folder, fold_arrays, read_items, read_states
 from fraud_poc.features.table import FeatureTable, Stepper, build_table, step_event, step_label
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "nbs" / "06_features.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[1] / "nbs" / "22_table.ipynb"
 M32 = 0xFFFFFFFF
 
 

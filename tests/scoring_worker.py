@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import xgboost
 
-from fraud_poc.api import scoring as module
-from fraud_poc.config import Settings, load_settings
+from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Engine
 from fraud_poc.live.store import MemoryStore, Meta
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
+from fraud_poc.service import scoring as module
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [

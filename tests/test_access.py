@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 from scoring_worker import settings_in, small_engine
 from waiting import LONG, line_of, until_so
 
-from fraud_poc.api.scoring import NEEDS, create_app
-from fraud_poc.config import load_settings
+from fraud_poc.core.settings import load_settings
 from fraud_poc.desk import access
 from fraud_poc.desk.access import (
     CSRF_FIELD,
@@ -55,6 +54,7 @@ from fraud_poc.desk.access import (
     verify_audit,
 )
 from fraud_poc.desk.database import metadata, open_database, writing
+from fraud_poc.service.scoring import NEEDS, create_app
 
 NOW, SENTENCE = 1_750_000_000_000, "a sentence of hers"
 OPEN = ["/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/healthz", "/readyz"]  # of the scoring service
@@ -329,7 +329,7 @@ def test_a_name_has_one_key_even_when_two_ask_at_once(database):
 def test_a_revocation_is_seen_by_other_processes(settings, tmp_path):
     key = fresh_key(settings, "shop")
     code = (
-        "import json, sys, time\nfrom fraud_poc.config import Settings\nfrom fraud_poc.desk.access import Keys\nfrom fraud_poc.desk.database import open_database\n"
+        "import json, sys, time\nfrom fraud_poc.core.settings import Settings\nfrom fraud_poc.desk.access import Keys\nfrom fraud_poc.desk.database import open_database\n"
         "keys = Keys(open_database(Settings.model_validate(json.loads(sys.argv[1]))))\nprint(keys.admit(sys.argv[2].encode(), 'score'), flush=True)\n"
         "for _ in sys.stdin:\n    keys.refresh()\n    print('refused' if keys.admit(sys.argv[2].encode(), 'score') is None else 'admitted', flush=True)\n"
     )

@@ -29,23 +29,23 @@ from scoring_worker import settings_in, small_engine
 from typer.testing import CliRunner
 from waiting import LONG, until
 
-from fraud_poc.api.app import with_desk
-from fraud_poc.api.scoring import KEY_HEADER, create_app
+from fraud_poc.app import with_desk
 from fraud_poc.cli import app as commands
-from fraud_poc.config import load_settings
+from fraud_poc.core.events import system_clock
+from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.access import SCOPES, Door, accounts, api_keys, audit, list_audit, new_account, new_key
 from fraud_poc.desk.database import cases, decisions, labels, open_database, writers, writing
 from fraud_poc.desk.writer import Mark, begin_log
-from fraud_poc.events import system_clock
 from fraud_poc.features.batch import compute_features
-from fraud_poc.feed import create_feed
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.store import Client, Names, StoreDown, decode_entry, server_for, server_runs
 from fraud_poc.model.bundle import judge_model
 from fraud_poc.model.dataset import make_dataset
 from fraud_poc.model.train import train_model
+from fraud_poc.ops.feed import create_feed
+from fraud_poc.service.scoring import KEY_HEADER, create_app
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

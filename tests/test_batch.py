@@ -16,7 +16,7 @@ from children import Child, child
 from cluster import cluster
 from waiting import until
 
-from fraud_poc.config import Settings, load_settings
+from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest, part_path, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features import batch as module

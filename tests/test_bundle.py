@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from fraud_poc.config import load_settings
-from fraud_poc.data.files import PARTIAL, sole_use
+from fraud_poc.core.files import PARTIAL, sole_use
+from fraud_poc.core.settings import load_settings
 from fraud_poc.features.table import build_table
 from fraud_poc.model import bundle as module
 from fraud_poc.model.bundle import (

@@ -12,7 +12,7 @@ import pytest
 from command_line import PAYMENTS, as_json, call, options_of, payments_in
 from waiting import LONG, until
 
-from fraud_poc.terminal import parse_overrides, parse_value
+from fraud_poc.core.terminal import parse_overrides, parse_value
 
 ROWS = [f"p{i},2025-03-{1 + i % 20:02} 10:00:00,ann,{10 + i}.50,{int(i % 7 == 0)}" for i in range(60)]
 

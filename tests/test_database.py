@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from waiting import LONG
 
 import fraud_poc.desk
-from fraud_poc.config import load_settings
+from fraud_poc.core.settings import load_settings
 from fraud_poc.desk import database
 from fraud_poc.desk.database import (
     add_up,
@@ -264,7 +264,7 @@ def test_readers_do_not_wait_for_a_writer(engine):
 DIES = """
 import json, os, sys
 import sqlalchemy as sa
-from fraud_poc.config import Settings
+from fraud_poc.core.settings import Settings
 from fraud_poc.desk.database import decisions, open_database, writing
 row = json.loads(sys.argv[3])
 with writing(open_database(Settings.model_validate_json(sys.argv[1]), sys.argv[2])) as connection:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from fraud_poc.config import Settings, load_settings
-from fraud_poc.data.files import read_json
+from fraud_poc.core.files import read_json
+from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest, part_path, read_manifest, read_part
 from fraud_poc.features.batch import compute_features
 from fraud_poc.model import dataset as module
@@ -29,8 +29,8 @@ from fraud_poc.model.dataset import (
     verdicts_before,
     waiting_weights,
 )
-from fraud_poc.model.page import model_page
 from fraud_poc.model.train import train_model
+from fraud_poc.ops.model_page import model_page
 
 CARDS = Path(__file__).resolve().parents[1] / "config" / "cards.toml"
 ORDERS = CARDS.with_name("orders.toml")

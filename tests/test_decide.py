@@ -18,7 +18,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from waiting import STORE, in_time
 
-from fraud_poc.config import Settings, load_settings
+from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ORDER, check_events, hashed_rows
 from fraud_poc.features.table import build_table
 from fraud_poc.live import decide as module

@@ -17,11 +17,11 @@ import sqlalchemy as sa
 from fastapi.routing import APIRoute
 from setuptools import find_packages
 
+from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries
 from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, days, decisions, writing
 from fraud_poc.desk.pages import POLICY
-from fraud_poc.events import KEY, PERSON, Actor
 from fraud_poc.live.labels import Retraction, Statement
 
 NOW = 1_767_000_000_000

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from waiting import LONG, until, watched
 
-from fraud_poc.api import scoring
-from fraud_poc.config import load_settings
+from fraud_poc.core.settings import load_settings
 from fraud_poc.live.store import Client, StoreDown, kept_running, server_for, server_runs, start_redis
+from fraud_poc.service import scoring
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import ended, line_of, until, until_so
 
-from fraud_poc.config import load_settings
-from fraud_poc.feed import (
+from fraud_poc.core.settings import load_settings
+from fraud_poc.live.decide import OrderReader, read_dict
+from fraud_poc.ops.feed import (
     MOST,
     PATIENCE,
     Feed,
@@ -38,7 +39,6 @@ from fraud_poc.feed import (
     read_address,
     register,
 )
-from fraud_poc.live.decide import OrderReader, read_dict
 
 HOSTS = ["127.0.0.1", "localhost", "::1"]
 
@@ -592,8 +592,8 @@ def test_stopping_leaves_no_task_behind(settings):
 
 FEED = """
 import sys
-from fraud_poc.config import load_settings
-from fraud_poc.feed import run_feed
+from fraud_poc.core.settings import load_settings
+from fraud_poc.ops.feed import run_feed
 small = {"feed.port": 0, "sample.orders": 20000, "sample.customers": 3000, "feed.orders_per_second": 20.0, "feed.label_delay": "200ms"}
 run_feed(load_settings(sys.argv[1], small), lambda address: print(address, flush=True))
 """

@@ -17,15 +17,13 @@ from databases import empty_database, start_postgresql
 from scoring_worker import small_engine
 from waiting import STORE
 
-from fraud_poc.config import Settings, load_settings
-from fraud_poc.data.files import sole_use
+from fraud_poc.core.events import PERSON, Actor, key_of, occurrence_of
+from fraud_poc.core.files import sole_use
+from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
-from fraud_poc.desk import forget as module
 from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
-from fraud_poc.desk.forget import JOURNAL, MARK, WORKING, Found, Orders, drawn, forget, note_others, note_own
-from fraud_poc.events import PERSON, Actor, key_of, occurrence_of
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Label, OrderReader, read_dict
@@ -33,6 +31,8 @@ from fraud_poc.live.labels import Learner, Said, Statement, UnknownOrder, collec
 from fraud_poc.live.load import base_of, look, prepare_db
 from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
+from fraud_poc.ops import forget as module
+from fraud_poc.ops.forget import JOURNAL, MARK, WORKING, Found, Orders, drawn, forget, note_others, note_own
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = [

@@ -11,7 +11,7 @@ import uvicorn
 from test_scoring import ORDER, Service
 from waiting import LONG, until
 
-from fraud_poc.api import scoring
+from fraud_poc.service import scoring
 
 
 @contextmanager

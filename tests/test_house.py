@@ -186,7 +186,7 @@ def test_an_import_from_above_is_seen(code, higher):
 
 
 def test_imports_from_below_are_fine():
-    code = "import numpy\nfrom fraud_poc import events\nfrom ..config import Columns\nfrom .files import write_aside\nimport fraud_poc.data.files"
+    code = "import numpy\nfrom fraud_poc import events\nfrom ..config import Columns\nfrom .files import write_aside\nimport fraud_poc.core.files"
     assert house.floor_problems("data.sample", code, FLOORS, 3) == []
 
 

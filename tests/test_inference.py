@@ -8,7 +8,7 @@ import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fraud_poc.model.inference import Scorer, contributions, edge_vectors, load_trees, predict, prove, rounds_of
+from fraud_poc.model.trees import Scorer, contributions, edge_vectors, load_trees, predict, prove, rounds_of
 
 EXTREMES = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38, 1.0]
 

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from waiting import LONG
 
-from fraud_poc.config import Settings
+from fraud_poc.core.events import key_of
+from fraud_poc.core.settings import Settings
 from fraud_poc.data import ingest as module
 from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part, read_waiting
-from fraud_poc.events import key_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FRAUD_POC_SHARED", ROOT / ".." / "shared"))
@@ -900,7 +900,7 @@ def test_portions_and_rebuild(make, tmp_path):
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from fraud_poc.config import Settings
+from fraud_poc.core.settings import Settings
 from fraud_poc.data import ingest as module
 settings = Settings.model_validate(json.loads(Path(sys.argv[1]).read_text()))
 if sys.argv[4] == "commit": module.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -989,7 +989,7 @@ def test_a_summary_says_how_much_was_read_and_written(make, tmp_path):
     [("ratings", "bitcoin_otc/ratings.parquet", 35_592), ("cards", "handbook/transactions.parquet", 1_303_778)],
 )
 def test_real_data(tmp_path, domain, file, rows):
-    from fraud_poc.config import load_settings
+    from fraud_poc.core.settings import load_settings
 
     place = SHARED / "data" / file
     if not place.exists():

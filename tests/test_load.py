@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from waiting import STORE, until_so
 
-from fraud_poc.config import Settings, load_settings
-from fraud_poc.data.files import read_json, sole_use, write_json
+from fraud_poc.core.files import read_json, sole_use, write_json
+from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.batch import compute_features, read_states

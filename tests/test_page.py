@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from fraud_poc.config import load_settings
+from fraud_poc.core.settings import load_settings
 from fraud_poc.features.table import build_table
-from fraud_poc.model.page import feature_groups, model_page, money, number, share, table, write_model_page
+from fraud_poc.ops.model_page import feature_groups, model_page, money, number, share, table, write_model_page
 
 PARTS = [
     "Purpose",

@@ -19,7 +19,7 @@ from hypothesis import event, given, note
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fraud_poc.config import Settings, load_settings
+from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.aggregates import Items

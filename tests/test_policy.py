@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud_poc.config import load_settings
+from fraud_poc.core.settings import load_settings
 from fraud_poc.model import policy as module
 from fraud_poc.model.evaluate import BANDS
 from fraud_poc.model.policy import (

@@ -14,8 +14,8 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from test_parity import BASE, examples, folder_of
 
-from fraud_poc.config import Settings
-from fraud_poc.data.files import read_json, write_json
+from fraud_poc.core.files import read_json, write_json
+from fraud_poc.core.settings import Settings
 from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part, read_waiting
 from fraud_poc.features.batch import compute_features
 from fraud_poc.features.table import build_table

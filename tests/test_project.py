@@ -12,8 +12,9 @@ import house
 import pytest
 import yaml
 
-from fraud_poc.cli import demo_settings, parse_overrides
-from fraud_poc.config import load_settings
+from fraud_poc.cli import demo_settings
+from fraud_poc.core.settings import load_settings
+from fraud_poc.core.terminal import parse_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {
@@ -200,9 +201,9 @@ def test_git_keeps_data_without_its_contents(tmp_path):
         "data/orders/log/x.parquet",
         "data/x.csv",
         "docker/.env",
-        "fraud_poc/config.py",
+        "fraud_poc/core/settings.py",
         ".venv/x",
-        "nbs/00_config.ipynb",
+        "nbs/00_settings.ipynb",
     ]
     ignored = subprocess.run(
         ["git", "-C", tmp_path, "check-ignore", "--no-index", *names], capture_output=True, text=True

@@ -9,7 +9,7 @@ import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fraud_poc.config import load_settings
+from fraud_poc.core.settings import load_settings
 from fraud_poc.features.table import Row, build_table
 from fraud_poc.live.decide import order_fields
 from fraud_poc.model.reasons import Reason, explain, explain_many, layout, readable, reasons_of, row_of

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from fraud_poc.config import load_settings
+from fraud_poc.core.settings import load_settings
 from fraud_poc.data import sample as sample_data
 
 CONFIG = Path(__file__).parent.parent / "config"

@@ -23,14 +23,24 @@ from hypothesis import strategies as st
 from scoring_worker import filled, settings_in, small_engine
 from waiting import LONG, STORE, ended, line_of, until, until_so
 
-from fraud_poc.api import scoring as module
-from fraud_poc.api.scoring import KEY_HEADER, Codec, Metrics, Refused, create_app, exposition, read_pairs, strict_json
-from fraud_poc.config import load_settings
+from fraud_poc.core.events import Clock, system_clock
+from fraud_poc.core.logs import JsonLines
+from fraud_poc.core.settings import load_settings
 from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
 from fraud_poc.desk.database import open_database
-from fraud_poc.events import Clock, system_clock
 from fraud_poc.live.decide import OrderError, OrderReader
 from fraud_poc.live.store import StoreDown, open_store, start_redis
+from fraud_poc.service import scoring as module
+from fraud_poc.service.scoring import (
+    KEY_HEADER,
+    Codec,
+    Metrics,
+    Refused,
+    create_app,
+    exposition,
+    read_pairs,
+    strict_json,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 NOW, SECRET = 1_751_000_000_000, bytes(range(32))
@@ -508,7 +518,7 @@ def test_what_fails_inside_is_a_500_that_tells_nothing(fresh, caplog):
         response = fresh.post(BODY)
     assert response.status_code == 500 and "ann" not in response.text + caplog.text
     line = json.loads(
-        module.JsonLines().format(next(record for record in caplog.records if record.name == "fraud_poc.service"))
+        JsonLines().format(next(record for record in caplog.records if record.name == "fraud_poc.service"))
     )
     assert (
         line["event"] == "error" and line["kind"] == "ZeroDivisionError" and line["at"].startswith("test_scoring.py:")

@@ -10,7 +10,7 @@ import xgboost as xgb
 from cluster import cluster
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from fraud_poc.config import Settings, load_settings
+from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.batch import compute_features

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud_poc.api.scoring import missing_pattern
-from fraud_poc.config import Settings, load_settings
+from fraud_poc.core.events import LabelReader, folded, is_missing, label_words, missing_words, without_missing
+from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import (
     UNLISTED,
     bulk_of,
@@ -24,10 +24,10 @@ from fraud_poc.data.ingest import (
     read_waiting,
     write_waiting,
 )
-from fraud_poc.events import LabelReader, folded, is_missing, label_words, missing_words, without_missing
 from fraud_poc.live.decide import OrderError, OrderReader, read_dict
 from fraud_poc.live.labels import Ledger, Order, Statement, check_statement, file_statements, read_statement
 from fraud_poc.model.dataset import last_known, log_until
+from fraud_poc.service.scoring import missing_pattern
 
 FRAUD, LEGITIMATE, UNRESOLVED, REFUSED = 1, 0, -1, None
 NOW = 1_760_000_000_000  # October 2025

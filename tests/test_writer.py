@@ -21,8 +21,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from waiting import LONG, ended, in_time, until, until_so
 
-from fraud_poc.config import load_settings
-from fraud_poc.data.files import write_parquet
+from fraud_poc.core.events import COMMAND_LINE, KEY, PERSON, WAITED, Actor, key_of, system_clock
+from fraud_poc.core.files import write_parquet
+from fraud_poc.core.logs import JsonLines
+from fraud_poc.core.settings import load_settings
 from fraud_poc.desk import writer
 from fraud_poc.desk.access import audit, verify_audit
 from fraud_poc.desk.database import (
@@ -50,7 +52,6 @@ from fraud_poc.desk.writer import (
     write_until,
     writer_beside,
 )
-from fraud_poc.events import COMMAND_LINE, KEY, PERSON, WAITED, Actor, key_of, system_clock
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Record, pack_record
 from fraud_poc.live.labels import SOURCES, Ledger, extended, pack_ledger, without
@@ -778,7 +779,7 @@ def test_a_model_is_found_by_its_hash_and_loaded_once(settings, monkeypatch):
 def test_a_line_of_the_log_is_json_with_the_time_of_its_event():
     record = logging.LogRecord("fraud_poc.writer", logging.WARNING, __file__, 1, "the writer waits", None, None)
     record.created, record.fields = 1_748_779_200.25, {"kind": "StoreDown"}
-    assert json.loads(writer.JsonLines().format(record)) == {
+    assert json.loads(JsonLines().format(record)) == {
         "time": "2025-06-01T12:00:00.250+00:00",
         "level": "warning",
         "event": "the writer waits",
