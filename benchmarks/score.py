@@ -281,7 +281,8 @@ def train_everything(folder: Path, orders: int):
     from fraud_poc.data.sample import make_data
     from fraud_poc.features.batch import compute_features
     from fraud_poc.features.table import build_table
-    from fraud_poc.model.bundle import judge_model, latest_bundle
+    from fraud_poc.model.acceptance import judge_model
+    from fraud_poc.model.bundle import latest_bundle
     from fraud_poc.model.dataset import make_dataset
     from fraud_poc.model.train import train_model
 

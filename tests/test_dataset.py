@@ -18,7 +18,8 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest, part_path, read_manifest, read_part
 from fraud_poc.features.batch import compute_features
 from fraud_poc.model import dataset as module
-from fraud_poc.model.bundle import judge_model, latest_bundle
+from fraud_poc.model.acceptance import judge_model
+from fraud_poc.model.bundle import latest_bundle
 from fraud_poc.model.dataset import (
     count_waits,
     kept,

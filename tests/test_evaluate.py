@@ -23,20 +23,19 @@ from fraud_poc.model.evaluate import (
     card_days,
     card_precision,
     curve_metrics,
-    draw_evaluation,
     equal_groups,
     evaluate,
     frozen_means,
     judge,
     number_cards,
-    probabilities,
-    probability,
     queue,
     rank,
     reviewed,
     sort_slice,
     totals,
 )
+from fraud_poc.model.evaluation_plots import draw_evaluation
+from fraud_poc.model.policy import probabilities, probability
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 DAY_MS = 86_400_000

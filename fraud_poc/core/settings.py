@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS_MS', 'BLANKS', 'NUMBER', 'MAX_MINOR_UNITS', 'ENVIRONMENT', 'RENAMED', 'DEFAULTS', 'duration_ms', 'plain_value',
            'Section', 'Domain', 'Input', 'Columns', 'Labels', 'Limits', 'Features', 'Batch', 'Sample', 'Training',
-           'Model', 'Acceptance', 'Live', 'Service', 'Policy', 'Database', 'Desk', 'Feed', 'Settings', 'read_settings',
+           'Model', 'Acceptance', 'Live', 'Service', 'Costs', 'Database', 'Desk', 'Feed', 'Settings', 'read_settings',
            'load_settings', 'effective_settings']
 
 # %% ../../nbs/00_settings.ipynb #c003
@@ -281,7 +281,7 @@ class Service(Section):
     degraded_high: float = Field(ge=0)  # likewise "high"
 
 # %% ../../nbs/00_settings.ipynb #c026
-class Policy(Section):
+class Costs(Section):
     "What decisions cost, in major units of the amount's currency."
 
     fraud_fee: float = Field(ge=0)  # of a chargeback, on top of the amount
@@ -359,7 +359,7 @@ class Settings(Section):
     training: Training
     model: Model
     acceptance: Acceptance
-    policy: Policy
+    policy: Costs
     live: Live
     service: Service
     database: Database

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from ..core.events import UNRESOLVED, checked_text, key_of
-from ..core.settings import Policy, Settings
+from ..core.settings import Settings
 from fraud_poc.desk.database import (
     NUMBER,
     add_up,
@@ -37,7 +37,7 @@ from fraud_poc.desk.database import (
     writers,
     writing,
 )
-from ..model.evaluate import BANDS
+from ..model.policy import BANDS, Policy
 
 # %% ../../nbs/75_queries.ipynb #c005
 STATUSES = ("open", "cleared", "flagged")

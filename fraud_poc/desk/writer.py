@@ -74,7 +74,7 @@ from fraud_poc.live.store import (
     server_for,
 )
 from ..model.bundle import Bundle, list_bundles, load_bundle
-from ..model.policy import ACTIONS, VERSION, Policy, expected_costs, urgency
+from ..model.policy import ACTIONS, VERSION, Policy, expected_costs, review_priority
 from ..model.reasons import explain_many
 
 # %% ../../nbs/57_writer.ipynb #n004
@@ -241,7 +241,7 @@ def add_event(reading: Reading, rows: Rows, log: str, position: int, entry: Entr
     rows.scores[bucket] = rows.scores.get(bucket, 0) + 1
     if row["action"] == "pass":
         return
-    saving = urgency(reading.policy(row["model"]), row["probability"], entry.amount)
+    saving = review_priority(reading.policy(row["model"]), row["probability"], entry.amount)
     shared = {name: row[name] for name in ("band", "action", "amount", "customer", "time")}
     rows.cases.append((place, OPEN | shared | {"opened": entry.at, "urgency": saving}))
 

@@ -84,8 +84,7 @@ from fraud_poc.live.decide import (
 from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
-from ..model.evaluate import BANDS
-from ..model.policy import ACTIONS
+from ..model.policy import ACTIONS, BANDS
 from ..model.trees import Scorer
 
 # %% ../../nbs/63_scoring.ipynb #c005
