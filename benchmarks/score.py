@@ -460,7 +460,6 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     from fraud_poc.features.table import Stepper, step_event
     from fraud_poc.live.decide import Engine, OrderReader, decided
     from fraud_poc.live.store import MemoryStore, Meta
-    from fraud_poc.model.trees import Scorer
     from fraud_poc.service.scoring import Codec
 
     secret = hash_secret(settings.batch.folder)
@@ -468,7 +467,7 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     codec, stepper, scorer = (
         Codec(OrderReader(settings, secret), table.names),
         Stepper(table),
-        Scorer(bundle.booster, bundle.sample),
+        bundle.scorer(),
     )
     engine = Engine(settings, table, bundle, scorer, MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})))
     engine.features = codec.features

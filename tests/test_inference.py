@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fraud_poc.model.trees import (
+    Scorer,
     contributions,
     edge_vectors,
     predict,
     prove,
     proved_scorer,
+    proved_trees,
     read_trees,
     rounds_of,
 )
@@ -169,8 +171,7 @@ def test_a_booster_stopped_early_counts_to_its_best_round():
     scorer, cut = proved_scorer(booster, x), booster[:best]
     assert scorer.compiled and rounds_of(cut) == best and len(trees_of(booster).root) == best
     assert [scorer.score(v) for v in x] == cut.inplace_predict(x).tolist()
-    scorer.compiled = False
-    assert [scorer.score(v) for v in x[:20]] == cut.inplace_predict(x[:20]).tolist()
+    assert [Scorer(None, lambda: booster).score(v) for v in x[:20]] == cut.inplace_predict(x[:20]).tolist()
     assert (contributions(booster, x) == contributions(cut, x)).all()
 
 
@@ -187,7 +188,7 @@ def test_single_scores_are_plain_floats_equal_to_the_batch(model):
         scorer.score(x[0, :5])
     with pytest.raises(ValueError, match="vectors of 6 features"):
         predict(trees_of(booster), x[:, :5])
-    with pytest.raises(ValueError, match="prove itself"):
+    with pytest.raises(ValueError, match="proved on feature vectors"):
         proved_scorer(booster, x[:0])
 
 
@@ -200,9 +201,9 @@ def changed(trees, part, place, value):
 @pytest.mark.parametrize(
     "part", ["threshold up", "threshold down", "feature", "direction", "child", "leaf", "base", "left out"]
 )
-def test_doctored_trees_are_caught_and_xgboost_scores(model, part):
+def test_doctored_trees_are_caught_and_xgboost_scores(model, part, monkeypatch):
     booster, x = model
-    trees, scorer = trees_of(booster), proved_scorer(booster, x)
+    trees = trees_of(booster)
     split, leaf = np.flatnonzero(trees.left != np.arange(len(trees.left)))[3], np.argmax(trees.value)
     f, n = trees.slot[split], trees.features
     wrong = {
@@ -219,7 +220,8 @@ def test_doctored_trees_are_caught_and_xgboost_scores(model, part):
         "base": lambda: trees._replace(base=np.nextafter(trees.base, np.float32(1)) + np.float32(1e-6)),
         "left out": lambda: trees._replace(root=trees.root[:-1]),
     }[part]()
-    scorer.prepare(wrong, x)
+    monkeypatch.setattr("fraud_poc.model.trees.read_trees", lambda model: wrong)
+    scorer = proved_scorer(booster, x)
     assert not scorer.compiled and "differ from XGBoost's" in scorer.reason
     assert [scorer.score(v) for v in x[:50]] == booster.inplace_predict(x[:50]).tolist()
 
@@ -270,15 +272,16 @@ def test_categorical_splits_are_refused():
         ("split_conditions", 0, float("-inf"), "must be finite"),
     ],
 )
-def test_tables_that_lead_astray_are_refused(model, monkeypatch, name, node, value, words):
+def test_tables_that_lead_astray_are_rejected(model, name, node, value, words):
     booster, x = model
     text = json.loads(booster.save_raw("json"))
     text["learner"]["gradient_booster"]["model"]["trees"][4][name][node] = value
-    monkeypatch.setattr(xgb.Booster, "save_raw", lambda self, raw_format: json.dumps(text).encode())
+    doctored = json.dumps(text).encode()
     with pytest.raises(ValueError, match="tree 4 .*" + words):
-        trees_of(booster)
-    scorer = proved_scorer(booster, x)
-    assert not scorer.compiled and words in scorer.reason and scorer.score(x[0]) == booster.inplace_predict(x[:1])[0]
+        read_trees(doctored)
+    trees, reason = proved_trees(booster, doctored, x)
+    assert trees is None and words in reason
+    assert Scorer(trees, lambda: booster, reason).score(x[0]) == booster.inplace_predict(x[:1])[0]
 
 
 # --- contributions ----------------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from fraud_poc.model.policy import (
     review_savings,
     save_policy,
 )
-from fraud_poc.model.simulation import draw_policy, evaluate_policy, fit_policy, realised_costs, simulate
+from fraud_poc.model.simulation import draw_policy, evaluate_policy, fit_policy, realised_costs, rounded_up, simulate
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 
@@ -93,9 +93,8 @@ amounts_in_cents = st.integers(-(10**7), 2**36)
 def test_a_higher_probability_is_never_treated_more_mildly(policy, amount, probabilities):
     around = {p for value in probabilities for p in (value, np.nextafter(value, 0.0), np.nextafter(value, 1.0))}
     terms, major = policy.terms, max(amount, 0) / policy.scale
-    for cut in module.crossings(
-        terms, major * terms.lost + terms.fee, major * terms.margin + terms.churn, policy.review_over, policy.block_over
-    ):
+    losses = major * terms.lost + terms.fee, major * terms.margin + terms.churn
+    for cut in module._thresholds.py_func(*losses, *policy.charges):
         if 0 < cut < 1:
             around |= {cut, np.nextafter(cut, 0.0), np.nextafter(cut, 1.0)}  # where rounding could do harm
     decisions = [decide(policy, float(p), amount) for p in sorted(around)]
@@ -212,10 +211,8 @@ def test_realised_cost_by_hand_with_a_day_that_has_too_many_reviews():
 
 @pytest.mark.parametrize("value", [0.00001, 0.5, 2.34561, 2.3456, 1234.56789, 0.1 + 0.2])
 def test_thresholds_are_rounded_up_by_less_than_two_of_their_last_digits(value):
-    assert value <= module.rounded_up(value) < value + 1.001e-4 and round(
-        module.rounded_up(value), 4
-    ) == module.rounded_up(value)
-    assert module.rounded_up(0.0) == module.rounded_up(-value) == 0.0
+    assert value <= rounded_up(value) < value + 1.001e-4 and round(rounded_up(value), 4) == rounded_up(value)
+    assert rounded_up(0.0) == rounded_up(-value) == 0.0
 
 
 def test_overconfident_probabilities_are_held_back():

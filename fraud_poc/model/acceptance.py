@@ -17,7 +17,7 @@ from ..core.settings import Settings
 from ..features.aggregates import DAY_MS
 from ..features.table import build_table
 from .bundle import save_bundle
-from .dataset import AMOUNT, Fold, read_dataset, read_split
+from .dataset import AMOUNT, Examples, read_dataset, read_split
 from .evaluate import calibrate, evaluate, frozen_means, judge
 from .evaluation_plots import draw_evaluation
 from .policy import Policy, bands_of, probabilities
@@ -28,9 +28,9 @@ from .train import load_trained
 PROOF_VECTORS = 400  # vectors that a bundle keeps
 
 
-def columns_of(settings: Settings, fold: Fold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def columns_of(settings: Settings, shard: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Times (int64, ms), keys of cards and amounts (minor units) of a fold, (n,) each."
-    rows = fold.rows
+    rows = shard.rows
     return (
         rows["time"].cast("int64").to_numpy(),
         rows[f"{settings.acceptance.card}_key"].to_numpy(),
@@ -38,7 +38,7 @@ def columns_of(settings: Settings, fold: Fold) -> tuple[np.ndarray, np.ndarray, 
     )
 
 
-def settled(settings: Settings, newest: Fold, scores: np.ndarray) -> tuple[tuple[float, float], Policy]:
+def settled(settings: Settings, newest: Examples, scores: np.ndarray) -> tuple[tuple[float, float], Policy]:
     "Calibration and policy from the validation days."
     times, _, amounts = columns_of(settings, newest)
     calibration = calibrate(newest.label, scores, newest.weight)
@@ -48,7 +48,12 @@ def settled(settings: Settings, newest: Fold, scores: np.ndarray) -> tuple[tuple
 
 
 def measured(
-    settings: Settings, test: Fold, scores: np.ndarray, calibration: tuple, policy: Policy, progress: Progress | None
+    settings: Settings,
+    test: Examples,
+    scores: np.ndarray,
+    calibration: tuple,
+    policy: Policy,
+    progress: Progress | None,
 ) -> dict:
     'What `evaluate` finds on the test days, and as "money" what the policy cost and saved there; None when nothing is resolved.'
     (times, cards, amounts), p, most = (
@@ -93,8 +98,8 @@ def in_short(found: dict | None) -> dict:
 def measured_twice(
     settings: Settings,
     booster: xgboost.Booster,
-    test: Fold,  # features as served
-    frozen: Fold | None,  # the same rows with label features frozen at the cut-off; None = the table has none
+    test: Examples,  # features as served
+    frozen: Examples | None,  # the same rows with label features frozen at the cut-off; None = the table has none
     calibration: tuple[float, float],
     policy: Policy,
     progress: Progress | None = None,  # called with resamples done and in all
@@ -107,8 +112,8 @@ def measured_twice(
     )
     goes = 2 if changed else 1
     told = lambda before: progress and (lambda done, most: progress(before * most + done, goes * most))
-    find = lambda fold, before: measured(
-        settings, fold, booster.inplace_predict(fold.features), calibration, policy, told(before)
+    find = lambda shard, before: measured(
+        settings, shard, booster.inplace_predict(shard.features), calibration, policy, told(before)
     )
     served = find(test, 0)
     if frozen is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.plots import FRAUD_COLOUR, GREY, HONEST_COLOUR, INK, PERCENT, new_figure, save, time_axis
+from ..core.plots import FRAUD_COLOUR, GREY, INK, LEGITIMATE_COLOUR, PERCENT, new_figure, save, time_axis
 from .evaluate import FALSE_POSITIVES
 
 # %% ../../nbs/34_evaluation_plots.ipynb #c005
@@ -19,8 +19,8 @@ def _line(ax, curve: dict, label: str) -> None:
     "A curve and the band of its interval."
     at, value, low, high = (np.array(curve[key], np.float64) for key in ("at", "value", "low", "high"))
     if not np.isnan(low).all():
-        ax.fill_between(at, low, high, color=HONEST_COLOUR, alpha=0.18, linewidth=0, label="95 % interval")
-    ax.plot(at, value, color=HONEST_COLOUR, linewidth=1.8, label=label)
+        ax.fill_between(at, low, high, color=LEGITIMATE_COLOUR, alpha=0.18, linewidth=0, label="95 % interval")
+    ax.plot(at, value, color=LEGITIMATE_COLOUR, linewidth=1.8, label=label)
 
 
 def _named(metric: dict, name: str) -> str:
@@ -82,7 +82,7 @@ def draw_calibration(result: dict, path: Path) -> Path:
     there = observed > 0
     edge = 0.5 * float(np.min([*expected, *observed[there], *low[low > 0], 0.5]))
     ax.plot([edge, 1], [edge, 1], color=GREY, linestyle=":", linewidth=1.2, label="as promised")
-    blue, error = {"color": HONEST_COLOUR}, result["metrics"]["calibration_error"]["value"]
+    blue, error = {"color": LEGITIMATE_COLOUR}, result["metrics"]["calibration_error"]["value"]
     if not np.isnan(low).all():
         ax.vlines(expected, low.clip(edge), high.clip(edge), alpha=0.4, linewidth=3, label="95 % interval", **blue)
     said = "a tenth of the events" + (f"; mean error {error:.2g}" if error is not None else "")
@@ -121,7 +121,7 @@ def draw_budget(result: dict, path: Path) -> Path:
     share.plot(
         when,
         found / np.maximum(looked, 1),
-        color=HONEST_COLOUR,
+        color=LEGITIMATE_COLOUR,
         marker="o",
         markersize=3,
         linewidth=1.6,
@@ -141,7 +141,7 @@ def draw_scores(result: dict, path: Path) -> Path:
     "Distribution of the probability by verdict."
     figure, [[ax]] = new_figure("Probabilities by verdict", size=(9, 3.2))
     shown, edges = result["scores"], np.array(result["scores"]["logit_edges"])
-    for name, colour in [("unresolved", GREY), ("legitimate", HONEST_COLOUR), ("fraud", FRAUD_COLOUR)]:
+    for name, colour in [("unresolved", GREY), ("legitimate", LEGITIMATE_COLOUR), ("fraud", FRAUD_COLOUR)]:
         counts = np.array(shown[name], np.float64)
         if not counts.sum():
             continue

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.files import Progress
-from ..core.plots import FRAUD_COLOUR, GREY, HONEST_COLOUR, INK, PERCENT, new_figure, save
+from ..core.plots import FRAUD_COLOUR, GREY, INK, LEGITIMATE_COLOUR, PERCENT, new_figure, save
 from ..core.settings import Settings
 from .evaluate import number_cards, queue, reviewed
 from .policy import ACTIONS, Policy, actions_of, bands_of, expected_costs, plain_policy, review_savings
@@ -358,7 +358,7 @@ def draw_cost(result: dict, policy: Policy, path: Path) -> Path:
     "Cost over a fixed threshold on the test days, and over the price of a review on the validation days."
     figure, [[ax, fit]] = new_figure("Cost against threshold", columns=2, size=(10, 3.6))
     at, costs = result["curve"]["threshold"], result["costs"]
-    shade(ax, at, result["curve"], HONEST_COLOUR, "block from this probability on")
+    shade(ax, at, result["curve"], LEGITIMATE_COLOUR, "block from this probability on")
     shade(
         ax,
         [at[0], at[-1]],
@@ -399,7 +399,7 @@ def draw_choice(policy: Policy, ax: Any) -> None:
         ax.plot(
             *zip(*line),
             marker=".",
-            color=HONEST_COLOUR if chosen else GREY,
+            color=LEGITIMATE_COLOUR if chosen else GREY,
             alpha=1 if chosen else 0.35,
             zorder=2 + chosen,
             label=f"a block must save {over:.2f}" if chosen else None,
@@ -428,7 +428,7 @@ def draw_savings(result: dict, path: Path) -> Path:
     figure, [[ax]] = new_figure("What the policy saves", size=(8, 2.6))
     rows = [(f"against: {RULES[name]}", entry) for name, entry in result["savings"].items()][::-1]
     for i, (_, entry) in enumerate(rows):
-        ax.barh(i, entry["value"], color=HONEST_COLOUR, alpha=0.75, height=0.55)
+        ax.barh(i, entry["value"], color=LEGITIMATE_COLOUR, alpha=0.75, height=0.55)
         if entry["low"] is not None:
             ax.hlines(i, entry["low"], entry["high"], color=INK, linewidth=2)
         ends = "" if entry["low"] is None else f"  ({entry['low']:,.0f} to {entry['high']:,.0f})"
@@ -455,7 +455,7 @@ def draw_capacity(result: dict, path: Path) -> Path:
     table = result["capacity"]
     at, own = table["reviews_a_day"], table["reviews_a_day"][list(CAPACITIES).index(1)]
     shade(ax, at, table["precision"], FRAUD_COLOUR, "reviews that save most; 95 % interval")
-    shade(below, at, table["saved"], HONEST_COLOUR, "blocks and reviews; 95 % interval")
+    shade(below, at, table["saved"], LEGITIMATE_COLOUR, "blocks and reviews; 95 % interval")
     for axis in (ax, below):
         axis.axvline(own, color=GREY, linestyle="--", linewidth=1.2, label=f"capacity, {own:,.0f} a day")
         axis.set(xscale="log", xlabel="reviews a day, logarithmic axis")

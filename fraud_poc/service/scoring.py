@@ -85,7 +85,6 @@ from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field,
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
 from ..model.policy import ACTIONS, BANDS
-from ..model.trees import Scorer
 
 # %% ../../nbs/63_scoring.ipynb #c005
 import msgspec
@@ -131,7 +130,6 @@ from fraud_poc.live.decide import (
 from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
-from ..model.trees import Scorer
 
 # %% ../../nbs/63_scoring.ipynb #c007
 class Detail(msgspec.Struct):
@@ -1704,7 +1702,7 @@ def default_engine(settings: Settings) -> Engine:
     "An engine with the newest accepted model; `ValueError` says what to run first."
     table = build_table(settings)
     bundle = latest_bundle(settings, table)
-    scorer = Scorer(bundle.booster, bundle.sample)
+    scorer = bundle.scorer()
     if not scorer.compiled:
         log_event("model is not compiled", logging.WARNING, reason=scorer.reason)
     return Engine(settings, table, bundle, scorer, None)
