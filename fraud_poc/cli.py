@@ -147,7 +147,7 @@ def train_step(settings: Settings, progress: Progress) -> dict:
 
 def evaluate_step(settings: Settings, progress: Progress) -> dict:
     "The verdict, and the bundle."
-    from fraud_poc.model.bundle import judge_model
+    from fraud_poc.model.acceptance import judge_model
 
     return judge_model(settings, progress)
 
@@ -358,7 +358,8 @@ def evaluate_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_
 def policy_step(settings: Settings, progress: Progress) -> dict:
     "The policy that is served, and its money."
     from fraud_poc.features.table import build_table
-    from fraud_poc.model.bundle import in_short, latest_bundle
+    from fraud_poc.model.acceptance import in_short
+    from fraud_poc.model.bundle import latest_bundle
 
     bundle = latest_bundle(settings, build_table(settings))
     policy, found = bundle.policy, read_json(bundle.folder / "evaluation.json")
