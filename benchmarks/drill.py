@@ -161,7 +161,8 @@ def serving(domain: Domain, log: Path, writer_last: bool = True) -> Iterator[tup
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=handle,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])},
         )
     try:
         told, until = json.loads(process.stdout.readline() or b"{}"), time.monotonic() + STUCK_S

@@ -14,9 +14,7 @@ __all__ = ['Input', 'Verdicts', 'Replace', 'Until', 'app', 'LIVE_SHARE', 'LIVE_O
            'main']
 
 # %% ../nbs/92_cli.ipynb #c003
-import asyncio
 import json
-import multiprocessing
 import shlex
 import sys
 import time
@@ -536,6 +534,8 @@ def score_command(
     top: Annotated[int, typer.Option("--reasons", help="Most reasons for each order.", min=0)] = 5,
 ):
     "Decide orders of a file, with reasons, without the service; nothing is changed unless --store is given."
+    import asyncio
+
     about, (out, _) = {}, consoles(as_json)
     with ending("score", as_json, about):
         from fraud_poc.live.predict import predict, read_events
@@ -649,6 +649,8 @@ def serve_child(settings: Settings, url: str, told: Any) -> None:
 @contextmanager
 def running_service(settings: Settings, url: str) -> Iterator[tuple[str, Any]]:
     "Address and process of a service that is ready; `OSError` when it does not get ready."
+    import multiprocessing
+
     from fraud_poc.ops.replay import is_ready
 
     context = multiprocessing.get_context("spawn")

@@ -16,9 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 # %% ../../nbs/03_files.ipynb #c005
 Progress = Callable[[int, int], None]  # called as progress(rows done, rows in all; 0 = not known yet)
 PARTIAL = ".partial"  # ending of a file that is being written
@@ -101,9 +98,12 @@ def sha256_of(
 
 def write_parquet(
     path: str | Path,
-    table: pa.Table,
+    table: Any,  # pyarrow.Table; pyarrow is imported here, because a process that only reads JSON needs none of it
 ) -> str:  # the file's sha256
     "Write a table whole; the same table gives the same bytes."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     text = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_dictionary(f.type)]
     with write_aside(path) as aside:
         pq.write_table(table, aside, compression="lz4", use_dictionary=text, row_group_size=1 << 18)
