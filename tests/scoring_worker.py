@@ -13,7 +13,8 @@ from fraud_poc.live.decide import Engine
 from fraud_poc.live.store import MemoryStore, Meta
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
-from fraud_poc.service import scoring as module
+from fraud_poc.model.trees import Scorer
+from fraud_poc.service import http
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
@@ -55,7 +56,7 @@ def small_engine(settings: Settings, store=None, **more) -> Engine:
         settings,
         table,
         bundle,
-        module.Scorer(booster, vectors),
+        Scorer(booster, vectors),
         store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})),
         **more,
     )
@@ -70,12 +71,12 @@ async def filled(store, table_hash: str, next_seq: int = 0) -> None:
 
 
 def worker():
-    return module.worker_app(small_engine)
+    return http.worker_app(small_engine)
 
 
 def serve_here(settings: str, url: str) -> None:
     "Serve until a signal comes; the address is printed."
-    module.serve(
+    http.serve(
         Settings.model_validate(json.loads(settings)),
         url,
         lambda address: print(address, flush=True),
