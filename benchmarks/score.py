@@ -77,7 +77,7 @@ def body_model():
 
 def serve_ours(folder: Path, plan: dict) -> None:
     from fraud_poc.core.settings import Settings
-    from fraud_poc.service.http import serve
+    from fraud_poc.service.workers import serve
 
     serve(Settings.model_validate(plan["settings"]), plan["redis"])
 

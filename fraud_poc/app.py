@@ -21,8 +21,8 @@ from .desk.pages import create_desk
 from .desk.writer import writer_beside
 from .live.labels import Said, Told, say
 from .ops.feed import keep_registered
-from .service.http import serve, worker_app
 from .service.scoring import ScoringService, default_engine
+from .service.workers import serve, worker_app
 
 # %% ../nbs/90_app.ipynb #c005
 def desk_of(

@@ -12,7 +12,7 @@ from waiting import LONG, until, watched
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.live.store import Client, StoreDown, kept_running, server_for, server_runs, start_redis
-from fraud_poc.service.http import Workers
+from fraud_poc.service.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

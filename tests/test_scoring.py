@@ -30,7 +30,7 @@ from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
 from fraud_poc.desk.database import open_database
 from fraud_poc.live.decide import OrderError, OrderReader
 from fraud_poc.live.store import StoreDown, open_store, start_redis
-from fraud_poc.service import http, scoring
+from fraud_poc.service import http, scoring, workers
 from fraud_poc.service.http import create_app
 from fraud_poc.service.metrics import FOLDER
 from fraud_poc.service.schemas import Codec, RequestRejected, strict_json
@@ -762,7 +762,7 @@ def happens(condition, what: str, process, log: Path) -> None:
 def mark_filled(settings, url: str) -> None:
     "An empty store that counts as filled; and the compiled step is cached, so that workers start quickly."
     engine = small_engine(settings)
-    http.warm(scoring.ScoringService(settings, engine, SECRET, open_to_all=True))
+    workers.warm(scoring.ScoringService(settings, engine, SECRET, open_to_all=True))
 
     async def fill():
         async with open_store(settings, url) as store:
@@ -852,12 +852,12 @@ def test_several_workers_are_as_correct_as_one(tmp_path):
             assert sorted({reply.json()["position"] for reply in replies}) == list(range(60))
             last = client.post("/score", json=ORDER | {"order_id": "last"}).json()
             assert last["features"]["count_1h_by_customer_id"] == 60.0
-            workers = {
+            started = {
                 json.loads(line)["process"]
                 for line in (tmp_path / "log").read_text().splitlines()
                 if json.loads(line)["event"] == "started"
             }
-            assert len(workers) == 2
+            assert len(started) == 2
 
             def counted() -> int:
                 lines = [
@@ -868,7 +868,7 @@ def test_several_workers_are_as_correct_as_one(tmp_path):
                 return int(float(lines[0].split()[-1])) if lines else 0
 
             soon(lambda: counted() == 81, "the counts of both workers are seen")
-            os.kill(workers.pop(), signal.SIGKILL)  # the other one goes on, and a new one comes
+            os.kill(started.pop(), signal.SIGKILL)  # the other one goes on, and a new one comes
             soon(lambda: (tmp_path / "log").read_text().count('"started"') == 3, "another worker starts")
             soon(
                 lambda: (

@@ -434,7 +434,7 @@ def response_models(entities: Sequence[str], features: Sequence[str]) -> Respons
     answers = item_results("Answers", answer, (200, 409, 422))
     return ResponseModels(answer, answers, label, item_results("LabelResults", label, (200, 404, 422)))
 
-
+# %% ../../nbs/62_schemas.ipynb #c028
 class Rejection(BaseModel):
     "A rejected request."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IN_TIME_S', 'STANDING_S', 'STORE_ERRORS', 'MICRO_BATCH', 'KEY_HEADER', 'MANIFEST_CHECKS', 'SAMPLES', 'busy',
            'Admission', 'HttpReply', 'Replies', 'micro_batches', 'PendingRequest', 'MicroBatcher', 'score_items',
-           'assert_items', 'label_outcome', 'label_reply', 'ScoringService', 'check_count', 'long_body', 'Status',
+           'assert_items', 'label_outcome', 'label_reply', 'check_count', 'long_body', 'ScoringService', 'Status',
            'sample_event', 'sample_events', 'default_engine']
 
 # %% ../../nbs/63_scoring.ipynb #c003
@@ -256,6 +256,18 @@ def label_reply(result: Said | list[Problem], *index: int) -> dict[str, Any]:
     return {"status": 404 if result[0].type == "not_found" else 422, "detail": field_details(result, *index)}
 
 # %% ../../nbs/63_scoring.ipynb #c019
+def check_count(items: list, most: int, what: str, of: str) -> None:
+    "`RequestRejected` when a list is empty or too long."
+    if not 1 <= len(items) <= most:
+        text = f"{what} has 1 to {most:,} {of}, not {len(items):,}"
+        raise rejected_event([Problem("", text, "too_long" if items else "too_short")])
+
+
+def long_body(most: int) -> RequestRejected:
+    "The rejection of a body beyond the limit."
+    return rejection(413, ["body"], f"body is longer than {most:,} bytes", "too_large")
+
+# %% ../../nbs/63_scoring.ipynb #c022
 KEY_HEADER = "X-API-Key"
 
 
@@ -370,19 +382,7 @@ class ScoringService:
             raise RequestRejected(found["status"], found["detail"], "label")
         return self.replies.ok(found["answer"])
 
-
-def check_count(items: list, most: int, what: str, of: str) -> None:
-    "`RequestRejected` when a list is empty or too long."
-    if not 1 <= len(items) <= most:
-        text = f"{what} has 1 to {most:,} {of}, not {len(items):,}"
-        raise rejected_event([Problem("", text, "too_long" if items else "too_short")])
-
-
-def long_body(most: int) -> RequestRejected:
-    "The rejection of a body beyond the limit."
-    return rejection(413, ["body"], f"body is longer than {most:,} bytes", "too_large")
-
-# %% ../../nbs/63_scoring.ipynb #c025
+# %% ../../nbs/63_scoring.ipynb #c028
 # parts of a manifest that serve to check it
 MANIFEST_CHECKS = ("names", "table_hash", "settings", "files", "seal")
 
@@ -470,7 +470,7 @@ class Status:
             "keys_age_seconds": ("Time since the API keys were read.", keys_age),
         }
 
-# %% ../../nbs/63_scoring.ipynb #c028
+# %% ../../nbs/63_scoring.ipynb #c031
 SAMPLES = 20  # events that are offered
 
 
@@ -506,7 +506,7 @@ def sample_events(reader: OrderReader) -> list[dict[str, Any]]:
     last = int(max((row["time"].timestamp() for row in rows), default=0) * 1000)
     return [sample_event(reader, row, last) for row in list(complete.values())[:SAMPLES]]
 
-# %% ../../nbs/63_scoring.ipynb #c031
+# %% ../../nbs/63_scoring.ipynb #c034
 def default_engine(settings: Settings) -> Engine:
     "An engine with the newest accepted model; `ValueError` says what to run first."
     table = build_table(settings)
