@@ -77,7 +77,7 @@ def body_model():
 
 def serve_ours(folder: Path, plan: dict) -> None:
     from fraud_poc.core.settings import Settings
-    from fraud_poc.service.scoring import serve
+    from fraud_poc.service.workers import serve
 
     serve(Settings.model_validate(plan["settings"]), plan["redis"])
 
@@ -460,7 +460,7 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     from fraud_poc.features.table import Stepper, step_event
     from fraud_poc.live.decide import Engine, OrderReader, decided
     from fraud_poc.live.store import MemoryStore, Meta
-    from fraud_poc.service.scoring import Codec
+    from fraud_poc.service.schemas import Codec
 
     secret = hash_secret(settings.batch.folder)
     bundle.booster.set_param({"nthread": 1})

@@ -21,11 +21,12 @@ from .desk.pages import create_desk
 from .desk.writer import writer_beside
 from .live.labels import Said, Told, say
 from .ops.feed import keep_registered
-from .service.scoring import Front, Service, default_engine, serve, worker_app
+from .service.scoring import ScoringService, default_engine
+from .service.workers import serve, worker_app
 
 # %% ../nbs/90_app.ipynb #c005
 def desk_of(
-    service: Service,
+    service: ScoringService,
     database: sa.Engine,  # of accounts, decisions and cases
 ) -> FastAPI:
     "The desk, whose verdicts go to the service's engine."
@@ -38,18 +39,18 @@ def desk_of(
     return create_desk(service.settings, database, speak, service.reader.secret, service.clock, policy.review_over)
 
 
-def with_desk(front: Front, database: sa.Engine) -> Front:
+def with_desk(app: FastAPI, database: sa.Engine) -> FastAPI:
     "A scoring application with the desk at /desk."
-    front.cold.mount("/desk", desk_of(front.service, database))
+    app.mount("/desk", desk_of(app.state.service, database))
 
-    @front.cold.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def home() -> RedirectResponse:
         return RedirectResponse("/desk/")
 
-    return front
+    return app
 
 
-def whole_worker() -> Front:
+def whole_worker() -> FastAPI:
     "The application of a worker process, made from its environment."
     return worker_app(default_engine, with_desk)
 

@@ -14,7 +14,7 @@ from fraud_poc.live.store import MemoryStore, Meta
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
 from fraud_poc.model.trees import proved_scorer
-from fraud_poc.service import scoring as module
+from fraud_poc.service import workers
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
@@ -71,12 +71,12 @@ async def filled(store, table_hash: str, next_seq: int = 0) -> None:
 
 
 def worker():
-    return module.worker_app(small_engine)
+    return workers.worker_app(small_engine)
 
 
 def serve_here(settings: str, url: str) -> None:
     "Serve until a signal comes; the address is printed."
-    module.serve(
+    workers.serve(
         Settings.model_validate(json.loads(settings)),
         url,
         lambda address: print(address, flush=True),

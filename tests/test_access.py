@@ -54,7 +54,7 @@ from fraud_poc.desk.access import (
     verify_audit,
 )
 from fraud_poc.desk.database import metadata, open_database, writing
-from fraud_poc.service.scoring import NEEDS, create_app
+from fraud_poc.service.http import create_app
 
 NOW, SENTENCE = 1_750_000_000_000, "a sentence of hers"
 OPEN = ["/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/healthz", "/readyz"]  # of the scoring service
@@ -594,7 +594,7 @@ def small_desk(door: Door) -> FastAPI:
 def whole(settings, here):
     "Scoring service and desk in one."
     app = create_app(settings, small_engine(settings), secret=bytes(32), database=here)
-    app.cold.mount("/desk", small_desk(Door(settings, here)))
+    app.mount("/desk", small_desk(Door(settings, here)))
     return app
 
 
@@ -606,7 +606,7 @@ def doors_of(app, database, **more) -> list[str]:
         app,
         database,
         more.pop("open_routes", ALL_OPEN),
-        app.service.keys.refresh,
+        app.state.service.keys.refresh,
         for_viewers=["POST /desk/logout"],
         **more,
     )
@@ -616,12 +616,15 @@ def test_everybody_is_refused_where_they_must_be(whole, here):
     assert doors_of(whole, here) == []
     listed = {str(way) for way in ways(whole)}
     assert {"POST /score", "GET /decisions/{id}", "POST /desk/cases/{number}", "GET /desk/queue"} <= listed
-    assert NEEDS.keys() - {"/labels"} <= {way.pattern for way in ways(whole)}
+    keyed = {
+        path for path, methods in whole.openapi()["paths"].items() for one in methods.values() if "security" in one
+    }
+    assert {"/score", "/labels", "/metrics", "/decisions/{id}"} <= keyed <= {way.pattern for way in ways(whole)}
 
 
 def test_a_route_that_was_forgotten_is_found(whole, here, settings):
-    whole.cold.add_api_route("/secrets", lambda: {}, methods=["GET", "POST"])
-    desk = next(route.app for route in whole.cold.routes if getattr(route, "path", "") == "/desk")
+    whole.add_api_route("/secrets", lambda: {}, methods=["GET", "POST"])
+    desk = next(route.app for route in whole.routes if getattr(route, "path", "") == "/desk")
     door = Door(settings, here)
     desk.add_api_route("/open", lambda: {})
     desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(door.guard("viewer"))])

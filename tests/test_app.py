@@ -45,7 +45,8 @@ from fraud_poc.model.acceptance import judge_model
 from fraud_poc.model.dataset import make_dataset
 from fraud_poc.model.train import train_model
 from fraud_poc.ops.feed import create_feed
-from fraud_poc.service.scoring import KEY_HEADER, create_app
+from fraud_poc.service.http import create_app
+from fraud_poc.service.scoring import KEY_HEADER
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -108,7 +109,7 @@ def doors_of(whole, **more) -> list[str]:
         whole.app,
         whole.database,
         more.pop("open_routes", OPEN),
-        whole.app.service.keys.refresh,
+        whole.app.state.service.keys.refresh,
         for_viewers=["POST /desk/logout"],
         **more,
     )
@@ -131,9 +132,9 @@ def test_each_route_lets_in_whom_it_must_and_nobody_else(whole):
 
 
 def test_a_new_route_without_a_guard_is_found_wherever_it_is(whole):
-    desk = next(route.app for route in whole.app.cold.routes if getattr(route, "path", "") == "/desk")
+    desk = next(route.app for route in whole.app.routes if getattr(route, "path", "") == "/desk")
     door = Door(whole.settings, whole.database)
-    whole.app.cold.add_api_route("/export", lambda: {}, methods=["GET"])
+    whole.app.add_api_route("/export", lambda: {}, methods=["GET"])
     desk.add_api_route("/everything", lambda: {}, methods=["POST"])
     desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(door.guard("viewer"))])
     found = doors_of(whole, open_routes=[*OPEN, "/gone"])

@@ -12,7 +12,7 @@ from waiting import LONG, until, watched
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.live.store import Client, StoreDown, kept_running, server_for, server_runs, start_redis
-from fraud_poc.service import scoring
+from fraud_poc.service.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -139,9 +139,9 @@ class Worker:
         raise AssertionError("nobody waits for a sign of life")
 
 
-def supervisor(*codes) -> scoring.Workers:
+def supervisor(*codes) -> Workers:
     "One that watches workers of these exit codes; None = alive."
-    found = object.__new__(scoring.Workers)
+    found = object.__new__(Workers)
     found.config, found.sockets, found.should_exit = "config", [], threading.Event()
     found.processes = [Worker("config", [], code) for code in codes]
     return found

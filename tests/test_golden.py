@@ -28,7 +28,8 @@ from fraud_poc.features.batch import compute_features, features_folder, read_sta
 from fraud_poc.features.table import build_table  # noqa: E402
 from fraud_poc.live.store import decode_entry  # noqa: E402
 from fraud_poc.model.dataset import make_dataset  # noqa: E402
-from fraud_poc.service.scoring import KEY_HEADER, create_app  # noqa: E402
+from fraud_poc.service.http import create_app  # noqa: E402
+from fraud_poc.service.scoring import KEY_HEADER  # noqa: E402
 
 ROOT, RECORD = Path(__file__).resolve().parents[1], Path(__file__).with_name("golden.json")
 NOW, DAY = 1_762_338_600_000, 86_400_000  # 2025-11-05T10:30Z

@@ -1,4 +1,4 @@
-"""The short way of POST /score, over real sockets: it answers as FastAPI's own route does, and keeps to HTTP."""
+"""POST /score over real sockets: whichever way the request takes, the answer is the same, and the service keeps to HTTP."""
 
 import asyncio
 import json
@@ -9,19 +9,21 @@ from contextlib import contextmanager
 import pytest
 import uvicorn
 from test_scoring import ORDER, Service
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from waiting import LONG, until
 
-from fraud_poc.service import scoring
+from fraud_poc.service import http
+from fraud_poc.service.fast_protocol import FastProtocol
 
 
 @contextmanager
-def listening(app):
-    "The application under uvicorn with the short way, in a thread; its port."
+def listening(app, protocol):
+    "The application under uvicorn, in a thread; its port."
     with socket.create_server(("127.0.0.1", 0)) as port:
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=scoring.ScoringProtocol,
+                http=protocol,
                 ws="none",
                 loop="asyncio",
                 log_config=None,
@@ -39,14 +41,19 @@ def listening(app):
             thread.join(LONG)
 
 
+@pytest.fixture(scope="module", params=[FastProtocol, HttpToolsProtocol], ids=["fast", "plain"])
+def protocol(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
+def service(tmp_path_factory, protocol):
     return Service(tmp_path_factory.mktemp("hot"))
 
 
 @pytest.fixture(scope="module")
-def port(service):
-    with listening(service.app) as found:
+def port(service, protocol):
+    with listening(service.app, protocol) as found:
         yield found
 
 
@@ -109,13 +116,13 @@ def test_one_connection_serves_order_after_order(service, port):
 
 def test_a_request_in_pieces_is_whole(service, port, monkeypatch):
     "Each piece is sent when the one before has arrived."
-    whole, arrived, take = request(service, ORDER | {"order_id": "pieces"}), [], scoring.ScoringProtocol.data_received
+    whole, arrived, take = request(service, ORDER | {"order_id": "pieces"}), [], HttpToolsProtocol.data_received
 
     def counted(self, data):
         take(self, data)
         arrived.append(data)
 
-    monkeypatch.setattr(scoring.ScoringProtocol, "data_received", counted)
+    monkeypatch.setattr(HttpToolsProtocol, "data_received", counted)
     with connected(port) as wire:
         for number, start in enumerate(range(0, len(whole), 40), 1):
             wire.sendall(whole[start : start + 40])
@@ -174,7 +181,7 @@ def test_a_chunked_body_beyond_the_limit_is_refused_when_it_passes_it(service, p
 
 
 def test_a_body_that_does_not_come_is_given_up(service, port, monkeypatch):
-    monkeypatch.setattr(scoring, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(http, "BODY_SECONDS", 0.2)
     status, headers, _ = replies(port, request(service, ORDER)[:-10])[0]
     assert status == 408 and headers[b"connection"] == b"close"
 
@@ -186,13 +193,13 @@ def test_an_order_whose_caller_left_is_taken_all_the_same(service, port):
         wire.sendall(request(service, order))
     until(lambda: len(service.engine.store.log) > before, "the order is taken")
     assert json.loads(replies(port, request(service, order))[0][2])["known_before"]
-    until(lambda: service.app.service.in_flight == 0, "nothing is under way any more")
+    until(lambda: service.scoring.admission.in_flight == 0, "nothing is under way any more")
 
 
 def test_a_full_service_refuses_without_a_task(service, port):
-    service.app.service.in_flight, before = service.settings.service.max_in_flight, service.state()
+    service.scoring.admission.in_flight, before = service.settings.service.max_in_flight, service.state()
     try:
         status, headers, _ = replies(port, request(service, ORDER | {"order_id": "full"}))[0]
     finally:
-        service.app.service.in_flight = 0
+        service.scoring.admission.in_flight = 0
     assert (status, headers[b"retry-after"]) == (429, b"1") and service.state() == before

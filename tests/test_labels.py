@@ -62,7 +62,8 @@ from fraud_poc.live.store import (
 )
 from fraud_poc.model.dataset import labels_before, read_labels
 from fraud_poc.ops.replay import differing_states, fold_log
-from fraud_poc.service.scoring import KEY_HEADER, create_app
+from fraud_poc.service.http import create_app
+from fraud_poc.service.scoring import KEY_HEADER
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = [

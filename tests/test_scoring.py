@@ -30,17 +30,11 @@ from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
 from fraud_poc.desk.database import open_database
 from fraud_poc.live.decide import OrderError, OrderReader
 from fraud_poc.live.store import StoreDown, open_store, start_redis
-from fraud_poc.service import scoring as module
-from fraud_poc.service.scoring import (
-    KEY_HEADER,
-    Codec,
-    Metrics,
-    Refused,
-    create_app,
-    exposition,
-    read_pairs,
-    strict_json,
-)
+from fraud_poc.service import http, scoring, workers
+from fraud_poc.service.http import create_app
+from fraud_poc.service.metrics import FOLDER
+from fraud_poc.service.schemas import Codec, RequestRejected, strict_json
+from fraud_poc.service.scoring import KEY_HEADER
 
 ROOT = Path(__file__).resolve().parents[1]
 NOW, SECRET = 1_751_000_000_000, bytes(range(32))
@@ -67,6 +61,7 @@ class Service:
         self.key = new_key(self.database, "tests", SCOPES, "tests")
         self.engine = small_engine(self.settings, clock=clock)
         self.app = create_app(self.settings, self.engine, secret=SECRET, database=self.database)
+        self.scoring = self.app.state.service
 
     def client(self, app=None, key: bool = True) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -306,10 +301,10 @@ def test_the_fast_way_and_the_strict_way_read_alike(changes, added, ascii_only, 
     def told(read):
         try:
             return read()
-        except (OrderError, Refused) as error:
+        except (OrderError, RequestRejected) as error:
             return str(error)
 
-    fast, strict = told(lambda: codec.event(body)), told(lambda: read_pairs(codec.reader, strict_json(body)))
+    fast, strict = told(lambda: codec.event(body)), told(lambda: codec.strict_event(strict_json(body)))
     assert fast == strict and isinstance(fast, str) >= bool(added)
 
 
@@ -349,14 +344,14 @@ def test_keys(tmp_path):
     for path in ("/healthz", "/readyz", "/openapi.json", "/docs"):
         assert service.call("GET", path, key=False).status_code == 200
     second = new_key(service.database, "other", ["read"], "tests")
-    service.app.service.keys.refresh()
+    service.scoring.keys.refresh()
     for key in (second, service.key):
         assert service.call("GET", "/model", key=False, headers={KEY_HEADER: key}).status_code == 200
     for name in ("tests", "other"):
         revoke_key(service.database, name, "tests")
-    service.app.service.keys.refresh()
+    service.scoring.keys.refresh()
     assert service.call("GET", "/model").status_code == 401 and "no API key" in service.call("GET", "/readyz").text
-    assert create_app(service.settings, service.engine, secret=SECRET, open_to_all=True).service.open_to_all
+    assert create_app(service.settings, service.engine, secret=SECRET, open_to_all=True).state.service.open_to_all
     with pytest.raises(ValueError, match="database of the API keys"):
         create_app(service.settings, service.engine, secret=SECRET)
 
@@ -364,7 +359,7 @@ def test_keys(tmp_path):
 def test_scopes(tmp_path):
     service = Service(tmp_path)
     keys = {scope: new_key(service.database, scope, [scope], "tests") for scope in SCOPES}
-    service.app.service.keys.refresh()
+    service.scoring.keys.refresh()
     for path, method, needed in NEEDS:
         for scope, key in keys.items():
             response = service.call(
@@ -378,17 +373,17 @@ def test_scopes(tmp_path):
 
 def test_keys_stay_good_while_the_database_cannot_be_read(tmp_path, monkeypatch, caplog):
     service = Service(tmp_path)
-    looks, refresh = [], service.app.service.keys.refresh
+    looks, refresh = [], service.scoring.keys.refresh
 
     def counted():
         looks.append(1)
         refresh()
 
-    monkeypatch.setattr(service.app.service.keys, "refresh", counted)
+    monkeypatch.setattr(service.scoring.keys, "refresh", counted)
 
     async def lives():
         "The service looks twice: when it begins the second time, the first is done."
-        task, before = asyncio.create_task(module.keep_keys(service.app.service, 0.01)), len(looks)
+        task, before = asyncio.create_task(http.refresh_keys(service.scoring, 0.01)), len(looks)
         await until_so(lambda: len(looks) >= before + 2, "the keys are read again")
         task.cancel()
 
@@ -421,7 +416,7 @@ def test_excess_is_refused_at_once_and_the_rest_served(tmp_path):
         async with service.client() as client:
             orders = [asyncio.create_task(client.post("/score", json=ORDER | {"order_id": f"o{i}"})) for i in range(8)]
             await until_so(
-                lambda: sum(task.done() for task in orders) == 5 and service.app.service.in_flight == 3,
+                lambda: sum(task.done() for task in orders) == 5 and service.scoring.admission.in_flight == 3,
                 "three are taken, the others refused",
             )
             done = [task for task in orders if task.done()]
@@ -433,39 +428,41 @@ def test_excess_is_refused_at_once_and_the_rest_served(tmp_path):
             ).status_code == 200
             gate.set()
             assert sorted(reply.status_code for reply in await asyncio.gather(*orders)) == [200] * 3 + [429] * 5
-            assert (await client.post("/score", json=ORDER)).status_code == 200 and service.app.service.in_flight == 0
+            assert (
+                await client.post("/score", json=ORDER)
+            ).status_code == 200 and service.scoring.admission.in_flight == 0
 
     asyncio.run(run())
     assert len(service.engine.store.log) == 3
 
 
-def test_a_burst_may_take_all_places_and_a_standing_queue_half(fresh, monkeypatch):
-    service, now = fresh.app.service, [100.0]
-    most = service.settings.service.max_in_flight
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+def test_a_burst_may_take_the_whole_limit_and_a_standing_queue_half(fresh, monkeypatch):
+    admission, now = fresh.scoring.admission, [100.0]
+    most = fresh.settings.service.max_in_flight
+    monkeypatch.setattr(scoring.time, "perf_counter", lambda: now[0])
 
     def taken(there: int, arriving: int) -> int:
-        service.in_flight = there
+        admission.in_flight = there
         for _ in range(arriving):
-            with suppress(module.Refused):
-                module.take_place(service)
-        return service.in_flight - there
+            with suppress(RequestRejected):
+                admission.enter()
+        return admission.in_flight - there
 
     assert taken(0, 2 * most) == most  # a burst
-    module.note_wait(service, 100.0 - module.IN_TIME_S, 100.0)  # an answer comes late
-    now[0] = 100.0 + module.STANDING_S / 2
+    admission.note_wait(100.0 - scoring.IN_TIME_S, 100.0)  # an answer comes late
+    now[0] = 100.0 + scoring.STANDING_S / 2
     assert taken(most - 3, 10) == 3  # soon after it
-    module.note_wait(service, 100.0, now[0])  # and another one
-    now[0] = 100.0 + module.STANDING_S * 2
-    assert taken(most - 3, 10) == 0 and module.is_full(service)  # none in time since: the queue stands
+    admission.note_wait(100.0, now[0])  # and another one
+    now[0] = 100.0 + scoring.STANDING_S * 2
+    assert taken(most - 3, 10) == 0 and admission.is_full()  # none in time since: the queue stands
     assert taken(most // 2 - 2, 10) == 2
-    module.note_wait(service, now[0] - module.IN_TIME_S / 2, now[0])  # one in time
+    admission.note_wait(now[0] - scoring.IN_TIME_S / 2, now[0])  # one in time
     assert taken(most // 2, 2 * most) == most - most // 2
-    service.in_flight = 0
+    admission.in_flight = 0
 
 
 def test_a_body_that_drips_holds_no_place_and_is_given_up(fresh, monkeypatch):
-    monkeypatch.setattr(module, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(http, "BODY_SECONDS", 0.05)
     sent = []
 
     async def receive():
@@ -480,7 +477,7 @@ def test_a_body_that_drips_holds_no_place_and_is_given_up(fresh, monkeypatch):
             {"type": "http", "method": "POST", "path": "/score", "query_string": b"", "headers": headers}, receive, send
         )
     )
-    assert sent[0]["status"] == 408 and fresh.app.service.in_flight == 0
+    assert sent[0]["status"] == 408 and fresh.scoring.admission.in_flight == 0
 
 
 def test_store_down_is_answered_and_recovers(fresh):
@@ -552,9 +549,9 @@ def test_answers_decisions_model_metrics(fresh):
         'requests_total{route="/score",status="200"} 3.0',
         'requests_total{route="/score",status="409"} 1.0',
         'requests_total{route="/decisions/{id}",status="404"} 5.0',
-        'entities_total{place="new"} 2.0',
+        'entities_total{state="new"} 2.0',
         'commits_total{outcome="known"} 1.0',
-        'refused_total{reason="conflict"} 1.0',
+        'rejected_total{reason="conflict"} 1.0',
         "log_length 2.0",
         "store_up 1.0",
         "model_age_seconds 2.264e+06",
@@ -570,20 +567,28 @@ def test_answers_decisions_model_metrics(fresh):
     assert fresh.call("PUT", "/score").status_code == 405 and fresh.call("PUT", "/score").headers["allow"] == "POST"
 
 
-def test_counters_of_workers_add_up(tmp_path):
-    workers = [Metrics(tmp_path) for _ in range(3)]
-    for number, worker in enumerate(workers):
-        worker.totals["requests", "/score", "200"] += number + 1
-        for _ in range(number + 1):
-            worker.spent("total", 0.0002)
-        module.save_counts(worker)
-    workers[0].add("requests", "/score", "200")  # not saved yet, but its own
-    text = exposition(module.Families(module.all_counts(workers[0]), {})).decode()
+def test_counters_of_workers_add_up_and_stay_when_they_ended(tmp_path):
+    code = """
+import sys
+from fraud_poc.service.metrics import Metrics, exposition
+
+metrics = Metrics()
+for _ in range(int(sys.argv[1])):
+    metrics.add("requests", "/score", "200")
+    metrics.spent("total", 0.0002)
+print(metrics.totals("requests"), exposition(metrics, {}).decode())
+"""
+    env = os.environ | {
+        FOLDER: str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    for number in (1, 2, 4):
+        text = subprocess.run([sys.executable, "-c", code, str(number)], env=env, capture_output=True, text=True).stdout
     assert (
         'fraud_poc_requests_total{route="/score",status="200"} 7.0' in text
-        and 'fraud_poc_seconds_count{part="total"} 6.0' in text
+        and 'fraud_poc_seconds_count{part="total"} 7.0' in text
     )
-    assert workers[1].totals["requests", "/score", "200"] == 2
+    assert text.startswith("{'requests /score 200': 4} ")
 
 
 def test_orders_to_try_come_from_the_log(tmp_path):
@@ -608,7 +613,7 @@ def test_orders_to_try_come_from_the_log(tmp_path):
             )
             for order in found["orders"]:
                 assert (await client.post("/score", json=order)).status_code == 200
-            example = (await client.get("/openapi.json")).json()["components"]["schemas"]["Order"]["example"]
+            example = (await client.get("/openapi.json")).json()["components"]["schemas"]["Event"]["example"]
             assert (await client.post("/score", json=example)).status_code == 200
 
     asyncio.run(run())
@@ -623,7 +628,7 @@ def test_other_domains(tmp_path, name):
 
     async def run():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
-            example = (await client.get("/openapi.json")).json()["components"]["schemas"]["Order"]["example"]
+            example = (await client.get("/openapi.json")).json()["components"]["schemas"]["Event"]["example"]
             answer = (await client.post("/score", json=example)).json()
             assert answer["position"] == 0 and (await client.get(f"/decisions/{answer['id']}")).json() == answer
             assert (await client.post("/score", json={**example, settings.columns.amount: True})).status_code == 422
@@ -675,9 +680,7 @@ def test_schemathesis_finds_nothing(tmp_path, mode):
 @pytest.mark.parametrize("limits", [("2000-01-01", "2100-01-01"), ("2025-06-25", "2025-06-27")])
 def test_each_time_that_the_document_promises_is_taken_at_any_offset(tmp_path, limits):
     service = Service(tmp_path, **{"limits.earliest": limits[0], "limits.latest": limits[1], "live.future_skew": "2d"})
-    pattern = re.compile(
-        module.openapi(service.app.service)["components"]["schemas"]["Order"]["properties"]["order_date"]["pattern"]
-    )
+    pattern = re.compile(service.app.openapi()["components"]["schemas"]["Event"]["properties"]["order_date"]["pattern"])
     days = [date.fromisoformat(limits[0]) + timedelta(days=n) for n in range(3)] + [
         datetime.fromtimestamp(NOW / 1000, UTC).date() + timedelta(days=n) for n in range(-2, 2)
     ]
@@ -759,7 +762,7 @@ def happens(condition, what: str, process, log: Path) -> None:
 def mark_filled(settings, url: str) -> None:
     "An empty store that counts as filled; and the compiled step is cached, so that workers start quickly."
     engine = small_engine(settings)
-    module.warm(engine, OrderReader(settings, SECRET))
+    workers.warm(scoring.ScoringService(settings, engine, SECRET, open_to_all=True))
 
     async def fill():
         async with open_store(settings, url) as store:
@@ -849,12 +852,12 @@ def test_several_workers_are_as_correct_as_one(tmp_path):
             assert sorted({reply.json()["position"] for reply in replies}) == list(range(60))
             last = client.post("/score", json=ORDER | {"order_id": "last"}).json()
             assert last["features"]["count_1h_by_customer_id"] == 60.0
-            workers = {
+            started = {
                 json.loads(line)["process"]
                 for line in (tmp_path / "log").read_text().splitlines()
                 if json.loads(line)["event"] == "started"
             }
-            assert len(workers) == 2
+            assert len(started) == 2
 
             def counted() -> int:
                 lines = [
@@ -864,13 +867,8 @@ def test_several_workers_are_as_correct_as_one(tmp_path):
                 ]
                 return int(float(lines[0].split()[-1])) if lines else 0
 
-            def saved() -> int:
-                return module.all_counts(Metrics(next((tmp_path / "temporary").glob("*")))).totals[
-                    "requests", "/score", "200"
-                ]
-
-            soon(lambda: saved() == 81 == counted(), "each worker saves its counts for the others")
-            os.kill(workers.pop(), signal.SIGKILL)  # the other one goes on, and a new one comes
+            soon(lambda: counted() == 81, "the counts of both workers are seen")
+            os.kill(started.pop(), signal.SIGKILL)  # the other one goes on, and a new one comes
             soon(lambda: (tmp_path / "log").read_text().count('"started"') == 3, "another worker starts")
             soon(
                 lambda: (

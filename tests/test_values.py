@@ -27,7 +27,7 @@ from fraud_poc.data.ingest import (
 from fraud_poc.live.decide import OrderError, OrderReader, read_dict
 from fraud_poc.live.labels import Ledger, Order, Statement, check_statement, file_statements, read_statement
 from fraud_poc.model.dataset import last_known, log_until
-from fraud_poc.service.scoring import missing_pattern
+from fraud_poc.service.schemas import missing_pattern
 
 FRAUD, LEGITIMATE, UNRESOLVED, REFUSED = 1, 0, -1, None
 NOW = 1_760_000_000_000  # October 2025
