@@ -220,14 +220,14 @@ def test_next_steps_follow_the_numbers(bundle):
         bundle, metrics=good
     )
     low = good | {"average_precision": {"value": 0.5, "low": -1.0, "high": 0.52}}
-    assert "gather more verdicts" in changed(bundle, metrics=low)
+    assert "gather more labels" in changed(bundle, metrics=low)
 
 
 def test_another_bundle_has_another_page(bundle):
     text, manifest = model_page(bundle), copy.deepcopy(bundle.manifest)
     manifest["settings"]["training"]["honest_share"] = 0.25
     assert (
-        "25% of the honest events were kept" in model_page(Stand(**{**bundle.__dict__, "manifest": manifest}))
+        "25% of the legitimate events were kept" in model_page(Stand(**{**bundle.__dict__, "manifest": manifest}))
         and "were kept, and weigh" not in text
     )
 
