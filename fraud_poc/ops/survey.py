@@ -235,7 +235,7 @@ def add_last_labels(settings: Settings, manifest: dict, samples: list[EventSampl
 
 
 def story_candidates(frauds: KeyCounts, least: int = 3, most: int = 8, entities: int = 2_000) -> np.ndarray:
-    "Keys of entities with several frauds, but few enough to be told as a story."
+    "Keys of entities with several frauds, but few enough for a story."
     return frauds.keys[(frauds.counts >= least) & (frauds.counts <= most)][:entities]
 
 # %% ../../nbs/81_survey.ipynb #c027
