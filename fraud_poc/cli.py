@@ -748,7 +748,7 @@ def story_table(story: list[dict], entity: str) -> Table:
         name.removesuffix(f"_by_{entity}").replace("_", " ")
         + (", seconds" if name.startswith(("time_since", "age")) else "")
     )
-    heads = ["", *(f"{row['verdict']}\n{row['time'].replace(' ', chr(10))}" for row in story)]
+    heads = ["", *(f"{row['label']}\n{row['time'].replace(' ', chr(10))}" for row in story)]
     shown = lambda value: "none" if value is None else f"{value:,.5g}" if abs(value) < 1e5 else f"{value:,.0f}"
     rows = [[named(name), *(shown(row["features"][name]) for row in story)] for name in story[0]["features"]]
     amounts = ["amount", *(f"{row['amount']:,.2f}" for row in story)]

@@ -16,15 +16,29 @@ from fraud_poc.data.ingest import ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table
-from fraud_poc.ops import describe as module
-from fraud_poc.ops.describe import KeyCounts, auc, binned, busiest, chosen, delay_days, describe, survey, unlike, wilson
+from fraud_poc.ops import survey as module
+from fraud_poc.ops.describe import describe, html_table
+from fraud_poc.ops.survey import (
+    KeyCounts,
+    add_last_labels,
+    auc,
+    binned,
+    busiest_share,
+    current_features,
+    delay_days,
+    distinct_features,
+    in_sample,
+    rank_features,
+    survey,
+    wilson,
+)
 
 DAY = 86_400_000
 
 
 @pytest.fixture(scope="module")
 def log(root, tmp_path_factory):
-    "Settings of a small sample with features, its events with their last verdict, and its label log."
+    "Settings of a small sample with features, its events with their last label, and its label log."
     home = tmp_path_factory.mktemp("describe")
     settings = load_settings(
         root / "config" / "orders.toml",
@@ -91,10 +105,10 @@ def test_busy_entities(log, seen):
     for name, counts in seen[0].busy.items():
         expected = events[f"{name}_key"].value_counts()
         assert len(counts.keys) == len(expected) and counts.counts.sum() == expected.sum()
-        assert busiest(counts, 0) == expected.iloc[0] / len(events) and busiest(counts, 1) == 1
+        assert busiest_share(counts, 0) == expected.iloc[0] / len(events) and busiest_share(counts, 1) == 1
 
 
-def test_sample_is_joined_with_features_and_last_verdicts(log, seen):
+def test_sample_is_joined_with_features_and_last_labels(log, seen):
     settings, events, _ = log
     table, sample = build_table(settings), seen[1]
     assert sample.columns["seq"].tolist() == events.seq.tolist() and sample.label.tolist() == events.label.tolist()
@@ -103,7 +117,7 @@ def test_sample_is_joined_with_features_and_last_verdicts(log, seen):
     assert np.array_equal(sample.features, whole, equal_nan=True)
 
 
-def test_small_sample_and_small_pieces_tell_the_same(log, seen, monkeypatch):
+def test_a_small_sample_and_small_batches_give_the_same_counts(log, seen, monkeypatch):
     settings, events, _ = log
     monkeypatch.setattr(module, "SAMPLE", 2_000)
     monkeypatch.setattr(module, "ROWS", 700)
@@ -136,12 +150,12 @@ def test_features_that_tell():
         np.float32
     )
     names = ["noise", "telling", "double", "rare", "empty"]
-    ranked = module.rank_features(names, features, label)
+    ranked = rank_features(names, features, label)
     assert {ranked[0]["name"], ranked[1]["name"]} == {"telling", "double"} and ranked[0]["auc"] == pytest.approx(
         0.76, abs=0.03
     )
     assert next(row for row in ranked if row["name"] == "empty") == {"name": "empty", "auc": 0.5, "missing": 1.0}
-    kept = [row["name"] for row in unlike(names, features, ranked)]
+    kept = [row["name"] for row in distinct_features(names, features, ranked)]
     assert len({"telling", "double"} & set(kept)) == 1 and "empty" not in kept
     middle, size, bad = binned(telling, label == 1)
     assert (
@@ -160,7 +174,7 @@ def test_intervals():
         and 0.05 < high[1] < 0.1
         and high[2] == pytest.approx(1)
     )
-    assert chosen(np.arange(100_000), 0.5).mean() == pytest.approx(0.5, abs=0.01)
+    assert in_sample(np.arange(100_000), 0.5).mean() == pytest.approx(0.5, abs=0.01)
 
 
 class Page(html.parser.HTMLParser):
@@ -168,10 +182,10 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.places = []
+        self.links = []
 
     def handle_starttag(self, tag, attributes):
-        self.places += [value for name, value in attributes if name in ("src", "href")]
+        self.links += [value for name, value in attributes if name in ("src", "href")]
 
 
 def test_page_stands_alone_and_escapes_names(log, tmp_path):
@@ -185,17 +199,17 @@ def test_page_stands_alone_and_escapes_names(log, tmp_path):
         assert (tmp_path / "report" / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = Page()
     page.feed((tmp_path / "report" / "index.html").read_text())
-    assert page.places == report["plots"]
-    assert "<b>" not in module.html_table(["<b>"], [["<b>x</b>"]]) and "&lt;b&gt;" in module.html_table(["<b>"], [])
+    assert page.links == report["plots"]
+    assert "<b>" not in html_table(["<b>"], [["<b>x</b>"]]) and "&lt;b&gt;" in html_table(["<b>"], [])
 
 
 def test_features_of_another_log_are_not_used(log, tmp_path):
     settings = log[0]
     table = build_table(settings)
     manifest = read_manifest(settings.batch.folder)
-    assert len(module.featured_parts(settings, table, manifest)) == len(manifest["parts"])
+    assert len(current_features(settings, table, manifest)) == len(manifest["parts"])
     changed = manifest | {"parts": [part | {"events_sha256": "0"} for part in manifest["parts"]]}
-    assert module.featured_parts(settings, table, changed) == {}
+    assert current_features(settings, table, changed) == {}
     assert read_json(features_folder(settings, table) / "manifest.json")["parts"]
 
 
@@ -234,7 +248,7 @@ batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows 
     )
 
 
-def test_an_empty_log_is_refused(tmp_path, log):
+def test_a_missing_log_is_rejected(tmp_path, log):
     settings = log[0].model_copy(update={"batch": log[0].batch.model_copy(update={"folder": tmp_path})})
     with pytest.raises(ValueError, match="no event log"):
         describe(settings)
@@ -248,5 +262,5 @@ def test_sampled_events_that_share_an_id_get_labels_of_their_own(tmp_path):
     )
     columns = {"id_key": np.array([7, 8, 7], np.uint64), "time": np.array([100, 100, 900])}
     sample = SimpleNamespace(columns=columns, label=np.full(3, -1, np.int8))
-    module.resolve(SimpleNamespace(batch=SimpleNamespace(folder=tmp_path)), {"parts": [{"name": "a"}]}, [sample])
+    add_last_labels(SimpleNamespace(batch=SimpleNamespace(folder=tmp_path)), {"parts": [{"name": "a"}]}, [sample])
     assert sample.label.tolist() == [1, -1, 0]

@@ -1,4 +1,4 @@
-"""The feed sends orders and verdicts at its rate, to scorers that may be reached and to nobody else."""
+"""The feed sends orders and labels at its rate, and only to scorers that may be reached."""
 
 import asyncio
 import json
@@ -20,24 +20,26 @@ from waiting import ended, line_of, until, until_so
 from fraud_poc.core.settings import load_settings
 from fraud_poc.live.decide import OrderReader, read_dict
 from fraud_poc.ops.feed import (
-    MOST,
-    PATIENCE,
+    GIVE_UP_AFTER,
+    MAX_SCORERS,
     Feed,
-    Link,
-    Place,
-    Reply,
-    Scorer,
-    Stream,
+    OrderStream,
+    RegisteredScorer,
     Timer,
-    ask,
     create_feed,
     deliver,
     drive,
-    find_place,
     keep_registered,
     live_orders,
-    read_address,
     register,
+)
+from fraud_poc.ops.scorer_client import (
+    Endpoint,
+    ScorerConnection,
+    ScorerReply,
+    post_json,
+    read_address,
+    resolve_endpoint,
 )
 
 HOSTS = ["127.0.0.1", "localhost", "::1"]
@@ -131,14 +133,14 @@ def test_domains_that_cannot_be_generated_are_refused(root):
 # --- addresses --------------------------------------------------------------------------------------------------------------------------
 
 
-async def places(url, hosts=HOSTS, answers=("127.0.0.1",)):
+async def resolved(url, hosts=HOSTS, answers=("127.0.0.1",)):
     asked = []
 
-    async def look_up(host, port):
+    async def resolve_host(host, port):
         asked.append(host)
         return list(answers)
 
-    return await find_place(url, hosts, look_up), asked
+    return await resolve_endpoint(url, hosts, resolve_host), asked
 
 
 @pytest.mark.parametrize(
@@ -155,8 +157,8 @@ async def places(url, hosts=HOSTS, answers=("127.0.0.1",)):
     ],
 )
 def test_addresses_that_may_register(url, origin):
-    place, asked = asyncio.run(places(url, [*HOSTS, "Scorer-1.internal", "10.1.2.3", "FD00:0::1"], ["127.0.0.1"]))
-    assert place.origin == origin and (not asked) == (place.addresses[0] in origin)
+    endpoint, asked = asyncio.run(resolved(url, [*HOSTS, "Scorer-1.internal", "10.1.2.3", "FD00:0::1"], ["127.0.0.1"]))
+    assert endpoint.origin == origin and (not asked) == (endpoint.addresses[0] in origin)
 
 
 @pytest.mark.parametrize(
@@ -242,27 +244,27 @@ def test_no_other_host_slips_through(text):
 )
 def test_names_that_lead_astray_are_refused(name, answers):
     with pytest.raises(ValueError, match="which no scorer may have"):
-        asyncio.run(places(f"http://{name}", [*HOSTS, "scorer"], answers))
+        asyncio.run(resolved(f"http://{name}", [*HOSTS, "scorer"], answers))
 
 
 def test_names_that_are_not_configured_are_never_looked_up():
-    async def look_up(host, port):
+    async def resolve_host(host, port):
         raise AssertionError("asked")
 
     with pytest.raises(ValueError, match="nor named in feed.hosts"):
-        asyncio.run(find_place("http://evil.example", HOSTS, look_up))
+        asyncio.run(resolve_endpoint("http://evil.example", HOSTS, resolve_host))
 
 
 def test_a_name_is_looked_up_once_and_the_checked_address_is_used(settings):
     "After the check the name leads elsewhere: the requests still go where they were checked for, with the name in the Host header."
     answers = iter([["127.0.0.1"]])
 
-    async def look_up(host, port):
+    async def resolve_host(host, port):
         return next(answers)
 
     with scorer_at() as server:
         chosen = settings.model_copy(update={"feed": settings.feed.model_copy(update={"hosts": ["scorer.invalid"]})})
-        with TestClient(create_feed(chosen, look_up=look_up)) as client:
+        with TestClient(create_feed(chosen, resolve_host=resolve_host)) as client:
             assert (
                 client.post("/register", json={"url": f"http://scorer.invalid:{server.server_address[1]}"}).status_code
                 == 200
@@ -284,8 +286,8 @@ def test_proxies_of_the_environment_are_not_asked(monkeypatch):
     with scorer_at() as server, scorer_at() as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, url_of(proxy))
-        place = asyncio.run(find_place(url_of(server), HOSTS))
-        assert ask(Link(place), "/score", {}, "").status == 200 and not proxy.got
+        endpoint = asyncio.run(resolve_endpoint(url_of(server), HOSTS))
+        assert post_json(ScorerConnection(endpoint), "/score", {}, "").status == 200 and not proxy.got
 
 
 def test_ipv6():
@@ -294,16 +296,16 @@ def test_ipv6():
     except OSError:
         pytest.skip("this machine has no IPv6")
     with scorer_at(host="::1") as server:
-        place = asyncio.run(find_place(url_of(server, "::1"), HOSTS))
-        assert ask(Link(place), "/score", {}, "").status == 200 and server.got[0][2]["Host"] == url_of(
-            server, "::1"
-        ).removeprefix("http://")
+        endpoint = asyncio.run(resolve_endpoint(url_of(server, "::1"), HOSTS))
+        assert post_json(ScorerConnection(endpoint), "/score", {}, "").status == 200 and server.got[0][2][
+            "Host"
+        ] == url_of(server, "::1").removeprefix("http://")
 
 
 def test_the_second_address_of_a_name_is_tried():
     with scorer_at() as server:
-        place = Place("http", "localhost", server.server_address[1], ("::1", "127.0.0.1"))
-        assert ask(Link(place), "/score", {}, "").status == 200
+        endpoint = Endpoint("http", "localhost", server.server_address[1], ("::1", "127.0.0.1"))
+        assert post_json(ScorerConnection(endpoint), "/score", {}, "").status == 200
 
 
 def test_the_certificate_must_be_the_names(monkeypatch):
@@ -317,7 +319,12 @@ def test_the_certificate_must_be_the_names(monkeypatch):
 
     monkeypatch.setattr("ssl.create_default_context", Context)
     with scorer_at() as server, pytest.raises(OSError, match="enough"):
-        ask(Link(Place("https", "scorer.invalid", server.server_address[1], ("127.0.0.1",))), "/score", {}, "")
+        post_json(
+            ScorerConnection(Endpoint("https", "scorer.invalid", server.server_address[1], ("127.0.0.1",))),
+            "/score",
+            {},
+            "",
+        )
     assert seen == {"name": "scorer.invalid", "peer": "127.0.0.1"}
 
 
@@ -341,7 +348,9 @@ class QuickTimer(Timer):
 def played(settings, seconds, answer, takes=0.0):
     "What one scorer gets until so many seconds have gone by; an answer takes some time."
     timer, got = QuickTimer(), []
-    scorer = Scorer(Place("http", "127.0.0.1", 1, ("127.0.0.1",)), "k", Stream(live_orders(settings, 1, "s")))
+    scorer = RegisteredScorer(
+        Endpoint("http", "127.0.0.1", 1, ("127.0.0.1",)), "k", OrderStream(live_orders(settings, 1, "s"))
+    )
 
     async def send(scorer, path, body):
         got.append((round(timer.now(), 4), path, body))
@@ -365,11 +374,11 @@ def fed(settings, rate, delay):
 
 
 def good(path, now):
-    return Reply(200, {"action": "pass"}, 0.0)
+    return ScorerReply(200, {"action": "pass"}, 0.0)
 
 
 @pytest.mark.parametrize("rate", [0.5, 5.0, 200.0])
-def test_rate_and_delay_of_verdicts(settings, rate):
+def test_rate_and_delay_of_labels(settings, rate):
     scorer, got = played(fed(settings, rate, "3s"), 8, good)
     orders, labels = ([row for row in got if row[1] == path] for path in ("/score", "/labels"))
     assert [at for at, *_ in orders] == pytest.approx([n / rate for n in range(len(orders))], abs=1e-3) and orders[-1][
@@ -389,21 +398,23 @@ def test_a_slow_scorer_is_not_flooded_afterwards(settings):
 
 def test_pauses_double_and_retry_after_is_heeded(settings):
     _, got = played(
-        fed(settings, 1.0, "1h"), 60, lambda path, now: Reply(503, {}, 0.0) if now < 50 else good(path, now)
+        fed(settings, 1.0, "1h"), 60, lambda path, now: ScorerReply(503, {}, 0.0) if now < 50 else good(path, now)
     )
     assert [at for at, *_ in got][:7] == [0, 1, 3, 7, 15, 31, 61] and len(
         {body["order_id"] for *_, body in got[:7]}
     ) == 1
-    _, got = played(fed(settings, 1.0, "1h"), 10, lambda path, now: Reply(429, {}, 5.0) if now < 1 else good(path, now))
+    _, got = played(
+        fed(settings, 1.0, "1h"), 10, lambda path, now: ScorerReply(429, {}, 5.0) if now < 1 else good(path, now)
+    )
     assert [at for at, *_ in got][:2] == [0, 5]
 
 
 def test_who_never_answers_is_dropped_visibly(settings):
-    scorer, got = played(settings, 10_000, lambda path, now: Reply(500, None, 0.0))
+    scorer, got = played(settings, 10_000, lambda path, now: ScorerReply(500, None, 0.0))
     assert (
         scorer.state == "dropped"
         and scorer.problem == "/score answers 500"
-        and PATIENCE <= got[-1][0] < 2 * PATIENCE
+        and GIVE_UP_AFTER <= got[-1][0] < 2 * GIVE_UP_AFTER
         and not scorer.due
     )
 
@@ -419,16 +430,20 @@ def test_who_never_answers_is_dropped_visibly(settings):
     ],
 )
 def test_what_does_not_get_better_is_dropped_at_once(settings, status, words):
-    scorer, got = played(settings, 100, lambda path, now: Reply(status, None, 0.0))
+    scorer, got = played(settings, 100, lambda path, now: ScorerReply(status, None, 0.0))
     assert len(got) == 1 and scorer.state == "dropped" and words in scorer.problem
 
 
-def test_refused_orders_and_verdicts_are_counted_and_degraded_ones_get_no_verdict(settings):
+def test_rejected_orders_and_labels_are_counted_and_degraded_ones_get_no_label(settings):
     scorer, got = played(
         fed(settings, 10.0, "1s"),
         5,
         lambda path, now: (
-            Reply(409, {}, 0.0) if now < 1 else Reply(404, {}, 0.0) if path == "/labels" else good(path, now)
+            ScorerReply(409, {}, 0.0)
+            if now < 1
+            else ScorerReply(404, {}, 0.0)
+            if path == "/labels"
+            else good(path, now)
         ),
     )
     assert (
@@ -438,20 +453,22 @@ def test_refused_orders_and_verdicts_are_counted_and_degraded_ones_get_no_verdic
         and not scorer.counts["labels"]
     )
     _, got = played(
-        fed(settings, 10.0, "1s"), 5, lambda path, now: Reply(200, {"action": "pass", "degraded": "store_down"}, 0.0)
+        fed(settings, 10.0, "1s"),
+        5,
+        lambda path, now: ScorerReply(200, {"action": "pass", "degraded": "store_down"}, 0.0),
     )
     assert {path for _, path, _ in got} == {"/score"}
 
 
 def test_a_broken_answer_is_an_answer_and_a_broken_feed_is_visible(settings):
-    scorer, _ = played(fed(settings, 10.0, "1s"), 1, lambda path, now: Reply(200, None, 0.0))
+    scorer, _ = played(fed(settings, 10.0, "1s"), 1, lambda path, now: ScorerReply(200, None, 0.0))
     assert 10 <= scorer.counts["orders"] <= 11
 
     async def run():
         async def send(scorer, path, body):
             raise KeyError("x")
 
-        broken = Scorer(scorer.place, "k", Stream(live_orders(settings, 1, "s")))
+        broken = RegisteredScorer(scorer.endpoint, "k", OrderStream(live_orders(settings, 1, "s")))
         with pytest.raises(KeyError):
             await drive(broken, settings, send, QuickTimer())
         return broken
@@ -466,9 +483,9 @@ def test_delivery_goes_on_after_a_broken_connection(settings):
         tries.append(path)
         if len(tries) < 3:
             raise ConnectionRefusedError
-        return Reply(200, {}, 0.0)
+        return ScorerReply(200, {}, 0.0)
 
-    scorer = Scorer(Place("http", "127.0.0.1", 1, ("127.0.0.1",)), "k", Stream(iter([])))
+    scorer = RegisteredScorer(Endpoint("http", "127.0.0.1", 1, ("127.0.0.1",)), "k", OrderStream(iter([])))
     assert (
         asyncio.run(deliver(scorer, "/score", {}, send, QuickTimer())).status == 200
         and len(tries) == 3
@@ -480,11 +497,11 @@ def test_delivery_goes_on_after_a_broken_connection(settings):
 # --- the service ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_orders_and_their_verdicts_reach_a_real_scorer(settings):
+def test_orders_and_their_labels_reach_a_real_scorer(settings):
     with scorer_at() as server, scorer_at() as other, TestClient(create_feed(settings)) as client:
         answer = client.post("/register", json={"url": url_of(server), "key": "top-secret"})
         assert answer.status_code == 200 and answer.json()["state"] == "sending"
-        until(lambda: client.get("/registered").json()[0]["labels"] >= 20, "verdicts arrive")
+        until(lambda: client.get("/registered").json()[0]["labels"] >= 20, "labels arrive")
         shown = client.get("/registered")
         assert "top-secret" not in shown.text and sum(path == "/labels" for path, *_ in server.got) >= 20
         assert client.delete("/register", params={"url": url_of(server)}).json()["url"] == url_of(server)
@@ -533,7 +550,7 @@ def test_registering_again_goes_on_and_revives(settings):
 
 def test_refusals_of_the_routes(settings):
     async def send(scorer, path, body):
-        return Reply(200, {}, 0.0)
+        return ScorerReply(200, {}, 0.0)
 
     with TestClient(create_feed(settings, send=send)) as client:
         for body in (
@@ -558,7 +575,7 @@ def test_refusals_of_the_routes(settings):
             == 422
         )  # what a web page could send
         assert client.delete("/register", params={"url": "http://evil.example"}).status_code == 422
-        for port in range(1, MOST + 1):
+        for port in range(1, MAX_SCORERS + 1):
             assert client.post("/register", json={"url": f"http://127.0.0.1:{port}"}).status_code == 200
         assert "registered already" in client.post("/register", json={"url": "http://127.0.0.1:999"}).text
         assert client.post("/register", json={"url": "http://127.0.0.1:1"}).status_code == 200
@@ -600,7 +617,7 @@ run_feed(load_settings(sys.argv[1], small), lambda address: print(address, flush
 
 
 def test_a_process_that_a_scorer_registers_with_and_that_stops_when_told(settings, root):
-    "End to end: a feed on a free port, a scorer that registers itself, orders and verdicts, SIGTERM."
+    "End to end: a feed on a free port, a scorer that registers itself, orders and labels, SIGTERM."
     with (
         scorer_at() as server,
         subprocess.Popen(
@@ -618,7 +635,7 @@ def test_a_process_that_a_scorer_registers_with_and_that_stops_when_told(setting
             thread = threading.Thread(target=keep_registered, args=(own, url_of(server), "word", stop, 0.2))
             thread.start()
             try:
-                until(lambda: sum(path == "/labels" for path, *_ in server.got) > 5, "verdicts arrive", process)
+                until(lambda: sum(path == "/labels" for path, *_ in server.got) > 5, "labels arrive", process)
             finally:
                 stop.set()
                 thread.join()

@@ -1,4 +1,4 @@
-"""A customer is forgotten: nothing leads to them any more, nobody else's bits differ, and whatever dies half-way is completed by running again."""
+"""A customer is erased: nothing leads to them any more, the features and states of others are the same bits, and a run that dies is completed by the next."""
 
 import asyncio
 import json
@@ -31,8 +31,11 @@ from fraud_poc.live.labels import Learner, Said, Statement, UnknownOrder, collec
 from fraud_poc.live.load import base_of, look, prepare_db
 from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
-from fraud_poc.ops import forget as module
-from fraud_poc.ops.forget import JOURNAL, MARK, WORKING, Found, Orders, drawn, forget, note_others, note_own
+from fraud_poc.ops import erasure_files, erasure_live
+from fraud_poc.ops import forget as forgetting
+from fraud_poc.ops.erasure_files import shows_customer
+from fraud_poc.ops.erasure_plan import JOURNAL, PSEUDONYM_PREFIX, WORKING, CustomerSearch, EventKeys, make_plan
+from fraud_poc.ops.forget import forget
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = [
@@ -80,7 +83,7 @@ class Shop:
     rest: list[dict]
     customer: str  # who shares an address, and ordered both in history and live
     mine: tuple[str, str]  # ids of two orders of theirs: of history, and live
-    others: tuple[str, str]  # of somebody else
+    others: tuple[str, str]  # of another customer
 
     @property
     def settings(self) -> Settings:
@@ -91,8 +94,8 @@ class Shop:
         return Shop(to, self.rest, self.customer, self.mine, self.others)
 
 
-async def play(settings: Settings, url: str, orders: list[dict], verdicts: dict[str, int]) -> list:
-    "Score orders, and take the verdicts on them in; the answers."
+async def score_all(settings: Settings, url: str, orders: list[dict], labels: dict[str, int]) -> list:
+    "Score orders, and learn their labels; the answers."
     reader, answers = OrderReader(settings, hash_secret(settings.batch.folder)), []
     async with open_store(settings, url) as store:
         engine = small_engine(settings, store)
@@ -100,20 +103,18 @@ async def play(settings: Settings, url: str, orders: list[dict], verdicts: dict[
             event = read_dict(reader, order)
             answers.append(await engine.decide(event))
             assert answers[-1].degraded is None
-            if order["order_id"] in verdicts:
+            if order["order_id"] in labels:
                 await engine.learn(
-                    Label(
-                        event.id_key, event.time, event.time + 86_400_000, verdicts[order["order_id"]], -1, event.keys
-                    )
+                    Label(event.id_key, event.time, event.time + 86_400_000, labels[order["order_id"]], -1, event.keys)
                 )
     return answers
 
 
-NOW = 1_790_000_000_000  # when all statements are made, UTC ms
+NOW = 1_790_000_000_000  # when all labels are asserted, UTC ms
 
 
-def tell(settings: Settings, url: str, statements: list[tuple]) -> list[Said | None]:
-    "Say something of orders: id, fraud, source, note, perhaps known; what came of it, None = nobody knows the order."
+def assert_labels_on(settings: Settings, url: str, assertions: list[tuple]) -> list[Said | None]:
+    "Assert labels: order, fraud, source, note, perhaps known; the results, None = the order is unknown."
     secret = hash_secret(settings.batch.folder)
 
     async def one(engine, order: str, fraud: bool, source: str, note: str = "", known: int | None = None):
@@ -127,7 +128,7 @@ def tell(settings: Settings, url: str, statements: list[tuple]) -> list[Said | N
     async def run() -> list:
         async with open_store(settings, url) as store:
             engine = Learner(settings, store)
-            return [await one(engine, *statement) for statement in statements]
+            return [await one(engine, *assertion) for assertion in assertions]
 
     return asyncio.run(run())
 
@@ -152,17 +153,17 @@ def template(tmp_path_factory) -> Shop:
     known = {row["order_id"] for row in rows[: cuts[0]]}
     ordered = dict(
         zip(table["order_id"].to_pylist(), table["order_date"].to_pylist())
-    )  # verdicts come after two days, so that this short history makes a training set
+    )  # labels come after two days, so that this short history makes a training set
     due = pa.array(
         [ordered[ident] + timedelta(days=2) for ident in said["order_id"].to_pylist()],
         said.schema.field("known_at").type,
     )
     said = said.set_column(said.column_names.index("known_at"), "known_at", due)
     pq.write_table(
-        said.filter(pa.array([ident in known for ident in said["order_id"].to_pylist()])), folder / "verdicts.parquet"
+        said.filter(pa.array([ident in known for ident in said["order_id"].to_pylist()])), folder / "labels.parquet"
     )
-    ingest(settings, str(folder / "history.parquet"), str(folder / "verdicts.parquet"))
-    for path in (folder / "history.parquet", folder / "verdicts.parquet"):
+    ingest(settings, str(folder / "history.parquet"), str(folder / "labels.parquet"))
+    for path in (folder / "history.parquet", folder / "labels.parquet"):
         path.unlink()
     compute_features(settings)
     frame = table.to_pandas()
@@ -176,22 +177,22 @@ def template(tmp_path_factory) -> Shop:
     customer = crowd[crowd["customer_id"].isin(both)].groupby("customer_id").size().idxmax()
     pick = lambda some, same: next(row["order_id"] for row in some if (row["customer_id"] == customer) == same)
     mine, others = ((pick(rows[: cuts[0]], same), pick(rows[cuts[0] : cuts[1]], same)) for same in (True, False))
-    verdicts = {
+    frauds = {
         ident: value for ident, value in zip(said["order_id"].to_pylist(), said["is_fraud"].to_pylist()) if value == 1
     }
     for ident in (mine[1], others[1]):
-        verdicts.pop(ident, None)  # these are spoken of below
-    verdicts |= {[row["order_id"] for row in rows[cuts[0] : cuts[1]] if row["customer_id"] == customer][-1]: 1}
-    assert mine[1] not in verdicts
+        frauds.pop(ident, None)  # these are spoken of below
+    frauds |= {[row["order_id"] for row in rows[cuts[0] : cuts[1]] if row["customer_id"] == customer][-1]: 1}
+    assert mine[1] not in frauds
     with server_for(settings) as url:
         prepare_db(settings, url)
-        asyncio.run(play(settings, url, rows[cuts[0] : cuts[1]], verdicts))
+        asyncio.run(score_all(settings, url, rows[cuts[0] : cuts[1]], frauds))
         first = [
             (ident, fraud, source, note)
             for ident, note in zip((*others, *mine), ("likely", "", "rang at noon", ""))
             for fraud, source in ((True, "customer"), (False, "rule"))
         ]
-        told = tell(
+        told = assert_labels_on(
             settings,
             url,
             [*first, (others[0], True, "analyst", f"same phone as {customer}."), (mine[1], False, "chargeback")],
@@ -327,7 +328,7 @@ def bring_in(settings: Settings, url: str, trim: bool = False) -> dict:
 
 
 def assert_same_but_for_names(old, new, mapping: dict[tuple[str, int], int], entities: list[str]) -> None:
-    "Two stores, as of store_of, hold the same; the customer's states, ledgers and entries under new names."
+    "Two stores, as of store_of, hold the same; the customer's states, label histories and entries under new keys."
     for (number, one), (same, other) in zip(old[1], new[1], strict=True):
         assert (
             number == same
@@ -358,7 +359,7 @@ def assert_same_but_for_names(old, new, mapping: dict[tuple[str, int], int], ent
 
 
 @pytest.mark.parametrize("collected", [False, True])
-def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, shop, tmp_path, collected):
+def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(template, shop, tmp_path, collected):
     settings, other, mine, others = shop.settings, template.copy(tmp_path / "o").settings, shop.mine, shop.others
     if collected:  # the live log is in the batch log, and what is still to come is spoken of anew
         more = [
@@ -369,8 +370,8 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
         ]
         with server_for(settings) as url:
             assert bring_in(settings, url, trim=True)["statements"] == 10
-            assert None not in tell(settings, url, more)
-            asyncio.run(play(settings, url, shop.rest[:5], {}))
+            assert None not in assert_labels_on(settings, url, more)
+            asyncio.run(score_all(settings, url, shop.rest[:5], {}))
         shutil.rmtree(tmp_path / "o")
         other = shop.copy(tmp_path / "o").settings
     (gone, own, shared), before, features = left_by(shop, settings), log_of(settings), features_in(settings)
@@ -418,7 +419,7 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
         own_rest, rest = (
             [row for row in shop.rest[5:] if (row["customer_id"] == shop.customer) == same] for same in (True, False)
         )
-        answers, expected = (asyncio.run(play(s, u, rest, {})) for s, u in ((settings, url), (other, untouched)))
+        answers, expected = (asyncio.run(score_all(s, u, rest, {})) for s, u in ((settings, url), (other, untouched)))
         assert [msgspec.to_builtins(a) for a in answers] == [msgspec.to_builtins(a) for a in expected] and len(
             answers
         ) > 50
@@ -432,19 +433,29 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
             )
             for ident in mine
         ]
-        assert mine[0] in renamed and renamed[mine[0]] == names[0] and {name[: len(MARK)] for name in names} == {MARK}
+        assert (
+            mine[0] in renamed
+            and renamed[mine[0]] == names[0]
+            and all(name.startswith(PSEUDONYM_PREFIX) for name in names)
+        )
         said = lambda ids: [
             (ident, fraud, source)
             for ident in ids
             for fraud, source in ((True, "chargeback"), (False, "analyst"), (True, "customer"))
         ]
-        result, known = tell(settings, url, said([*others, *names])), tell(other, untouched, said([*others, *mine]))
+        result, known = (
+            assert_labels_on(settings, url, said([*others, *names])),
+            assert_labels_on(other, untouched, said([*others, *mine])),
+        )
         told = lambda some: [
             (r.label, r.previous, r.known_before or r.position, r.changed, r.known_before) for r in some
         ]
         assert told(result) == told(known) and sum(r.changed for r in result) >= 2
-        assert tell(settings, url, said(mine)) == [None] * 6 and not forget(settings, shop.customer, url)["orders"]
-        # batch goes on without refusing anything, also with what came since
+        assert (
+            assert_labels_on(settings, url, said(mine)) == [None] * 6
+            and not forget(settings, shop.customer, url)["orders"]
+        )
+        # batch goes on without rejecting anything, also with what came since
         assert compute_features(settings)["new_events"] == 0 and base_of(settings, table)
         for s, u in ((settings, url), (other, untouched)):
             assert bring_in(s, u)["statements"] > 4
@@ -460,7 +471,7 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
         } and len(ledgers[0]) == 4
         assert_nothing_left(settings, gone, url)
         assert [
-            asyncio.run(play(s, u, own_rest[:1], {}))[0].entities["customer_id"] == "new"
+            asyncio.run(score_all(s, u, own_rest[:1], {}))[0].entities["customer_id"] == "new"
             for s, u in ((settings, url), (other, untouched))
         ] == [True, False]
     # and anew it makes the same features and states
@@ -476,7 +487,7 @@ class Dead(BaseException):
     pass
 
 
-def dies(monkeypatch, name: str, call: int, after: bool) -> None:
+def dies(monkeypatch, module, name: str, call: int, after: bool) -> None:
     "The process dies at the n-th call of a function, before or after its work."
     function, calls = getattr(module, name), []
 
@@ -516,32 +527,29 @@ def consistent(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    "step, call, after",
+    "module, step, call, after",
     [
-        ("copy_log", 1, True),
-        ("forget_live", 1, True),
-        ("rename_file", 2, True),
-        ("rename_generation", 2, True),
-        ("rename_base", 1, False),
+        (erasure_live, "copy_log", 1, True),
+        (forgetting, "erase_live", 1, True),
+        (erasure_files, "rewrite_file", 2, True),
+        (erasure_files, "rewrite_states", 2, True),
+        (forgetting, "update_base", 1, False),
     ],
 )
-def test_a_run_that_died_is_completed_by_the_next(shop, monkeypatch, step, call, after):
+def test_a_run_that_died_is_completed_by_the_next(shop, monkeypatch, module, step, call, after):
     settings = shop.settings
     gone, own, _ = left_by(shop, settings)
     with monkeypatch.context() as patch:
-        dies(patch, step, call, after)
+        dies(patch, module, step, call, after)
         with pytest.raises(Dead):
             forget(settings, shop.customer)
     journal = settings.batch.folder / WORKING / JOURNAL
     assert journal.exists() and shop.customer.encode() not in journal.read_bytes()
-    began = step not in (
-        "write_journal",
-        "copy_log",
-    )  # after the step in the store, orders of the customer are a new customer's
+    began = step != "copy_log"  # after the step in the store, orders of the customer are a new customer's
     if began:
         mine = [row for row in shop.rest if row["customer_id"] == shop.customer][:1]
         with server_for(settings) as url:
-            assert asyncio.run(play(settings, url, mine, {}))[0].entities["customer_id"] == "new"
+            assert asyncio.run(score_all(settings, url, mine, {}))[0].entities["customer_id"] == "new"
     told = forget(settings, shop.customer)
     assert (
         len(told["completed"]) == began and told["orders"] == (1 if began else told["orders"]) and not journal.exists()
@@ -551,53 +559,55 @@ def test_a_run_that_died_is_completed_by_the_next(shop, monkeypatch, step, call,
     consistent(settings)
 
 
-def test_orders_that_come_meanwhile_are_the_forgotten_or_a_new_customers(shop, monkeypatch):
+def test_orders_that_arrive_meanwhile_are_erased_or_a_new_customers(shop, monkeypatch):
     settings = shop.settings
     mine, others = (
         [row for row in shop.rest if (row["customer_id"] == shop.customer) == same] for same in (True, False)
     )
     gone, said = left_by(shop, settings)[0], []
     with server_for(settings) as url:
-        played, look_up, switch, rename = [], module.search, module.switch_names, module.rename_log
+        scored = []
+        search, apply, rewrite = forgetting.search_customer, erasure_live.apply_in_store, forgetting.rewrite_log
 
         def searched(*args):
-            found = look_up(*args)
-            if len(played) == 0:
-                played.extend(
-                    asyncio.run(play(settings, url, [mine[0] | {"email": "seen@while.example"}], {}))
+            found = search(*args)
+            if len(scored) == 0:
+                scored.extend(
+                    asyncio.run(score_all(settings, url, [mine[0] | {"email": "seen@while.example"}], {}))
                 )  # after the search: it is done again
             return found
 
-        def switched(*args):
-            if len(played) == 1:
-                played.extend(
-                    asyncio.run(play(settings, url, others[:20], {}))
+        def applied(*args):
+            if len(scored) == 1:
+                scored.extend(
+                    asyncio.run(score_all(settings, url, others[:20], {}))
                 )  # after the copy: copied by the script, states read again
             elif len(said) == 0:
                 said.extend(
-                    tell(settings, url, [(shop.others[1], True, "chargeback", f"see {shop.customer}")])
+                    assert_labels_on(settings, url, [(shop.others[1], True, "chargeback", f"see {shop.customer}")])
                 )  # a note: all is done again
-            return switch(*args)
+            return apply(*args)
 
-        def renamed(*args):
+        def rewritten(*args):
             if len(said) == 1:
                 said.extend(
-                    tell(
+                    assert_labels_on(
                         settings, url, [(shop.mine[0], True, "chargeback", "late"), (shop.mine[1], True, "chargeback")]
                     )
                 )  # after the step
-            return rename(*args)
+            return rewrite(*args)
 
-        monkeypatch.setattr(module, "search", searched)
-        monkeypatch.setattr(module, "switch_names", switched)
-        monkeypatch.setattr(module, "rename_log", renamed)
+        monkeypatch.setattr(forgetting, "search_customer", searched)
+        monkeypatch.setattr(erasure_live, "apply_in_store", applied)
+        monkeypatch.setattr(forgetting, "rewrite_log", rewritten)
         told = forget(settings, shop.customer)
         assert (
-            len(played) == 21 and len(told["completed"]) == 1 and [one is None for one in said] == [False, False, True]
+            len(scored) == 21 and len(told["completed"]) == 1 and [one is None for one in said] == [False, False, True]
         )  # the first of the late ones is about an order that the log still had
         assert_nothing_left(settings, [*gone, b"seen@while.example", mine[0]["order_id"].encode()], url)
         assert (
-            asyncio.run(play(settings, url, [mine[0] | {"order_id": "later"}], {}))[0].entities["customer_id"] == "new"
+            asyncio.run(score_all(settings, url, [mine[0] | {"order_id": "later"}], {}))[0].entities["customer_id"]
+            == "new"
         )
     consistent(settings)
 
@@ -665,23 +675,24 @@ def test_a_tie_in_a_full_set_falls_as_before():
             "customer_id": code[people],
             "ip_addr": rng.integers(1, 3, n).astype(np.uint64),
         }
-        orders = Orders(
+        events = EventKeys(
             np.arange(1, n + 1, dtype=np.uint64), np.sort(rng.integers(0, 20, n)) * 3_600_000, keys
         )  # times in whole hours: many ties
-        found = Found(int(code[customer]))
-        note_own(found, orders, settings.columns), note_others(found, orders, settings.columns)
-        assert found.ties
+        search = CustomerSearch(int(code[customer]))
+        search.add_own(events, settings.columns)
+        search.add_others(events, settings.columns)
+        assert search.ties
 
         def features(new: int) -> bytes:
             columns = keys | {
-                "time": orders.time,
+                "time": events.time,
                 "amount": np.ones(n, np.int64),
                 "customer_id": np.where(people == customer, np.uint64(new), keys["customer_id"]),
             }
             return features_of_arrays(table, columns, np.float32)[people != customer].tobytes()
 
-        trail, before = drawn(found, settings.columns, bytes(32)), features(int(code[customer]))
-        assert features(trail.key("customer_id", int(code[customer]))) == before
+        plan, before = make_plan(search, settings.columns, bytes(32)), features(int(code[customer]))
+        assert features(plan.key("customer_id", int(code[customer]))) == before
         differ += sum(features(int(rng.integers(1, 2**64 - 1, dtype=np.uint64))) != before for _ in range(4))
     assert differ  # any random key would not do
 
@@ -698,18 +709,18 @@ def test_a_tie_in_a_full_set_falls_as_before():
         (9, ",yz", False),
     ],
 )
-def test_a_refused_line_that_was_cut_shows_the_beginning_of_a_text(length, end, shown):
+def test_a_rejected_line_that_was_cut_shows_the_beginning_of_a_text(length, end, shown):
     "Where ingest cut a line after 100 characters, three are enough to know a text by; two may be anything."
     texts = {"email": {"abcdef"}, "device": {"xyz"}}
-    assert module.cleared("", end.rjust(length, "-"), texts) == shown
+    assert shows_customer("", end.rjust(length, "-"), texts) == shown
     assert (
-        module.cleared("device", "xyz", texts)
-        and not module.cleared("email", "xyz", texts)
-        and not module.cleared("", "", texts)
+        shows_customer("device", "xyz", texts)
+        and not shows_customer("email", "xyz", texts)
+        and not shows_customer("", "", texts)
     )
 
 
-def test_what_is_refused(shop, monkeypatch):
+def test_what_is_rejected(shop, monkeypatch):
     settings = shop.settings
     with pytest.raises(ValueError, match="first of columns.entities"):
         forget(settings, "")
@@ -749,7 +760,7 @@ def rows_of_database(database: sa.Engine) -> dict[str, list[dict]]:
         }
 
 
-def test_the_database_forgets_too(shop, database_url):
+def test_the_database_is_erased_too(shop, database_url):
     writer = pytest.importorskip("fraud_poc.desk.writer")
     Reading, follow, mark_of, write_entries = writer.Reading, writer.follow, writer.mark_of, writer.write_entries
     settings = settings_in(shop.folder / "b", **{"database.url": database_url})
@@ -787,7 +798,7 @@ def test_the_database_forgets_too(shop, database_url):
                 connection.execute(sa.insert(cases).values(decision_id=number, note=note, customer=customer, **case))
         # a portion that was read before, and is not yet written, is refused
         late = [row for row in shop.rest if row["customer_id"] == shop.customer][:1]
-        asyncio.run(play(settings, url, late, {}))
+        asyncio.run(score_all(settings, url, late, {}))
 
         async def behind() -> list:
             async with open_store(settings, url) as store:

@@ -11,7 +11,15 @@ import xgboost as xgb
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.features.table import build_table
-from fraud_poc.ops.model_page import feature_groups, model_page, money, number, share, table, write_model_page
+from fraud_poc.ops.model_page import (
+    feature_groups,
+    markdown_table,
+    model_page,
+    money_tables,
+    number_text,
+    share_text,
+    write_model_page,
+)
 
 PARTS = [
     "Purpose",
@@ -171,10 +179,10 @@ def test_tables_are_whole(bundle):
             assert before.replace("\\|", "").count("|") == line.replace("\\|", "").count("|")
 
 
-def test_what_is_missing_is_said(bundle):
+def test_what_is_missing_is_shown_as_missing(bundle):
     empty = {"value": None, "low": None, "high": None}
     text = changed(bundle, money=None, metrics={name: empty for name in evaluation()["metrics"]})
-    assert "nothing can be said about money" in text and "| AUC ROC | – | – |" in text and "None" not in text
+    assert "no figures about money" in text and "| AUC ROC | – | – |" in text and "None" not in text
 
 
 def test_the_figures_with_labels_frozen_stand_beside_those_as_served(bundle):
@@ -212,25 +220,27 @@ def test_next_steps_follow_the_numbers(bundle):
         bundle, metrics=good
     )
     low = good | {"average_precision": {"value": 0.5, "low": -1.0, "high": 0.52}}
-    assert "gather more verdicts" in changed(bundle, metrics=low)
+    assert "gather more labels" in changed(bundle, metrics=low)
 
 
 def test_another_bundle_has_another_page(bundle):
     text, manifest = model_page(bundle), copy.deepcopy(bundle.manifest)
     manifest["settings"]["training"]["legitimate_share"] = 0.25
     assert (
-        "25% of the honest events were kept" in model_page(Stand(**{**bundle.__dict__, "manifest": manifest}))
+        "25% of the legitimate events were kept" in model_page(Stand(**{**bundle.__dict__, "manifest": manifest}))
         and "were kept, and weigh" not in text
     )
 
 
 def test_money_and_numbers():
-    assert money(MONEY).splitlines()[2].startswith("| the policy |") and "| of them not reached | 1 |  |" in money(
-        MONEY
-    )
-    assert (number(None), number(1234.567, 1), share(0.1234, 2)) == ("–", "1,234.6", "12.34%") and table(
-        ["a", "b"], [["x|y", "1\n2"]]
-    ).splitlines()[2] == "| x\\|y | 1 2 |"
+    assert money_tables(MONEY).splitlines()[2].startswith(
+        "| the policy |"
+    ) and "| of them not reached | 1 |  |" in money_tables(MONEY)
+    assert (number_text(None), number_text(1234.567, 1), share_text(0.1234, 2)) == (
+        "–",
+        "1,234.6",
+        "12.34%",
+    ) and markdown_table(["a", "b"], [["x|y", "1\n2"]]).splitlines()[2] == "| x\\|y | 1 2 |"
 
 
 def test_without_a_model_nothing_is_written(root, tmp_path):
