@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..core.events import FRAUD, HONEST, UNRESOLVED, Clock, keys_of, occurrence_of, system_clock
+from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, keys_of, occurrence_of, system_clock
 from ..core.files import Progress, read_json, sha256_of, sole_use, write_json, write_parquet
 from ..core.settings import UNITS_MS, Settings, duration_ms
 from ..data.ingest import bulks, part_path, read_manifest, read_part, read_waiting, time_span
@@ -128,7 +128,7 @@ def count_waits(
 ) -> np.ndarray:  # (2, 2, size) int64: for each class, how many waited, and how many are of an age of, 0, 1, ... hours
     "What `share_known` has to know of some events; counts of several lots can be added."
     count = lambda hours, c: np.bincount(np.clip(hours[label == c], 0, size - 1), minlength=size)
-    return np.stack([np.stack([count(wait, c), count(age, c)]) for c in (HONEST, FRAUD)])
+    return np.stack([np.stack([count(wait, c), count(age, c)]) for c in (LEGITIMATE, FRAUD)])
 
 
 def share_known(
@@ -290,7 +290,7 @@ def choose_rows(settings: Settings, table: FeatureTable, log: dict, place: int, 
         rows, of = pa.array(stay & (split == s) & (number == n)), as_test if SPLITS[s] == "test" else events
         write_parquet(spill_path(settings.batch.folder, SPLITS[s], n) / f"{place:06d}.parquet", of.filter(rows))
     counts = {
-        name: [int(((split == i) & (label == c)).sum()) for c in (HONEST, FRAUD, UNRESOLVED)]
+        name: [int(((split == i) & (label == c)).sum()) for c in (LEGITIMATE, FRAUD, UNRESOLVED)]
         for i, name in enumerate(SPLITS)
     }
     return {"counts": counts, "waits": waits}
@@ -301,7 +301,7 @@ def weigh(events: pa.Table, split: str, windows: Windows, known: np.ndarray, hon
     label, time = events["label"].to_numpy(), events["time"].cast(pa.int64()).to_numpy()
     weight = waiting_weights(label, (windows.moment(split) - time) // HOUR, known[int(split == "test")])
     if split == "train":
-        weight[label == HONEST] /= honest_share
+        weight[label == LEGITIMATE] /= honest_share
     return weight.astype(np.float32)
 
 
