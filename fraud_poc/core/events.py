@@ -259,12 +259,11 @@ def yes_or_no(missing: frozenset[str]) -> LabelReader:
 # %% ../../nbs/01_events.ipynb #n021
 def no_fraud_note(
     count: int,  # labels that were read
-    labels: Labels,  # settings
+    labels: Labels | None = None,  # settings; their values for fraud are shown
 ) -> str:
     "Note of a summary in which no label means fraud."
-    return (
-        f"no fraud: none of {count:,} labels means fraud; check labels.column and labels.fraud_values ({labels.fraud_values})"
-    )
+    values = f" ({labels.fraud_values})" if labels else ""
+    return f"no fraud: none of {count:,} labels means fraud; check labels.column and labels.fraud_values{values}"
 
 # %% ../../nbs/01_events.ipynb #c016
 TIME = pa.timestamp("ms", tz="UTC")

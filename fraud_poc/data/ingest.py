@@ -36,7 +36,7 @@ from fraud_poc.data.log import (
     read_manifest,
     read_part,
     working_folder,
-    write_part,
+    write_log_part,
     write_waiting,
 )
 from fraud_poc.data.readers import (
@@ -218,7 +218,7 @@ def write_month(month: Month, settings: Settings, log: Path) -> list[dict]:
             end = seq - rows + min(rows, most)
             cuts = [int(np.searchsorted(numpy_of(table, "seq"), end)) for table in held]
             full = [table.slice(0, cut) for table, cut in zip(held, cuts)]
-            parts.append(write_part(log, month.first_part + len(parts), *full))
+            parts.append(write_log_part(log, month.first_part + len(parts), *full))
             held = [table.slice(cut) for table, cut in zip(held, cuts)]
     return parts
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.events import occurrence_of
+from ..core.events import no_fraud_note, occurrence_of
 from ..core.files import Progress, read_json, write_aside
 from fraud_poc.core.plots import (
     FRAUD_COLOUR,
@@ -37,7 +37,7 @@ from fraud_poc.core.plots import (
     time_axis,
 )
 from ..core.settings import UNITS_MS, Settings
-from ..data.ingest import part_path, read_manifest
+from ..data.log import part_path, read_manifest
 from ..features.batch import features_folder
 from ..features.table import FeatureTable, build_table
 
@@ -754,9 +754,7 @@ def summarise(tally: Tally, sample: Sampled, decimals: int) -> dict:
         "corrected": tally.corrected,
         "delay_days": {"median": number(delay_days(tally, 0.5)), "p95": number(delay_days(tally, 0.95))},
         "amount_median": {name: number(np.median(values)) if len(values) else None for name, values in amount.items()},
-        "note": ""
-        if frauds or not resolved
-        else f"no fraud: none of {resolved:,} resolved events is one; check labels.fraud_values",
+        "note": "" if frauds or not resolved else no_fraud_note(resolved),
         "sampled": len(sample.label),
         "entities": busy,
     }

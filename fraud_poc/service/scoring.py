@@ -57,81 +57,19 @@ from uvicorn.supervisors import Multiprocess
 from ..core.events import KEY, UNPRINTED, Actor, clock_shift, key_of
 from ..core.logs import log_config, log_event, place_of_error
 from ..core.processes import environment, exit_on_sigterm
+from ..core.reading import INTEGERS, MAX_TEXT, Event, EventError, EventReader, Field, FieldError
 from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
-from ..data.ingest import hash_secret, read_manifest, read_part
+from ..data.log import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.database import open_database
 from ..desk.writer import mark_of
 from ..features.table import build_table
-from fraud_poc.live.decide import (
-    INTEGERS,
-    MAX_TEXT,
-    PLACES,
-    Answer,
-    Conflict,
-    Engine,
-    Event,
-    Field,
-    OrderError,
-    OrderReader,
-    Problem,
-    Watch,
-    decide_all,
-    read_dict,
-    read_values,
-    stepped,
-)
+from ..live.decide import PLACES, Answer, Conflict, Engine, Watch, decide_all, stepped
 from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
 from ..model.evaluate import BANDS
 from ..model.policy import ACTIONS
-from ..model.trees import Scorer
-
-# %% ../../nbs/63_scoring.ipynb #c005
-import msgspec
-import numpy as np
-import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import StarletteHTTPException
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from sqlalchemy import Engine as Database
-from sqlalchemy.exc import SQLAlchemyError
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.supervisors import Multiprocess
-
-from ..core.events import KEY, UNPRINTED, Actor, clock_shift, key_of
-from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
-from ..data.ingest import hash_secret, read_manifest, read_part
-from ..desk.access import Keys
-from ..desk.database import open_database
-from ..desk.writer import mark_of
-from ..features.table import build_table
-from fraud_poc.live.decide import (
-    ACTIONS,
-    BANDS,
-    INTEGERS,
-    MAX_TEXT,
-    PLACES,
-    Answer,
-    Conflict,
-    Engine,
-    Event,
-    Field,
-    OrderError,
-    OrderReader,
-    Problem,
-    Watch,
-    decide_all,
-    read_dict,
-    read_values,
-    stepped,
-)
-from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
-from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
-from ..model.bundle import latest_bundle
 from ..model.trees import Scorer
 
 # %% ../../nbs/63_scoring.ipynb #c007
@@ -157,7 +95,7 @@ def refusal(status: int, loc: list[str | int], msg: str, kind: str, wait: int = 
     return Refused(status, [Detail(loc, msg, kind)], kind, headers)
 
 
-def of_problems(problems: Iterable[Problem], *above: str | int) -> Refused:
+def of_problems(problems: Iterable[FieldError], *above: str | int) -> Refused:
     "The refusal of an order whose fields are wrong."
     return Refused(
         422, [Detail(["body", *above, *([p.name] if p.name else [])], p.msg, p.type) for p in problems], "order"
@@ -185,32 +123,32 @@ def strict_json(body: bytes) -> Any:
         raise refusal(400, ["body"], "JSON is nested too deeply", "json_invalid") from None
 
 
-def duplicates(pairs: Pairs) -> list[Problem]:
+def duplicates(pairs: Pairs) -> list[FieldError]:
     "A problem for each name that is there more than once."
     times = Counter(name for name, _ in pairs)
     return [
-        Problem(name, "field is there more than once", "duplicate_key") for name, count in times.items() if count > 1
+        FieldError(name, "field is there more than once", "duplicate_key") for name, count in times.items() if count > 1
     ]
 
 
-def read_pairs(reader: OrderReader, value: Any) -> Event:
-    "An order from a JSON value; `OrderError` names each field that is wrong, or there twice."
+def read_pairs(reader: EventReader, value: Any) -> Event:
+    "An order from a JSON value; `EventError` names each field that is wrong, or there twice."
     if not isinstance(value, Pairs):
-        raise OrderError([Problem("", "input should be an object with the fields of an order", "dict_type")])
+        raise EventError([FieldError("", "input should be an object with the fields of an order", "dict_type")])
     problems = duplicates(value)
     try:
-        event = read_dict(reader, dict(value))
-    except OrderError as error:
-        raise OrderError([*problems, *error.problems]) from None
+        event = reader.read_dict(dict(value))
+    except EventError as error:
+        raise EventError([*problems, *error.errors]) from None
     if problems:
-        raise OrderError(problems)
+        raise EventError(problems)
     return event
 
 # %% ../../nbs/63_scoring.ipynb #c010
 class Codec:
     "Turns bodies into events, and answers into bytes."
 
-    def __init__(self, reader: OrderReader, feature_names: Sequence[str] = ()):
+    def __init__(self, reader: EventReader, feature_names: Sequence[str] = ()):
         kinds = {"identity": str | int, "time": str, "number": int | float, "amount": int | float}
         fields = [
             (f"f{i}", kinds[field.part] | None if field.optional else kinds[field.part])
@@ -228,7 +166,7 @@ class Codec:
         return self.vector(*vector.tolist())
 
     def event(self, body: bytes | msgspec.Raw) -> Event:
-        "The order in a body; `OrderError` or `Refused` say what is wrong."
+        "The order in a body; `EventError` or `Refused` say what is wrong."
         body = bytes(body)
         if b"\\" not in body:
             try:
@@ -236,7 +174,7 @@ class Codec:
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 return read_pairs(self.reader, strict_json(body))
             if body.count(b'"') == 2 * (len(values) + sum(type(value) is str for value in values)):
-                return read_values(self.reader, values)
+                return self.reader.read_values(values)
         return read_pairs(self.reader, strict_json(body))
 
     def events(self, body: bytes) -> list[msgspec.Raw] | list[Any]:
@@ -246,7 +184,7 @@ class Codec:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             value = strict_json(body)
         if isinstance(value, Pairs) or not isinstance(value, list):
-            raise of_problems([Problem("", "input should be a list of orders", "list_type")])
+            raise of_problems([FieldError("", "input should be a list of orders", "list_type")])
         return value
 
 # %% ../../nbs/63_scoring.ipynb #c013
@@ -409,7 +347,7 @@ class Service:
             raise ValueError("the service needs the database of the API keys: give it one of open_database")
         self.settings, self.engine, self.clock, self.open_to_all = settings, engine, engine.clock, open_to_all
         self.keys = Keys(database) if database is not None else None
-        self.reader = OrderReader(settings, secret or hash_secret(settings.batch.folder), self.clock)
+        self.reader = EventReader(settings, secret or hash_secret(settings.batch.folder), self.clock)
         self.codec, self.metrics, self.in_flight, self.closing = (
             Codec(self.reader, engine.names),
             Metrics(shared),
@@ -533,8 +471,8 @@ def reply_of(service: Service, result: Answer | Exception) -> Reply:
         return refused_reply(service, result)
     if isinstance(result, Conflict):
         return refused_reply(service, refusal(409, id_place(service), str(result), "conflict"))
-    if isinstance(result, OrderError):
-        return refused_reply(service, of_problems(result.problems))
+    if isinstance(result, EventError):
+        return refused_reply(service, of_problems(result.errors))
     return failed(service, result)
 
 
@@ -636,7 +574,7 @@ async def score_batch(
         items = service.codec.events(await read_body(receive, most))
         if not 1 <= len(items) <= limits.max_batch:
             what = f"a batch has 1 to {limits.max_batch:,} orders, not {len(items):,}"
-            raise of_problems([Problem("", what, "too_long" if items else "too_short")])
+            raise of_problems([FieldError("", what, "too_long" if items else "too_short")])
         take_place(service)
         results = {}
         try:
@@ -671,8 +609,8 @@ async def score_items(service: Service, items: dict[int, Any], results: dict[int
             events[number] = (
                 service.codec.event(item) if isinstance(item, msgspec.Raw) else read_pairs(service.reader, item)
             )
-        except OrderError as error:
-            results[number] = {"status": 422, "detail": of_problems(error.problems, number).details}
+        except EventError as error:
+            results[number] = {"status": 422, "detail": of_problems(error.errors, number).details}
     numbers = list(events)
     await decide_all(service.engine, list(events.values()), lambda place, result: told(numbers[place], result))
     if errors:
@@ -680,27 +618,27 @@ async def score_items(service: Service, items: dict[int, Any], results: dict[int
 
 # %% ../../nbs/63_scoring.ipynb #c046
 def statement_of(service: Service, value: Any, by: Actor) -> Told:
-    "A statement or a retraction from a JSON value; `OrderError` names each field that is wrong, or there twice."
+    "A statement or a retraction from a JSON value; `EventError` names each field that is wrong, or there twice."
     if not isinstance(value, Pairs):
-        raise OrderError([Problem("", "input should be an object with the fields of a statement", "dict_type")])
+        raise EventError([FieldError("", "input should be an object with the fields of a statement", "dict_type")])
     problems = duplicates(value)
     try:
         statement = read_statement(service.reader, dict(value), by)
-    except OrderError as error:
-        raise OrderError([*problems, *error.problems]) from None
+    except EventError as error:
+        raise EventError([*problems, *error.errors]) from None
     if problems:
-        raise OrderError(problems)
+        raise EventError(problems)
     return statement
 
 
-async def say_items(service: Service, items: list[Any], by: Actor) -> list[Said | list[Problem]]:
+async def say_items(service: Service, items: list[Any], by: Actor) -> list[Said | list[FieldError]]:
     "What came of each statement or retraction."
     results, sound = {}, []
     for number, item in enumerate(items):
         try:
             sound.append((number, statement_of(service, item, by)))
-        except OrderError as error:
-            results[number] = error.problems
+        except EventError as error:
+            results[number] = error.errors
     results |= dict(await say_lot(service.engine, service.settings, service.reader.secret, sound, service.clock()))
     for result in results.values():
         outcome = (
@@ -716,7 +654,7 @@ async def say_items(service: Service, items: list[Any], by: Actor) -> list[Said 
     return [results[number] for number in range(len(items))]
 
 # %% ../../nbs/63_scoring.ipynb #c048
-def said_reply(result: Said | list[Problem], *place: int) -> dict:
+def said_reply(result: Said | list[FieldError], *place: int) -> dict:
     "Status with answer or detail."
     if isinstance(result, Said):
         return {"status": 200, "answer": result}
@@ -739,7 +677,7 @@ async def take_labels(
         items = value if isinstance(value, list) and not isinstance(value, Pairs) else [value]
         if not 1 <= len(items) <= limits.max_batch:
             what = f"a list has 1 to {limits.max_batch:,} statements, not {len(items):,}"
-            raise of_problems([Problem("", what, "too_long" if items else "too_short")])
+            raise of_problems([FieldError("", what, "too_long" if items else "too_short")])
         take_place(service)
         try:
             results = await say_items(service, items, by)
@@ -1668,7 +1606,7 @@ SETTINGS, STORE, SHARED = (
 )  # environment variables of workers
 
 
-def warm(engine: Engine, reader: OrderReader) -> None:
+def warm(engine: Engine, reader: EventReader) -> None:
     "Run the step and the model once, so that nothing is compiled while a customer waits."
     event = Event("", 1, reader.earliest, 0, {name: 1 for name in engine.settings.columns.hashed}, b"")
     there = list(range(len(engine.table.entities)))
