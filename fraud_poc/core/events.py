@@ -284,7 +284,7 @@ def event_schema(columns: Columns) -> pa.Schema:
 
 
 def label_schema(columns: Columns) -> pa.Schema:
-    "Schema of the label log: one row for each verdict, in the same sequence as the events."
+    "Schema of the label log: one row for each label, in the same sequence as the events."
     fields = [
         ("seq", pa.int64()),
         ("id", pa.string()),

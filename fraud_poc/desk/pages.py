@@ -54,6 +54,30 @@ from .queries import STEPS, Desk, Filters, read_filters
 from .writer import OPEN, closed_by, closing_sources, settle
 from ..live.labels import MAX_NOTE, Retraction, Said, Statement, Told
 
+# %% ../../nbs/76_pages.ipynb #c004
+from ..core.events import PERSON, Actor, Clock, checked_text, system_clock
+from ..core.files import read_json
+from ..core.settings import Settings
+from . import queries
+from fraud_poc.desk.access import (
+    ROLES,
+    Door,
+    Refused,
+    Session,
+    Throttled,
+    audit,
+    enter,
+    give_cookie,
+    leave,
+    list_accounts,
+    list_keys,
+)
+from .database import cases, decisions, writing
+from .queries import STEPS, Desk, Filters, read_filters
+from .writer import OPEN, closed_by, closing_sources, settle
+from ..live.labels import MAX_NOTE, Retraction, Said, Statement, Told
+from ..service.scoring import log_event, place_of_error
+
 # %% ../../nbs/76_pages.ipynb #c006
 def ago(ms: int | None, now: int) -> str:
     "How long before a moment something was, in one unit: `5 min`."
