@@ -404,7 +404,7 @@ def make_log(folder: Path, orders: int) -> None:
 
 def make_input(folder: Path, orders: int) -> Path:
     "The log's integer columns, in order; of orders of a customer at one moment only the first, so that all engines mean the same."
-    from fraud_poc.data.ingest import read_manifest, read_part
+    from fraud_poc.data.log import read_manifest, read_part
 
     if not (folder / "input.feather").exists():
         make_log(folder, orders)

@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 
 from fraud_poc.core.files import read_json  # noqa: E402
 from fraud_poc.core.settings import load_settings  # noqa: E402
-from fraud_poc.data.ingest import ingest, read_manifest  # noqa: E402
+from fraud_poc.data.ingest import ingest  # noqa: E402
+from fraud_poc.data.log import read_manifest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.desk.access import fresh_key  # noqa: E402
 from fraud_poc.features.batch import compute_features, features_folder  # noqa: E402

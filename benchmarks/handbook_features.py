@@ -29,7 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import oracle  # noqa: E402
 
 from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
-from fraud_poc.data.ingest import ingest, read_manifest, read_part  # noqa: E402
+from fraud_poc.data.ingest import ingest  # noqa: E402
+from fraud_poc.data.log import read_manifest, read_part  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 

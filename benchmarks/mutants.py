@@ -89,7 +89,7 @@ class Change:
     "One way in which a line can be wrong."
 
     module: str  # "live.decide"
-    function: str  # "OrderReader.time_ms"; "" outside of functions
+    function: str  # "EventReader.time_ms"; "" outside of functions
     number: int = field(compare=False)  # of the line, from 1
     line: str  # as it is, stripped
     becomes: str  # with the change, stripped

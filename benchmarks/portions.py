@@ -31,12 +31,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import oracle  # noqa: E402
 
+from fraud_poc.core.reading import Event  # noqa: E402
 from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
-from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part, read_waiting  # noqa: E402
+from fraud_poc.data.ingest import ingest  # noqa: E402
+from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
 from fraud_poc.features.table import build_table, step_event  # noqa: E402
-from fraud_poc.live.decide import Event, keys_in, spread  # noqa: E402
+from fraud_poc.live.decide import keys_in, spread  # noqa: E402
 from fraud_poc.live.labels import Learner, Statement, collect, enter_due, say  # noqa: E402
 from fraud_poc.live.load import prepare_db  # noqa: E402
 from fraud_poc.live.store import Change, Entry, encode_entry, event_key, open_store, start_redis  # noqa: E402

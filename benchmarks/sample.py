@@ -32,7 +32,8 @@ def one_run(orders: int, stop_after: int) -> dict:
     pa.set_io_thread_count(1)
 
     from fraud_poc.core.settings import load_settings
-    from fraud_poc.data.sample import make_data, slices_of, write_batch
+    from fraud_poc.data.sample import make_data, write_batch
+    from fraud_poc.data.shop import slices_of
 
     settings = load_settings(CONFIG, {"sample.orders": orders, "sample.customers": max(1, orders * 2 // 15)})
     done = [0]

@@ -324,7 +324,7 @@ def write_bodies(settings, folder: Path, count: int) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from fraud_poc.data.ingest import read_manifest, read_part
+    from fraud_poc.data.log import read_manifest, read_part
 
     columns, parts = (
         settings.columns,
@@ -356,7 +356,7 @@ def write_feast_inputs(settings, table, bundle, folder: Path) -> dict[str, list[
     import pandas as pd
     import pyarrow.parquet as pq
 
-    from fraud_poc.data.ingest import LOG
+    from fraud_poc.data.log import LOG
     from fraud_poc.features.batch import features_folder
 
     bodies = pd.read_json(folder / "bodies.jsonl", lines=True, dtype=str)
@@ -455,17 +455,18 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     import numpy as np
 
     from fraud_poc.core.events import key_of
-    from fraud_poc.data.ingest import hash_secret
+    from fraud_poc.core.reading import EventReader
+    from fraud_poc.data.log import hash_secret
     from fraud_poc.features.batch import read_states
     from fraud_poc.features.table import Stepper, step_event
-    from fraud_poc.live.decide import Engine, OrderReader, decided
+    from fraud_poc.live.decide import Engine, decided
     from fraud_poc.live.store import MemoryStore, Meta
     from fraud_poc.service.schemas import Codec
 
     secret = hash_secret(settings.batch.folder)
     bundle.booster.set_param({"nthread": 1})
     codec, stepper, scorer = (
-        Codec(OrderReader(settings, secret), table.names),
+        Codec(EventReader(settings, secret), table.names),
         Stepper(table),
         bundle.scorer(),
     )

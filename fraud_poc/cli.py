@@ -671,7 +671,7 @@ def running_service(settings: Settings, url: str) -> Iterator[tuple[str, Any]]:
 # %% ../nbs/92_cli.ipynb #c039
 def verdicts_of(settings: Settings) -> dict[int, int]:
     "What the log says of events in the end, by id key."
-    from fraud_poc.data.ingest import read_manifest, read_part
+    from fraud_poc.data.log import read_manifest, read_part
 
     known = {}
     for part in read_manifest(settings.batch.folder)["parts"]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from fraud_poc.core.events import TIME, event_schema, label_schema
 from fraud_poc.core.files import write_json
 from fraud_poc.core.settings import Columns, Settings
-from fraud_poc.data.ingest import LOG, part_path, read_manifest, read_part, write_part
+from fraud_poc.data.log import LOG, part_path, read_manifest, read_part, write_log_part
 from fraud_poc.features.aggregates import Items, own_features
 from fraud_poc.features.batch import features_folder, fold_arrays, read_items, read_states
 from fraud_poc.features.table import FeatureTable, Stepper, build_table, step_event, step_label
@@ -115,7 +115,7 @@ def write_log(settings: Settings, items: list[dict], part_items: int | list[int]
             continue
         first = manifest["next_seq"]
         manifest["parts"].append(
-            write_part(folder / LOG, len(manifest["parts"]), *_tables(settings, items[start:stop], first))
+            write_log_part(folder / LOG, len(manifest["parts"]), *_tables(settings, items[start:stop], first))
         )
         manifest["next_seq"] = first + stop - start
     write_json(path, manifest)

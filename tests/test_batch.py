@@ -17,7 +17,8 @@ from cluster import cluster
 from waiting import until
 
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.data.ingest import ingest, part_path, read_manifest
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import part_path, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features import batch as module
 from fraud_poc.features.batch import compute_features, features_folder, freeze, parts_until, read_states

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fraud_poc.core.files import read_json
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.data.ingest import ingest, part_path, read_manifest, read_part
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import part_path, read_manifest, read_part
 from fraud_poc.features.batch import compute_features
 from fraud_poc.model import dataset as module
 from fraud_poc.model.acceptance import judge_model

@@ -12,7 +12,8 @@ import pytest
 
 from fraud_poc.core.files import read_json
 from fraud_poc.core.settings import load_settings
-from fraud_poc.data.ingest import ingest, read_manifest, read_part
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table
@@ -244,7 +245,9 @@ batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows 
     assert report["labels_waiting"] == sum(not row.endswith(",") for row in rows) - labelled
     frauds = int(labelled and rows[0].endswith(",1"))
     assert report["frauds"] == frauds and report["note"] == (
-        "no fraud: none of 1 resolved events is one; check labels.fraud_values" if labelled and not frauds else ""
+        "no fraud: none of 1 labels means fraud; check labels.column and labels.fraud_values"
+        if labelled and not frauds
+        else ""
     )
 
 

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import ended, line_of, until, until_so
 
+from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import load_settings
-from fraud_poc.live.decide import OrderReader, read_dict
 from fraud_poc.ops.feed import (
     GIVE_UP_AFTER,
     MAX_SCORERS,
@@ -105,9 +105,9 @@ def url_of(server, host="127.0.0.1"):
 
 
 def test_orders_go_on_where_the_sample_ends_and_are_taken_by_the_service(settings):
-    reader, last, frauds = OrderReader(settings, b"x" * 32), "", 0
+    reader, last, frauds = EventReader(settings, b"x" * 32), "", 0
     for order, fraud in islice(live_orders(settings, 1, "s"), 3_000):
-        event = read_dict(reader, order)
+        event = reader.read_dict(order)
         assert event.id == order["order_id"] and order["order_date"] >= last
         last, frauds = order["order_date"], frauds + fraud
     assert last > "2025-07-15" and 0 < frauds < 300

@@ -19,14 +19,16 @@ from waiting import STORE
 
 from fraud_poc.core.events import PERSON, Actor, key_of, occurrence_of
 from fraud_poc.core.files import sole_use
+from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
 from fraud_poc.features.table import build_table
-from fraud_poc.live.decide import Label, OrderReader, read_dict
+from fraud_poc.live.decide import Label
 from fraud_poc.live.labels import Learner, Said, Statement, UnknownOrder, collect, find_in_log, say
 from fraud_poc.live.load import base_of, look, prepare_db
 from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, state_key
@@ -96,11 +98,11 @@ class Shop:
 
 async def score_all(settings: Settings, url: str, orders: list[dict], labels: dict[str, int]) -> list:
     "Score orders, and learn their labels; the answers."
-    reader, answers = OrderReader(settings, hash_secret(settings.batch.folder)), []
+    reader, answers = EventReader(settings, hash_secret(settings.batch.folder)), []
     async with open_store(settings, url) as store:
         engine = small_engine(settings, store)
         for order in orders:
-            event = read_dict(reader, order)
+            event = reader.read_dict(order)
             answers.append(await engine.decide(event))
             assert answers[-1].degraded is None
             if order["order_id"] in labels:

@@ -20,7 +20,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from scoring_worker import small_engine  # noqa: E402
 
 from fraud_poc.core.settings import load_settings  # noqa: E402
-from fraud_poc.data.ingest import ingest, read_manifest, read_part  # noqa: E402
+from fraud_poc.data.ingest import ingest  # noqa: E402
+from fraud_poc.data.log import read_manifest, read_part  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.desk.access import SCOPES, new_key  # noqa: E402
 from fraud_poc.desk.database import open_database  # noqa: E402

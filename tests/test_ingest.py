@@ -20,9 +20,12 @@ import pytest
 from waiting import LONG
 
 from fraud_poc.core.events import key_of
+from fraud_poc.core.files import sole_use
 from fraud_poc.core.settings import Settings
 from fraud_poc.data import ingest as module
-from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part, read_waiting
+from fraud_poc.data import readers, settle
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import hash_secret, part_path, read_manifest, read_part, read_waiting
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FRAUD_POC_SHARED", ROOT / ".." / "shared"))
@@ -448,8 +451,9 @@ def test_csv_cut_in_its_last_line(make, tmp_path):
 
 
 def test_rows_keep_their_numbers_over_many_blocks(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 2_000)
-    monkeypatch.setattr(module, "ROWS", 300)
+    monkeypatch.setattr(readers, "BLOCK", 2_000)
+    for room in (readers, settle, module):
+        monkeypatch.setattr(room, "ROWS", 300)
     settings, lines = (
         make(),
         [f"{i},2025-03-03,w,t,{'x' if i % 11 == 0 else i}" + ",more" * (i % 7 == 0) for i in range(1, 3001)],
@@ -460,7 +464,7 @@ def test_rows_keep_their_numbers_over_many_blocks(make, tmp_path, monkeypatch):
         "events"
     ] == 3000 - len(found)
     assert all((reason == "too many fields") == (row % 7 == 0) for row, _, _, reason in found)
-    monkeypatch.setattr(module, "BLOCK", 8 << 20)
+    monkeypatch.setattr(readers, "BLOCK", 8 << 20)
     long = csv(tmp_path / "b.csv", '1,2025-03-03,"w,t,1', *lines * 300)
     with pytest.raises(ValueError, match="b.csv is not a whole CSV file.*a quote stays open"):
         ingest(settings, long, "", replace=True)
@@ -842,7 +846,8 @@ def test_same_bytes_for_any_split_threads_and_pieces(make, tmp_path, monkeypatch
         events.iloc[i * 1000 : (i + 1) * 1000].to_csv(write(tmp_path / f"in/{i}.csv", ""), index=False)
     seen = []
     for place, threads, rows in [("all.csv", 1, 500_000), ("in", 3, 700), ("in/*.csv", 2, 100)]:
-        monkeypatch.setattr(module, "ROWS", rows)
+        for room in (readers, settle, module):
+            monkeypatch.setattr(room, "ROWS", rows)
         settings = make(folder=f"out{len(seen)}")
         settings = settings.model_copy(
             update={"batch": settings.batch.model_copy(update={"threads": threads, "part_rows": 1500})}
@@ -945,7 +950,7 @@ def test_killed(make, tmp_path, mode, when):
 
 def test_one_at_a_time(make, tmp_path):
     settings, place = make(), csv(tmp_path / "a.csv", "1,2025-03-03,w,t,1")
-    with module.sole_use(settings.batch.folder):
+    with sole_use(settings.batch.folder):
         with pytest.raises(ValueError, match="another run is writing"):
             ingest(settings, place, "")
     assert ingest(settings, place, "")["events"] == 1
@@ -956,7 +961,7 @@ def test_a_damaged_log_is_named(make, tmp_path):
     with pytest.raises(ValueError, match="no event log at"):
         read_manifest(settings.batch.folder)
     ingest(settings, csv(tmp_path / "a.csv", "1,2025-03-03,w,t,1"), "")
-    path = module.part_path(settings.batch.folder, "events", read_manifest(settings.batch.folder)["parts"][0]["name"])
+    path = part_path(settings.batch.folder, "events", read_manifest(settings.batch.folder)["parts"][0]["name"])
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
         ingest(settings, csv(tmp_path / "a.csv", "1,2025-03-03,w,t,1"), "")

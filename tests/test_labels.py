@@ -17,14 +17,16 @@ from scoring_worker import settings_in, small_engine
 from waiting import STORE
 
 from fraud_poc.core.events import KEY, PERSON, Actor, key_of, occurrence_of
+from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.access import new_key
 from fraud_poc.desk.database import open_database
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
-from fraud_poc.live.decide import OrderError, OrderReader, keys_in, read_dict, spread
+from fraud_poc.live.decide import keys_in, spread
 from fraud_poc.live.labels import (
     MOST,
     SOURCES,
@@ -173,7 +175,7 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
     settings = settings_of(folder, **{"labels.priority": list(priority)})
     secret, table = hash_secret(folder), build_table(settings)
     reader, store = (
-        OrderReader(settings, secret, clock=lambda: NOW),
+        EventReader(settings, secret, clock=lambda: NOW),
         MemoryStore(Meta("e", 1, table.hash, {"next_seq": 7})),
     )
     queue, told = iter(words + words[:5] * again), []
@@ -201,7 +203,7 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
     async def run() -> tuple[int, int]:
         learners = [Learner(settings, Far(store)) for _ in range(writers)]
         for number in range(4):
-            await decide(learners[0], read_dict(reader, order(number)))
+            await decide(learners[0], reader.read_dict(order(number)))
         await asyncio.gather(*map(write, learners))
         log = list(store.log)
         for statement, _ in told:  # late, all once more: those with a time are known, the others may speak anew
@@ -330,12 +332,12 @@ def ids_of_history(settings: Settings) -> list[str]:
 async def live_day(settings: Settings, url: str, numbers: range, served: dict, seed: int) -> int:
     "Live orders and statements from two connections at once; how many statements were taken."
     secret, rng, old = hash_secret(settings.batch.folder), np.random.default_rng(seed), ids_of_history(settings)
-    reader, taken, queue = OrderReader(settings, secret), 0, iter(numbers)
+    reader, taken, queue = EventReader(settings, secret), 0, iter(numbers)
 
     async def work(learner: Learner) -> None:
         nonlocal taken
         for number in queue:
-            served[f"live{number}"] = await decide(learner, read_dict(reader, order(number)))
+            served[f"live{number}"] = await decide(learner, reader.read_dict(order(number)))
             for about in (f"live{rng.integers(number + 1)}", old[rng.integers(len(old))]):
                 said = Statement(
                     about,
@@ -410,13 +412,13 @@ def test_what_was_live_comes_home_to_the_bit(shop, tmp_path):
 def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     settings, url = copy_of(shop, tmp_path)
     secret, old = hash_secret(settings.batch.folder), ids_of_history(settings)[0]
-    reader = OrderReader(settings, secret)
+    reader = EventReader(settings, secret)
 
     async def speak(*said: Statement) -> list[int]:
         async with open_store(settings, url) as store:
             learner = Learner(settings, store)
             for number in range(3):
-                await decide(learner, read_dict(reader, order(number)))
+                await decide(learner, reader.read_dict(order(number)))
             return [(await say(learner, settings, secret, one)).label for one in said]
 
     day = lambda number: START + number * DAY
@@ -479,7 +481,7 @@ def said_to(settings: Settings, url: str, *told: Statement | Retraction) -> list
             for one in told:
                 try:
                     found.append(await say(learner, settings, hash_secret(settings.batch.folder), one))
-                except (UnknownOrder, OrderError) as error:
+                except (UnknownOrder, EventError) as error:
                     found.append(error)
         return found
 
@@ -489,8 +491,8 @@ def said_to(settings: Settings, url: str, *told: Statement | Retraction) -> list
 def scored(settings: Settings, url: str, *orders: dict) -> list[np.ndarray]:
     async def run() -> list:
         async with open_store(settings, url) as store:
-            learner, reader = Learner(settings, store), OrderReader(settings, hash_secret(settings.batch.folder))
-            return [await decide(learner, read_dict(reader, one)) for one in orders]
+            learner, reader = Learner(settings, store), EventReader(settings, hash_secret(settings.batch.folder))
+            return [await decide(learner, reader.read_dict(one)) for one in orders]
 
     return asyncio.run(run())
 
@@ -552,7 +554,7 @@ def test_an_id_that_comes_again_has_labels_of_its_own(shop, tmp_path):
     assert (
         (own.label, own.previous) == (0, -1)
         and (older.label, older.previous) == (1, 1)
-        and isinstance(none, OrderError)
+        and isinstance(none, EventError)
     )
     (timed,) = said_to(
         settings, url, Statement("live0", True, "customer", START + 70 * DAY, time=START)
@@ -633,7 +635,7 @@ def test_a_store_that_lost_what_is_home_is_found_out(shop, tmp_path):
 def test_rows_of_retractions_read_missing_values_as_all_rows(tmp_path):
     "Words that stand for a missing value are empty in the fields that a retraction has not; other values there are named."
     settings = settings_of(tmp_path / "orders")
-    reader = OrderReader(settings, bytes(32), clock=lambda: NOW)
+    reader = EventReader(settings, bytes(32), clock=lambda: NOW)
     (tmp_path / "back.csv").write_text(
         "order,retracts,source,known\no1,17,NULL,n/a\no2,18,,\no3,19,analyst,2025-06-01\n"
     )
@@ -647,7 +649,7 @@ def test_rows_of_retractions_read_missing_values_as_all_rows(tmp_path):
 
 def test_all_kinds_of_files_say_the_same(tmp_path, monkeypatch):
     settings = settings_of(tmp_path)
-    reader = OrderReader(settings, hash_secret(tmp_path), clock=lambda: NOW)
+    reader = EventReader(settings, hash_secret(tmp_path), clock=lambda: NOW)
     rows = [
         {"order_id": "o1", "is_fraud": "1", "known_at": "2025-06-01T10:00:00", "source": "analyst", "note": "odd"},
         {"order_id": "17", "is_fraud": "0", "known_at": "", "source": "", "note": ""},
@@ -789,9 +791,9 @@ def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://service", headers={KEY_HEADER: key}
         ) as client:
-            learner, reader = Learner(settings, store), OrderReader(settings, bytes(32))
+            learner, reader = Learner(settings, store), EventReader(settings, bytes(32))
             for number in range(4):
-                await decide(learner, read_dict(reader, order(number)))
+                await decide(learner, reader.read_dict(order(number)))
             said = [{"order": f"live{number}", "fraud": True, "source": "analyst"} for number in range(4)]
             engine.store = Going(store, 2)
             down = await client.post("/labels", json=said)

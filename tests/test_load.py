@@ -12,7 +12,8 @@ from waiting import STORE, until_so
 
 from fraud_poc.core.files import read_json, sole_use, write_json
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.data.ingest import ingest, read_manifest, read_part
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.batch import compute_features, read_states
 from fraud_poc.features.table import Stepper, build_table

@@ -20,7 +20,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.data.ingest import ingest, read_manifest
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.aggregates import Items
 from fraud_poc.features.batch import (

@@ -16,7 +16,8 @@ from test_parity import BASE, examples, folder_of
 
 from fraud_poc.core.files import read_json, write_json
 from fraud_poc.core.settings import Settings
-from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part, read_waiting
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting
 from fraud_poc.features.batch import compute_features
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import Learner, collect, enter_due

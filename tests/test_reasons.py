@@ -9,9 +9,9 @@ import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fraud_poc.core.reading import event_fields
 from fraud_poc.core.settings import load_settings
 from fraud_poc.features.table import Row, build_table
-from fraud_poc.live.decide import order_fields
 from fraud_poc.model.reasons import Reason, explain, explain_many, layout, readable, reasons_of, row_of
 
 DOMAINS = ("orders", "cards", "ratings")
@@ -34,7 +34,7 @@ def domain(name: str):
 
     chosen = load_settings(ROOT / "config" / f"{name}.toml")
     names, rng = build_table(chosen).names, np.random.default_rng(3)
-    fields = [field.name for field in order_fields(chosen)]
+    fields = [field.name for field in event_fields(chosen)]
     order = {
         field: (
             "2025-03-01" if field == chosen.columns.time else 12.5 if field == chosen.columns.amount else f"{field}-1"

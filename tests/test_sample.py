@@ -9,6 +9,7 @@ import pytest
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data import sample as sample_data
+from fraud_poc.data import shop
 
 CONFIG = Path(__file__).parent.parent / "config"
 
@@ -158,23 +159,23 @@ def test_stories_do_not_break_off_between_batches():
         [
             columns["time"]
             for batch in (0, 1)
-            for _, columns in sample_data.batch_columns(sample, batch)
-            for columns in [{"time": columns["time"][columns["pattern"] == sample_data.STOLEN]}]
+            for _, columns in shop.batch_columns(sample, batch)
+            for columns in [{"time": columns["time"][columns["pattern"] == shop.STOLEN]}]
         ]
     )
-    start, end = sample_data.period(sample)
+    start, end = shop.period(sample)
     told = np.concatenate(
         [
-            story["time"][story["pattern"] == sample_data.STOLEN]
-            for part in sample_data.slices_of(sample)
-            for story in [sample_data.stories(sample, part)]
+            story["time"][story["pattern"] == shop.STOLEN]
+            for part in shop.slices_of(sample)
+            for story in [shop.stories(sample, part)]
         ]
     )
     assert sorted(in_batches) == sorted(told[(told >= start) & (told < end)])
-    assert 0 < ((told >= start + 30 * sample_data.DAY) & (told < start + 32 * sample_data.DAY)).sum()
+    assert 0 < ((told >= start + 30 * shop.DAY) & (told < start + 32 * shop.DAY)).sum()
 
 
 def test_memory_is_bounded_by_construction():
     for orders in (10**6, 10**8, 10**9):
-        parts = sample_data.slices_of(settings(orders=orders, days=180).sample)
-        assert max(part.orders for part in parts) <= sample_data.SLICE_ORDERS and parts[-1].batch == 5
+        parts = shop.slices_of(settings(orders=orders, days=180).sample)
+        assert max(part.orders for part in parts) <= shop.SLICE_ORDERS and parts[-1].batch == 5

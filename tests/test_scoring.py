@@ -25,10 +25,10 @@ from waiting import LONG, STORE, ended, line_of, until, until_so
 
 from fraud_poc.core.events import Clock, system_clock
 from fraud_poc.core.logs import JsonLines
+from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import load_settings
 from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
 from fraud_poc.desk.database import open_database
-from fraud_poc.live.decide import OrderError, OrderReader
 from fraud_poc.live.store import StoreDown, open_store, start_redis
 from fraud_poc.service import http, scoring, workers
 from fraud_poc.service.http import create_app
@@ -288,7 +288,7 @@ pieces = st.one_of(
     st.integers(0, 3),
 )
 def test_the_fast_way_and_the_strict_way_read_alike(changes, added, ascii_only, space):
-    codec = Codec(OrderReader(load_settings(ROOT / "config" / "orders.toml"), SECRET, lambda: NOW))
+    codec = Codec(EventReader(load_settings(ROOT / "config" / "orders.toml"), SECRET, lambda: NOW))
     pairs = [*(ORDER | changes).items(), *added]
     body = (
         "{"
@@ -301,7 +301,7 @@ def test_the_fast_way_and_the_strict_way_read_alike(changes, added, ascii_only, 
     def told(read):
         try:
             return read()
-        except (OrderError, RequestRejected) as error:
+        except (EventError, RequestRejected) as error:
             return str(error)
 
     fast, strict = told(lambda: codec.event(body)), told(lambda: codec.strict_event(strict_json(body)))

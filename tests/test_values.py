@@ -13,18 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fraud_poc.core.events import LabelReader, folded, is_missing, label_words, missing_words, without_missing
+from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.data.ingest import (
-    UNLISTED,
-    bulk_of,
-    hash_secret,
-    ingest,
-    read_manifest,
-    read_part,
-    read_waiting,
-    write_waiting,
-)
-from fraud_poc.live.decide import OrderError, OrderReader, read_dict
+from fraud_poc.data.ingest import ingest
+from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting, write_waiting
+from fraud_poc.data.validation import UNLISTED, bulk_of
 from fraud_poc.live.labels import Ledger, Order, Statement, check_statement, file_statements, read_statement
 from fraud_poc.model.dataset import last_known, log_until
 from fraud_poc.service.schemas import missing_pattern
@@ -173,7 +166,7 @@ def in_file(kind):
             )
         else:
             written(path, frame)
-        reader, found = OrderReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW), []
+        reader, found = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW), []
         for number, item in file_statements(settings, reader, str(path), "file"):
             if isinstance(item, list):
                 assert (
@@ -302,7 +295,7 @@ def test_kinds_of_parquet_columns(make, tmp_path, kind):
     )
     summary = ingest(settings, str(tmp_path / "e.parquet"), clock=lambda: NOW)
     assert (summary["labels_fraud"], summary["labels_legitimate"], summary["labels_unlisted"]) == (2, 1, {})
-    reader = OrderReader(settings, hash_secret(settings.batch.folder))
+    reader = EventReader(settings, hash_secret(settings.batch.folder))
     assert [item.fraud for _, item in file_statements(settings, reader, str(tmp_path / "e.parquet"), "file")] == [
         True,
         False,
@@ -312,10 +305,10 @@ def test_kinds_of_parquet_columns(make, tmp_path, kind):
 
 @pytest.mark.parametrize("value", [1, 0, 1.0, "true", "yes", "1", "fraud", None, [], 2])
 def test_json_by_api_is_strict_and_says_so(make, value):
-    reader = OrderReader(make(), bytes(32))
-    with pytest.raises(OrderError) as caught:
+    reader = EventReader(make(), bytes(32))
+    with pytest.raises(EventError) as caught:
         read_statement(reader, {"order": "e1", "fraud": value, "source": "analyst"})
-    assert [(one.name, one.msg) for one in caught.value.problems] == [
+    assert [(one.name, one.msg) for one in caught.value.errors] == [
         (
             "fraud",
             f"input should be true or false, not {str(value)!r}: other words for yes and no are read in files only",
@@ -326,7 +319,7 @@ def test_json_by_api_is_strict_and_says_so(make, value):
 
 def test_a_field_called_fraud_has_its_own_meaning(make, tmp_path):
     "Whatever the lists of the domain: `fraud` in a labels file is yes or no, unless the domain's own column is called so."
-    reader = OrderReader(make(), bytes(32))
+    reader = EventReader(make(), bytes(32))
 
     def told(settings, values):
         (tmp_path / "said.csv").write_text(
@@ -473,15 +466,15 @@ def test_stand_ins_for_missing_are_no_identity_and_counted(make, tmp_path):
         "town": {"N/A": 1, "\\N": 1, "nan": 1},
         "who": {" NULL ": 1, "NULL": 1, "null": 1},
     }
-    reader = OrderReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
+    reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
     for row in rows_of(settings, "events"):  # the live service reads the same texts alike
         line = lines[int(row["id"]) - 1].split(",")
         order = {"id": row["id"], "at": "2025-03-03", "who": line[2], "town": line[3], "amount": 1}
-        live = read_dict(reader, order)
+        live = reader.read_dict(order)
         assert (live.keys["who"], live.keys["town"]) == (row["who_key"], row["town_key"])
         if row["town"] is None:  # where a field must be there
-            with pytest.raises(OrderError, match="town: must not be empty"):
-                read_dict(OrderReader(make(), bytes(32)), order)
+            with pytest.raises(EventError, match="town: must not be empty"):
+                EventReader(make(), bytes(32)).read_dict(order)
 
 
 @pytest.mark.parametrize(
@@ -670,15 +663,15 @@ def test_a_label_of_the_future_in_a_labels_file(make, tmp_path, kind):
     else:
         written(path, frame)
     problems = []
-    for _, item in file_statements(settings, OrderReader(settings, bytes(32), clock=lambda: NOW), str(path), "file"):
+    for _, item in file_statements(settings, EventReader(settings, bytes(32), clock=lambda: NOW), str(path), "file"):
         try:
             problems.append(
                 item
                 if isinstance(item, list)
                 else check_statement(settings, item, Order(NOW - 10**9, {}, Ledger()), NOW) or []
             )
-        except OrderError as error:
-            problems.append(error.problems)
+        except EventError as error:
+            problems.append(error.errors)
     assert [[(one.name, "live.future_skew (1h)" in one.msg) for one in found] for found in problems] == [
         [],
         [("known", True)],

@@ -6,7 +6,8 @@
 __all__ = ['MISSING', 'EMPTY_TEXT', 'Clock', 'CLOCK_SHIFT', 'PERSON', 'KEY', 'COMMAND_LINE', 'WAITED', 'UNPRINTED', 'UNRESOLVED',
            'LEGITIMATE', 'FRAUD', 'YES', 'NO', 'TIME', 'hasher', 'key_of', 'keys_of', 'occurrence_of', 'folded',
            'missing_words', 'is_missing', 'without_missing', 'minor_units', 'clock_shift', 'system_clock', 'Actor',
-           'checked_text', 'label_words', 'text_of', 'LabelReader', 'yes_or_no', 'event_schema', 'label_schema']
+           'checked_text', 'label_words', 'text_of', 'LabelReader', 'yes_or_no', 'no_fraud_note', 'event_schema',
+           'label_schema']
 
 # %% ../../nbs/01_events.ipynb #c003
 import hashlib
@@ -255,6 +256,15 @@ def yes_or_no(missing: frozenset[str]) -> LabelReader:
     plain = Labels.model_construct(fraud_values=[1], legitimate_values=[0], unresolved_values=[], other_values="refuse")
     return LabelReader(plain, missing)
 
+# %% ../../nbs/01_events.ipynb #n021
+def no_fraud_note(
+    count: int,  # labels that were read
+    labels: Labels | None = None,  # settings; their values for fraud are shown
+) -> str:
+    "Note of a summary in which no label means fraud."
+    values = f" ({labels.fraud_values})" if labels else ""
+    return f"no fraud: none of {count:,} labels means fraud; check labels.column and labels.fraud_values{values}"
+
 # %% ../../nbs/01_events.ipynb #c016
 TIME = pa.timestamp("ms", tz="UTC")
 
@@ -274,7 +284,7 @@ def event_schema(columns: Columns) -> pa.Schema:
 
 
 def label_schema(columns: Columns) -> pa.Schema:
-    "Schema of the label log: one row for each verdict, in the same sequence as the events."
+    "Schema of the label log: one row for each label, in the same sequence as the events."
     fields = [
         ("seq", pa.int64()),
         ("id", pa.string()),

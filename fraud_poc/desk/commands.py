@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..core.events import COMMAND_LINE, Actor
+from ..core.events import COMMAND_LINE, Actor, no_fraud_note
 from ..core.files import Progress
 from ..core.settings import Settings, load_settings
 from fraud_poc.core.terminal import (
@@ -380,9 +380,7 @@ def collect_step(drop: bool) -> Step:
         with server_for(settings) as url:
             told = collect(settings, url, progress, drop)
         return told | (
-            {"note": f"no fraud: none of {told['labels']:,} labels says fraud"}
-            if told["labels"] and not told["frauds"]
-            else {}
+            {"note": no_fraud_note(told["labels"], settings.labels)} if told["labels"] and not told["frauds"] else {}
         )
 
     return step

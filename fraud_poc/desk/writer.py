@@ -37,6 +37,7 @@ import sqlalchemy as sa
 from ..core.events import Actor, system_clock
 from ..core.files import Progress
 from ..core.logs import JsonLines, log_event
+from ..core.reading import InvalidValue, event_fields, identity_text, number_text
 from ..core.settings import Settings, duration_ms
 from .access import Done, record_all
 from fraud_poc.desk.database import (
@@ -56,7 +57,7 @@ from fraud_poc.desk.database import (
     writing,
 )
 from ..features.table import build_table
-from ..live.decide import Refusal, identity_text, number_text, open_record, order_fields, place_of
+from ..live.decide import open_record, place_of
 from ..live.labels import SOURCES, determining, open_ledger
 from ..live.load import ARCHIVED
 from fraud_poc.live.store import (
@@ -142,7 +143,7 @@ class Reading:
         self.settings, self.columns, self.scale, self.policy = settings, columns, 10**columns.decimals, models.policy
         self.explain = explain or (lambda *some: explain_with(models, *some))
         self.entities, self.table_hash = [entity.by for entity in models.table.entities], models.table.hash
-        parts = {one.name: one.part for one in order_fields(settings)}
+        parts = {one.name: one.part for one in event_fields(settings)}
         self.id_parts = [(name, parts[name] == "identity") for name in columns.id]
         self.settling = closing_sources(settings)
 
@@ -158,7 +159,7 @@ def raw_text(value: Any, identity: bool = True) -> str:
         return (
             clean(identity_text(value, True) or "") if identity else value if type(value) is str else number_text(value)
         )
-    except Refusal:
+    except InvalidValue:
         return ""
 
 

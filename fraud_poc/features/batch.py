@@ -44,7 +44,7 @@ from fraud_poc.core.files import (
     write_parquet,
 )
 from ..core.settings import Settings
-from ..data.ingest import part_path, read_manifest, read_part
+from ..data.log import part_path, read_manifest, read_part
 from . import aggregates as agg
 from .aggregates import Items, compiled, inner, own_features
 from .table import KINDS, EntityPlan, FeatureTable, build_table, plan_entity

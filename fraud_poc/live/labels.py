@@ -48,42 +48,38 @@ from fraud_poc.core.events import (
     key_of,
     label_schema,
     missing_words,
+    no_fraud_note,
     system_clock,
     text_of,
     yes_or_no,
 )
 from ..core.files import Progress, write_json, write_parquet
-from ..core.settings import Settings, duration_ms
-from fraud_poc.data.ingest import (
-    LOG,
+from fraud_poc.core.reading import (
+    EventError,
+    EventReader,
+    Field,
+    FieldError,
+    InvalidValue,
     beyond_clock,
+    encodes,
+    event_fields,
+    identity_text,
+    number_text,
+)
+from ..core.settings import Settings, duration_ms
+from fraud_poc.data.log import (
+    LOG,
     hash_secret,
     part_path,
     read_manifest,
     read_part,
     read_waiting,
     working_folder,
-    write_part,
+    write_log_part,
     write_waiting,
 )
 from ..features.table import Stepper, build_table, step_label
-from fraud_poc.live.decide import (
-    Field,
-    OrderError,
-    OrderReader,
-    Problem,
-    Refusal,
-    Watch,
-    attempts,
-    check_table,
-    encodes,
-    identity_text,
-    keys_in,
-    missed,
-    number_text,
-    order_fields,
-    spread,
-)
+from .decide import Watch, attempts, check_table, keys_in, missed, spread
 from .load import Found, gap, ledger_key, look, mark_of
 from fraud_poc.live.store import (
     ASSERT,
@@ -381,22 +377,22 @@ MAX_NOTE = 2_000  # characters
 
 
 def check_statement(settings: Settings, statement: Told, order: Order, now: int) -> None:
-    "`OrderError` when a statement or a retraction cannot be right."
+    "`EventError` when a statement or a retraction cannot be right."
     problems, known = [], getattr(statement, "known", None)
     if isinstance(statement, Statement) and statement.source not in SOURCES:
-        problems.append(Problem("source", f"input should be one of {', '.join(SOURCES)}", "literal_error"))
+        problems.append(FieldError("source", f"input should be one of {', '.join(SOURCES)}", "literal_error"))
     try:
         checked_text(statement.note, MAX_NOTE)
     except ValueError as error:
-        problems.append(Problem("note", str(error), "string_pattern"))
+        problems.append(FieldError("note", str(error), "string_pattern"))
     if known is not None and known < order.time:
         problems.append(
-            Problem("known", "time is before the order's own: nothing could be known of it yet", "datetime_past")
+            FieldError("known", "time is before the order's own: nothing could be known of it yet", "datetime_past")
         )
     if known is not None and known > now + duration_ms(settings.live.future_skew):
-        problems.append(Problem("known", beyond_clock(settings), "datetime_future"))
+        problems.append(FieldError("known", beyond_clock(settings), "datetime_future"))
     if problems:
-        raise OrderError(problems)
+        raise EventError(problems)
 
 # %% ../../nbs/48_labels.ipynb #c021
 def was_said(ledger: Ledger, source: int, label: int, known: int | None) -> bool:
@@ -451,7 +447,7 @@ def entry_of(
 async def assertion_at(
     engine: Any, settings: Settings, told: Retraction, id_key: int, order: Order
 ) -> tuple[int, int, int]:
-    "What stands at the place that a retraction names, as in a ledger; `OrderError` when it is no assertion on this order."
+    "What stands at the place that a retraction names, as in a ledger; `EventError` when it is no assertion on this order."
     if told.retracts in order.assertions:
         return order.assertions[told.retracts]
     entry = await entry_at(engine.store, told.retracts)
@@ -459,8 +455,8 @@ async def assertion_at(
         body = decode_assertion(entry.body)
         if body.kind == ASSERT:
             return SOURCES.index(body.source), body.said, entry.known
-    raise OrderError(
-        [Problem("retracts", f"no assertion on this order has number {told.retracts} in the log", "not_found")]
+    raise EventError(
+        [FieldError("retracts", f"no assertion on this order has number {told.retracts} in the log", "not_found")]
     )
 
 
@@ -494,7 +490,7 @@ def is_news(told: Told, ledger: Ledger, item: tuple[int, int, int], fresh: bool)
 async def planned(
     engine: Any, settings: Settings, told: Told, id_key: int, order: Order, now: int
 ) -> tuple[bytes, tuple]:
-    "Record key and item of a statement or a retraction, as far as they are known before the ledger is; `OrderError` for what cannot be."
+    "Record key and item of a statement or a retraction, as far as they are known before the ledger is; `EventError` for what cannot be."
     check_statement(settings, told, order, now)
     if isinstance(told, Retraction):
         return retraction_key(id_key, told.retracts), await assertion_at(engine, settings, told, id_key, order)
@@ -563,7 +559,7 @@ async def say(
     collected: Collected | None = None,  # None = to be looked up
     fresh: bool = False,  # a statement without a time is taken, also when its source says the same already
 ) -> Said:
-    "Take a statement in, or one back; `UnknownOrder` and `OrderError` reject it. After store troubles say it again: it is never taken twice."
+    "Take a statement in, or one back; `UnknownOrder` and `EventError` reject it. After store troubles say it again: it is never taken twice."
     id_key, now, order = key_of(statement.order, secret), engine.clock() if now is None else now, None
 
     async def once() -> Said | None:
@@ -600,8 +596,8 @@ def known_field(settings: Settings) -> Field:
     return Field("known", "time" if settings.columns.time_format == "iso" else "number", False, True)
 
 
-def read_field(reader: OrderReader, name: str, value: Any) -> Any:
-    "One field of a statement; `Refusal` says what is wrong."
+def read_field(reader: EventReader, name: str, value: Any) -> Any:
+    "One field of a statement; `InvalidValue` says what is wrong."
     if name == "order":
         return identity_text(value, False, reader.missing)
     if name == "known":
@@ -609,7 +605,7 @@ def read_field(reader: OrderReader, name: str, value: Any) -> Any:
     if name == "fraud":
         if type(value) is bool:
             return value
-        raise Refusal(
+        raise InvalidValue(
             f"input should be true or false, not {str(value)[:40]!r}: other words for yes and no are read in files only",
             "bool_type",
         )
@@ -617,42 +613,46 @@ def read_field(reader: OrderReader, name: str, value: Any) -> Any:
         if type(value) is float and value.is_integer():
             value = int(value)
         if type(value) is not int or not 0 <= value < 2**63:
-            raise Refusal("input should be the sequence number of an assertion", "int_type")
+            raise InvalidValue("input should be the sequence number of an assertion", "int_type")
         return value
     if type(value) is not str:
-        raise Refusal("input should be text", "string_type")
+        raise InvalidValue("input should be text", "string_type")
     if not encodes(value) and value:
-        raise Refusal("text is not valid Unicode", "string_unicode")
+        raise InvalidValue("text is not valid Unicode", "string_unicode")
     if name == "note":
         try:
             return checked_text(value, MAX_NOTE)
         except ValueError as error:
-            raise Refusal(str(error), "string_pattern") from None
+            raise InvalidValue(str(error), "string_pattern") from None
     if name == "source" and value not in SOURCES:
-        raise Refusal(f"input should be one of {', '.join(SOURCES)}", "literal_error")
+        raise InvalidValue(f"input should be one of {', '.join(SOURCES)}", "literal_error")
     return value
 
 # %% ../../nbs/48_labels.ipynb #c035
 def read_statement(
-    reader: OrderReader,
+    reader: EventReader,
     given: Mapping[str, Any],  # field -> value
     by: Actor = Actor(),  # who says it
 ) -> Told:  # a retraction when there is a field `retracts`
-    "A statement or a retraction from its fields; `OrderError` names every field that is wrong, missing or unknown."
+    "A statement or a retraction from its fields; `EventError` names every field that is wrong, missing or unknown."
     fields, kind = (BACK, Retraction) if "retracts" in given else (FIELDS, Statement)
     problems, values = (
-        [Problem(name, "field is missing", "missing") for name, must in fields.items() if must and name not in given],
+        [
+            FieldError(name, "field is missing", "missing")
+            for name, must in fields.items()
+            if must and name not in given
+        ],
         {},
     )
     for name, value in given.items():
         try:
             if name not in fields:
-                raise Refusal("no such field" + " in a retraction" * (name in FIELDS), "extra_forbidden")
+                raise InvalidValue("no such field" + " in a retraction" * (name in FIELDS), "extra_forbidden")
             values[name] = read_field(reader, name, value)
-        except Refusal as error:
-            problems.append(Problem(str(name), *error.args))
+        except InvalidValue as error:
+            problems.append(FieldError(str(name), *error.args))
     if problems:
-        raise OrderError(problems)
+        raise EventError(problems)
     return kind(**values, by=by)
 
 # %% ../../nbs/48_labels.ipynb #c038
@@ -702,7 +702,7 @@ class RowReader:
         return None if (text := text_of(value)) is None or is_missing(text, self.missing) else value
 
     def label(self, row: dict) -> bool | None:
-        "Fraud or not; None when the row does not say; `Refusal` names a value that is in none of the lists."
+        "Fraud or not; None when the row does not say; `InvalidValue` names a value that is in none of the lists."
         name = "fraud" if "fraud" in row else self.settings.labels.column
         plain = name != self.settings.labels.column
         found, _ = (self.plain if plain else self.labels).of(row.get(name))
@@ -711,7 +711,7 @@ class RowReader:
         lists = "neither yes nor no: write true or false, yes or no, 1 or 0"
         if not plain:
             lists = "in none of labels.fraud_values, labels.legitimate_values and labels.unresolved_values: write one of these, or list it"
-        raise Refusal(f"{str(row[name])[:40]!r} is {lists}", "label")
+        raise InvalidValue(f"{str(row[name])[:40]!r} is {lists}", "label")
 
 
 def moment_of(rows: RowReader, row: dict) -> Any:
@@ -730,7 +730,7 @@ def moment_of(rows: RowReader, row: dict) -> Any:
 
 # %% ../../nbs/48_labels.ipynb #c041
 def as_fields(rows: RowReader, row: dict) -> dict[str, Any]:
-    "The fields of a statement in a row of a file, those that are not there left out; `OrderError` when its label is in no list."
+    "The fields of a statement in a row of a file, those that are not there left out; `EventError` when its label is in no list."
     settings = rows.settings
     ids, fields = [row.get(name) for name in settings.columns.id], {}
     if "order" in row:
@@ -741,8 +741,8 @@ def as_fields(rows: RowReader, row: dict) -> dict[str, Any]:
         fields["order"] = ":".join(number_text(value) if type(value) in (int, float) else str(value) for value in ids)
     try:
         label = rows.label(row)
-    except Refusal as error:
-        raise OrderError([Problem("fraud" if "fraud" in row else settings.labels.column, *error.args)]) from None
+    except InvalidValue as error:
+        raise EventError([FieldError("fraud" if "fraud" in row else settings.labels.column, *error.args)]) from None
     if label is not None:
         fields["fraud"] = label
     fields |= {"source": rows.given(row, "source") or settings.labels.source, "known": moment_of(rows, row)}
@@ -765,21 +765,21 @@ def as_retraction(rows: RowReader, row: dict, fields: dict[str, Any]) -> dict[st
 
 def file_statements(
     settings: Settings,
-    reader: OrderReader,
+    reader: EventReader,
     place: str,  # a file; "-" = standard input
     by: Actor,
-) -> Iterator[tuple[int, Told | list[Problem] | None]]:  # number of the row; None = it says nothing
+) -> Iterator[tuple[int, Told | list[FieldError] | None]]:  # number of the row; None = it says nothing
     "Statements of a file, or what is wrong with them."
     rows = RowReader(settings)
     for number, row in file_rows(place):
         try:
             if isinstance(row, str):
-                raise OrderError([Problem("", row, "row")])
+                raise EventError([FieldError("", row, "row")])
             fields = as_fields(rows, row)
             says = not {"fraud", "retracts"}.isdisjoint(fields) or not {"fraud", settings.labels.column} & row.keys()
             yield number, read_statement(reader, fields, by) if says else None
-        except OrderError as error:
-            yield number, error.problems
+        except EventError as error:
+            yield number, error.errors
 
 # %% ../../nbs/48_labels.ipynb #c043
 AT_ONCE, LOT = 16, 5_000  # orders that are spoken of at once; rows at a time
@@ -791,7 +791,7 @@ async def say_lot(
     secret: bytes,
     lot: list[tuple[int, Told]],  # numbered
     now: int | None = None,  # UTC ms; None = by the engine's clock
-) -> list[tuple[int, Said | list[Problem]]]:  # by number
+) -> list[tuple[int, Said | list[FieldError]]]:  # by number
     "What came of some statements; store troubles are raised when all that could be said is said."
     groups, gate, meta = {}, asyncio.Semaphore(AT_ONCE), await engine.store.meta()
     for number, statement in lot:
@@ -821,28 +821,28 @@ async def say_or_tell(
     statement: Told,
     now: int | None,
     collected: Collected,
-) -> Said | list[Problem]:
+) -> Said | list[FieldError]:
     "What came of a statement, or what is wrong with it."
     try:
         return await say(engine, settings, secret, statement, now, collected)
     except UnknownOrder as error:
-        return [Problem("order", str(error), "not_found")]
-    except OrderError as error:
-        return error.problems
+        return [FieldError("order", str(error), "not_found")]
+    except EventError as error:
+        return error.errors
 
 # %% ../../nbs/48_labels.ipynb #c044
 async def say_file(
     settings: Settings,
     url: str,  # of the store
     place: str,  # a file; "-" = standard input
-    complain: Callable[[int, Problem], Any],  # is told of each row that is refused, from 1
+    complain: Callable[[int, FieldError], Any],  # is told of each row that is refused, from 1
     by: Actor = Actor(COMMAND_LINE),
     progress: Progress | None = None,
 ) -> dict:  # rows, statements, frauds among them, changed, known_before, unresolved, refused, note, reasons of refusal
     "Take the statements of a file in; store troubles are raised, and the same file can be given again."
     patient = settings.model_copy(update={"live": settings.live.model_copy(update={"store_timeout": "30s"})})
     secret, told, reasons = hash_secret(settings.batch.folder), Counter(), Counter()
-    statements = file_statements(settings, OrderReader(settings, secret), place, by)
+    statements = file_statements(settings, EventReader(settings, secret), place, by)
     async with open_store(patient, url) as store:
         engine = Learner(patient, store)
         while lot := list(itertools.islice(statements, LOT)):
@@ -859,15 +859,11 @@ async def say_file(
             if progress:
                 progress(told["rows"], 0)
     names = ("rows", "statements", "frauds", "changed", "known_before", "unresolved", "refused")
-    note = (
-        f"no fraud: none of {told['statements']:,} statements says fraud"
-        if told["statements"] and not told["frauds"]
-        else ""
-    )
+    note = no_fraud_note(told["statements"], settings.labels) if told["statements"] and not told["frauds"] else ""
     return {name: told[name] for name in names} | {"note": note, "reasons": dict(sorted(reasons.items()))}
 
 
-def count_of(result: Said | list[Problem]) -> dict[str, int]:
+def count_of(result: Said | list[FieldError]) -> dict[str, int]:
     "What a result adds to the summary."
     return (
         {"refused": 1}
@@ -914,7 +910,7 @@ STATEMENTS = pa.schema(
 def texts_of(settings: Settings, body: bytes) -> tuple[str, dict[str, str | None]]:
     "Id and raw texts of an order, from its fields as they were sent; empty when they were removed."
     fields, texts = msgspec.json.decode(body) if body else {}, {}
-    for field in order_fields(settings):
+    for field in event_fields(settings):
         value = fields.get(field.name)
         if field.part == "identity":
             texts[field.name] = identity_text(value, True)
@@ -1039,7 +1035,7 @@ def live_parts(
         events, labels, statements = (pa.concat_tables(tables) for tables in zip(*held))
         if not len(events) + len(labels):
             continue
-        part = write_part(settings.batch.folder / LOG, number, events, labels)
+        part = write_log_part(settings.batch.folder / LOG, number, events, labels)
         if len(statements):
             write_parquet(part_path(settings.batch.folder, "statements", part["name"]), statements.combine_chunks())
         digest = hashlib.sha256(data).hexdigest()

@@ -19,9 +19,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ..core.reading import Event, EventError, EventReader
 from ..core.settings import Settings
-from ..data.ingest import hash_secret
-from .decide import Answer, Conflict, Engine, Event, OrderError, OrderReader, read_dict
+from ..data.log import hash_secret
+from .decide import Answer, Conflict, Engine
 from .store import Ask, Change, Lot, Outcome, open_store
 from ..model.reasons import explain_many
 from ..service.scoring import default_engine
@@ -56,7 +57,7 @@ def parse_csv(text: str, numbers: set[str]) -> list[dict[str, Any]]:
 
 def read_orders(
     place: str,  # a file; "-" = standard input
-    reader: OrderReader,
+    reader: EventReader,
 ) -> list[dict[str, Any]]:
     "Orders of a file; `ValueError` says what is wrong with it."
     text = sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8-sig")
@@ -79,14 +80,14 @@ SHOWN_PROBLEMS = 10
 
 def check_orders(
     orders: Sequence[Mapping[str, Any]],
-    reader: OrderReader,
+    reader: EventReader,
 ) -> list[Event]:
     "Read orders strictly; `ValueError` names every order and field that is wrong."
     events, wrong = [], []
     for number, order in enumerate(orders, 1):
         try:
-            events.append(read_dict(reader, order))
-        except OrderError as error:
+            events.append(reader.read_dict(order))
+        except EventError as error:
             wrong.append(f"order {number}: {error}")
     if not wrong:
         return events
@@ -165,7 +166,7 @@ def read_events(
     place: str,  # a file; "-" = standard input
 ) -> list[Event]:
     "Orders of a file, checked; `ValueError` says what is wrong with file or orders."
-    reader = OrderReader(settings, hash_secret(settings.batch.folder))
+    reader = EventReader(settings, hash_secret(settings.batch.folder))
     return check_orders(read_orders(place, reader), reader)
 
 

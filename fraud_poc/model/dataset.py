@@ -31,8 +31,9 @@ import pyarrow.parquet as pq
 from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, keys_of, occurrence_of, system_clock
 from ..core.files import Progress, read_json, sha256_of, sole_use, write_json, write_parquet
 from ..core.settings import UNITS_MS, Settings, duration_ms
-from ..data.ingest import bulks, part_path, read_manifest, read_part, read_waiting, time_span
-from ..data.sample import scramble
+from ..data.log import part_path, read_manifest, read_part, read_waiting, time_span
+from ..data.shop import scramble
+from ..data.validation import bulks
 from ..features.batch import features_folder, frozen_features, label_plans, on_dask, parts_until
 from ..features.table import FeatureTable, build_table
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.events import no_fraud_note
 from ..core.files import Progress, write_aside
 from fraud_poc.core.plots import (
     FRAUD_COLOUR,
@@ -29,7 +30,7 @@ from fraud_poc.core.plots import (
     time_axis,
 )
 from ..core.settings import Settings
-from ..data.ingest import read_manifest
+from ..data.log import read_manifest
 from ..features.table import FeatureTable, build_table
 from fraud_poc.ops.survey import (
     LONGEST_DELAY,
@@ -293,7 +294,7 @@ def summarise(tally: Tally, sample: EventSample, decimals: int) -> dict:
         own = sample.columns["amount"][sample.label == label] / 10**decimals
         amounts[name] = number(np.median(own)) if len(own) else None
     first, last = np.flatnonzero(tally.days[0])[[0, -1]]
-    note = f"no fraud: none of {resolved:,} resolved events is one; check labels.fraud_values"
+    note = no_fraud_note(resolved)
     return {
         "events": events,
         "labels": known,

@@ -28,11 +28,11 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from ..core.events import key_of, missing_words
+from ..core.reading import identity_text
 from ..core.settings import Columns
-from ..data.ingest import LOG, read_manifest, read_part
+from ..data.log import LOG, read_manifest, read_part
 from ..desk.database import cases, decisions, labels, links, signed, unsigned, writers
 from ..features.table import FeatureTable
-from ..live.decide import identity_text
 from ..live.labels import SOURCES, retraction_key, said_key
 from ..live.load import ROUNDS, ledger_key, look, remove_stale
 from fraud_poc.live.store import (

@@ -25,11 +25,11 @@ import pyarrow.compute as pc
 
 from ..core.events import key_of, keys_of, missing_words
 from ..core.files import write_aside
+from ..core.reading import Event, digest_of, identity_text
 from ..core.settings import Columns
 from ..desk.database import signed
 from ..features import aggregates as agg
 from ..features.table import EntityPlan
-from ..live.decide import Event, digest_of, identity_text
 from ..live.store import Entry
 
 # %% ../../nbs/84_erasure_plan.ipynb #c007

@@ -36,7 +36,8 @@ from ..core.events import Clock, system_clock
 from ..core.logs import log_config, log_event
 from ..core.processes import exit_on_sigterm
 from ..core.settings import Settings, duration_ms
-from ..data.sample import LARGE, batch_columns, generator, orders_table, period, slices_of
+from ..data.sample import orders_table
+from ..data.shop import LARGE, batch_columns, generator, period, slices_of
 from fraud_poc.ops.scorer_client import (
     Endpoint,
     ScorerConnection,

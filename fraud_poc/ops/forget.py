@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from ..core.events import key_of
 from ..core.files import Progress, read_json, remove_partials, sole_use
 from ..core.settings import Settings
-from ..data.ingest import LOG, hash_secret, read_manifest, working_folder
+from ..data.log import LOG, hash_secret, read_manifest, working_folder
 from ..desk.access import record
 from ..desk.database import database_url, open_database, writing
 from ..features.table import FeatureTable, build_table

@@ -23,13 +23,14 @@ import numpy as np
 import pyarrow as pa
 
 from ..core.files import Progress, read_json
+from ..core.reading import Event, event_fields
 from ..core.settings import Columns, Settings
-from ..data.ingest import read_manifest, read_part
+from ..data.log import read_manifest, read_part
 from ..features import aggregates as agg
 from ..features.aggregates import Items
 from ..features.batch import compute_features, features_folder, fold_arrays, pick_items, states_of
 from ..features.table import EntityPlan, FeatureTable, build_table
-from ..live.decide import Engine, Event, Label, open_record, order_fields
+from ..live.decide import Engine, Label, open_record
 from ..live.load import ledger_key, prepare_db
 from ..live.store import Entry, Store, decode_entry, open_store, start_redis, state_key
 from ..model.bundle import latest_bundle
@@ -316,7 +317,7 @@ def raw_orders(
     after: int = 0,  # parts of the log to pass over
 ) -> Iterator[tuple[int, dict[str, Any]]]:  # id key, order as `POST /score` takes it
     "Recorded orders in sequence."
-    columns, fields = settings.columns, order_fields(settings)
+    columns, fields = settings.columns, event_fields(settings)
     for part in read_manifest(settings.batch.folder)["parts"][after:]:
         for row in read_part(settings.batch.folder, "events", part["name"]).to_pylist():
             ms = round(row["time"].timestamp() * 1000)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ..core.events import occurrence_of
 from ..core.files import Progress, read_json
 from ..core.settings import UNITS_MS, Settings
-from ..data.ingest import part_path
+from ..data.log import part_path
 from ..features.batch import features_folder
 from ..features.table import FeatureTable
 

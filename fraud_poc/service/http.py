@@ -34,8 +34,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..core.events import clock_shift, key_of
 from ..core.logs import log_event, place_of_error
+from ..core.reading import MAX_TEXT
 from ..core.settings import Settings
-from ..live.decide import MAX_TEXT, Engine
+from ..live.decide import Engine
 from ..live.labels import enter_due
 from .metrics import exposition
 from fraud_poc.service.schemas import (

@@ -26,22 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
 from pydantic.json_schema import models_json_schema
 
 from ..core.events import UNPRINTED
+from ..core.reading import INTEGERS, MAX_TEXT, Event, EventError, EventReader, FieldError
+from ..core.reading import Field as EventField
 from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
-from fraud_poc.live.decide import (
-    INTEGERS,
-    MAX_TEXT,
-    PLACES,
-    Answer,
-    Event,
-    OrderError,
-    OrderReader,
-    Problem,
-    read_dict,
-    read_values,
-)
-from fraud_poc.live.decide import (
-    Field as EventField,
-)
+from ..live.decide import PLACES, Answer
 from ..live.labels import MAX_NOTE, SOURCES, Said, known_field
 from ..model.policy import ACTIONS, BANDS
 
@@ -80,14 +68,14 @@ def rejection(
 
 
 def field_details(
-    problems: Iterable[Problem],
+    problems: Iterable[FieldError],
     *above: str | int,  # path of the object in the body
 ) -> list[Detail]:
     "Details of the fields that are wrong."
     return [Detail(["body", *above, *([p.name] if p.name else [])], p.msg, p.type) for p in problems]
 
 
-def rejected_event(problems: Iterable[Problem]) -> RequestRejected:
+def rejected_event(problems: Iterable[FieldError]) -> RequestRejected:
     "The rejection of an event whose fields are wrong."
     return RequestRejected(422, field_details(problems), "order")
 
@@ -113,36 +101,36 @@ def strict_json(body: bytes) -> Any:
         raise rejection(400, ["body"], "JSON is nested too deeply", "json_invalid") from None
 
 
-def duplicates(pairs: Pairs) -> list[Problem]:
+def duplicates(pairs: Pairs) -> list[FieldError]:
     "A problem for each name that is there more than once."
     times = Counter(name for name, _ in pairs)
     return [
-        Problem(name, "field is there more than once", "duplicate_key") for name, count in times.items() if count > 1
+        FieldError(name, "field is there more than once", "duplicate_key") for name, count in times.items() if count > 1
     ]
 
 # %% ../../nbs/62_schemas.ipynb #c011
 def read_pairs(
     value: Any,  # of `strict_json`
-    read: Any,  # dictionary -> what is read; raises `OrderError`
+    read: Any,  # dictionary -> what is read; raises `EventError`
     what: str,  # "an order"
 ) -> Any:
-    "Read a JSON object; `OrderError` names each field that is wrong, or there twice."
+    "Read a JSON object; `EventError` names each field that is wrong, or there twice."
     if not isinstance(value, Pairs):
-        raise OrderError([Problem("", f"input should be an object with the fields of {what}", "dict_type")])
+        raise EventError([FieldError("", f"input should be an object with the fields of {what}", "dict_type")])
     problems = duplicates(value)
     try:
         found = read(dict(value))
-    except OrderError as error:
-        raise OrderError([*problems, *error.problems]) from None
+    except EventError as error:
+        raise EventError([*problems, *error.errors]) from None
     if problems:
-        raise OrderError(problems)
+        raise EventError(problems)
     return found
 
 # %% ../../nbs/62_schemas.ipynb #c013
 class Codec:
     "Turns bodies into events, and answers into bytes."
 
-    def __init__(self, reader: OrderReader, feature_names: Sequence[str] = ()):
+    def __init__(self, reader: EventReader, feature_names: Sequence[str] = ()):
         kinds = {"identity": str | int, "time": str, "number": int | float, "amount": int | float}
         fields = [
             (f"f{i}", kinds[field.part] | None if field.optional else kinds[field.part])
@@ -162,7 +150,7 @@ class Codec:
         return self.vector(*vector.tolist())
 
     def event(self, body: bytes | msgspec.Raw) -> Event:
-        "The event in a body; `OrderError` or `RequestRejected` say what is wrong."
+        "The event in a body; `EventError` or `RequestRejected` say what is wrong."
         body = bytes(body)
         if b"\\" not in body:
             try:
@@ -170,12 +158,12 @@ class Codec:
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 return self.strict_event(strict_json(body))
             if body.count(b'"') == 2 * (len(values) + sum(type(value) is str for value in values)):
-                return read_values(self.reader, values)
+                return self.reader.read_values(values)
         return self.strict_event(strict_json(body))
 
     def strict_event(self, value: Any) -> Event:
-        "The event in a value of `strict_json`; `OrderError` says what is wrong."
-        return read_pairs(value, lambda fields: read_dict(self.reader, fields), "an order")
+        "The event in a value of `strict_json`; `EventError` says what is wrong."
+        return read_pairs(value, lambda fields: self.reader.read_dict(fields), "an order")
 
     def items(self, body: bytes) -> list[msgspec.Raw] | list[Any]:
         "The items of a list of events, not yet read; `RequestRejected` when it is no list."
@@ -184,11 +172,11 @@ class Codec:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             value = strict_json(body)
         if isinstance(value, Pairs) or not isinstance(value, list):
-            raise rejected_event([Problem("", "input should be a list of orders", "list_type")])
+            raise rejected_event([FieldError("", "input should be a list of orders", "list_type")])
         return value
 
     def item(self, value: Any) -> Event:
-        "The event in an item of a list; `OrderError` says what is wrong."
+        "The event in an item of a list; `EventError` says what is wrong."
         return self.event(value) if isinstance(value, msgspec.Raw) else self.strict_event(value)
 
 # %% ../../nbs/62_schemas.ipynb #c016
@@ -230,7 +218,7 @@ def missing_pattern(
 
 # %% ../../nbs/62_schemas.ipynb #c019
 def event_type(
-    reader: OrderReader,
+    reader: EventReader,
     field: EventField,
     now: int,  # UTC ms
 ) -> Any:
@@ -255,7 +243,7 @@ def event_type(
     return Annotated[str, Field(description=text, json_schema_extra={"pattern": pattern})]
 
 
-def identity_type(reader: OrderReader, field: EventField) -> Any:
+def identity_type(reader: EventReader, field: EventField) -> Any:
     "Type of an identity: text or a whole number, and no word for a missing value unless the field is optional."
     low, text_extra, number_extra = 0, {}, {}
     if not field.optional:
@@ -276,7 +264,7 @@ def written_time(ms: int, settings: Settings) -> str | int | float:
     return ms if form == "epoch_ms" else ms // 1000 if ms % 1000 == 0 else ms / 1000
 
 
-def example_event(reader: OrderReader, now: int) -> dict[str, Any]:
+def example_event(reader: EventReader, now: int) -> dict[str, Any]:
     "An event of yesterday that fits the settings."
     limits, yesterday = reader.settings.limits, (now // 86_400_000 - 1) * 86_400_000
     when = written_time(min(max(yesterday, reader.earliest), reader.latest - 1), reader.settings)
@@ -284,7 +272,7 @@ def example_event(reader: OrderReader, now: int) -> dict[str, Any]:
     return {field.name: values.get(field.part, f"{field.name}-1") for field in reader.fields}
 
 
-def event_model(reader: OrderReader, now: int) -> type[BaseModel]:
+def event_model(reader: EventReader, now: int) -> type[BaseModel]:
     "The pydantic model of an event."
     fields = {
         f"f{i}": (event_type(reader, field, now), Field(alias=field.name)) for i, field in enumerate(reader.fields)
@@ -304,7 +292,7 @@ def item_list(name: str, item: Any, most: int) -> type[BaseModel]:
     )
 
 
-def label_models(reader: OrderReader, now: int) -> tuple[type[BaseModel], type[BaseModel]]:
+def label_models(reader: EventReader, now: int) -> tuple[type[BaseModel], type[BaseModel]]:
     "The pydantic models of an assertion and of a retraction."
     identity = identity_type(reader, EventField("order", "identity", True, False))
     when = event_type(reader, known_field(reader.settings), now)
@@ -332,7 +320,7 @@ def label_models(reader: OrderReader, now: int) -> tuple[type[BaseModel], type[B
     return assertion, retraction
 
 
-def request_schemas(reader: OrderReader, now: int) -> dict[str, dict]:
+def request_schemas(reader: EventReader, now: int) -> dict[str, dict]:
     "JSON schemas of what comes in, by their names in the OpenAPI document."
     event, most = event_model(reader, now), reader.settings.service.max_batch
     assertion, retraction = label_models(reader, now)

@@ -24,12 +24,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..core.events import KEY, Actor
 from ..core.logs import log_event, place_of_error
+from ..core.reading import EventError, EventReader, FieldError
 from ..core.settings import Settings
-from ..data.ingest import hash_secret, read_manifest, read_part
+from ..data.log import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.writer import mark_of
 from ..features.table import build_table
-from ..live.decide import Answer, Conflict, Engine, OrderError, OrderReader, Problem, decide_all
+from ..live.decide import Answer, Conflict, Engine, decide_all
 from ..live.labels import Said, read_statement, say_lot
 from ..live.store import StoreDown, StoreLost, StoreSlow
 from ..model.bundle import latest_bundle
@@ -143,8 +144,8 @@ class Replies:
             return error
         if isinstance(error, Conflict):
             return rejection(409, ["body", *self.id_path], str(error), "conflict")
-        if isinstance(error, OrderError):
-            return rejected_event(error.problems)
+        if isinstance(error, EventError):
+            return rejected_event(error.errors)
         if isinstance(error, STORE_ERRORS):
             return rejection(503, ["server"], "the store cannot be had", "store", wait=1)
         log_event("error", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
@@ -201,8 +202,8 @@ async def score_items(
     for index, item in items.items():
         try:
             events[index] = codec.item(item)
-        except OrderError as error:
-            results[index] = {"status": 422, "detail": field_details(error.problems, index)}
+        except EventError as error:
+            results[index] = {"status": 422, "detail": field_details(error.errors, index)}
     indexes = list(events)
 
     def answered(rank: int, result: Answer | Exception) -> None:
@@ -223,23 +224,23 @@ async def score_items(
 # %% ../../nbs/63_scoring.ipynb #c016
 async def assert_items(
     engine: Engine,
-    reader: OrderReader,
+    reader: EventReader,
     items: list[Any],  # values of `strict_json`
     by: Actor,  # the API key
     now: int,  # UTC ms
-) -> list[Said | list[Problem]]:
+) -> list[Said | list[FieldError]]:
     "What came of each label assertion or retraction; errors of the store are raised."
     results, valid = {}, []
     for index, item in enumerate(items):
         try:
             valid.append((index, read_pairs(item, lambda given: read_statement(reader, given, by), "a statement")))
-        except OrderError as error:
-            results[index] = error.problems
+        except EventError as error:
+            results[index] = error.errors
     results |= dict(await say_lot(engine, reader.settings, reader.secret, valid, now))
     return [results[index] for index in range(len(items))]
 
 
-def label_outcome(result: Said | list[Problem]) -> str:
+def label_outcome(result: Said | list[FieldError]) -> str:
     "The outcome of a label assertion in a word, for the metrics."
     if isinstance(result, list):
         return "rejected"
@@ -248,7 +249,7 @@ def label_outcome(result: Said | list[Problem]) -> str:
     return "changed" if result.changed else "kept"
 
 
-def label_reply(result: Said | list[Problem], *index: int) -> dict[str, Any]:
+def label_reply(result: Said | list[FieldError], *index: int) -> dict[str, Any]:
     "Status, and answer or detail, of a label assertion with its index in a list, if there is one."
     if isinstance(result, Said):
         return {"status": 200, "answer": result}
@@ -259,7 +260,7 @@ def check_count(items: list, most: int, what: str, of: str) -> None:
     "`RequestRejected` when a list is empty or too long."
     if not 1 <= len(items) <= most:
         text = f"{what} has 1 to {most:,} {of}, not {len(items):,}"
-        raise rejected_event([Problem("", text, "too_long" if items else "too_short")])
+        raise rejected_event([FieldError("", text, "too_long" if items else "too_short")])
 
 
 def long_body(most: int) -> RequestRejected:
@@ -285,7 +286,7 @@ class ScoringService:
             raise ValueError("the service needs the database of the API keys: give it one of open_database")
         self.settings, self.limits, self.engine, self.clock = settings, settings.service, engine, engine.clock
         self.open_to_all, self.keys = open_to_all, Keys(database) if database is not None else None
-        self.reader = OrderReader(settings, secret or hash_secret(settings.batch.folder), self.clock)
+        self.reader = EventReader(settings, secret or hash_secret(settings.batch.folder), self.clock)
         self.codec, self.metrics = Codec(self.reader, engine.names), Metrics()
         names = settings.columns.id
         self.replies = Replies(self.codec, self.metrics, (names[0],) if len(names) == 1 else ())
@@ -473,7 +474,7 @@ class Status:
 SAMPLES = 20  # events that are offered
 
 
-def sample_event(reader: OrderReader, row: dict[str, Any], when: int) -> dict[str, Any]:
+def sample_event(reader: EventReader, row: dict[str, Any], when: int) -> dict[str, Any]:
     "A row of the log as a new event at another time, UTC ms."
     columns, event = reader.settings.columns, {}
     for field in reader.fields:
@@ -488,7 +489,7 @@ def sample_event(reader: OrderReader, row: dict[str, Any], when: int) -> dict[st
     return event
 
 
-def sample_events(reader: OrderReader) -> list[dict[str, Any]]:
+def sample_events(reader: EventReader) -> list[dict[str, Any]]:
     "New events of identities at the end of the log; none when there is no log."
     settings, columns = reader.settings, reader.settings.columns
     try:

@@ -22,9 +22,10 @@ from uvicorn.supervisors import Multiprocess
 
 from ..core.logs import log_config, log_event
 from ..core.processes import environment, exit_on_sigterm
+from ..core.reading import Event
 from ..core.settings import Settings
 from ..desk.database import open_database
-from ..live.decide import Engine, Event, stepped
+from ..live.decide import Engine, stepped
 from ..live.store import open_store
 from .fast_protocol import FastProtocol
 from .http import STOPPING, create_app
