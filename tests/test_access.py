@@ -649,7 +649,9 @@ def test_a_route_that_was_forgotten_is_found(whole, here, settings):
 
 
 def test_a_key_route_that_lets_in_too_many_is_found(whole, here, monkeypatch):
-    monkeypatch.setattr(whole.service.keys, "admit", lambda key, scope: (whole.service.keys.find(key) or [None])[0])
+    monkeypatch.setattr(
+        whole.state.service.keys, "admit", lambda key, scope: (whole.state.service.keys.find(key) or [None])[0]
+    )
     assert any(problem.startswith("GET /model must let in one scope") for problem in doors_of(whole, here))
 
 

@@ -114,9 +114,11 @@ class Replies:
         self,
         codec: Codec,
         metrics: Metrics,
-        id_path: tuple[str, ...],  # of the event's id within its object; empty when it has several fields
+        id_columns: Sequence[str],
     ):
-        self.codec, self.metrics, self.id_path = codec, metrics, id_path
+        self.codec, self.metrics = codec, metrics
+        # of the id within an event; empty when it has several fields
+        self.id_path = tuple(id_columns) if len(id_columns) == 1 else ()
         self.busy = self.rejected(busy())
 
     def ok(self, value: Any) -> HttpReply:
@@ -256,6 +258,9 @@ def label_reply(result: Said | list[FieldError], *index: int) -> dict[str, Any]:
     return {"status": 404 if result[0].type == "not_found" else 422, "detail": field_details(result, *index)}
 
 # %% ../../nbs/63_scoring.ipynb #c019
+KEY_HEADER = "X-API-Key"
+
+
 def check_count(items: list, most: int, what: str, of: str) -> None:
     "`RequestRejected` when a list is empty or too long."
     if not 1 <= len(items) <= most:
@@ -268,9 +273,6 @@ def long_body(most: int) -> RequestRejected:
     return rejection(413, ["body"], f"body is longer than {most:,} bytes", "too_large")
 
 # %% ../../nbs/63_scoring.ipynb #c022
-KEY_HEADER = "X-API-Key"
-
-
 class ScoringService:
     "What a process needs to answer requests, and its answers."
 
@@ -288,8 +290,7 @@ class ScoringService:
         self.open_to_all, self.keys = open_to_all, Keys(database) if database is not None else None
         self.reader = EventReader(settings, secret or hash_secret(settings.batch.folder), self.clock)
         self.codec, self.metrics = Codec(self.reader, engine.names), Metrics()
-        names = settings.columns.id
-        self.replies = Replies(self.codec, self.metrics, (names[0],) if len(names) == 1 else ())
+        self.replies = Replies(self.codec, self.metrics, settings.columns.id)
         self.admission, self.batcher = Admission(self.limits.max_in_flight), MicroBatcher(self.decide)
         engine.watch, engine.features = self.metrics, self.codec.features
 
@@ -368,14 +369,13 @@ class ScoringService:
     async def assert_labels(self, body: bytes, key: str) -> HttpReply:
         "Take label assertions in, by the name of an API key; raises what concerns all of them."
         value = strict_json(body)
-        several = type(value) is list
-        items = value if several else [value]
+        items = value if type(value) is list else [value]
         check_count(items, self.limits.max_batch, "a list", "statements")
         with self.admission.admitted():
             results = await assert_items(self.engine, self.reader, items, Actor(KEY, key), self.clock())
         for result in results:
             self.metrics.add("label_assertions", label_outcome(result))
-        if several:
+        if items is value:
             return self.replies.ok({"results": [label_reply(result, i) for i, result in enumerate(results)]})
         found = label_reply(results[0])
         if found["status"] != 200:
