@@ -36,17 +36,17 @@ from fraud_poc.live.decide import (
     place_of,
     read_dict,
 )
+from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_store import open_store
 from fraud_poc.live.store import (
     MemoryStore,
     Meta,
-    Outcome,
     StoreDown,
     StoreLost,
     StoreSlow,
+    WriteResult,
     decode_entry,
     event_key,
-    open_store,
-    start_redis,
 )
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
@@ -343,7 +343,7 @@ def test_a_record_of_another_feature_table_keeps_its_score():
 
     async def run():
         answer = await engine.decide(event_of(engine))
-        found = await engine.store.fetch(event_key(event_of(engine).id_key), [])
+        found = await engine.store.read(event_key(event_of(engine).id_key), [])
         other = answer_of(open_record(found.record), "o1", found.seq, replace(engine.table, hash="00" * 32))
         assert (other.score, other.band, other.feature_table, other.features) == (
             answer.score,
@@ -371,14 +371,14 @@ class Far:
     def __getattr__(self, name):
         return getattr(self.store, name)
 
-    async def lot(self, asked):
-        lot = await self.store.lot(asked)
+    async def micro_batch(self, asked):
+        lot = await self.store.micro_batch(asked)
         await asyncio.sleep(0.001)
         return lot
 
-    async def commit(self, change):
+    async def write(self, change):
         await asyncio.sleep(0.001)
-        return await self.store.commit(change)
+        return await self.store.write(change)
 
 
 class Deaf(Far):
@@ -387,19 +387,19 @@ class Deaf(Far):
     def __init__(self, store, says):
         self.store, self.says = store, says
 
-    async def lot(self, asked):
-        lot, changes = await self.store.lot(asked), []
+    async def micro_batch(self, asked):
+        lot, changes = await self.store.micro_batch(asked), []
 
-        async def outcomes():
+        async def results():
             if isinstance(self.says, Exception):
                 return [self.says for _ in changes]
-            return [Outcome(self.says) for _ in changes]
+            return [WriteResult(self.says) for _ in changes]
 
-        lot.put, lot.outcomes = changes.append, outcomes
+        lot.add, lot.results = changes.append, results
         return lot
 
-    async def commit(self, change):
-        return Outcome(self.says)
+    async def write(self, change):
+        return WriteResult(self.says)
 
 
 def test_clashes_lose_nothing():
@@ -459,7 +459,7 @@ def test_without_a_store_the_amount_decides(call, error, reason):
             raise error
 
         if call == "lot":
-            engine.store.lot = broken
+            engine.store.micro_batch = broken
         for amount, band in [(49.99, "low"), (50, "medium"), (499.99, "medium"), (500, "high")]:
             answer = await engine.decide(event_of(engine, order_amount=amount, order_id=f"o{amount}"))
             assert (
@@ -486,13 +486,13 @@ class Mute:
     def __getattr__(self, name):
         return getattr(self.store, name)
 
-    async def lot(self, asked):
-        lot = await self.store.lot(asked)
+    async def micro_batch(self, asked):
+        lot = await self.store.micro_batch(asked)
 
-        async def outcomes():
+        async def results():
             raise self.error
 
-        lot.outcomes = outcomes
+        lot.results = results
         return lot
 
 
@@ -599,15 +599,15 @@ def test_missing_entities_have_no_state():
 class Slow(Far):
     "A store that takes 20 ms to read and 30 ms to write."
 
-    async def lot(self, asked):
-        lot = await self.store.lot(asked)
-        outcomes = lot.outcomes
+    async def micro_batch(self, asked):
+        lot = await self.store.micro_batch(asked)
+        outcomes = lot.results
 
         async def late():
             await asyncio.sleep(0.03)
             return await outcomes()
 
-        lot.outcomes = late
+        lot.results = late
         await asyncio.sleep(0.02)
         return lot
 
@@ -743,7 +743,9 @@ def test_what_is_wrong_with_one_order_of_a_lot_concerns_that_one(tmp_path):
             engine = engine_for(orders(), store)
             await filled(store, engine.table.hash)
             await run(engine, lambda store, key: store.call("SET", store.at_records + key, b"10 no record"))
-            assert not store.link.own and not store.link.records  # nothing is waited for any more
+            assert (
+                not store.connection.unacknowledged.states and not store.connection.unacknowledged.records
+            )  # nothing is waited for any more
 
     with start_redis(tmp_path / "redis") as server:
         asyncio.run(in_redis())

@@ -29,7 +29,9 @@ from fraud_poc.core.settings import load_settings
 from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
 from fraud_poc.desk.database import open_database
 from fraud_poc.live.decide import OrderError, OrderReader
-from fraud_poc.live.store import StoreDown, open_store, start_redis
+from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_store import open_store
+from fraud_poc.live.store import StoreDown
 from fraud_poc.service import scoring as module
 from fraud_poc.service.scoring import (
     KEY_HEADER,
@@ -409,13 +411,13 @@ def test_keys_stay_good_while_the_database_cannot_be_read(tmp_path, monkeypatch,
 
 def test_excess_is_refused_at_once_and_the_rest_served(tmp_path):
     service = Service(tmp_path, **{"service.max_in_flight": 3})
-    gate, lot = asyncio.Event(), service.engine.store.lot
+    gate, lot = asyncio.Event(), service.engine.store.micro_batch
 
     async def waiting(*found):
         await gate.wait()
         return await lot(*found)
 
-    service.engine.store.lot = waiting
+    service.engine.store.micro_batch = waiting
 
     async def run():
         async with service.client() as client:
@@ -487,7 +489,7 @@ def test_store_down_is_answered_and_recovers(fresh):
     async def down(*_):
         raise StoreDown("refused")
 
-    fresh.engine.store.lot = fresh.engine.store.meta = fresh.engine.store.log_length = down
+    fresh.engine.store.micro_batch = fresh.engine.store.meta = fresh.engine.store.log_length = down
     for amount, band in ((10, "low"), (60, "medium"), (600, "high")):
         answer = fresh.post(json.dumps(ORDER | {"order_amount": amount}).encode())
         assert answer.status_code == 200 and (

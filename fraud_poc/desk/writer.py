@@ -37,6 +37,7 @@ import sqlalchemy as sa
 from ..core.events import Actor, system_clock
 from ..core.files import Progress
 from ..core.logs import JsonLines, log_event
+from ..core.processes import go_last
 from ..core.settings import Settings, duration_ms
 from .access import Done, record_all
 from fraud_poc.desk.database import (
@@ -59,6 +60,8 @@ from ..features.table import build_table
 from ..live.decide import Refusal, identity_text, number_text, open_record, order_fields, place_of
 from ..live.labels import SOURCES, determining, open_ledger
 from ..live.load import ARCHIVED
+from ..live.redis_server import server_for
+from ..live.redis_store import open_store
 from fraud_poc.live.store import (
     ASSERT,
     Entry,
@@ -69,9 +72,6 @@ from fraud_poc.live.store import (
     decode_assertion,
     decode_entry,
     encode_entry,
-    go_last,
-    open_store,
-    server_for,
 )
 from ..model.bundle import Bundle, list_bundles, load_bundle
 from ..model.policy import ACTIONS, VERSION, Policy, expected_costs, review_priority

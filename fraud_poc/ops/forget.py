@@ -71,10 +71,11 @@ from ..features.table import EntityPlan, FeatureTable, build_table
 from ..live.decide import Event, digest_of, identity_text
 from ..live.labels import SOURCES, retraction_key, said_key
 from ..live.load import ROUNDS, ledger_key, look, remove_stale
+from ..live.redis_client import Client
+from ..live.redis_server import server_for
+from ..live.redis_store import Names
 from fraud_poc.live.store import (
-    Client,
     Entry,
-    Names,
     decode_assertion,
     decode_entry,
     decode_waiting,
@@ -82,7 +83,6 @@ from fraud_poc.live.store import (
     encode_waiting,
     event_key,
     label_key,
-    server_for,
     state_key,
 )
 from ..model.dataset import DATASET

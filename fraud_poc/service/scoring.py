@@ -82,7 +82,8 @@ from fraud_poc.live.decide import (
     stepped,
 )
 from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
-from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
+from ..live.redis_store import open_store
+from ..live.store import StoreDown, StoreLost, StoreSlow
 from ..model.bundle import latest_bundle
 from ..model.policy import ACTIONS, BANDS
 
