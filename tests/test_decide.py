@@ -519,7 +519,7 @@ def test_an_answer_says_whether_its_decision_may_have_been_stored(error, reason)
         async def broken(*_):
             raise error
 
-        engine.store = SimpleNamespace(lot=broken, meta=whole.meta)
+        engine.store = SimpleNamespace(micro_batch=broken, meta=whole.meta)
         late = await engine.decide(event_of(engine, order_id="late"))
         assert (late.degraded, late.stored) == (reason, "no") and engine.watch.seen.count(("uncertain", reason)) == 3
         engine.store = Deaf(whole, "conflict")
