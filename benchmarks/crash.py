@@ -31,7 +31,10 @@ from fraud_poc.core.settings import Settings
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Engine, open_record
 from fraud_poc.live.load import prepare_db
-from fraud_poc.live.store import Client, Meta, Names, StoreDown, decode_entry, open_store, server_for
+from fraud_poc.live.redis_client import Client
+from fraud_poc.live.redis_server import server_for
+from fraud_poc.live.redis_store import Names, open_store
+from fraud_poc.live.store import Meta, StoreDown, decode_entry
 from fraud_poc.model.bundle import latest_bundle
 from fraud_poc.ops.replay import verify
 

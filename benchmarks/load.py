@@ -33,7 +33,7 @@ import uvloop
 from drill import Connection, Domain, Progress, connection, family, memory_of, say, serving, writers_of
 
 from fraud_poc.core.events import system_clock
-from fraud_poc.live.store import server_runs
+from fraud_poc.live.redis_server import server_runs
 from fraud_poc.ops.replay import ServiceClient
 
 MOST_OPEN = 5_000  # requests without an answer; more of them, and the service hangs

@@ -41,7 +41,9 @@ from fraud_poc.features.table import build_table, step_event  # noqa: E402
 from fraud_poc.live.decide import keys_in, spread  # noqa: E402
 from fraud_poc.live.labels import Learner, Statement, collect, enter_due, say  # noqa: E402
 from fraud_poc.live.load import prepare_db  # noqa: E402
-from fraud_poc.live.store import Change, Entry, encode_entry, event_key, open_store, start_redis  # noqa: E402
+from fraud_poc.live.redis_server import start_redis  # noqa: E402
+from fraud_poc.live.redis_store import open_store  # noqa: E402
+from fraud_poc.live.store import Entry, Write, encode_entry, event_key  # noqa: E402
 from fraud_poc.model.dataset import make_dataset, read_split  # noqa: E402
 
 DAY = 86_400_000
@@ -116,12 +118,12 @@ def training_difference(one: Settings, other: Settings) -> int:
 async def accept(learner: Learner, event: Event) -> None:
     "Step an event and commit it, as deciding does, with no model."
     there, keys = keys_in(learner.table, event.keys)
-    found = await learner.store.fetch(event_key(event.id_key), keys)
+    found = await learner.store.read(event_key(event.id_key), keys)
     whole = spread(len(learner.table.entities), there, found.states)
     after = step_event(learner.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole)[2]
     entry = Entry("event", event.time, event.id_key, tuple(event.keys.values()), amount=event.amount, body=event.body)
-    outcome = await learner.store.commit(
-        Change(event_key(event.id_key), b"", keys, found.tokens, [after[e] for e in there], encode_entry(entry))
+    outcome = await learner.store.write(
+        Write(event_key(event.id_key), b"", keys, found.versions, [after[e] for e in there], encode_entry(entry))
     )
     if outcome.kind != "accepted":
         raise RuntimeError(f"event {event.id}: {outcome.kind}")

@@ -391,7 +391,7 @@ def write_feast_inputs(settings, table, bundle, folder: Path) -> dict[str, list[
 @contextmanager
 def redis_server(folder: Path):
     "A server on its core, set up as `fraud-poc serve` sets up its own, and with a port for Feast: address, port and password."
-    from fraud_poc.live.store import CONFIG, find_server
+    from fraud_poc.live.redis_server import CONFIG, find_server
 
     port, password, home = free_port(), secrets.token_hex(16), folder / "redis"
     shutil.rmtree(home, ignore_errors=True)

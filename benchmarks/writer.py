@@ -31,7 +31,9 @@ from fraud_poc.core.settings import Settings
 from fraud_poc.desk.database import cases, days, decisions, labels, links, open_database, scores
 from fraud_poc.desk.writer import BATCH, Mark, Reading, begin_log, mark_of, write_entries, writer_beside
 from fraud_poc.live.decide import open_record
-from fraud_poc.live.store import Entry, decode_entry, open_store, server_for
+from fraud_poc.live.redis_server import server_for
+from fraud_poc.live.redis_store import open_store
+from fraud_poc.live.store import Entry, decode_entry
 
 
 async def kill(run: Run, service: int, engine: sa.Engine, kills: int, rng: random.Random) -> Counter:

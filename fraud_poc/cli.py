@@ -154,7 +154,8 @@ def written_before(settings: Settings, url: str) -> int:
     "The sequence number before which the live log is in the database."
     from fraud_poc.desk.writer import mark_of
     from fraud_poc.live.load import look
-    from fraud_poc.live.store import Client, Names
+    from fraud_poc.live.redis_client import Client
+    from fraud_poc.live.redis_store import Names
 
     with database_of(settings) as database:
         mark = mark_of(database)
@@ -168,7 +169,7 @@ def prepare_step(start_over: bool, trim: bool = False) -> Step:
 
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.live.load import prepare_db
-        from fraud_poc.live.store import server_for
+        from fraud_poc.live.redis_server import server_for
 
         with server_for(settings) as url:
             done = prepare_db(settings, url, start_over, progress, trim=written_before(settings, url) if trim else 0)
@@ -481,7 +482,7 @@ def serve_command(
     about, (out, _) = {}, consoles(as_json)
     with ending("serve", as_json, about):
         from fraud_poc.app import run_service
-        from fraud_poc.live.store import server_for
+        from fraud_poc.live.redis_server import server_for
 
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
         told = {"key": key} if (key := open_for_service(settings, name)) else {}
@@ -539,7 +540,7 @@ def score_command(
     about, (out, _) = {}, consoles(as_json)
     with ending("score", as_json, about):
         from fraud_poc.live.predict import predict, read_events
-        from fraud_poc.live.store import server_for
+        from fraud_poc.live.redis_server import server_for
 
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
         events = read_events(settings, place)
@@ -790,7 +791,7 @@ def try_it(settings: Settings, address: str, key: str, order: dict) -> str:
 def demo_service(settings: Settings, results: dict, stay: bool, out: Console, err: Console) -> dict:
     "Serve the demo's model, score the live orders, show them; with `stay`, go on until Ctrl-C."
     from fraud_poc.desk.access import fresh_account, fresh_key
-    from fraud_poc.live.store import server_for
+    from fraud_poc.live.redis_server import server_for
 
     key, password = (
         fresh_key(settings, "demo", who=str(operator())),

@@ -12,7 +12,7 @@ from fraud_poc.core.settings import load_settings
 from fraud_poc.data.log import read_manifest, read_part
 from fraud_poc.desk.access import Keys, log_in
 from fraud_poc.desk.database import decisions, open_database, writing
-from fraud_poc.live.store import start_redis
+from fraud_poc.live.redis_server import start_redis
 
 ADDRESS = "127.0.0.1"
 

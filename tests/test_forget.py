@@ -31,7 +31,10 @@ from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Label
 from fraud_poc.live.labels import Learner, Said, Statement, UnknownOrder, collect, find_in_log, say
 from fraud_poc.live.load import base_of, look, prepare_db
-from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, state_key
+from fraud_poc.live.redis_client import Client
+from fraud_poc.live.redis_server import server_for
+from fraud_poc.live.redis_store import Names, open_store
+from fraud_poc.live.store import decode_entry, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
 from fraud_poc.ops import erasure_files, erasure_live
 from fraud_poc.ops import forget as forgetting

@@ -48,20 +48,10 @@ from fraud_poc.live.labels import (
     without,
 )
 from fraud_poc.live.load import look, prepare_db, step_entry
-from fraud_poc.live.store import (
-    Change,
-    Client,
-    Entry,
-    MemoryStore,
-    Meta,
-    Names,
-    StoreDown,
-    decode_entry,
-    encode_entry,
-    event_key,
-    open_store,
-    start_redis,
-)
+from fraud_poc.live.redis_client import Client
+from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_store import Names, open_store
+from fraud_poc.live.store import Entry, MemoryStore, Meta, StoreDown, Write, decode_entry, encode_entry, event_key
 from fraud_poc.model.dataset import labels_before, read_labels
 from fraud_poc.ops.replay import differing_states, fold_log
 from fraud_poc.service.http import create_app
@@ -111,7 +101,7 @@ async def decide(learner: Learner, event) -> np.ndarray:
     "Take an order in as the engine does, without a model; its features."
     there, keys = keys_in(learner.table, event.keys)
     while True:
-        found = await learner.store.fetch(event_key(event.id_key), keys)
+        found = await learner.store.read(event_key(event.id_key), keys)
         whole = spread(len(learner.table.entities), there, found.states)
         vector, _, after = step_event(
             learner.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole
@@ -125,10 +115,10 @@ async def decide(learner: Learner, event) -> np.ndarray:
             decision=vector.tobytes(),
             body=event.body,
         )
-        change = Change(
-            event_key(event.id_key), b"", keys, found.tokens, [after[e] for e in there], encode_entry(entry)
+        change = Write(
+            event_key(event.id_key), b"", keys, found.versions, [after[e] for e in there], encode_entry(entry)
         )
-        if (await learner.store.commit(change)).kind in ("accepted", "known"):
+        if (await learner.store.write(change)).kind in ("accepted", "known"):
             return vector
 
 
@@ -141,10 +131,10 @@ class Far:
     def __getattr__(self, name):
         return getattr(self.store, name)
 
-    async def commit(self, change):
+    async def write(self, change):
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        return await self.store.commit(change)
+        return await self.store.write(change)
 
 
 # --- the drill --------------------------------------------------------------------------------------------------------------------------
@@ -774,11 +764,11 @@ class Going:
     def __getattr__(self, name):
         return getattr(self.store, name)
 
-    async def commit(self, change):
+    async def write(self, change):
         if self.left <= 0:
             raise StoreDown("gone")
         self.left -= 1
-        return await self.store.commit(change)
+        return await self.store.write(change)
 
 
 def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):

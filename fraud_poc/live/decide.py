@@ -26,15 +26,15 @@ from ..core.settings import Settings, duration_ms
 from ..features import aggregates as agg
 from ..features.table import FeatureTable, Stepper, step_event, step_label
 from fraud_poc.live.store import (
-    Ask,
-    Change,
     Entry,
-    Fetched,
-    Lot,
-    Outcome,
+    MicroBatch,
+    ReadRequest,
+    ReadResult,
     StoreDown,
     StoreLost,
     StoreSlow,
+    Write,
+    WriteResult,
     encode_entry,
     event_key,
     label_key,
@@ -291,7 +291,7 @@ class Engine(Equipped):
 
     async def find(self, ident: str, id_key: int) -> Answer | None:
         "The answer that an order got, by its id and the id's key; None when it is not remembered."
-        found = await self.store.fetch(event_key(id_key), [])
+        found = await self.store.read(event_key(id_key), [])
         return found.record and answer_of(open_record(found.record), ident, found.seq, self.table)
 
 # %% ../../nbs/44_decide.ipynb #c050
@@ -332,12 +332,12 @@ async def decide_once(
     if not engine.checked:
         await check_table(engine)
     asked = [asking(engine.table, events[place]) for place in places]
-    lot = await engine.store.lot([ask for ask, _ in asked])
+    lot = await engine.store.micro_batch([ask for ask, _ in asked])
     engine.watch.spent("fetch", time.perf_counter() - start, len(places))
     left, sent = [], []
     for place, (ask, there) in zip(places, asked):
         try:
-            found = lot.found(ask)
+            found = lot.read(ask)
             if found is None:
                 left.append(place)
             elif found.record is not None:
@@ -353,7 +353,7 @@ async def decide_once(
         engine.watch.spent(part, sum(seconds) / len(sent), len(sent))
     begun = time.perf_counter()
     try:
-        outcomes = await lot.outcomes()
+        outcomes = await lot.results()
     except TROUBLES as error:
         outcomes = [error] * len(sent)
     engine.watch.spent("commit", time.perf_counter() - begun, len(sent))
@@ -369,21 +369,21 @@ async def decide_once(
     return sorted(left)
 
 # %% ../../nbs/44_decide.ipynb #c054
-def asking(table: FeatureTable, event: Event) -> tuple[Ask, list[int]]:
+def asking(table: FeatureTable, event: Event) -> tuple[ReadRequest, list[int]]:
     "What an order asks for, and the places of its entities in the table."
     there, keys = keys_in(table, event.keys)
-    return Ask(event_key(event.id_key), keys), there
+    return ReadRequest(event_key(event.id_key), keys), there
 
 
 def put(
-    engine: Engine, lot: Lot, event: Event, ask: Ask, there: list[int], found: Fetched, start: float
+    engine: Engine, lot: MicroBatch, event: Event, ask: ReadRequest, there: list[int], found: ReadResult, start: float
 ) -> tuple[Answer, float, float]:
     "Step, score, and put the change: the answer without its position, and the seconds of the step and of the rest."
     begun = time.perf_counter()
     vector, flags, states = stepped(engine, event, there, found.states)
     done = time.perf_counter()
     answer, record, entry = decided(engine, event, vector, flags, start)
-    lot.put(Change(ask.record_key, record, ask.keys, found.tokens, states, entry))
+    lot.add(Write(ask.record_key, record, ask.keys, found.versions, states, entry))
     return answer, done - begun, time.perf_counter() - done
 
 
@@ -392,7 +392,7 @@ def told(engine: Engine, event: Event, error: Exception, stored: str) -> Answer 
     return degraded(engine, event, reason_of(error), stored) if isinstance(error, TROUBLES) else error
 
 
-def settled(engine: Engine, event: Event, answer: Answer, outcome: Outcome | Exception) -> Answer | Conflict | None:
+def settled(engine: Engine, event: Event, answer: Answer, outcome: WriteResult | Exception) -> Answer | Conflict | None:
     "What an order is told after its commit; None when it must be tried again."
     if isinstance(outcome, Exception):
         raise outcome
@@ -549,7 +549,7 @@ async def learn_once(engine: Engine, label: Label) -> int | None:
         label_key(label.id_key, label.known) + bytes([label.label & 255, label.previous + 1]),
     )
     there, keys = keys_in(table, label.keys, labels=True)
-    found = await engine.store.fetch(record_key, keys)
+    found = await engine.store.read(record_key, keys)
     if found.record is not None:
         return found.seq
     whole = spread(len(table.entities), there, found.states)
@@ -564,7 +564,7 @@ async def learn_once(engine: Engine, label: Label) -> int | None:
         previous=label.previous,
         known=label.known,
     )
-    outcome = await engine.store.commit(
-        Change(record_key, bytes([label.label & 255]), keys, found.tokens, states, encode_entry(entry))
+    outcome = await engine.store.write(
+        Write(record_key, bytes([label.label & 255]), keys, found.versions, states, encode_entry(entry))
     )
     return outcome.seq if outcome.kind in ("accepted", "known") else missed(engine, outcome.kind)

@@ -81,24 +81,23 @@ from fraud_poc.data.log import (
 from ..features.table import Stepper, build_table, step_label
 from .decide import Watch, attempts, check_table, keys_in, missed, spread
 from .load import Found, gap, ledger_key, look, mark_of
+from .redis_client import Client
+from .redis_store import Names, open_store
 from fraud_poc.live.store import (
     ASSERT,
     RETRACT,
-    Assertion,
-    Change,
-    Client,
+    AssertionRecord,
     Entry,
     Meta,
-    Names,
     StoreDown,
     StoreLost,
     StoreSlow,
+    Write,
     decode_assertion,
     decode_entry,
     decode_waiting,
     encode_entry,
     event_key,
-    open_store,
 )
 
 # %% ../../nbs/48_labels.ipynb #c006
@@ -326,7 +325,7 @@ async def entry_at(store: Any, seq: int) -> Entry | None:
 
 async def find_live(store: Any, entities: list[str], id_key: int, first: int) -> Order | None:
     "An order in the live log, from a sequence number on; None when it is not there, or not remembered."
-    found = await store.fetch(event_key(id_key), [])
+    found = await store.read(event_key(id_key), [])
     if found.record is None or found.seq < first:
         return None
     entry = await entry_at(store, found.seq)
@@ -429,7 +428,7 @@ def entry_of(
     kind, retracts = (RETRACT, told.retracts) if isinstance(told, Retraction) else (ASSERT, None)
     if kind == RETRACT:
         known = max(now, order.time + 1, known)
-    body = Assertion(told.order, label, SOURCES[source], told.note, told.by.name, kind, told.by.kind, retracts)
+    body = AssertionRecord(told.order, label, SOURCES[source], told.note, told.by.name, kind, told.by.kind, retracts)
     return Entry(
         "label",
         order.time,
@@ -462,7 +461,7 @@ async def assertion_at(
 
 async def position_of(engine: Any, id_key: int, order: Order, item: tuple[int, int, int]) -> int | None:
     "The sequence number of an assertion; None when it is not remembered."
-    found = await engine.store.fetch(said_key(id_key, *item), [])
+    found = await engine.store.read(said_key(id_key, *item), [])
     if found.record is not None:
         return found.seq
     return next((seq for seq, one in order.assertions.items() if one == item), None)
@@ -506,7 +505,7 @@ async def say_once(
         await planned(engine, settings, told, id_key, order, now),
         keys_in(engine.table, order.keys, labels=True),
     )
-    found = await engine.store.fetch(record_key, [ledger_key(id_key, order.time), *keys])
+    found = await engine.store.read(record_key, [ledger_key(id_key, order.time), *keys])
     before, asserts = open_ledger(found.states[0]) if found.states[0] else order.ledger, isinstance(told, Statement)
     priority, open_time = settings.labels.priority, asserts and told.known is None
     again = Said(told.order, before.label, source_of(before, priority), before.label, found.seq, False, True)
@@ -526,15 +525,15 @@ async def say_once(
     states = learned(engine, id_key, order, after.label, before.label, there, found.states[1:]) if changed else []
     entry = encode_entry(entry_of(told, item, id_key, order, before.label, after, now))
     kept = slice(1 + len(states))
-    change = Change(
+    change = Write(
         record_key,
         b"",
         [ledger_key(id_key, order.time), *keys][kept],
-        found.tokens[kept],
+        found.versions[kept],
         [pack_ledger(after), *states],
         entry,
     )
-    outcome = await engine.store.commit(change)
+    outcome = await engine.store.write(change)
     if outcome.kind == "known":
         return msgspec.structs.replace(again, position=outcome.seq)
     if outcome.kind != "accepted":

@@ -26,18 +26,17 @@ from ..core.settings import Settings
 from ..data.log import read_manifest, read_waiting
 from ..features.batch import features_folder, read_states
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
+from .redis_client import Client
+from .redis_store import Names, state_ms
 from fraud_poc.live.store import (
-    Client,
     Entry,
     Meta,
-    Names,
     StoreDown,
     WaitingLabel,
     decode_assertion,
     decode_entry,
     encode_waiting,
     state_key,
-    state_ms,
 )
 
 # %% ../../nbs/47_load.ipynb #c005

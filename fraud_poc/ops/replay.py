@@ -32,7 +32,9 @@ from ..features.batch import compute_features, features_folder, fold_arrays, pic
 from ..features.table import EntityPlan, FeatureTable, build_table
 from ..live.decide import Engine, Label, open_record
 from ..live.load import ledger_key, prepare_db
-from ..live.store import Entry, Store, decode_entry, open_store, start_redis, state_key
+from ..live.redis_server import start_redis
+from ..live.redis_store import open_store
+from ..live.store import Entry, Store, decode_entry, state_key
 from ..model.bundle import latest_bundle
 
 # %% ../../nbs/80_replay.ipynb #c004
@@ -142,11 +144,11 @@ async def differing_states(store: Store, table: FeatureTable, replayed: Replayed
         states = replayed.states[entity.by]
         for batch in states.to_batches(max_chunksize=500):
             keys = [state_key(e, key) for key in batch["key"].to_pylist()]
-            found = (await store.fetch(b"", keys)).states
+            found = (await store.read(b"", keys)).states
             touched += len(keys)
             different += sum(have != expected for have, expected in zip(found, batch["state"].to_pylist()))
     for key, ledger in replayed.ledgers.items():
-        different += (await store.fetch(b"", [key])).states[0] != ledger
+        different += (await store.read(b"", [key])).states[0] != ledger
     return touched + len(replayed.ledgers), different
 
 # %% ../../nbs/80_replay.ipynb #c012
