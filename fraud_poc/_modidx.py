@@ -1885,8 +1885,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                        'fraud_poc/service/scoring.py'),
                                            'fraud_poc.service.scoring.decisions_behind': ( 'scoring.html#decisions_behind',
                                                                                            'fraud_poc/service/scoring.py'),
-                                           'fraud_poc.service.scoring.default_engine': ( 'scoring.html#default_engine',
-                                                                                         'fraud_poc/service/scoring.py'),
                                            'fraud_poc.service.scoring.duplicates': ( 'scoring.html#duplicates',
                                                                                      'fraud_poc/service/scoring.py'),
                                            'fraud_poc.service.scoring.example_order': ( 'scoring.html#example_order',

@@ -26,9 +26,10 @@ from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
 from fraud_poc.features.table import build_table
-from fraud_poc.live.decide import Label, OrderReader, read_dict
-from fraud_poc.live.labels import Learner, Said, Statement, UnknownOrder, collect, find_in_log, say
-from fraud_poc.live.load import base_of, look, prepare_db
+from fraud_poc.live.collect import collect
+from fraud_poc.live.decide import Engine, OrderReader, read_dict
+from fraud_poc.live.labels import LabelAssertion, LabelResult, LabelWriter, UnknownEvent, find_in_batch_log
+from fraud_poc.live.load import base_of, inspect_store, prepare_db
 from fraud_poc.live.store import Client, Names, decode_entry, open_store, server_for, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
 from fraud_poc.ops import forget as module
@@ -101,32 +102,31 @@ async def play(settings: Settings, url: str, orders: list[dict], verdicts: dict[
             answers.append(await engine.decide(event))
             assert answers[-1].degraded is None
             if order["order_id"] in verdicts:
-                await engine.learn(
-                    Label(
-                        event.id_key, event.time, event.time + 86_400_000, verdicts[order["order_id"]], -1, event.keys
-                    )
+                change = LabelAssertion(
+                    event.id, verdicts[event.id] == 1, settings.labels.source, event.time + 86_400_000, time=event.time
                 )
+                await LabelWriter(engine, reader.secret).assert_label(change, NOW)
     return answers
 
 
 NOW = 1_790_000_000_000  # when all statements are made, UTC ms
 
 
-def tell(settings: Settings, url: str, statements: list[tuple]) -> list[Said | None]:
+def tell(settings: Settings, url: str, statements: list[tuple]) -> list[LabelResult | None]:
     "Say something of orders: id, fraud, source, note, perhaps known; what came of it, None = nobody knows the order."
     secret = hash_secret(settings.batch.folder)
 
     async def one(engine, order: str, fraud: bool, source: str, note: str = "", known: int | None = None):
         try:
-            return await say(
-                engine, settings, secret, Statement(order, fraud, source, known, note, Actor(PERSON, "bo")), NOW
+            return await LabelWriter(engine, secret).assert_label(
+                LabelAssertion(order, fraud, source, known, note, Actor(PERSON, "bo")), NOW
             )
-        except UnknownOrder:
+        except UnknownEvent:
             return None
 
     async def run() -> list:
         async with open_store(settings, url) as store:
-            engine = Learner(settings, store)
+            engine = Engine(settings, None, store)
             return [await one(engine, *statement) for statement in statements]
 
     return asyncio.run(run())
@@ -221,7 +221,7 @@ def store_of(settings: Settings, url: str) -> tuple[dict[bytes, bytes], list]:
     "States of the generation in use, without tokens; the live log."
     names = Names(settings.domain.name)
     with Client(url) as client:
-        prefix = names.states(look(client, names).meta.generation)
+        prefix = names.states(inspect_store(client, names).meta.generation)
         keys = [key for key in client.call("KEYS", "*") if key.startswith(prefix)]
         return (
             {key[len(prefix) :]: value[8:] for key, value in zip(keys, client.call("MGET", *keys))},
@@ -452,11 +452,11 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
             settings
         ) == features_in(other) != features
         ledgers = [
-            find_in_log(s, [key_of(ident, secret) for ident in ids], 10**9)
+            find_in_batch_log(s, [key_of(ident, secret) for ident in ids], 10**9)
             for s, ids in ((settings, [*others, *names]), (other, [*others, *mine]))
         ]
-        assert {mapping["id", key]: order.ledger for key, (order,) in ledgers[1].items()} == {
-            key: order.ledger for key, (order,) in ledgers[0].items()
+        assert {mapping["id", key]: order.history for key, (order,) in ledgers[1].items()} == {
+            key: order.history for key, (order,) in ledgers[0].items()
         } and len(ledgers[0]) == 4
         assert_nothing_left(settings, gone, url)
         assert [

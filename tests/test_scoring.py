@@ -513,7 +513,7 @@ def test_what_fails_inside_is_a_500_that_tells_nothing(fresh, caplog):
     def broken(vector):
         raise ZeroDivisionError("ann@example.org")
 
-    fresh.engine.scorer.score = broken
+    fresh.engine.model.scorer.score = broken
     with caplog.at_level(logging.INFO):
         response = fresh.post(BODY)
     assert response.status_code == 500 and "ann" not in response.text + caplog.text

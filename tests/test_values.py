@@ -25,7 +25,8 @@ from fraud_poc.data.ingest import (
     write_waiting,
 )
 from fraud_poc.live.decide import OrderError, OrderReader, read_dict
-from fraud_poc.live.labels import Ledger, Order, Statement, check_statement, file_statements, read_statement
+from fraud_poc.live.label_files import file_changes
+from fraud_poc.live.labels import LabelAssertion, LabelHistory, LabelledEvent, check_label_change, read_label_change
 from fraud_poc.model.dataset import last_known, log_until
 from fraud_poc.service.scoring import missing_pattern
 
@@ -174,14 +175,16 @@ def in_file(kind):
         else:
             written(path, frame)
         reader, found = OrderReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW), []
-        for number, item in file_statements(settings, reader, str(path), "file"):
+        for number, item in file_changes(settings, reader, str(path), "file"):
             if isinstance(item, list):
                 assert (
                     [problem.name for problem in item] == ["outcome"]
                     and repr(str(values[number - 1])) in item[0].msg
                     and "labels.fraud_values" in item[0].msg
                 )
-            found.append(int(item.fraud) if isinstance(item, Statement) else UNRESOLVED if item is None else REFUSED)
+            found.append(
+                int(item.fraud) if isinstance(item, LabelAssertion) else UNRESOLVED if item is None else REFUSED
+            )
         return found
 
     return door
@@ -303,7 +306,7 @@ def test_kinds_of_parquet_columns(make, tmp_path, kind):
     summary = ingest(settings, str(tmp_path / "e.parquet"), clock=lambda: NOW)
     assert (summary["labels_fraud"], summary["labels_legitimate"], summary["labels_unlisted"]) == (2, 1, {})
     reader = OrderReader(settings, hash_secret(settings.batch.folder))
-    assert [item.fraud for _, item in file_statements(settings, reader, str(tmp_path / "e.parquet"), "file")] == [
+    assert [item.fraud for _, item in file_changes(settings, reader, str(tmp_path / "e.parquet"), "file")] == [
         True,
         False,
         True,
@@ -314,14 +317,14 @@ def test_kinds_of_parquet_columns(make, tmp_path, kind):
 def test_json_by_api_is_strict_and_says_so(make, value):
     reader = OrderReader(make(), bytes(32))
     with pytest.raises(OrderError) as caught:
-        read_statement(reader, {"order": "e1", "fraud": value, "source": "analyst"})
+        read_label_change(reader, {"order": "e1", "fraud": value, "source": "analyst"})
     assert [(one.name, one.msg) for one in caught.value.problems] == [
         (
             "fraud",
             f"input should be true or false, not {str(value)!r}: other words for yes and no are read in files only",
         )
     ]
-    assert read_statement(reader, {"order": "e1", "fraud": True, "source": "analyst"}).fraud is True
+    assert read_label_change(reader, {"order": "e1", "fraud": True, "source": "analyst"}).fraud is True
 
 
 def test_a_field_called_fraud_has_its_own_meaning(make, tmp_path):
@@ -333,8 +336,8 @@ def test_a_field_called_fraud_has_its_own_meaning(make, tmp_path):
             "\n".join(["order,fraud", *(f"e{number},{value}" for number, value in enumerate(values))])
         )
         return [
-            int(item.fraud) if isinstance(item, Statement) else UNRESOLVED if item is None else item[0].msg
-            for _, item in file_statements(settings, reader, str(tmp_path / "said.csv"), "file")
+            int(item.fraud) if isinstance(item, LabelAssertion) else UNRESOLVED if item is None else item[0].msg
+            for _, item in file_changes(settings, reader, str(tmp_path / "said.csv"), "file")
         ]
 
     assert told(make(labels=WORDS), ["yes", "0", "", "n/a", "scam"])[:4] == [1, 0, -1, -1]
@@ -570,18 +573,18 @@ CLOCK, APART = (
 def test_one_order_out_of_time_moves_nothing(make, tmp_path, when, reason, kind):
     "It is set aside with a count and the log, but for it, is what it is without it."
     wrong = shop_frame(1).assign(id="wrong", at=pd.Timestamp(when))
-    settings, without = make(apart=True), make("without", apart=True)
+    settings, without_assertion = make(apart=True), make("without", apart=True)
     summary = ingest(
         settings,
         written(tmp_path / f"e.{kind}", pd.concat([shop_frame(200), wrong, shop_frame().iloc[200:]])),
         "",
         clock=lambda: NOW,
     )
-    ingest(without, written(tmp_path / f"e.{kind}", shop_frame()), "", clock=lambda: NOW)
+    ingest(without_assertion, written(tmp_path / f"e.{kind}", shop_frame()), "", clock=lambda: NOW)
     assert summary["events"] == 400 + (reason is None) and summary["rejected"] == ({reason: 1} if reason else {})
     if reason:
         assert [row["time"] for row in rows_of(settings, "events")] == [
-            row["time"] for row in rows_of(without, "events")
+            row["time"] for row in rows_of(without_assertion, "events")
         ]
     else:
         assert any(row["id"] == "wrong" for row in rows_of(settings, "events"))
@@ -670,12 +673,12 @@ def test_a_label_of_the_future_in_a_labels_file(make, tmp_path, kind):
     else:
         written(path, frame)
     problems = []
-    for _, item in file_statements(settings, OrderReader(settings, bytes(32), clock=lambda: NOW), str(path), "file"):
+    for _, item in file_changes(settings, OrderReader(settings, bytes(32), clock=lambda: NOW), str(path), "file"):
         try:
             problems.append(
                 item
                 if isinstance(item, list)
-                else check_statement(settings, item, Order(NOW - 10**9, {}, Ledger()), NOW) or []
+                else check_label_change(settings, item, LabelledEvent(NOW - 10**9, {}, LabelHistory()), NOW) or []
             )
         except OrderError as error:
             problems.append(error.problems)

@@ -56,8 +56,8 @@ from fraud_poc.desk.database import (
     writing,
 )
 from ..features.table import build_table
-from ..live.decide import Refusal, identity_text, number_text, open_record, order_fields, place_of
-from ..live.labels import SOURCES, determining, open_ledger
+from ..live.decide import Refusal, entity_status, identity_text, number_text, order_fields, unpack_record
+from ..live.labels import SOURCES, deciding_assertion, unpack_history
 from ..live.load import ARCHIVED
 from fraud_poc.live.store import (
     ASSERT,
@@ -203,9 +203,9 @@ OPEN = {
 # %% ../../nbs/57_writer.ipynb #c015
 def decision_row(reading: Reading, log: str, position: int, entry: Entry) -> dict:
     "The row of a decision, without its number; `ValueError` when the entry holds none."
-    record, order = open_record(entry.decision), msgspec.json.decode(entry.body)
+    record, order = unpack_record(entry.decision), msgspec.json.decode(entry.body)
     table = record.feature_table.hex()
-    words = dict(zip(reading.entities, map(place_of, record.flags))) if table == reading.table_hash else {}
+    words = dict(zip(reading.entities, map(entity_status, record.flags))) if table == reading.table_hash else {}
     return {
         "log": log,
         "position": position,
@@ -248,7 +248,7 @@ def add_event(reading: Reading, rows: Rows, log: str, position: int, entry: Entr
 # %% ../../nbs/57_writer.ipynb #c017
 def settling(reading: Reading, ledger: bytes) -> tuple[int, int, int] | None:  # as in a ledger
     "The assertion that closes a case, by the ledger of its event; None when the case is open."
-    found = determining(open_ledger(ledger).said, reading.settings.labels.priority) if ledger else None
+    found = deciding_assertion(unpack_history(ledger).assertions, reading.settings.labels.priority) if ledger else None
     return found if found and SOURCES[found[0]] in reading.settling else None
 
 

@@ -69,58 +69,8 @@ from ..features import aggregates as agg
 from ..features.batch import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable, build_table
 from ..live.decide import Event, digest_of, identity_text
-from ..live.labels import SOURCES, retraction_key, said_key
-from ..live.load import ROUNDS, ledger_key, look, remove_stale
-from fraud_poc.live.store import (
-    Client,
-    Entry,
-    Names,
-    decode_assertion,
-    decode_entry,
-    decode_waiting,
-    encode_entry,
-    encode_waiting,
-    event_key,
-    label_key,
-    server_for,
-    state_key,
-)
-from ..model.dataset import DATASET
-from ..model.dataset import WORK as DATASET_WORK
-
-# %% ../../nbs/84_forget.ipynb #c005
-from ..core.events import key_of, keys_of, missing_words
-from fraud_poc.core.files import (
-    Progress,
-    read_json,
-    remove_partials,
-    sha256_of,
-    sole_use,
-    write_aside,
-    write_json,
-    write_parquet,
-)
-from ..core.settings import Columns, Settings
-from ..data.ingest import LOG, REJECTS, hash_secret, part_path, read_manifest, read_part, working_folder
-from ..desk.access import record
-from fraud_poc.desk.database import (
-    cases,
-    database_url,
-    decisions,
-    labels,
-    links,
-    open_database,
-    signed,
-    unsigned,
-    writers,
-    writing,
-)
-from ..features import aggregates as agg
-from ..features.batch import features_folder, find_states, open_states, write_states
-from ..features.table import EntityPlan, FeatureTable, build_table
-from ..live.decide import Event, digest_of, identity_text
-from ..live.labels import SOURCES, retraction_key, said_key
-from ..live.load import ROUNDS, ledger_key, look, remove_stale
+from ..live.labels import SOURCES, assertion_key, history_key, retraction_key
+from ..live.load import ROUNDS, inspect_store, remove_stale
 from fraud_poc.live.store import (
     Client,
     Entry,
@@ -808,12 +758,12 @@ def changed_states(
 def moved_ledgers(client: Client, prefix: bytes, trail: Trail) -> list[tuple[bytes, bytes, bytes, bytes]]:
     "Of each ledger of the customer's orders: the same."
     events, found = [(key, when) for key, times in trail.events.items() for when in times], []
-    values = client.call("MGET", *[prefix + ledger_key(*event) for event in events]) if events else []
+    values = client.call("MGET", *[prefix + history_key(*event) for event in events]) if events else []
     for (key, when), value in zip(events, values):
         if not value:
             continue
-        new = prefix + ledger_key(trail.alias.key("id", key), when)
-        found.append((prefix + ledger_key(key, when), new, value[:8], secrets.token_bytes(8) + value[8:]))
+        new = prefix + history_key(trail.alias.key("id", key), when)
+        found.append((prefix + history_key(key, when), new, value[:8], secrets.token_bytes(8) + value[8:]))
     return found
 
 
@@ -843,7 +793,7 @@ def label_record_keys(
     learned = [label_key(id_key, known) + bytes([label & 255, previous + 1])]
     if retracts is not None:
         return learned + [retraction_key(id_key, retracts)]
-    return learned + ([said_key(id_key, SOURCES.index(source), said, known)] if source in SOURCES else [])
+    return learned + ([assertion_key(id_key, SOURCES.index(source), said, known)] if source in SOURCES else [])
 
 # %% ../../nbs/84_forget.ipynb #c064
 def records_of(here: "Opened", epoch: str, trail: Trail) -> list[bytes]:
@@ -938,7 +888,7 @@ def rename_handed(client: Client, key: bytes, trail: Trail) -> None:
 def forget_live(here: "Opened", searched: "Searched", journal: dict) -> dict | None:
     "Change the store in one step: what changed, with `last`, the sequence number up to which; None when it moved on and must be looked at again."
     client, names, trail = here.client, here.names, searched.trail
-    found, copy = look(client, names), places_of(names).copy
+    found, copy = inspect_store(client, names), places_of(names).copy
     check_store(found, here.table)
     remove_stale(client, names)
     client.call("UNLINK", copy)

@@ -16,7 +16,7 @@ __all__ = ['KEY_HEADER', 'NEEDS', 'BOUNDS', 'TOTALS', 'NAMES', 'IN_TIME_S', 'STA
            'guarded', 'get_decision', 'get_samples', 'get_model', 'unready', 'get_ready', 'model_age',
            'decisions_behind', 'get_metrics', 'routes', 'cold_app', 'Front', 'Nobody', 'Exchange', 'written',
            'Answering', 'Headed', 'ScoringProtocol', 'tick', 'keep_keys', 'keep_waiting', 'watch_parent', 'note_signal',
-           'create_app', 'warm', 'worker_app', 'default_engine', 'Workers', 'serve', 'open_port']
+           'create_app', 'warm', 'worker_app', 'Workers', 'serve', 'open_port']
 
 # %% ../../nbs/63_scoring.ipynb #c003
 import asyncio
@@ -62,77 +62,37 @@ from ..data.ingest import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.database import open_database
 from ..desk.writer import mark_of
-from ..features.table import build_table
 from fraud_poc.live.decide import (
+    ENTITY_STATUS,
     INTEGERS,
     MAX_TEXT,
-    PLACES,
     Answer,
     Conflict,
     Engine,
     Event,
     Field,
+    Observer,
     OrderError,
     OrderReader,
     Problem,
-    Watch,
-    decide_all,
+    default_engine,
     read_dict,
     read_values,
-    stepped,
+    step_states,
 )
-from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
+from fraud_poc.live.labels import (
+    MAX_NOTE,
+    SOURCES,
+    LabelChange,
+    LabelResult,
+    LabelWriter,
+    assert_due,
+    known_field,
+    read_label_change,
+)
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
-from ..model.bundle import latest_bundle
 from ..model.evaluate import BANDS
 from ..model.policy import ACTIONS
-from ..model.trees import Scorer
-
-# %% ../../nbs/63_scoring.ipynb #c005
-import msgspec
-import numpy as np
-import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import StarletteHTTPException
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from sqlalchemy import Engine as Database
-from sqlalchemy.exc import SQLAlchemyError
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.supervisors import Multiprocess
-
-from ..core.events import KEY, UNPRINTED, Actor, clock_shift, key_of
-from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
-from ..data.ingest import hash_secret, read_manifest, read_part
-from ..desk.access import Keys
-from ..desk.database import open_database
-from ..desk.writer import mark_of
-from ..features.table import build_table
-from fraud_poc.live.decide import (
-    ACTIONS,
-    BANDS,
-    INTEGERS,
-    MAX_TEXT,
-    PLACES,
-    Answer,
-    Conflict,
-    Engine,
-    Event,
-    Field,
-    OrderError,
-    OrderReader,
-    Problem,
-    Watch,
-    decide_all,
-    read_dict,
-    read_values,
-    stepped,
-)
-from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
-from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
-from ..model.bundle import latest_bundle
-from ..model.trees import Scorer
 
 # %% ../../nbs/63_scoring.ipynb #c007
 class Detail(msgspec.Struct):
@@ -306,7 +266,7 @@ NAMES = {
 }  # what an engine counts
 
 
-class Metrics(Watch):
+class Metrics(Observer):
     "Counters of one process."
 
     def __init__(self, folder: Path | None = None):  # shared by the workers; None = there is one
@@ -411,14 +371,14 @@ class Service:
         self.keys = Keys(database) if database is not None else None
         self.reader = OrderReader(settings, secret or hash_secret(settings.batch.folder), self.clock)
         self.codec, self.metrics, self.in_flight, self.closing = (
-            Codec(self.reader, engine.names),
+            Codec(self.reader, engine.table.names),
             Metrics(shared),
             0,
             False,
         )
         self.intake, self.busy = Intake(self), as_reply(self.codec, busy())
         self.late_since = None  # since when no order got its answer in good time, by time.perf_counter
-        engine.watch, engine.features = self.metrics, self.codec.features
+        engine.observer, engine.present_features = self.metrics, self.codec.features
 
 # %% ../../nbs/63_scoring.ipynb #c026
 class Reply(NamedTuple):
@@ -573,7 +533,7 @@ async def score_lot(service: Service, orders: list[Order]) -> None:
             events.append(event)
     service.metrics.spent("parse", (time.perf_counter() - begun) / len(orders), len(orders))
     try:
-        await decide_all(service.engine, events, lambda place, result: finish(waiting.pop(place), result))
+        await service.engine.decide_all(events, lambda place, result: finish(waiting.pop(place), result))
     except Exception as error:
         while waiting:
             finish(waiting.popitem()[1], error)
@@ -674,18 +634,18 @@ async def score_items(service: Service, items: dict[int, Any], results: dict[int
         except OrderError as error:
             results[number] = {"status": 422, "detail": of_problems(error.problems, number).details}
     numbers = list(events)
-    await decide_all(service.engine, list(events.values()), lambda place, result: told(numbers[place], result))
+    await service.engine.decide_all(list(events.values()), lambda place, result: told(numbers[place], result))
     if errors:
         raise errors[0]
 
 # %% ../../nbs/63_scoring.ipynb #c046
-def statement_of(service: Service, value: Any, by: Actor) -> Told:
+def statement_of(service: Service, value: Any, by: Actor) -> LabelChange:
     "A statement or a retraction from a JSON value; `OrderError` names each field that is wrong, or there twice."
     if not isinstance(value, Pairs):
         raise OrderError([Problem("", "input should be an object with the fields of a statement", "dict_type")])
     problems = duplicates(value)
     try:
-        statement = read_statement(service.reader, dict(value), by)
+        statement = read_label_change(service.reader, dict(value), by)
     except OrderError as error:
         raise OrderError([*problems, *error.problems]) from None
     if problems:
@@ -693,7 +653,7 @@ def statement_of(service: Service, value: Any, by: Actor) -> Told:
     return statement
 
 
-async def say_items(service: Service, items: list[Any], by: Actor) -> list[Said | list[Problem]]:
+async def say_items(service: Service, items: list[Any], by: Actor) -> list[LabelResult | list[Problem]]:
     "What came of each statement or retraction."
     results, sound = {}, []
     for number, item in enumerate(items):
@@ -701,7 +661,7 @@ async def say_items(service: Service, items: list[Any], by: Actor) -> list[Said 
             sound.append((number, statement_of(service, item, by)))
         except OrderError as error:
             results[number] = error.problems
-    results |= dict(await say_lot(service.engine, service.settings, service.reader.secret, sound, service.clock()))
+    results |= dict(await LabelWriter(service.engine, service.reader.secret).assert_labels(sound, service.clock()))
     for result in results.values():
         outcome = (
             "refused"
@@ -716,9 +676,9 @@ async def say_items(service: Service, items: list[Any], by: Actor) -> list[Said 
     return [results[number] for number in range(len(items))]
 
 # %% ../../nbs/63_scoring.ipynb #c048
-def said_reply(result: Said | list[Problem], *place: int) -> dict:
+def said_reply(result: LabelResult | list[Problem], *place: int) -> dict:
     "Status with answer or detail."
-    if isinstance(result, Said):
+    if isinstance(result, LabelResult):
         return {"status": 200, "answer": result}
     status = 404 if result[0].type == "not_found" else 422
     return {
@@ -949,7 +909,7 @@ def answer_schema(service: Service) -> dict:
                 "additionalProperties": NUMBER,
                 "description": "what the model saw; null = not known",
             },
-            "entities": {"type": "object", "additionalProperties": {"enum": list(PLACES)}},
+            "entities": {"type": "object", "additionalProperties": {"enum": list(ENTITY_STATUS)}},
             "model": TEXT,
             "policy": TEXT,
             "feature_table": TEXT,
@@ -1234,7 +1194,7 @@ UNTOLD = ("names", "table_hash", "settings", "files", "seal")  # parts of a mani
 
 async def get_model(service: Service, request: Request) -> Reply:
     "GET /model."
-    bundle, scorer = service.engine.bundle, service.engine.scorer
+    bundle, scorer = service.engine.model.bundle, service.engine.model.scorer
     told = {name: value for name, value in bundle.manifest.items() if name not in UNTOLD}
     return Reply(
         200,
@@ -1287,7 +1247,7 @@ async def get_ready(service: Service, request: Request) -> Response:
 def model_age(service: Service) -> float | None:
     "Seconds since the model was made; None when its manifest does not say."
     try:
-        made = datetime.fromisoformat(str(service.engine.bundle.manifest["created"]))
+        made = datetime.fromisoformat(str(service.engine.model.bundle.manifest["created"]))
     except (KeyError, ValueError):
         return None
     return service.clock() / 1000 - (made if made.tzinfo else made.replace(tzinfo=UTC)).timestamp()
@@ -1320,7 +1280,7 @@ async def get_metrics(service: Service, request: Request) -> Reply:
         "model_age_seconds": ("Time since the model was made.", model_age(service)),
         "model_compiled": (
             "Whether the fast walk of the trees is in use.",
-            float(getattr(service.engine.scorer, "compiled", False)),
+            float(getattr(service.engine.model.scorer, "compiled", False)),
         ),
         "in_flight": ("Orders being scored in the process that answers.", service.in_flight),
         "keys_age_seconds": (
@@ -1578,7 +1538,7 @@ async def keep_waiting(service: Service, seconds: float = 1.0) -> None:
     rejected = 0
     while True:
         try:
-            told = await enter_due(service.engine, service.settings, service.reader.secret, service.clock())
+            told = await assert_due(LabelWriter(service.engine, service.reader.secret), service.clock())
             level = logging.WARNING if told["rejected"] else logging.INFO
             if told["entered"] or told["rejected"] > rejected:
                 log_event("labels that waited", level, **told)
@@ -1645,7 +1605,7 @@ def create_app(
                 log_event("the clock is shifted", logging.WARNING, seconds=clock_shift() / 1000)
             log_event(
                 "started",
-                model=engine.bundle.hash[:12],
+                model=engine.model.bundle.hash[:12],
                 feature_table=engine.table.hash[:12],
                 reasons=await unready(service),
             )
@@ -1672,9 +1632,9 @@ def warm(engine: Engine, reader: OrderReader) -> None:
     "Run the step and the model once, so that nothing is compiled while a customer waits."
     event = Event("", 1, reader.earliest, 0, {name: 1 for name in engine.settings.columns.hashed}, b"")
     there = list(range(len(engine.table.entities)))
-    vector, _, states = stepped(engine, event, there, [b""] * len(there))
-    engine.scorer.score(vector)
-    stepped(engine, event, there, states)
+    vector, _, states = step_states(engine.stepper, event, there, [b""] * len(there))
+    engine.model.scorer.score(vector)
+    step_states(engine.stepper, event, there, states)
 
 
 def worker_app(
@@ -1699,16 +1659,6 @@ def worker_app(
     app = create_app(settings, engine, opened, database=database, shared=Path(shared) if shared else None)
     warm(engine, app.service.reader)
     return complete(app, database)
-
-# %% ../../nbs/63_scoring.ipynb #c092
-def default_engine(settings: Settings) -> Engine:
-    "An engine with the newest accepted model; `ValueError` says what to run first."
-    table = build_table(settings)
-    bundle = latest_bundle(settings, table)
-    scorer = Scorer(bundle.booster, bundle.sample)
-    if not scorer.compiled:
-        log_event("model is not compiled", logging.WARNING, reason=scorer.reason)
-    return Engine(settings, table, bundle, scorer, None)
 
 # %% ../../nbs/63_scoring.ipynb #c094
 class Workers(Multiprocess):
