@@ -13,6 +13,7 @@ from fraud_poc.live.decide import Engine, ServingModel
 from fraud_poc.live.store import MemoryStore, Meta
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
+from fraud_poc.model.trees import Scorer
 from fraud_poc.service import scoring as module
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +54,7 @@ def small_engine(settings: Settings, store=None, **more) -> Engine:
     )
     return Engine(
         settings,
-        ServingModel(table, bundle, module.Scorer(booster, vectors)),
+        ServingModel(table, bundle, Scorer(booster, vectors)),
         store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})),
         **more,
     )
