@@ -640,16 +640,9 @@ class Engine:
         "Decide by a feature vector. `start`: when the event was received, by `time.perf_counter`."
         record = self.model.decide(event, vector, flags)
         packed, answer = pack_record(record), answer_of(record, event.id, None, self.table, self.present_features)
+        keys, at, took = tuple(event.keys.values()), self.clock(), int((time.perf_counter() - start) * 1e6)
         entry = Entry(
-            "event",
-            event.time,
-            event.id_key,
-            tuple(event.keys.values()),
-            amount=event.amount,
-            decision=packed,
-            body=event.body,
-            at=self.clock(),
-            took=int((time.perf_counter() - start) * 1e6),
+            "event", event.time, event.id_key, keys, event.amount, decision=packed, body=event.body, at=at, took=took
         )
         return answer, packed, encode_entry(entry)
 
