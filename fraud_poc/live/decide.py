@@ -602,7 +602,8 @@ class Engine:
         self.clock = clock
         self.table = model.table if model else build_table(settings)
         self.stepper = Stepper(self.table)
-        self.present_features = lambda vector: features_by_name(self.table.names, vector)
+        names = self.table.names  # read once: the table makes them anew each time
+        self.present_features = lambda vector: features_by_name(names, vector)
         self.timeout = duration_ms(settings.live.store_timeout) / 1000  # seconds
         self.table_checked = False  # that the store holds states of this table
 
