@@ -368,7 +368,7 @@ def test_nothing_of_the_customer_is_left_and_nobody_elses_bits_differ(template, 
             (others[0], False, "chargeback"),
         ]
         with server_for(settings) as url:
-            assert bring_in(settings, url, trim=True)["statements"] == 10
+            assert bring_in(settings, url, trim=True)["statements"] == 15
             assert None not in tell(settings, url, more)
             asyncio.run(play(settings, url, shop.rest[:5], {}))
         shutil.rmtree(tmp_path / "o")
