@@ -29,7 +29,7 @@ from drill import ANSWER_S, STUCK_S, Domain, Progress, ask, connection, say, ser
 
 from fraud_poc.core.settings import Settings
 from fraud_poc.features.table import build_table
-from fraud_poc.live.decide import Engine, open_record
+from fraud_poc.live.decide import Engine, ServingModel, unpack_record
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import server_for
@@ -156,7 +156,7 @@ async def compare_log(settings: Settings, url: str, acknowledged: dict[int, tupl
         while batch := await store.entries(max(log, default=base - 1), 5_000):
             log |= {seq: decode_entry(data) for seq, data in batch}
         times = Counter(entry.id_key for entry in log.values())
-        there = {(entry.id_key, seq): open_record(entry.decision).score for seq, entry in log.items()}
+        there = {(entry.id_key, seq): unpack_record(entry.decision).score for seq, entry in log.items()}
         found = {
             "lost": sum((id_key, seq) not in there for id_key, (seq, _) in acknowledged.items()),
             "twice": sum(count > 1 for count in times.values()),
@@ -164,7 +164,9 @@ async def compare_log(settings: Settings, url: str, acknowledged: dict[int, tupl
             "gaps": max(log, default=base - 1) - base + 1 - len(log),
             "other_score": sum(there.get((id_key, seq)) != score for id_key, (seq, score) in acknowledged.items()),
         }
-        return found | await verify(patient, table, Engine(patient, table, bundle, bundle.scorer(), store))
+        return found | await verify(
+            patient, table, Engine(patient, ServingModel(table, bundle, bundle.scorer()), store)
+        )
 
 
 def states_of(settings: Settings, url: str) -> Iterator[tuple[bytes, bytes]]:

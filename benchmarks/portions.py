@@ -38,8 +38,9 @@ from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiti
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
 from fraud_poc.features.table import build_table, step_event  # noqa: E402
-from fraud_poc.live.decide import keys_in, spread  # noqa: E402
-from fraud_poc.live.labels import Learner, Statement, collect, enter_due, say  # noqa: E402
+from fraud_poc.live.collect import collect  # noqa: E402
+from fraud_poc.live.decide import Engine, entity_keys, states_of_all  # noqa: E402
+from fraud_poc.live.labels import LabelAssertion, LabelWriter, assert_due  # noqa: E402
 from fraud_poc.live.load import prepare_db  # noqa: E402
 from fraud_poc.live.redis_server import start_redis  # noqa: E402
 from fraud_poc.live.redis_store import open_store  # noqa: E402
@@ -115,11 +116,11 @@ def training_difference(one: Settings, other: Settings) -> int:
     return count
 
 
-async def accept(learner: Learner, event: Event) -> None:
+async def accept(learner: Engine, event: Event) -> None:
     "Step an event and commit it, as deciding does, with no model."
-    there, keys = keys_in(learner.table, event.keys)
+    there, keys = entity_keys(learner.table, event.keys)
     found = await learner.store.read(event_key(event.id_key), keys)
-    whole = spread(len(learner.table.entities), there, found.states)
+    whole = states_of_all(len(learner.table.entities), there, found.states)
     after = step_event(learner.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole)[2]
     entry = Entry("event", event.time, event.id_key, tuple(event.keys.values()), amount=event.amount, body=event.body)
     outcome = await learner.store.write(
@@ -160,17 +161,14 @@ async def live(settings: Settings, whole: Settings, url: str, start: int) -> int
     "Send the newest events through the live path, with labels at their time; how many."
     secret, count = hash_secret(settings.batch.folder), 0
     async with open_store(settings, url) as store:
-        learner = Learner(settings, store)
+        learner = Engine(settings, None, store)
         for kind, now, item in moves(settings, whole, start):
-            await enter_due(learner, settings, secret, now)
+            await assert_due(LabelWriter(learner, secret), now)
             if kind == "event":
                 await accept(learner, item)
             else:
-                await say(
-                    learner,
-                    settings,
-                    secret,
-                    Statement(item["id"], bool(item["label"]), settings.labels.source, now),
+                await LabelWriter(learner, secret).assert_label(
+                    LabelAssertion(item["id"], bool(item["label"]), settings.labels.source, now),
                     now,
                 )
             count += kind == "event"

@@ -472,7 +472,7 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     from fraud_poc.data.log import hash_secret
     from fraud_poc.features.batch import read_states
     from fraud_poc.features.table import Stepper, step_event
-    from fraud_poc.live.decide import Engine, decided
+    from fraud_poc.live.decide import Engine, ServingModel
     from fraud_poc.live.store import MemoryStore, Meta
     from fraud_poc.service.schemas import Codec
 
@@ -483,8 +483,10 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
         Stepper(table),
         bundle.scorer(),
     )
-    engine = Engine(settings, table, bundle, scorer, MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})))
-    engine.features = codec.features
+    engine = Engine(
+        settings, ServingModel(table, bundle, scorer), MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0}))
+    )
+    engine.present_features = codec.features
     states = {
         (e.by, key): state
         for e in table.entities
@@ -499,14 +501,14 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     stepped = [step(event, b) for event, b in zip(events, before)]
     vectors, answers = (
         [s[0] for s in stepped],
-        [decided(engine, event, s[0], s[1], 0.0)[0] for event, s in zip(events, stepped)],
+        [engine.score(event, s[0], s[1], 0.0)[0] for event, s in zip(events, stepped)],
     )
     parts = {
         "read and validate": lambda i: codec.event(bodies[i]),
         "of which key hashing": lambda i: [key_of(text, secret) for text in texts[i]],
         "step, bytes to bytes": lambda i: step(events[i], before[i]),
         "model": lambda i: scorer.score(vectors[i]),
-        "model, answer and record": lambda i: decided(engine, events[i], vectors[i], stepped[i][1], 0.0),
+        "model, answer and record": lambda i: engine.score(events[i], vectors[i], stepped[i][1], 0.0),
         "encode the answer": lambda i: codec.encode(answers[i]),
     }
     found = {"XGBoost's own prediction": lambda i: bundle.booster.inplace_predict(vectors[i][None])}

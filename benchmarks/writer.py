@@ -30,7 +30,7 @@ from drill import STUCK_S, Domain, Progress, serving, writers_of
 from fraud_poc.core.settings import Settings
 from fraud_poc.desk.database import cases, days, decisions, labels, links, open_database, scores
 from fraud_poc.desk.writer import BATCH, Mark, Reading, begin_log, mark_of, write_entries, writer_beside
-from fraud_poc.live.decide import open_record
+from fraud_poc.live.decide import unpack_record
 from fraud_poc.live.redis_server import server_for
 from fraud_poc.live.redis_store import open_store
 from fraud_poc.live.store import Entry, decode_entry
@@ -119,7 +119,7 @@ def compare(engine: sa.Engine, log: dict[int, Entry], acknowledged: dict[int, tu
         "missing": sum(seq not in positions for seq in events),
         "not_in_log": sum(position not in events for position in positions),
         "other_score": sum(
-            score != told.get(position) or score != open_record(events[position].decision).score
+            score != told.get(position) or score != unpack_record(events[position].decision).score
             for position, score, *_ in there
         ),
     }

@@ -19,7 +19,7 @@ from .core.settings import Settings
 from .desk.access import fresh_key
 from .desk.pages import create_desk
 from .desk.writer import writer_beside
-from .live.labels import Said, Told, say
+from .live.labels import LabelChange, LabelResult, LabelWriter
 from .ops.feed import keep_registered
 from .service.scoring import ScoringService, default_engine
 from .service.workers import serve, worker_app
@@ -31,11 +31,11 @@ def desk_of(
 ) -> FastAPI:
     "The desk, whose verdicts go to the service's engine."
 
-    async def speak(told: Told) -> tuple[str, Said]:
-        said = await say(service.engine, service.settings, service.reader.secret, told, service.clock(), fresh=True)
+    async def speak(told: LabelChange) -> tuple[str, LabelResult]:
+        said = await LabelWriter(service.engine, service.reader.secret).assert_label(told, service.clock(), fresh=True)
         return (await service.engine.store.meta()).epoch, said
 
-    policy = service.engine.bundle.policy
+    policy = service.engine.model.bundle.policy
     return create_desk(service.settings, database, speak, service.reader.secret, service.clock, policy.review_over)
 
 

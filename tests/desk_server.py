@@ -21,16 +21,16 @@ from fraud_poc.desk.pages import create_desk
 from fraud_poc.desk.writer import Reading, begin_log, mark_of, write_entries
 from fraud_poc.live.labels import (
     SOURCES,
-    Ledger,
-    Order,
+    LabelAssertion,
+    LabelHistory,
+    LabelledEvent,
+    LabelResult,
     Retraction,
-    Said,
-    Statement,
-    entry_of,
-    extended,
-    known_now,
-    source_of,
-    without,
+    effective_source,
+    label_entry,
+    next_known,
+    with_assertion,
+    without_assertion,
 )
 from fraud_poc.live.store import encode_entry
 
@@ -50,33 +50,36 @@ class Log:
         )
         self.said, self.entries, self.ledgers, self.items, self.down = [], [], {}, {}, False
 
-    async def __call__(self, told: Statement | Retraction) -> tuple[str, Said]:
+    async def __call__(self, told: LabelAssertion | Retraction) -> tuple[str, LabelResult]:
         if self.down:
             raise ConnectionError("no store")
         await asyncio.sleep(0)
         priority, position, before, now = (
             self.reading.settings.labels.priority,
             10_001 + len(self.entries),
-            self.ledgers.get(told.order, Ledger()),
+            self.ledgers.get(told.order, LabelHistory()),
             self.clock(),
         )
         if isinstance(told, Retraction):
-            item, after = self.items[told.retracts], without(before, self.items[told.retracts], priority)
+            item, after = self.items[told.retracts], without_assertion(before, self.items[told.retracts], priority)
         else:
             source = SOURCES.index(told.source)
-            item = source, int(told.fraud), known_now(before, source, int(told.fraud), now)
-            after = extended(before, item, priority)
+            item = source, int(told.fraud), next_known(before, source, int(told.fraud), now)
+            after = with_assertion(before, item, priority)
         with self.engine.connect() as connection:
             time = connection.execute(sa.select(decisions.c.time).where(decisions.c.order_id == told.order)).scalar()
         self.ledgers[told.order], self.items[position] = after, item
         self.entries.append(
-            (position, encode_entry(entry_of(told, item, 0, Order(time, {}, before), before.label, after, now)))
+            (
+                position,
+                encode_entry(label_entry(told, item, 0, LabelledEvent(time, {}, before), before.label, after, now)),
+            )
         )
         self.said.append(told)
-        return "e", Said(
+        return "e", LabelResult(
             told.order,
             after.label,
-            source_of(after, priority),
+            effective_source(after, priority),
             before.label,
             position,
             after.label != before.label,

@@ -25,18 +25,19 @@ from fraud_poc.data.settle import hashed_rows
 from fraud_poc.data.validation import check_events
 from fraud_poc.features.table import build_table
 from fraud_poc.live import decide as module
-from fraud_poc.live.decide import Conflict, Engine, Label, Watch, answer_of, decide_all, open_record, place_of
+from fraud_poc.live.decide import Conflict, Engine, Observer, ServingModel, answer_of, entity_status, unpack_record
+from fraud_poc.live.labels import LabelAssertion, LabelHistory, LabelledEvent, LabelWriter
+from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_store import open_store
 from fraud_poc.live.store import (
     MemoryStore,
     Meta,
-    Outcome,
     StoreDown,
     StoreLost,
     StoreSlow,
+    WriteResult,
     decode_entry,
     event_key,
-    open_store,
-    start_redis,
 )
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
@@ -97,17 +98,15 @@ def engine_for(settings: Settings, store=None, **more) -> Engine:
     )
     return Engine(
         settings,
-        table,
-        bundle,
-        PlainScorer(),
+        ServingModel(table, bundle, PlainScorer()),
         store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 10})),
-        chance=random.Random(7),
+        rng=random.Random(7),
         clock=lambda: NOW,
         **more,
     )
 
 
-class Notes(Watch):
+class Notes(Observer):
     def __init__(self):
         self.seen = []
 
@@ -315,13 +314,13 @@ def test_the_same_order_gets_the_very_same_answer():
         assert (engine.store.held, engine.store.log) == (held, log) and len(log) == 2
         assert await engine.find("o1", event_of(engine).id_key) == first and await engine.find("o9", 99) is None
         entry = decode_entry(log[0][1])
-        assert (log[0][0], entry.kind, entry.id_key, open_record(entry.decision).score) == (
+        assert (log[0][0], entry.kind, entry.id_key, unpack_record(entry.decision).score) == (
             first.position,
             "event",
             event_of(engine).id_key,
             first.score,
         )
-        assert open_record(entry.decision).vector.tolist()[0] == 25.5 and entry.body == event_of(engine).body
+        assert unpack_record(entry.decision).vector.tolist()[0] == 25.5 and entry.body == event_of(engine).body
 
     asyncio.run(run())
 
@@ -331,8 +330,8 @@ def test_a_record_of_another_feature_table_keeps_its_score():
 
     async def run():
         answer = await engine.decide(event_of(engine))
-        found = await engine.store.fetch(event_key(event_of(engine).id_key), [])
-        other = answer_of(open_record(found.record), "o1", found.seq, replace(engine.table, hash="00" * 32))
+        found = await engine.store.read(event_key(event_of(engine).id_key), [])
+        other = answer_of(unpack_record(found.record), "o1", found.seq, replace(engine.table, hash="00" * 32))
         assert (other.score, other.band, other.feature_table, other.features) == (
             answer.score,
             answer.band,
@@ -359,14 +358,14 @@ class Far:
     def __getattr__(self, name):
         return getattr(self.store, name)
 
-    async def lot(self, asked):
-        lot = await self.store.lot(asked)
+    async def micro_batch(self, asked):
+        lot = await self.store.micro_batch(asked)
         await asyncio.sleep(0.001)
         return lot
 
-    async def commit(self, change):
+    async def write(self, change):
         await asyncio.sleep(0.001)
-        return await self.store.commit(change)
+        return await self.store.write(change)
 
 
 class Deaf(Far):
@@ -375,24 +374,24 @@ class Deaf(Far):
     def __init__(self, store, says):
         self.store, self.says = store, says
 
-    async def lot(self, asked):
-        lot, changes = await self.store.lot(asked), []
+    async def micro_batch(self, asked):
+        lot, changes = await self.store.micro_batch(asked), []
 
-        async def outcomes():
+        async def results():
             if isinstance(self.says, Exception):
                 return [self.says for _ in changes]
-            return [Outcome(self.says) for _ in changes]
+            return [WriteResult(self.says) for _ in changes]
 
-        lot.put, lot.outcomes = changes.append, outcomes
+        lot.add, lot.results = changes.append, results
         return lot
 
-    async def commit(self, change):
-        return Outcome(self.says)
+    async def write(self, change):
+        return WriteResult(self.says)
 
 
 def test_clashes_lose_nothing():
     async def run():
-        engine = engine_for(orders(**{"live.store_timeout": STORE}), watch=Notes())
+        engine = engine_for(orders(**{"live.store_timeout": STORE}), observer=Notes())
         engine.store = Far(engine.store)
         events = [
             event_of(engine, order_id=f"o{i % 12}", order_date=f"2025-06-01T12:00:{i % 12:02}", order_amount=i % 12 + 1)
@@ -401,7 +400,7 @@ def test_clashes_lose_nothing():
         answers = await asyncio.gather(*map(engine.decide, events))
         assert (
             sorted({answer.position for answer in answers}) == list(range(10, 22))
-            and ("commit", "conflict") in engine.watch.seen
+            and ("commit", "conflict") in engine.observer.seen
         )
         assert sum(answer.known_before for answer in answers) == 12 and all(
             answer.degraded is None for answer in answers
@@ -423,13 +422,14 @@ def test_clashes_lose_nothing():
 
 def test_attempts_are_bounded():
     async def run():
-        engine = engine_for(orders(**{"live.store_timeout": "100ms"}), watch=Notes())
+        engine = engine_for(orders(**{"live.store_timeout": "100ms"}), observer=Notes())
         engine.store = Deaf(engine.store, "conflict")
         answer = await in_time(engine.decide(event_of(engine, order_amount=60)))
         assert (answer.degraded, answer.band, answer.score) == ("contended", "medium", None)
-        assert 2 <= engine.watch.seen.count(("commit", "conflict")) <= module.ATTEMPTS
+        assert 2 <= engine.observer.seen.count(("commit", "conflict")) <= module.ATTEMPTS
         with pytest.raises(StoreSlow):
-            await engine.learn(Label(1, 1, 2, 1, -1, {name: 1 for name in engine.settings.columns.entities}))
+            about = LabelledEvent(1, {name: 1 for name in engine.settings.columns.entities}, LabelHistory())
+            await LabelWriter(engine, SECRET).assert_label(LabelAssertion("o1", True, "analyst", 2), event=about)
 
     asyncio.run(run())
 
@@ -440,14 +440,14 @@ def test_attempts_are_bounded():
 )
 def test_without_a_store_the_amount_decides(call, error, reason):
     async def run():
-        engine = engine_for(orders(), watch=Notes())
+        engine = engine_for(orders(), observer=Notes())
         whole, engine.store = engine.store, Deaf(engine.store, error)
 
         async def broken(*_):
             raise error
 
         if call == "lot":
-            engine.store.lot = broken
+            engine.store.micro_batch = broken
         for amount, band in [(49.99, "low"), (50, "medium"), (499.99, "medium"), (500, "high")]:
             answer = await engine.decide(event_of(engine, order_amount=amount, order_id=f"o{amount}"))
             assert (
@@ -458,7 +458,7 @@ def test_without_a_store_the_amount_decides(call, error, reason):
                 answer.features,
                 answer.position,
             ) == (band, reason, None, None, {}, None)
-        assert engine.watch.seen.count(("degraded", reason)) == 4 and whole.log == []
+        assert engine.observer.seen.count(("degraded", reason)) == 4 and whole.log == []
         engine.store = whole
         assert (await engine.decide(event_of(engine, order_id="o50", order_amount=50))).degraded is None
 
@@ -474,28 +474,28 @@ class Mute:
     def __getattr__(self, name):
         return getattr(self.store, name)
 
-    async def lot(self, asked):
-        lot = await self.store.lot(asked)
+    async def micro_batch(self, asked):
+        lot = await self.store.micro_batch(asked)
 
-        async def outcomes():
+        async def results():
             raise self.error
 
-        lot.outcomes = outcomes
+        lot.results = results
         return lot
 
 
 @pytest.mark.parametrize("error, reason", [(StoreSlow("late"), "store_slow"), (StoreDown("gone"), "store_down")])
 def test_an_answer_says_whether_its_decision_may_have_been_stored(error, reason):
     async def run():
-        engine = engine_for(orders(), watch=Notes())
+        engine = engine_for(orders(), observer=Notes())
         whole, engine.store = engine.store, Mute(engine.store, error)
         several = [event_of(engine, order_id=f"o{number}", order_amount=900) for number in range(3)]
         answers = []
-        await decide_all(engine, several, lambda _, answer: answers.append(answer))
+        await engine.decide_all(several, lambda _, answer: answers.append(answer))
         assert [(answer.degraded, answer.stored, answer.position) for answer in answers] == [
             (reason, "unknown", None)
         ] * 3
-        assert engine.watch.seen.count(("uncertain", reason)) == 3 and len(whole.log) == 3, (
+        assert engine.observer.seen.count(("uncertain", reason)) == 3 and len(whole.log) == 3, (
             "they were stored, and the answer did not deny it"
         )
         engine.store = whole
@@ -507,9 +507,9 @@ def test_an_answer_says_whether_its_decision_may_have_been_stored(error, reason)
         async def broken(*_):
             raise error
 
-        engine.store = SimpleNamespace(lot=broken, meta=whole.meta)
+        engine.store = SimpleNamespace(micro_batch=broken, meta=whole.meta)
         late = await engine.decide(event_of(engine, order_id="late"))
-        assert (late.degraded, late.stored) == (reason, "no") and engine.watch.seen.count(("uncertain", reason)) == 3
+        assert (late.degraded, late.stored) == (reason, "no") and engine.observer.seen.count(("uncertain", reason)) == 3
         engine.store = Deaf(whole, "conflict")
         assert (await engine.decide(event_of(engine, order_id="busy"))).stored == "no", "each commit was refused"
 
@@ -542,19 +542,12 @@ def test_labels_are_learnt_once():
         engine = engine_for(orders())
         event = event_of(engine)
         await engine.decide(event)
-        label = Label(
-            event.id_key,
-            event.time,
-            event.time + 1000,
-            1,
-            -1,
-            {name: event.keys[name] for name in engine.settings.columns.entities},
-        )
-        assert [await engine.learn(label) for _ in range(2)] == [11, 11]
+        writer, change = LabelWriter(engine, SECRET), LabelAssertion("o1", True, "analyst", event.time + 1000)
+        assert [(await writer.assert_label(change)).position for _ in range(2)] == [11, 11]
         assert (await engine.decide(event_of(engine, order_id="o2"))).features[
             "fraud_count_lifetime_by_customer_id"
         ] == 1.0
-        await engine.learn(msgspec.structs.replace(label, known=label.known + 1, label=0, previous=1))
+        await writer.assert_label(LabelAssertion("o1", False, "analyst", change.known + 1))
         assert (await engine.decide(event_of(engine, order_id="o3"))).features[
             "fraud_count_lifetime_by_customer_id"
         ] == 0.0
@@ -563,8 +556,8 @@ def test_labels_are_learnt_once():
             "label",
             1,
             -1,
-            label.known,
-            tuple(label.keys.values()),
+            change.known,
+            tuple(event.keys[name] for name in engine.settings.columns.entities),
         )
 
     asyncio.run(run())
@@ -587,15 +580,15 @@ def test_missing_entities_have_no_state():
 class Slow(Far):
     "A store that takes 20 ms to read and 30 ms to write."
 
-    async def lot(self, asked):
-        lot = await self.store.lot(asked)
-        outcomes = lot.outcomes
+    async def micro_batch(self, asked):
+        lot = await self.store.micro_batch(asked)
+        outcomes = lot.results
 
         async def late():
             await asyncio.sleep(0.03)
             return await outcomes()
 
-        lot.outcomes = late
+        lot.results = late
         await asyncio.sleep(0.02)
         return lot
 
@@ -610,13 +603,13 @@ def test_the_seconds_of_each_part_add_up_to_those_of_the_orders():
     "Of three orders that are decided together: each waits for the whole fetch and commit, and is stepped and scored on its own."
     spent = {}
 
-    class Timed(Watch):
+    class Timed(Observer):
         def spent(self, part, seconds, orders=1):
             spent[part] = (seconds, orders)
 
     async def run():
-        engine = engine_for(orders(**{"live.store_timeout": "20s"}), watch=Timed())
-        engine.store, engine.scorer = Slow(engine.store), SlowScorer()
+        engine = engine_for(orders(**{"live.store_timeout": "20s"}), observer=Timed())
+        engine.store, engine.model.scorer = Slow(engine.store), SlowScorer()
         start = time.perf_counter()
         assert [
             answer.degraded
@@ -636,7 +629,7 @@ def test_the_seconds_of_each_part_add_up_to_those_of_the_orders():
 
 
 def test_words_for_flags():
-    assert [place_of(flags) for flags in (0, 1, 2, 4, 12, 16, 3, 6)] == [
+    assert [entity_status(flags) for flags in (0, 1, 2, 4, 12, 16, 3, 6)] == [
         "known",
         "new",
         "capped",
@@ -665,7 +658,7 @@ async def filled(store, table_hash: str, next_seq: int = 0) -> None:
 async def through_redis(settings, url):
     "Two engines with a connection of their own, one customer."
     async with open_store(settings, url) as one, open_store(settings, url) as two:
-        engines = [engine_for(settings, one, watch=Notes()), engine_for(settings, two)]
+        engines = [engine_for(settings, one, observer=Notes()), engine_for(settings, two)]
         assert (
             await engines[0].decide(event_of(engines[0]))
         ).degraded == "store_lost"  # an empty server is not a new one
@@ -684,7 +677,7 @@ async def through_redis(settings, url):
 async def decided(engine, events) -> list:
     "Results of some orders that are decided together, in their order."
     results = {}
-    await module.decide_all(engine, events, results.__setitem__)
+    await engine.decide_all(events, results.__setitem__)
     return [results[place] for place in range(len(events))]
 
 
@@ -731,7 +724,9 @@ def test_what_is_wrong_with_one_order_of_a_lot_concerns_that_one(tmp_path):
             engine = engine_for(orders(), store)
             await filled(store, engine.table.hash)
             await run(engine, lambda store, key: store.call("SET", store.at_records + key, b"10 no record"))
-            assert not store.link.own and not store.link.records  # nothing is waited for any more
+            assert (
+                not store.connection.unacknowledged.states and not store.connection.unacknowledged.records
+            )  # nothing is waited for any more
 
     with start_redis(tmp_path / "redis") as server:
         asyncio.run(in_redis())

@@ -22,7 +22,7 @@ from fraud_poc.desk import pages, queries
 from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, days, decisions, writing
 from fraud_poc.desk.pages import POLICY
-from fraud_poc.live.labels import Retraction, Statement
+from fraud_poc.live.labels import LabelAssertion, Retraction
 
 NOW = 1_767_000_000_000
 
@@ -417,7 +417,7 @@ def test_a_verdict_closes_the_case_and_opens_the_next(fresh):
         order = queries.find_order(connection, queue[0])["order_id"]
     answer = person.post(f"case/{queue[0]}/verdict", verdict="flag", note=" stolen card ", query="least=1")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/desk/case/{queue[1]}?least=1&done={queue[0]}")
-    assert fresh.log.said == [Statement(order, True, "analyst", None, "stolen card", Actor(PERSON, "analyst-1"))]
+    assert fresh.log.said == [LabelAssertion(order, True, "analyst", None, "stolen card", Actor(PERSON, "analyst-1"))]
     with fresh.engine.connect() as connection:
         case = queries.find_order(connection, queue[0])
     assert (case["status"], case["closed"], case["closed_by"], case["note"]) == (
@@ -495,7 +495,7 @@ def test_undo_gives_back_what_others_assert(fresh):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     with fresh.engine.connect() as connection:
         order = queries.find_order(connection, number)["order_id"]
-    asyncio.run(fresh.log(Statement(order, True, "customer", None, "", Actor(KEY, "shop"))))
+    asyncio.run(fresh.log(LabelAssertion(order, True, "customer", None, "", Actor(KEY, "shop"))))
     fresh.log.write()
     person.post(f"case/{number}/verdict", verdict="clear")
     person.post(f"case/{number}/undo")
@@ -514,7 +514,7 @@ def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
     with fresh.engine.connect() as connection:
         order = queries.find_order(connection, number)["order_id"]
     asyncio.run(
-        fresh.log(Statement(order, True, "chargeback", None, "", Actor(KEY, "analyst-1")))
+        fresh.log(LabelAssertion(order, True, "chargeback", None, "", Actor(KEY, "analyst-1")))
     )  # the writer has not read it yet
     person.post(f"case/{number}/verdict", verdict="clear", note="mine")
     assert case_of(fresh, number) == ("open", None, "")

@@ -11,7 +11,9 @@ import pytest
 from waiting import LONG, until, watched
 
 from fraud_poc.core.settings import load_settings
-from fraud_poc.live.store import Client, StoreDown, kept_running, server_for, server_runs, start_redis
+from fraud_poc.live.redis_client import Client
+from fraud_poc.live.redis_server import kept_running, server_for, server_runs, start_redis
+from fraud_poc.live.store import StoreDown
 from fraud_poc.service.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]

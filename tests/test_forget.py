@@ -28,8 +28,9 @@ from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
 from fraud_poc.features.table import build_table
+from fraud_poc.live.collect import collect
 from fraud_poc.live.decide import Label
-from fraud_poc.live.labels import Learner, Said, Statement, UnknownOrder, collect, find_in_log, say
+from fraud_poc.live.labels import LabelAssertion, LabelResult, Learner, UnknownEvent, find_in_batch_log, say
 from fraud_poc.live.load import base_of, look, prepare_db
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import server_for
@@ -118,16 +119,16 @@ async def score_all(settings: Settings, url: str, orders: list[dict], labels: di
 NOW = 1_790_000_000_000  # when all labels are asserted, UTC ms
 
 
-def assert_labels_on(settings: Settings, url: str, assertions: list[tuple]) -> list[Said | None]:
+def assert_labels_on(settings: Settings, url: str, assertions: list[tuple]) -> list[LabelResult | None]:
     "Assert labels: order, fraud, source, note, perhaps known; the results, None = the order is unknown."
     secret = hash_secret(settings.batch.folder)
 
     async def one(engine, order: str, fraud: bool, source: str, note: str = "", known: int | None = None):
         try:
             return await say(
-                engine, settings, secret, Statement(order, fraud, source, known, note, Actor(PERSON, "bo")), NOW
+                engine, settings, secret, LabelAssertion(order, fraud, source, known, note, Actor(PERSON, "bo")), NOW
             )
-        except UnknownOrder:
+        except UnknownEvent:
             return None
 
     async def run() -> list:
@@ -468,7 +469,7 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
             settings
         ) == features_in(other) != features
         ledgers = [
-            find_in_log(s, [key_of(ident, secret) for ident in ids], 10**9)
+            find_in_batch_log(s, [key_of(ident, secret) for ident in ids], 10**9)
             for s, ids in ((settings, [*others, *names]), (other, [*others, *mine]))
         ]
         assert {mapping["id", key]: order.ledger for key, (order,) in ledgers[1].items()} == {

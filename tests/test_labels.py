@@ -26,28 +26,24 @@ from fraud_poc.desk.access import new_key
 from fraud_poc.desk.database import open_database
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
-from fraud_poc.live.decide import keys_in, spread
+from fraud_poc.live.collect import collect
+from fraud_poc.live.decide import Engine, entity_keys, states_of_all
+from fraud_poc.live.label_files import RowReader, assert_file, file_changes
 from fraud_poc.live.labels import (
-    MOST,
+    MAX_ASSERTIONS,
     SOURCES,
-    Learner,
-    Ledger,
+    LabelAssertion,
+    LabelHistory,
+    LabelWriter,
     Retraction,
-    RowReader,
-    Statement,
-    UnknownOrder,
-    as_fields,
-    collect,
-    extended,
-    file_statements,
-    find_in_log,
-    newest_of,
-    open_ledger,
-    say,
-    say_file,
-    without,
+    UnknownEvent,
+    find_in_batch_log,
+    newest_by_source,
+    unpack_history,
+    with_assertion,
+    without_assertion,
 )
-from fraud_poc.live.load import look, prepare_db, step_entry
+from fraud_poc.live.load import inspect_store, prepare_db, step_entry
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store
@@ -97,12 +93,12 @@ def order(number: int) -> dict:
     }
 
 
-async def decide(learner: Learner, event) -> np.ndarray:
+async def decide(learner: Engine, event) -> np.ndarray:
     "Take an order in as the engine does, without a model; its features."
-    there, keys = keys_in(learner.table, event.keys)
+    there, keys = entity_keys(learner.table, event.keys)
     while True:
         found = await learner.store.read(event_key(event.id_key), keys)
-        whole = spread(len(learner.table.entities), there, found.states)
+        whole = states_of_all(len(learner.table.entities), there, found.states)
         vector, _, after = step_event(
             learner.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole
         )
@@ -170,9 +166,9 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
     )
     queue, told = iter(words + words[:5] * again), []
 
-    def statement_of(word) -> Statement | Retraction | None:
+    def statement_of(word) -> LabelAssertion | Retraction | None:
         if isinstance(word, tuple):
-            return Statement(
+            return LabelAssertion(
                 f"live{word[0]}",
                 bool(word[2]),
                 SOURCES[word[1]],
@@ -181,24 +177,24 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
         stand = [
             (one.order, result.position)
             for one, result in told
-            if isinstance(one, Statement) and result.position is not None
+            if isinstance(one, LabelAssertion) and result.position is not None
         ]
         return Retraction(*stand[word % len(stand)]) if stand else None
 
-    async def write(learner: Learner) -> None:
+    async def write(learner: Engine) -> None:
         for word in queue:
             if statement := statement_of(word):
-                told.append((statement, await say(learner, settings, secret, statement, NOW)))
+                told.append((statement, await LabelWriter(learner, secret).assert_label(statement, NOW)))
 
     async def run() -> tuple[int, int]:
-        learners = [Learner(settings, Far(store)) for _ in range(writers)]
+        learners = [Engine(settings, None, Far(store)) for _ in range(writers)]
         for number in range(4):
             await decide(learners[0], reader.read_dict(order(number)))
         await asyncio.gather(*map(write, learners))
         log = list(store.log)
         for statement, _ in told:  # late, all once more: those with a time are known, the others may speak anew
             if isinstance(statement, Retraction) or statement.known is not None:
-                assert (await say(learners[0], settings, secret, statement, NOW + 1)).known_before
+                assert (await LabelWriter(learners[0], secret).assert_label(statement, NOW + 1)).known_before
         assert store.log == log
         return await differing_states(store, table, fold_log(table, settings.columns, entries(), {}))
 
@@ -218,26 +214,26 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
 
 def agrees_with_the_rule(store: MemoryStore, priority: list[str]) -> None:
     "The labels of the log, from a plain reading of what stands."
-    stand, gone, labels = {}, {}, {}
+    stand, retracted, labels = {}, {}, {}
     for seq, data in store.log:
         entry = decode_entry(data)
         if entry.kind == "event":
             continue
         body, mine = json.loads(entry.body), stand.setdefault(entry.id_key, {})
         if body["kind"] == "retract":
-            gone.setdefault(entry.id_key, []).append(mine.pop(body["retracts"]))
+            retracted.setdefault(entry.id_key, []).append(mine.pop(body["retracts"]))
         else:
             mine[seq] = (SOURCES.index(body["source"]), body["said"], entry.known)
         assert entry.previous == labels.get(entry.id_key, -1) and entry.label == plainly(list(mine.values()), priority)
-        assert open_ledger(entry.decision) == Ledger(
-            entry.label, tuple(mine.values()), tuple(gone.get(entry.id_key, ()))
+        assert unpack_history(entry.decision) == LabelHistory(
+            entry.label, tuple(mine.values()), tuple(retracted.get(entry.id_key, ()))
         )
         labels[entry.id_key] = entry.label
 
 
 def only_the_end_counts(settings: Settings, entries: list[Entry]) -> None:
     "States do not show what was asserted and taken back: they are those of the events and of the labels in the end."
-    columns, stepper, last = settings.columns.hashed, Learner(settings, None).stepper, {}
+    columns, stepper, last = settings.columns.hashed, Engine(settings, None, None).stepper, {}
     states, plain = {}, {}
     for entry in entries:
         step_entry(stepper, columns, entry, states)
@@ -253,7 +249,7 @@ def only_the_end_counts(settings: Settings, entries: list[Entry]) -> None:
 
 async def rebuilt(settings: Settings, store: MemoryStore, entries: list[Entry]) -> None:
     "States and ledgers, stepped from the log one by one, are the store's, byte by byte."
-    learner, states = Learner(settings, store), {}
+    learner, states = Engine(settings, None, store), {}
     for entry in entries:
         step_entry(learner.stepper, settings.columns.hashed, entry, states)
     assert {key: value[0][8:] for key, value in store.held.items() if isinstance(key, bytes)} == states
@@ -262,18 +258,21 @@ async def rebuilt(settings: Settings, store: MemoryStore, entries: list[Entry]) 
 def test_a_full_ledger_forgets_only_what_does_not_count():
     rng, priority = np.random.default_rng(7), list(SOURCES)
     for _ in range(20):
-        ledger, said = Ledger(), []
-        for _ in range(3 * MOST):
+        history, said = LabelHistory(), []
+        for _ in range(3 * MAX_ASSERTIONS):
             said.append((int(rng.integers(4)), int(rng.integers(2)), int(rng.integers(1_000))))
-            ledger = extended(ledger, said[-1], priority)
-            assert ledger.label == plainly(said, priority) and len(ledger.said) <= MOST
+            history = with_assertion(history, said[-1], priority)
+            assert history.label == plainly(said, priority) and len(history.assertions) <= MAX_ASSERTIONS
             if rng.random() < 0.2:
-                item = ledger.said[int(rng.integers(len(ledger.said)))]
-                ledger, said = without(ledger, item, priority), [one for one in ledger.said if one != item]
-                assert ledger.label == plainly(said, priority) and len(ledger.gone) <= MOST
-        assert {source: ledger.said[place] for source, place in newest_of(ledger.said).items()} == {
-            source: said[place] for source, place in newest_of(said).items()
-        }
+                item = history.assertions[int(rng.integers(len(history.assertions)))]
+                history, said = (
+                    without_assertion(history, item, priority),
+                    [one for one in history.assertions if one != item],
+                )
+                assert history.label == plainly(said, priority) and len(history.retracted) <= MAX_ASSERTIONS
+        assert {
+            source: history.assertions[place] for source, place in newest_by_source(history.assertions).items()
+        } == {source: said[place] for source, place in newest_by_source(said).items()}
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------------------------
@@ -308,7 +307,7 @@ def contents(settings: Settings, url: str) -> dict[bytes, bytes]:
     "All states and ledgers of the generation in use, without tokens."
     names = Names(settings.domain.name)
     with Client(url) as client:
-        prefix = names.states(look(client, names).meta.generation)
+        prefix = names.states(inspect_store(client, names).meta.generation)
         keys = [key for key in client.call("KEYS", names.root + b"*") if key.startswith(prefix)]
         return {key[len(prefix) :]: value[8:] for key, value in zip(keys, client.call("MGET", *keys))}
 
@@ -324,12 +323,12 @@ async def live_day(settings: Settings, url: str, numbers: range, served: dict, s
     secret, rng, old = hash_secret(settings.batch.folder), np.random.default_rng(seed), ids_of_history(settings)
     reader, taken, queue = EventReader(settings, secret), 0, iter(numbers)
 
-    async def work(learner: Learner) -> None:
+    async def work(learner: Engine) -> None:
         nonlocal taken
         for number in queue:
             served[f"live{number}"] = await decide(learner, reader.read_dict(order(number)))
             for about in (f"live{rng.integers(number + 1)}", old[rng.integers(len(old))]):
-                said = Statement(
+                said = LabelAssertion(
                     about,
                     bool(rng.integers(2)),
                     SOURCES[rng.integers(4)],
@@ -339,17 +338,17 @@ async def live_day(settings: Settings, url: str, numbers: range, served: dict, s
                 )
                 there = about in served or about in old
                 try:
-                    result = await say(learner, settings, secret, said)
-                except UnknownOrder:
+                    result = await LabelWriter(learner, secret).assert_label(said)
+                except UnknownEvent:
                     assert not there, about
                 else:
                     taken += not result.known_before
                 if there and rng.random() < 0.3:
-                    back = await say(learner, settings, secret, Retraction(about, result.position))
+                    back = await LabelWriter(learner, secret).assert_label(Retraction(about, result.position))
                     taken += not back.known_before
 
     async with open_store(settings, url) as one, open_store(settings, url) as other:
-        await asyncio.gather(*[work(Learner(settings, store)) for store in (one, other) for _ in range(3)])
+        await asyncio.gather(*[work(Engine(settings, None, store)) for store in (one, other) for _ in range(3)])
     return taken
 
 
@@ -404,20 +403,20 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     secret, old = hash_secret(settings.batch.folder), ids_of_history(settings)[0]
     reader = EventReader(settings, secret)
 
-    async def speak(*said: Statement) -> list[int]:
+    async def speak(*said: LabelAssertion) -> list[int]:
         async with open_store(settings, url) as store:
-            learner = Learner(settings, store)
+            learner = Engine(settings, None, store)
             for number in range(3):
                 await decide(learner, reader.read_dict(order(number)))
-            return [(await say(learner, settings, secret, one)).label for one in said]
+            return [(await LabelWriter(learner, secret).assert_label(one)).label for one in said]
 
     day = lambda number: START + number * DAY
     told = asyncio.run(
         speak(
-            Statement("live1", True, "analyst", day(2), "odd", Actor(PERSON, "ann")),
-            Statement("live1", False, "customer", day(3)),
-            Statement("live2", False, "analyst", day(2)),
-            Statement("live2", True, "chargeback", day(30)),
+            LabelAssertion("live1", True, "analyst", day(2), "odd", Actor(PERSON, "ann")),
+            LabelAssertion("live1", False, "customer", day(3)),
+            LabelAssertion("live2", False, "analyst", day(2)),
+            LabelAssertion("live2", True, "chargeback", day(30)),
         )
     )
     assert told == [1, 1, 0, 1]
@@ -439,16 +438,20 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     # the customer's word is still there when the analyst takes hers back, and the chargeback still overrules
     assert asyncio.run(
         speak(
-            Statement("live1", False, "analyst", day(40)),
-            Statement("live2", False, "analyst", day(41)),
-            Statement("live1", True, "analyst", day(2)),
+            LabelAssertion("live1", False, "analyst", day(40)),
+            LabelAssertion("live2", False, "analyst", day(41)),
+            LabelAssertion("live1", True, "analyst", day(2)),
         )
     ) == [0, 1, 0]
     with Client(url) as client:
         last = decode_entry(client.call("XREVRANGE", Names("orders").log, "+", "-", "COUNT", 1)[0][1][1])
-    assert [SOURCES[source] for source, _, _ in open_ledger(last.decision).said] == ["analyst", "chargeback", "analyst"]
-    found = find_in_log(settings, [read_key(settings, old)], before["next_seq"])
-    assert {source for source, *_ in found[read_key(settings, old)][-1].ledger.said} <= {
+    assert [SOURCES[source] for source, _, _ in unpack_history(last.decision).assertions] == [
+        "analyst",
+        "chargeback",
+        "analyst",
+    ]
+    found = find_in_batch_log(settings, [read_key(settings, old)], before["next_seq"])
+    assert {source for source, *_ in found[read_key(settings, old)][-1].history.assertions} <= {
         SOURCES.index(settings.labels.source)
     }
 
@@ -457,21 +460,21 @@ def forget_records(settings: Settings, url: str) -> None:
     "As after `live.same_id_for`: the store no longer remembers which ids it has seen."
     names = Names(settings.domain.name)
     with Client(url) as client:
-        records = names.records(look(client, names).meta.epoch)
+        records = names.records(inspect_store(client, names).meta.epoch)
         client.call("DEL", *[key for key in client.call("KEYS", names.root + b"*") if key.startswith(records)])
 
 
-def said_to(settings: Settings, url: str, *told: Statement | Retraction) -> list:
+def said_to(settings: Settings, url: str, *told: LabelAssertion | Retraction) -> list:
     "What comes of statements and retractions, or the error."
 
     async def run() -> list:
         found = []
         async with open_store(settings, url) as store:
-            learner = Learner(settings, store)
+            learner = Engine(settings, None, store)
             for one in told:
                 try:
-                    found.append(await say(learner, settings, hash_secret(settings.batch.folder), one))
-                except (UnknownOrder, EventError) as error:
+                    found.append(await LabelWriter(learner, hash_secret(settings.batch.folder)).assert_label(one))
+                except (UnknownEvent, EventError) as error:
                     found.append(error)
         return found
 
@@ -481,7 +484,7 @@ def said_to(settings: Settings, url: str, *told: Statement | Retraction) -> list
 def scored(settings: Settings, url: str, *orders: dict) -> list[np.ndarray]:
     async def run() -> list:
         async with open_store(settings, url) as store:
-            learner, reader = Learner(settings, store), EventReader(settings, hash_secret(settings.batch.folder))
+            learner, reader = Engine(settings, None, store), EventReader(settings, hash_secret(settings.batch.folder))
             return [await decide(learner, reader.read_dict(one)) for one in orders]
 
     return asyncio.run(run())
@@ -490,17 +493,17 @@ def scored(settings: Settings, url: str, *orders: dict) -> list[np.ndarray]:
 def test_a_label_that_comes_late_finds_its_order_after_collect(shop, tmp_path):
     settings, url = copy_of(shop, tmp_path)
     scored(settings, url, order(0), order(1))
-    (early,) = said_to(settings, url, Statement("live1", False, "customer"))
+    (early,) = said_to(settings, url, LabelAssertion("live1", False, "customer"))
     forget_records(settings, url)
-    (lost,) = said_to(settings, url, Statement("live0", True, "chargeback"))
-    assert isinstance(lost, UnknownOrder) and "collect" in str(lost)
+    (lost,) = said_to(settings, url, LabelAssertion("live0", True, "chargeback"))
+    assert isinstance(lost, UnknownEvent) and "collect" in str(lost)
     collect(settings, url)
     late, again, before, back = said_to(
         settings,
         url,
-        Statement("live0", True, "chargeback"),
-        Statement("live1", True, "chargeback"),
-        Statement("live1", False, "customer"),
+        LabelAssertion("live0", True, "chargeback"),
+        LabelAssertion("live1", True, "chargeback"),
+        LabelAssertion("live1", False, "customer"),
         Retraction("live1", early.position),
     )
     assert (
@@ -530,16 +533,16 @@ def test_an_id_that_comes_again_has_labels_of_its_own(shop, tmp_path):
     )
     key, before = read_key(settings, "live0"), len(read_manifest(settings.batch.folder)["parts"])
     served = scored(settings, url, first)
-    (fraud,) = said_to(settings, url, Statement("live0", True, "chargeback", START + 5 * DAY))
+    (fraud,) = said_to(settings, url, LabelAssertion("live0", True, "chargeback", START + 5 * DAY))
     collect(settings, url)
     forget_records(settings, url)
     served += scored(settings, url, second)
     own, older, none = said_to(
         settings,
         url,
-        Statement("live0", False, "analyst"),
-        Statement("live0", True, "analyst", START + 6 * DAY),
-        Statement("live0", True, "analyst", START - DAY),
+        LabelAssertion("live0", False, "analyst"),
+        LabelAssertion("live0", True, "analyst", START + 6 * DAY),
+        LabelAssertion("live0", True, "analyst", START - DAY),
     )
     assert (
         (own.label, own.previous) == (0, -1)
@@ -547,7 +550,7 @@ def test_an_id_that_comes_again_has_labels_of_its_own(shop, tmp_path):
         and isinstance(none, EventError)
     )
     (timed,) = said_to(
-        settings, url, Statement("live0", True, "customer", START + 70 * DAY, time=START)
+        settings, url, LabelAssertion("live0", True, "customer", START + 70 * DAY, time=START)
     )  # as a label that waited: known later than the namesake
     assert (timed.label, timed.previous) == (1, 1)
     (back,) = said_to(settings, url, Retraction("live0", fraud.position))
@@ -582,8 +585,8 @@ def test_an_id_that_comes_again_has_labels_of_its_own(shop, tmp_path):
     )
     keys = occurrence_of(np.array([key, key], np.uint64), np.array([START, START + 60 * DAY])).tolist()
     assert [label()[one] for one in keys] == [1, 0]
-    orders = find_in_log(settings, [key], 10**9)[key]
-    assert [(one.time, one.ledger.label, len(one.ledger.said)) for one in orders] == [
+    orders = find_in_batch_log(settings, [key], 10**9)[key]
+    assert [(one.time, one.history.label, len(one.history.assertions)) for one in orders] == [
         (START, 1, 2),
         (START + 60 * DAY, 0, 1),
     ]
@@ -629,7 +632,7 @@ def test_rows_of_retractions_read_missing_values_as_all_rows(tmp_path):
     (tmp_path / "back.csv").write_text(
         "order,retracts,source,known\no1,17,NULL,n/a\no2,18,,\no3,19,analyst,2025-06-01\n"
     )
-    one, two, three = [item for _, item in file_statements(settings, reader, str(tmp_path / "back.csv"), BANK)]
+    one, two, three = [item for _, item in file_changes(settings, reader, str(tmp_path / "back.csv"), BANK)]
     assert (
         one == Retraction("o1", 17, "", BANK)
         and two == Retraction("o2", 18, "", BANK)
@@ -654,14 +657,14 @@ def test_all_kinds_of_files_say_the_same(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("\n".join([",".join(rows[0]), *[",".join(row.values()) for row in rows]]))
     pq.write_table(pa.Table.from_pylist(typed), tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, typed)) + "\n")
-    read = lambda name: list(file_statements(settings, reader, name if name == "-" else str(tmp_path / name), BANK))
+    read = lambda name: list(file_changes(settings, reader, name if name == "-" else str(tmp_path / name), BANK))
     one = read("a.csv")
     assert read("a.parquet") == read("a.jsonl") == one
     monkeypatch.setattr("sys.stdin", io.StringIO((tmp_path / "a.csv").read_text()))
     assert read("-") == one
-    assert one[0] == (1, Statement("o1", True, "analyst", 1_748_772_000_000, "odd", BANK)) and one[1] == (
+    assert one[0] == (1, LabelAssertion("o1", True, "analyst", 1_748_772_000_000, "odd", BANK)) and one[1] == (
         2,
-        Statement("17", False, "chargeback", None, "", BANK),
+        LabelAssertion("17", False, "chargeback", None, "", BANK),
     )
     assert one[2] == (3, None) and [[problem.name for problem in one[place][1]] for place in (3, 4)] == [
         ["order"],
@@ -696,7 +699,7 @@ def test_a_file_of_verdicts_on_history_is_taken_once(shop, tmp_path):
     complaints = []
     told = [
         asyncio.run(
-            say_file(
+            assert_file(
                 settings, url, str(tmp_path / "said.csv"), lambda row, problem: complaints.append((row, problem.name))
             )
         )
@@ -712,7 +715,7 @@ def test_a_file_of_verdicts_on_history_is_taken_once(shop, tmp_path):
 
 
 def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch):
-    monkeypatch.setattr("fraud_poc.live.labels.LOT", 4)
+    monkeypatch.setattr("fraud_poc.live.label_files.ROWS_AT_A_TIME", 4)
     (settings, url), told = copy_of(shop, tmp_path), []
     one, other, *_ = ids_of_history(settings)
     rows = [
@@ -728,7 +731,7 @@ def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch)
     ]
     (tmp_path / "said.csv").write_text("\n".join(["order,fraud,source,known", *rows]))
     summary = asyncio.run(
-        say_file(
+        assert_file(
             settings,
             url,
             str(tmp_path / "said.csv"),
@@ -781,7 +784,7 @@ def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://service", headers={KEY_HEADER: key}
         ) as client:
-            learner, reader = Learner(settings, store), EventReader(settings, bytes(32))
+            learner, reader = Engine(settings, None, store), EventReader(settings, bytes(32))
             for number in range(4):
                 await decide(learner, reader.read_dict(order(number)))
             said = [{"order": f"live{number}", "fraud": True, "source": "analyst"} for number in range(4)]
@@ -876,5 +879,5 @@ def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path):
 
 def test_the_id_of_an_order_keeps_its_type_where_it_is_one_column(root):
     settings = load_settings(root / "config" / "cards.toml")
-    fields = as_fields(RowReader(settings), {settings.columns.id[0]: 17.0, settings.labels.column: 1})
+    fields = RowReader(settings).fields({settings.columns.id[0]: 17.0, settings.labels.column: 1})
     assert fields["order"] == 17.0 and type(fields["order"]) is float, "17.0 of a Parquet file is the order 17"

@@ -18,7 +18,7 @@ from fraud_poc.data.sample import make_data
 from fraud_poc.features.batch import compute_features, read_states
 from fraud_poc.features.table import Stepper, build_table
 from fraud_poc.live import load as module
-from fraud_poc.live.load import look, prepare_db, step_entry, touched
+from fraud_poc.live.load import inspect_store, prepare_db, step_entry, touched_keys
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store
@@ -66,7 +66,7 @@ def contents(settings: Settings, url: str) -> dict[bytes, bytes]:
     "All states of the generation in use, without tokens."
     names = Names(settings.domain.name)
     with Client(url) as client:
-        prefix = names.states(look(client, names).meta.generation)
+        prefix = names.states(inspect_store(client, names).meta.generation)
         keys = [key for key in client.call("KEYS", names.root + b"*") if key.startswith(prefix)]
         return {key[len(prefix) :]: value[8:] for key, value in zip(keys, client.call("MGET", *keys))}
 
@@ -141,7 +141,7 @@ def server(tmp_path):
 async def decide(store, stepper: Stepper, columns: list[str], entry: Entry) -> int:
     "What the service will do: fetch, step, commit, again on a conflict and after an outage; returns the sequence number."
     places, record = (
-        touched(stepper.table, columns, [entry]),
+        touched_keys(stepper.table, columns, [entry]),
         event_key(entry.id_key) if entry.kind == "event" else label_key(entry.id_key, entry.known),
     )
     while True:
@@ -351,7 +351,7 @@ def test_another_feature_table_is_loaded_over_the_same_log(history, settings, se
 
 def look_at(settings: Settings, url: str):
     with Client(url) as client:
-        return look(client, Names(settings.domain.name))
+        return inspect_store(client, Names(settings.domain.name))
 
 
 def test_another_history_is_refused_until_the_live_log_is_archived(history, settings, server):

@@ -20,7 +20,9 @@ from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting
 from fraud_poc.features.batch import compute_features
 from fraud_poc.features.table import build_table
-from fraud_poc.live.labels import Learner, collect, enter_due
+from fraud_poc.live.collect import collect
+from fraud_poc.live.decide import Engine
+from fraud_poc.live.labels import LabelWriter, assert_due
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis
@@ -291,7 +293,7 @@ def test_a_label_enters_the_live_log_when_its_time_has_come_and_once():
         ]
         store.waiting |= {encode_waiting(label) for label in labels}
         enter = lambda days: asyncio.run(
-            enter_due(Learner(settings, store), settings, secret, START + round(days * DAY))
+            assert_due(LabelWriter(Engine(settings, None, store), secret), START + round(days * DAY))
         )
         assert enter(6) == {"entered": 0, "rejected": 1} and not store.log
         assert enter(7) == {"entered": 1, "rejected": 1} and enter(8) == {"entered": 0, "rejected": 1}
@@ -316,7 +318,7 @@ def test_what_waits_is_handed_to_the_store_comes_home_and_a_longer_history_repla
 
         async def enter(days: int) -> dict:
             async with open_store(settings, server.url) as store:
-                return await enter_due(Learner(settings, store), settings, secret, START + days * DAY)
+                return await assert_due(LabelWriter(Engine(settings, None, store), secret), START + days * DAY)
 
         ingested(settings, [(events[:2], verdicts)], keys)
         assert prepare_db(settings, server.url)["labels_waiting"] == 2

@@ -29,7 +29,9 @@ from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import load_settings
 from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
 from fraud_poc.desk.database import open_database
-from fraud_poc.live.store import StoreDown, open_store, start_redis
+from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_store import open_store
+from fraud_poc.live.store import StoreDown
 from fraud_poc.service import http, scoring, workers
 from fraud_poc.service.http import create_app
 from fraud_poc.service.metrics import FOLDER
@@ -404,13 +406,13 @@ def test_keys_stay_good_while_the_database_cannot_be_read(tmp_path, monkeypatch,
 
 def test_excess_is_refused_at_once_and_the_rest_served(tmp_path):
     service = Service(tmp_path, **{"service.max_in_flight": 3})
-    gate, lot = asyncio.Event(), service.engine.store.lot
+    gate, lot = asyncio.Event(), service.engine.store.micro_batch
 
     async def waiting(*found):
         await gate.wait()
         return await lot(*found)
 
-    service.engine.store.lot = waiting
+    service.engine.store.micro_batch = waiting
 
     async def run():
         async with service.client() as client:
@@ -484,7 +486,7 @@ def test_store_down_is_answered_and_recovers(fresh):
     async def down(*_):
         raise StoreDown("refused")
 
-    fresh.engine.store.lot = fresh.engine.store.meta = fresh.engine.store.log_length = down
+    fresh.engine.store.micro_batch = fresh.engine.store.meta = fresh.engine.store.log_length = down
     for amount, band in ((10, "low"), (60, "medium"), (600, "high")):
         answer = fresh.post(json.dumps(ORDER | {"order_amount": amount}).encode())
         assert answer.status_code == 200 and (
@@ -510,7 +512,7 @@ def test_what_fails_inside_is_a_500_that_tells_nothing(fresh, caplog):
     def broken(vector):
         raise ZeroDivisionError("ann@example.org")
 
-    fresh.engine.scorer.score = broken
+    fresh.engine.model.scorer.score = broken
     with caplog.at_level(logging.INFO):
         response = fresh.post(BODY)
     assert response.status_code == 500 and "ann" not in response.text + caplog.text

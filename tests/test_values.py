@@ -18,7 +18,8 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting, write_waiting
 from fraud_poc.data.validation import UNLISTED, bulk_of
-from fraud_poc.live.labels import Ledger, Order, Statement, check_statement, file_statements, read_statement
+from fraud_poc.live.label_files import file_changes
+from fraud_poc.live.labels import LabelAssertion, LabelHistory, Order, check_label_change, read_label_change
 from fraud_poc.model.dataset import last_known, log_until
 from fraud_poc.service.schemas import missing_pattern
 
@@ -167,14 +168,16 @@ def in_file(kind):
         else:
             written(path, frame)
         reader, found = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW), []
-        for number, item in file_statements(settings, reader, str(path), "file"):
+        for number, item in file_changes(settings, reader, str(path), "file"):
             if isinstance(item, list):
                 assert (
                     [problem.name for problem in item] == ["outcome"]
                     and repr(str(values[number - 1])) in item[0].msg
                     and "labels.fraud_values" in item[0].msg
                 )
-            found.append(int(item.fraud) if isinstance(item, Statement) else UNRESOLVED if item is None else REFUSED)
+            found.append(
+                int(item.fraud) if isinstance(item, LabelAssertion) else UNRESOLVED if item is None else REFUSED
+            )
         return found
 
     return door
@@ -296,7 +299,7 @@ def test_kinds_of_parquet_columns(make, tmp_path, kind):
     summary = ingest(settings, str(tmp_path / "e.parquet"), clock=lambda: NOW)
     assert (summary["labels_fraud"], summary["labels_legitimate"], summary["labels_unlisted"]) == (2, 1, {})
     reader = EventReader(settings, hash_secret(settings.batch.folder))
-    assert [item.fraud for _, item in file_statements(settings, reader, str(tmp_path / "e.parquet"), "file")] == [
+    assert [item.fraud for _, item in file_changes(settings, reader, str(tmp_path / "e.parquet"), "file")] == [
         True,
         False,
         True,
@@ -307,14 +310,14 @@ def test_kinds_of_parquet_columns(make, tmp_path, kind):
 def test_json_by_api_is_strict_and_says_so(make, value):
     reader = EventReader(make(), bytes(32))
     with pytest.raises(EventError) as caught:
-        read_statement(reader, {"order": "e1", "fraud": value, "source": "analyst"})
+        read_label_change(reader, {"order": "e1", "fraud": value, "source": "analyst"})
     assert [(one.name, one.msg) for one in caught.value.errors] == [
         (
             "fraud",
             f"input should be true or false, not {str(value)!r}: other words for yes and no are read in files only",
         )
     ]
-    assert read_statement(reader, {"order": "e1", "fraud": True, "source": "analyst"}).fraud is True
+    assert read_label_change(reader, {"order": "e1", "fraud": True, "source": "analyst"}).fraud is True
 
 
 def test_a_field_called_fraud_has_its_own_meaning(make, tmp_path):
@@ -326,8 +329,8 @@ def test_a_field_called_fraud_has_its_own_meaning(make, tmp_path):
             "\n".join(["order,fraud", *(f"e{number},{value}" for number, value in enumerate(values))])
         )
         return [
-            int(item.fraud) if isinstance(item, Statement) else UNRESOLVED if item is None else item[0].msg
-            for _, item in file_statements(settings, reader, str(tmp_path / "said.csv"), "file")
+            int(item.fraud) if isinstance(item, LabelAssertion) else UNRESOLVED if item is None else item[0].msg
+            for _, item in file_changes(settings, reader, str(tmp_path / "said.csv"), "file")
         ]
 
     assert told(make(labels=WORDS), ["yes", "0", "", "n/a", "scam"])[:4] == [1, 0, -1, -1]
@@ -663,12 +666,12 @@ def test_a_label_of_the_future_in_a_labels_file(make, tmp_path, kind):
     else:
         written(path, frame)
     problems = []
-    for _, item in file_statements(settings, EventReader(settings, bytes(32), clock=lambda: NOW), str(path), "file"):
+    for _, item in file_changes(settings, EventReader(settings, bytes(32), clock=lambda: NOW), str(path), "file"):
         try:
             problems.append(
                 item
                 if isinstance(item, list)
-                else check_statement(settings, item, Order(NOW - 10**9, {}, Ledger()), NOW) or []
+                else check_label_change(settings, item, Order(NOW - 10**9, {}, LabelHistory()), NOW) or []
             )
         except EventError as error:
             problems.append(error.errors)

@@ -53,8 +53,8 @@ from fraud_poc.desk.writer import (
     writer_beside,
 )
 from fraud_poc.features.table import build_table
-from fraud_poc.live.decide import Record, pack_record
-from fraud_poc.live.labels import SOURCES, Ledger, extended, pack_ledger, without
+from fraud_poc.live.decide import DecisionRecord, pack_record
+from fraud_poc.live.labels import SOURCES, LabelHistory, pack_history, with_assertion, without_assertion
 from fraud_poc.live.load import ARCHIVED
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis
@@ -120,7 +120,7 @@ def order(number, amount=9_500, band="low", action="pass", score=0.01, at=NOW, w
     } | changed
     columns, table = domain()
     keys = tuple(key_of(str(fields[name]), b"test") if fields[name] else 0 for name in columns.hashed)
-    record = Record(
+    record = DecisionRecord(
         bytes(16),
         bytes(32),
         b"\1" * 32,
@@ -166,14 +166,14 @@ class Told:
         retracts=None,
     ) -> bytes:
         "An assertion, or the retraction of the one that was told as number `retracts`."
-        before, priority = self.ledgers.get((number, day), Ledger()), domain_settings().labels.priority
+        before, priority = self.ledgers.get((number, day), LabelHistory()), domain_settings().labels.priority
         if retracts is None:
             item, after = (
                 (SOURCES.index(source), said, at - 5),
-                extended(before, (SOURCES.index(source), said, at - 5), priority),
+                with_assertion(before, (SOURCES.index(source), said, at - 5), priority),
             )
         else:
-            item, after = self.standing[retracts], without(before, self.standing[retracts], priority)
+            item, after = self.standing[retracts], without_assertion(before, self.standing[retracts], priority)
         self.ledgers[number, day], self.standing[self.at] = after, item
         self.at += 1
         body = AssertionRecord(
@@ -196,7 +196,7 @@ class Told:
                 previous=before.label,
                 known=at - 5,
                 at=at,
-                decision=pack_ledger(after),
+                decision=pack_history(after),
                 body=msgspec.json.encode(body),
             )
         )

@@ -361,11 +361,11 @@ def labels_step(place: str, err: Console, refused: list[dict]) -> Step:
             refused.append({"row": row, "column": problem.name, "reason": problem.msg})
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.live.labels import say_file
+        from fraud_poc.live.label_files import assert_file
         from fraud_poc.live.redis_server import server_for
 
         with server_for(settings) as url:
-            return asyncio.run(say_file(settings, url, place, complain, operator(), progress))
+            return asyncio.run(assert_file(settings, url, place, complain, operator(), progress))
 
     return step
 
@@ -374,7 +374,7 @@ def collect_step(drop: bool) -> Step:
     "The live log, brought into the batch log."
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.live.labels import collect
+        from fraud_poc.live.collect import collect
         from fraud_poc.live.redis_server import server_for
 
         with server_for(settings) as url:

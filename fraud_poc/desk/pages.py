@@ -52,7 +52,7 @@ from fraud_poc.desk.access import (
 from .database import cases, decisions, writing
 from .queries import STEPS, Desk, Filters, read_filters
 from .writer import OPEN, closed_by, closing_sources, settle
-from ..live.labels import MAX_NOTE, Retraction, Said, Statement, Told
+from ..live.labels import MAX_NOTE, LabelAssertion, LabelChange, LabelResult, Retraction
 
 # %% ../../nbs/76_pages.ipynb #c006
 def ago(ms: int | None, now: int) -> str:
@@ -98,7 +98,7 @@ PAGES = (
     ("audit", "Audit", "admin"),
 )
 HERE = files("fraud_poc.desk")
-Say = Callable[[Told], Awaitable[tuple[str, Said]]]  # -> epoch of the log, what came of it
+Say = Callable[[LabelChange], Awaitable[tuple[str, LabelResult]]]  # -> epoch of the log, what came of it
 
 
 class Site:
@@ -470,7 +470,7 @@ class Recorded(Exception):
     "The database failed after the assertion was in the log."
 
 
-def said_in_time(say: Say, told: Told, loop: asyncio.AbstractEventLoop) -> tuple[str, Said]:
+def said_in_time(say: Say, told: LabelChange, loop: asyncio.AbstractEventLoop) -> tuple[str, LabelResult]:
     "Make an assertion in the event loop, from another thread."
     future: Future = asyncio.run_coroutine_threadsafe(say(told), loop)
     try:
@@ -489,7 +489,7 @@ def locked_case(connection: sa.Connection, number: int, statuses: tuple[str, ...
     return case
 
 # %% ../../nbs/76_pages.ipynb #c029
-def shown_after(site: Site, said: Said, told: Told) -> dict | None:
+def shown_after(site: Site, said: LabelResult, told: LabelChange) -> dict | None:
     "What a case shows from now on; None when that follows from what others assert, which the decision writer knows."
     if isinstance(told, Retraction):
         return None if said.source in closing_sources(site.settings) else OPEN
@@ -513,7 +513,7 @@ def record_decision(
     loop: asyncio.AbstractEventLoop,  # of the log
     number: int,  # of the decision
     statuses: tuple[str, ...],  # of which the case must have one
-    telling: Callable[[Mapping], Told],  # what is asserted or taken back of the case
+    telling: Callable[[Mapping], LabelChange],  # what is asserted or taken back of the case
 ) -> Mapping:
     "Send an assertion or a retraction about a case to the log. The case as it was; `Gone`, `Recorded`, errors of `say` as they are."
     position = None
@@ -532,9 +532,9 @@ def record_decision(
     return case
 
 
-def assertion_on(fraud: bool, note: str, who: str) -> Callable[[Mapping], Statement]:
+def assertion_on(fraud: bool, note: str, who: str) -> Callable[[Mapping], LabelAssertion]:
     "What a person decides on a case, known now."
-    return lambda case: Statement(case["order_id"], fraud, "analyst", None, note, Actor(PERSON, who))
+    return lambda case: LabelAssertion(case["order_id"], fraud, "analyst", None, note, Actor(PERSON, who))
 
 
 def retraction_on(case: Mapping, who: str) -> Retraction:

@@ -37,6 +37,7 @@ import sqlalchemy as sa
 from ..core.events import Actor, system_clock
 from ..core.files import Progress
 from ..core.logs import JsonLines, log_event
+from ..core.processes import go_last
 from ..core.reading import InvalidValue, event_fields, identity_text, number_text
 from ..core.settings import Settings, duration_ms
 from .access import Done, record_all
@@ -57,9 +58,11 @@ from fraud_poc.desk.database import (
     writing,
 )
 from ..features.table import build_table
-from ..live.decide import open_record, place_of
-from ..live.labels import SOURCES, determining, open_ledger
+from ..live.decide import entity_status, unpack_record
+from ..live.labels import SOURCES, deciding_assertion, unpack_history
 from ..live.load import ARCHIVED
+from ..live.redis_server import server_for
+from ..live.redis_store import open_store
 from fraud_poc.live.store import (
     ASSERT,
     Entry,
@@ -70,9 +73,6 @@ from fraud_poc.live.store import (
     decode_assertion,
     decode_entry,
     encode_entry,
-    go_last,
-    open_store,
-    server_for,
 )
 from ..model.bundle import Bundle, list_bundles, load_bundle
 from ..model.policy import ACTIONS, VERSION, Policy, expected_costs, review_priority
@@ -204,9 +204,9 @@ OPEN = {
 # %% ../../nbs/57_writer.ipynb #c015
 def decision_row(reading: Reading, log: str, position: int, entry: Entry) -> dict:
     "The row of a decision, without its number; `ValueError` when the entry holds none."
-    record, order = open_record(entry.decision), msgspec.json.decode(entry.body)
+    record, order = unpack_record(entry.decision), msgspec.json.decode(entry.body)
     table = record.feature_table.hex()
-    words = dict(zip(reading.entities, map(place_of, record.flags))) if table == reading.table_hash else {}
+    words = dict(zip(reading.entities, map(entity_status, record.flags))) if table == reading.table_hash else {}
     return {
         "log": log,
         "position": position,
@@ -249,7 +249,7 @@ def add_event(reading: Reading, rows: Rows, log: str, position: int, entry: Entr
 # %% ../../nbs/57_writer.ipynb #c017
 def settling(reading: Reading, ledger: bytes) -> tuple[int, int, int] | None:  # as in a ledger
     "The assertion that closes a case, by the ledger of its event; None when the case is open."
-    found = determining(open_ledger(ledger).said, reading.settings.labels.priority) if ledger else None
+    found = deciding_assertion(unpack_history(ledger).assertions, reading.settings.labels.priority) if ledger else None
     return found if found and SOURCES[found[0]] in reading.settling else None
 
 

@@ -33,12 +33,12 @@ from ..core.settings import Columns
 from ..data.log import LOG, read_manifest, read_part
 from ..desk.database import cases, decisions, labels, links, signed, unsigned, writers
 from ..features.table import FeatureTable
-from ..live.labels import SOURCES, retraction_key, said_key
-from ..live.load import ROUNDS, ledger_key, look, remove_stale
+from ..live.labels import SOURCES, assertion_key, history_key, retraction_key
+from ..live.load import ROUNDS, inspect_store, remove_stale
+from ..live.redis_client import Client
+from ..live.redis_store import Names
 from fraud_poc.live.store import (
-    Client,
     Entry,
-    Names,
     decode_assertion,
     decode_entry,
     decode_waiting,
@@ -229,12 +229,12 @@ def state_writes(client: Client, prefix: bytes, table: FeatureTable, plan: Erasu
 def history_writes(client: Client, prefix: bytes, plan: ErasurePlan) -> list[StoreWrite]:
     "Label histories of the customer's events, which move."
     events, writes = [(key, when) for key, times in plan.events.items() for when in times], []
-    values = client.call("MGET", *[prefix + ledger_key(*event) for event in events]) if events else []
+    values = client.call("MGET", *[prefix + history_key(*event) for event in events]) if events else []
     for (key, when), value in zip(events, values):
         if value:
-            new = prefix + ledger_key(plan.pseudonyms.key("id", key), when)
+            new = prefix + history_key(plan.pseudonyms.key("id", key), when)
             value_now = secrets.token_bytes(8) + value[8:]
-            writes.append(StoreWrite(prefix + ledger_key(key, when), new, value[:8], value_now))
+            writes.append(StoreWrite(prefix + history_key(key, when), new, value[:8], value_now))
     return writes
 
 
@@ -264,7 +264,7 @@ def label_record_keys(
     learned = [label_key(id_key, known) + bytes([label & 255, previous + 1])]
     if retracts is not None:
         return learned + [retraction_key(id_key, retracts)]
-    return learned + ([said_key(id_key, SOURCES.index(source), said, known)] if source in SOURCES else [])
+    return learned + ([assertion_key(id_key, SOURCES.index(source), said, known)] if source in SOURCES else [])
 
 
 def records_in_store(client: Client, names: Names, plan: ErasurePlan) -> Iterator[bytes]:
@@ -307,7 +307,7 @@ def rewrite_waiting_labels(client: Client, key: bytes, plan: ErasurePlan) -> Non
 
 # %% ../../nbs/86_erasure_live.ipynb #c023
 def check_feature_table(found: Any, table: FeatureTable) -> None:
-    "`ValueError` when the states of a store were not made with this feature table; `found` as `look` returns it."
+    "`ValueError` when the states of a store were not made with this feature table; `found` as `inspect_store` returns it."
     if found.meta and found.meta.table_hash not in ("", table.hash):
         raise ValueError(
             f"the store holds states of feature table {found.meta.table_hash[:12]}, the settings make {table.hash[:12]}: "
@@ -326,7 +326,7 @@ def erase_live(
     tick: Callable[[int], None],  # called with the number of entries copied
 ) -> dict | None:  # what changed, with `last`, the sequence number up to which; None = the search must start again
     "Erase a customer from the store, in one step; `ValueError` when its states were made with another feature table."
-    found, copy = look(client, names), erasure_keys(names).copy
+    found, copy = inspect_store(client, names), erasure_keys(names).copy
     check_feature_table(found, table)
     remove_stale(client, names)
     client.call("UNLINK", copy)

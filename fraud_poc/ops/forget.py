@@ -23,7 +23,10 @@ from ..desk.access import record
 from ..desk.database import database_url, open_database, writing
 from ..features.table import FeatureTable, build_table
 from ..live.load import ROUNDS
-from ..live.store import Client, Names, decode_entry, server_for
+from ..live.redis_client import Client
+from ..live.redis_server import server_for
+from ..live.redis_store import Names
+from ..live.store import decode_entry
 from ..model.dataset import DATASET
 from ..model.dataset import WORK as DATASET_WORK
 from fraud_poc.ops.erasure_files import (

@@ -37,7 +37,7 @@ from ..core.logs import log_event, place_of_error
 from ..core.reading import MAX_TEXT
 from ..core.settings import Settings
 from ..live.decide import Engine
-from ..live.labels import enter_due
+from ..live.labels import LabelWriter, assert_due
 from .metrics import exposition
 from fraud_poc.service.schemas import (
     REFERENCE,
@@ -425,7 +425,7 @@ async def enter_waiting_labels(service: ScoringService, seconds: float = 1.0) ->
     rejected = 0
     while True:
         try:
-            done = await enter_due(service.engine, service.settings, service.reader.secret, service.clock())
+            done = await assert_due(LabelWriter(service.engine, service.reader.secret), service.clock())
             level = logging.WARNING if done["rejected"] else logging.INFO
             if done["entered"] or done["rejected"] > rejected:
                 log_event("labels that waited", level, **done)
@@ -511,7 +511,7 @@ async def running(service: ScoringService, status: Status, opened: Callable[[], 
         calm_collector()
         if clock_shift():
             log_event("the clock is shifted", logging.WARNING, seconds=clock_shift() / 1000)
-        hashes = {"model": engine.bundle.hash[:12], "feature_table": engine.table.hash[:12]}
+        hashes = {"model": engine.model.bundle.hash[:12], "feature_table": engine.table.hash[:12]}
         log_event("started", **hashes, reasons=await status.unready())
         yield
         service.admission.closing = True

@@ -29,8 +29,8 @@ from ..core.events import UNPRINTED
 from ..core.reading import INTEGERS, MAX_TEXT, Event, EventError, EventReader, FieldError
 from ..core.reading import Field as EventField
 from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
-from ..live.decide import PLACES, Answer
-from ..live.labels import MAX_NOTE, SOURCES, Said, known_field
+from ..live.decide import ENTITY_STATUS, Answer
+from ..live.labels import MAX_NOTE, SOURCES, LabelResult, known_field
 from ..model.policy import ACTIONS, BANDS
 
 # %% ../../nbs/62_schemas.ipynb #c005
@@ -336,7 +336,7 @@ ANSWER = {  # what the types of `Answer` do not say
     "action": Literal[tuple(ACTIONS)],
     "expected_loss": Annotated[float | None, Field(description="what passing is expected to cost, major units")],
     "features": Annotated[dict[str, float | None], Field(description="what the model saw; null = not known")],
-    "entities": dict[str, Literal[tuple(PLACES)]],
+    "entities": dict[str, Literal[tuple(ENTITY_STATUS)]],
     "position": Annotated[int | None, Field(description="in the log")],
     "degraded": Annotated[str | None, Field(description="why there is no score")],
     "stored": Annotated[
@@ -418,8 +418,8 @@ class ResponseModels(NamedTuple):
 def response_models(entities: Sequence[str], features: Sequence[str]) -> ResponseModels:
     "The models of what goes out."
     answer = answer_model(entities, features)
-    result = Said("o-1", 1, "chargeback", 0, 1056, True, False)
-    label = model_of("LabelResult", Said, LABEL_RESULT, msgspec.to_builtins(result))
+    result = LabelResult("o-1", 1, "chargeback", 0, 1056, True, False)
+    label = model_of("LabelResult", LabelResult, LABEL_RESULT, msgspec.to_builtins(result))
     answers = item_results("Answers", answer, (200, 409, 422))
     return ResponseModels(answer, answers, label, item_results("LabelResults", label, (200, 404, 422)))
 

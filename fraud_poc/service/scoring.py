@@ -30,8 +30,8 @@ from ..data.log import hash_secret, read_manifest, read_part
 from ..desk.access import Keys
 from ..desk.writer import mark_of
 from ..features.table import build_table
-from ..live.decide import Answer, Conflict, Engine, decide_all
-from ..live.labels import Said, read_statement, say_lot
+from ..live.decide import Answer, Conflict, Engine
+from ..live.labels import LabelResult, LabelWriter, read_label_change
 from ..live.store import StoreDown, StoreLost, StoreSlow
 from ..model.bundle import latest_bundle
 from .metrics import Metrics
@@ -218,7 +218,7 @@ async def score_items(
         else:
             errors.append(result)
 
-    await decide_all(engine, list(events.values()), answered)
+    await engine.decide_all(list(events.values()), answered)
     if errors:
         raise errors[0]
     return results
@@ -230,19 +230,19 @@ async def assert_items(
     items: list[Any],  # values of `strict_json`
     by: Actor,  # the API key
     now: int,  # UTC ms
-) -> list[Said | list[FieldError]]:
+) -> list[LabelResult | list[FieldError]]:
     "What came of each label assertion or retraction; errors of the store are raised."
     results, valid = {}, []
     for index, item in enumerate(items):
         try:
-            valid.append((index, read_pairs(item, lambda given: read_statement(reader, given, by), "a statement")))
+            valid.append((index, read_pairs(item, lambda given: read_label_change(reader, given, by), "a statement")))
         except EventError as error:
             results[index] = error.errors
-    results |= dict(await say_lot(engine, reader.settings, reader.secret, valid, now))
+    results |= dict(await LabelWriter(engine, reader.secret).assert_labels(valid, now))
     return [results[index] for index in range(len(items))]
 
 
-def label_outcome(result: Said | list[FieldError]) -> str:
+def label_outcome(result: LabelResult | list[FieldError]) -> str:
     "The outcome of a label assertion in a word, for the metrics."
     if isinstance(result, list):
         return "rejected"
@@ -251,9 +251,9 @@ def label_outcome(result: Said | list[FieldError]) -> str:
     return "changed" if result.changed else "kept"
 
 
-def label_reply(result: Said | list[FieldError], *index: int) -> dict[str, Any]:
+def label_reply(result: LabelResult | list[FieldError], *index: int) -> dict[str, Any]:
     "Status, and answer or detail, of a label assertion with its index in a list, if there is one."
-    if isinstance(result, Said):
+    if isinstance(result, LabelResult):
         return {"status": 200, "answer": result}
     return {"status": 404 if result[0].type == "not_found" else 422, "detail": field_details(result, *index)}
 
@@ -289,10 +289,10 @@ class ScoringService:
         self.settings, self.limits, self.engine, self.clock = settings, settings.service, engine, engine.clock
         self.open_to_all, self.keys = open_to_all, Keys(database) if database is not None else None
         self.reader = EventReader(settings, secret or hash_secret(settings.batch.folder), self.clock)
-        self.codec, self.metrics = Codec(self.reader, engine.names), Metrics()
+        self.codec, self.metrics = Codec(self.reader, engine.table.names), Metrics()
         self.replies = Replies(self.codec, self.metrics, settings.columns.id)
         self.admission, self.batcher = Admission(self.limits.max_in_flight), MicroBatcher(self.decide)
-        engine.watch, engine.features = self.metrics, self.codec.features
+        engine.observer, engine.present_features = self.metrics, self.codec.features
 
     def check_key(self, key: bytes | None, scope: str) -> str:
         "Name of an API key; empty when none is asked for. `RequestRejected` when it is unknown, or has not the scope."
@@ -340,7 +340,7 @@ class ScoringService:
                 events.append(event)
         self.metrics.spent("parse", (time.perf_counter() - begun) / len(requests), len(requests))
         try:
-            await decide_all(self.engine, events, lambda index, result: self.finish(waiting.pop(index), result))
+            await self.engine.decide_all(events, lambda index, result: self.finish(waiting.pop(index), result))
         except Exception as error:
             while waiting:
                 self.finish(waiting.popitem()[1], error)
@@ -417,7 +417,7 @@ class Status:
 
     def model(self) -> dict[str, Any]:
         "The manifest of the model, with its hashes, features, calibration and policy."
-        bundle, scorer = self.engine.bundle, self.engine.scorer
+        bundle, scorer = self.engine.model.bundle, self.engine.model.scorer
         manifest = {name: value for name, value in bundle.manifest.items() if name not in MANIFEST_CHECKS}
         return manifest | {
             "hash": bundle.hash,
@@ -432,7 +432,7 @@ class Status:
     def model_age(self) -> float | None:
         "Seconds since the model was made; None when its manifest does not say."
         try:
-            made = datetime.fromisoformat(str(self.engine.bundle.manifest["created"]))
+            made = datetime.fromisoformat(str(self.engine.model.bundle.manifest["created"]))
         except (KeyError, ValueError):
             return None
         return self.service.clock() / 1000 - (made if made.tzinfo else made.replace(tzinfo=UTC)).timestamp()
@@ -458,7 +458,7 @@ class Status:
                 behind = await self.decisions_behind()
         except (*STORE_ERRORS, TimeoutError):
             pass  # store_up tells it
-        compiled = float(getattr(self.engine.scorer, "compiled", False))
+        compiled = float(getattr(self.engine.model.scorer, "compiled", False))
         keys_age = time.monotonic() - self.keys.read_at if self.keys else None
         return {
             "log_length": ("Entries in the live log.", length),

@@ -25,8 +25,8 @@ from ..core.processes import environment, exit_on_sigterm
 from ..core.reading import Event
 from ..core.settings import Settings
 from ..desk.database import open_database
-from ..live.decide import Engine, stepped
-from ..live.store import open_store
+from ..live.decide import Engine, step_states
+from ..live.redis_store import open_store
 from .fast_protocol import FastProtocol
 from .http import STOPPING, create_app
 from .metrics import shared_metrics
@@ -41,9 +41,9 @@ def warm(service: ScoringService) -> None:
     engine = service.engine
     event = Event("", 1, service.reader.earliest, 0, {name: 1 for name in service.settings.columns.hashed}, b"")
     there = list(range(len(engine.table.entities)))
-    vector, _, states = stepped(engine, event, there, [b""] * len(there))
-    engine.scorer.score(vector)
-    stepped(engine, event, there, states)
+    vector, _, states = step_states(engine.stepper, event, there, [b""] * len(there))
+    engine.model.scorer.score(vector)
+    step_states(engine.stepper, event, there, states)
 
 
 def worker_app(
