@@ -33,7 +33,6 @@ from fraud_poc.live.decide import Engine, open_record
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.store import Client, Meta, Names, StoreDown, decode_entry, open_store, server_for
 from fraud_poc.model.bundle import latest_bundle
-from fraud_poc.model.trees import Scorer
 from fraud_poc.ops.replay import verify
 
 
@@ -162,9 +161,7 @@ async def compare_log(settings: Settings, url: str, acknowledged: dict[int, tupl
             "gaps": max(log, default=base - 1) - base + 1 - len(log),
             "other_score": sum(there.get((id_key, seq)) != score for id_key, (seq, score) in acknowledged.items()),
         }
-        return found | await verify(
-            patient, table, Engine(patient, table, bundle, Scorer(bundle.booster, bundle.sample), store)
-        )
+        return found | await verify(patient, table, Engine(patient, table, bundle, bundle.scorer(), store))
 
 
 def states_of(settings: Settings, url: str) -> Iterator[tuple[bytes, bytes]]:

@@ -26,7 +26,7 @@ from fraud_poc.features.batch import compute_features, features_folder  # noqa: 
 from fraud_poc.features.table import build_table  # noqa: E402
 from fraud_poc.live.load import prepare_db  # noqa: E402
 from fraud_poc.live.store import server_for  # noqa: E402
-from fraud_poc.model.bundle import judge_model  # noqa: E402
+from fraud_poc.model.acceptance import judge_model  # noqa: E402
 from fraud_poc.model.dataset import make_dataset  # noqa: E402
 from fraud_poc.model.train import train_model  # noqa: E402
 from fraud_poc.ops.replay import is_ready, raw_orders  # noqa: E402

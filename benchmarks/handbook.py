@@ -49,7 +49,7 @@ PUBLISHED = {  # AUC ROC, average precision, card precision at 100
 # days of training -> settings. Of ninety days a quarter of the honest transactions is drawn, which each then stand for four, and for each seed another quarter
 ROWS = {
     7: {"model.trees": 150, "model.max_depth": 3, "model.learning_rate": 0.05},
-    90: {"model.trees": 300, "model.max_depth": 4, "model.learning_rate": 0.05, "training.honest_share": 0.25},
+    90: {"model.trees": 300, "model.max_depth": 4, "model.learning_rate": 0.05, "training.legitimate_share": 0.25},
 }
 SEEDS = (7, 8, 9)  # the log-odds of their models are averaged
 

@@ -36,10 +36,11 @@ from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.aggregates import DAY_MS  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
-from fraud_poc.model.bundle import columns_of, judge_model, load_bundle  # noqa: E402
+from fraud_poc.model.acceptance import columns_of, judge_model  # noqa: E402
+from fraud_poc.model.bundle import load_bundle  # noqa: E402
 from fraud_poc.model.dataset import make_dataset, read_split  # noqa: E402
-from fraud_poc.model.evaluate import probabilities  # noqa: E402
-from fraud_poc.model.policy import RULES, money  # noqa: E402
+from fraud_poc.model.policy import probabilities  # noqa: E402
+from fraud_poc.model.simulation import RULES, evaluate_policy  # noqa: E402
 from fraud_poc.model.train import train_model  # noqa: E402
 
 TEST_WEEK = np.datetime64("2018-08-08")
@@ -88,7 +89,7 @@ def of_handbook(folder: Path, shared: Path, bootstrap: int) -> dict:
     kept = np.isin(ids, allowed.TRANSACTION_ID.to_numpy())
     assert kept.sum() == len(allowed), (kept.sum(), len(allowed))
     p = probabilities(bundle.calibration, bundle.booster.inplace_predict(test.features[kept]))
-    return money(
+    return evaluate_policy(
         settings,
         bundle.policy,
         p,

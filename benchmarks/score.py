@@ -281,7 +281,8 @@ def train_everything(folder: Path, orders: int):
     from fraud_poc.data.sample import make_data
     from fraud_poc.features.batch import compute_features
     from fraud_poc.features.table import build_table
-    from fraud_poc.model.bundle import judge_model, latest_bundle
+    from fraud_poc.model.acceptance import judge_model
+    from fraud_poc.model.bundle import latest_bundle
     from fraud_poc.model.dataset import make_dataset
     from fraud_poc.model.train import train_model
 
@@ -459,7 +460,6 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     from fraud_poc.features.table import Stepper, step_event
     from fraud_poc.live.decide import Engine, OrderReader, decided
     from fraud_poc.live.store import MemoryStore, Meta
-    from fraud_poc.model.trees import Scorer
     from fraud_poc.service.scoring import Codec
 
     secret = hash_secret(settings.batch.folder)
@@ -467,7 +467,7 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     codec, stepper, scorer = (
         Codec(OrderReader(settings, secret), table.names),
         Stepper(table),
-        Scorer(bundle.booster, bundle.sample),
+        bundle.scorer(),
     )
     engine = Engine(settings, table, bundle, scorer, MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})))
     engine.features = codec.features

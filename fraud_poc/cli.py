@@ -147,7 +147,7 @@ def train_step(settings: Settings, progress: Progress) -> dict:
 
 def evaluate_step(settings: Settings, progress: Progress) -> dict:
     "The verdict, and the bundle."
-    from fraud_poc.model.bundle import judge_model
+    from fraud_poc.model.acceptance import judge_model
 
     return judge_model(settings, progress)
 
@@ -322,7 +322,9 @@ def describe_command(
     run_step("describe", describe_step(folder), config, overrides, as_json)
 
 # %% ../nbs/92_cli.ipynb #c018
-@app.command("dataset", epilog="Examples:\n\nfraud-poc dataset\n\nfraud-poc dataset --set training.honest_share=0.1")
+@app.command(
+    "dataset", epilog="Examples:\n\nfraud-poc dataset\n\nfraud-poc dataset --set training.legitimate_share=0.1"
+)
 def dataset_command(
     config: Config = DEFAULT_CONFIG,
     overrides: Set = None,
@@ -349,14 +351,15 @@ def train_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_jso
 def evaluate_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
     "Judge the trained model on the test days and save it as a bundle, accepted or rejected; code 1 when it is rejected."
     result = run_step("evaluate", evaluate_step, config, overrides, as_json)
-    if result["verdict"] != "accepted":
+    if result["acceptance"] != "accepted":
         raise typer.Exit(FAILED)
 
 # %% ../nbs/92_cli.ipynb #c020
 def policy_step(settings: Settings, progress: Progress) -> dict:
     "The policy that is served, and its money."
     from fraud_poc.features.table import build_table
-    from fraud_poc.model.bundle import in_short, latest_bundle
+    from fraud_poc.model.acceptance import in_short
+    from fraud_poc.model.bundle import latest_bundle
 
     bundle = latest_bundle(settings, build_table(settings))
     policy, found = bundle.policy, read_json(bundle.folder / "evaluation.json")
@@ -725,7 +728,7 @@ def show_demo(results: dict[str, dict], out: Console) -> None:
     if model:
         shown = lambda name: "{value:.3f} (95 %: {low:.3f} to {high:.3f})".format(**model["metrics"][name])
         made |= {
-            "model": f"{model['verdict']}: {'; '.join(model['reasons'])}",
+            "model": f"{model['acceptance']}: {'; '.join(model['reasons'])}",
             "AUC ROC on later days": shown("auc"),
             "average precision on later days": shown("average_precision"),
             "bundle": model["folder"],
@@ -825,7 +828,7 @@ def run_demo(settings: Settings, steps: dict[str, Step], err: Console) -> dict[s
                 soft_wrap=True,
             )
             break
-        if name == "evaluate" and results[name]["verdict"] != "accepted":
+        if name == "evaluate" and results[name]["acceptance"] != "accepted":
             break
     return results
 

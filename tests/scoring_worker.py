@@ -13,6 +13,7 @@ from fraud_poc.live.decide import Engine
 from fraud_poc.live.store import MemoryStore, Meta
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
+from fraud_poc.model.trees import proved_scorer
 from fraud_poc.service import scoring as module
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +43,7 @@ def small_engine(settings: Settings, store=None, **more) -> Engine:
     bundle = Bundle(
         folder=Path("."),
         hash="ab" * 32,
-        booster=booster,
+        model=bytes(booster.save_raw("json")),
         names=table.names,
         table_hash=table.hash,
         calibration=(1.0, 0.0),
@@ -55,7 +56,7 @@ def small_engine(settings: Settings, store=None, **more) -> Engine:
         settings,
         table,
         bundle,
-        module.Scorer(booster, vectors),
+        proved_scorer(booster, vectors),
         store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})),
         **more,
     )

@@ -41,7 +41,7 @@ from fraud_poc.desk.writer import Mark, begin_log
 from fraud_poc.features.batch import compute_features
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.store import Client, Names, StoreDown, decode_entry, server_for, server_runs
-from fraud_poc.model.bundle import judge_model
+from fraud_poc.model.acceptance import judge_model
 from fraud_poc.model.dataset import make_dataset
 from fraud_poc.model.train import train_model
 from fraud_poc.ops.feed import create_feed

@@ -35,8 +35,8 @@ ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = ['Value("order_amount")', "Hour()", 'Count(by="customer_id", over=["1h", "7d"])']
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 ACCEPTED, REJECTED = (
-    {"verdict": "accepted", "reasons": ["good enough"]},
-    {"verdict": "rejected", "reasons": ["AUC ROC 0.5 is too low"]},
+    {"acceptance": "accepted", "reasons": ["good enough"]},
+    {"acceptance": "rejected", "reasons": ["AUC ROC 0.5 is too low"]},
 )
 
 
@@ -278,12 +278,12 @@ def test_what_is_no_bundle_is_named(made, tmp_path):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"format": 1}, "is of format 1, and this version reads 3"),
+        ({"format": 1}, "is of format 1, and this version reads 4"),
         ({"format": "2"}, "is of format '2'"),
         ({"format": True}, "is of format True"),
         ({"names": "order_amount"}, "wrong at names"),
         ({"names": []}, "wrong at names"),
-        ({"verdict": "maybe"}, "wrong at verdict"),
+        ({"acceptance": "maybe"}, "wrong at acceptance"),
         ({"notes": "x"}, "wrong at notes"),
         ({"calibration": [1.0]}, "wrong at calibration"),
         ({"calibration": [1.0, "0"]}, "wrong at calibration.1"),
@@ -293,7 +293,7 @@ def test_what_is_no_bundle_is_named(made, tmp_path):
         ({"thresholds": [0.7, 0.6]}, "wrong at thresholds"),
         ({"table_hash": "0" * 64}, "was trained on feature table 000000000000.*run `fraud-poc features`"),
         ({"table_hash": "abc"}, "wrong at table_hash"),
-        ({"verdict": "rejected"}, "is of a rejected model .good enough.: it is never served"),
+        ({"acceptance": "rejected"}, "is of a rejected model .good enough.: it is never served"),
         (
             {"names": ["hour", "order_amount", "count_1h_by_customer_id", "count_7d_by_customer_id"]},
             "has 'hour' as feature 0, where the feature table has 'order_amount'",
@@ -524,7 +524,7 @@ def test_another_feature_table_is_refused(made, tmp_path):
         ({"calibration": (-1.0, 0.0)}, "slope -1.0"),
         ({"calibration": (float("nan"), 0.0)}, "no bundle can hold this"),
         ({"training": {"rows": np.int64(5)}}, "no bundle can hold this.*int64"),
-        ({"sample": np.zeros((0, 4), np.float32)}, "sample.npy"),
+        ({"sample": np.zeros((0, 4), np.float32)}, "feature vectors"),
         ({"booster": lambda: train(num_parallel_tree=2)}, "counts them otherwise"),
         ({"booster": lambda: train(booster="dart")}, "is 'dart'"),
         ({"booster": lambda: train(objective="reg:squarederror")}, "reg:squarederror"),
@@ -587,12 +587,12 @@ def test_the_newest_accepted_model_is_served(tmp_path):
     assert latest_bundle(settings, table).folder == new
     rows = list_bundles(settings)
     assert [row["id"] for row in rows] == [worse.name, new.name, old.name, bad.name] and [
-        row["verdict"] for row in rows
+        row["acceptance"] for row in rows
     ] == ["rejected", "accepted", "accepted", "rejected"]
     assert rows[1]["hash"] == latest_bundle(settings, table).hash and json.dumps(rows)
     with pytest.raises(ValueError, match="rejected model .AUC ROC 0.5 is too low."):
         load_bundle(worse, table)
-    assert load_bundle(worse, table, allow_rejected=True).manifest["verdict"] == "rejected"
+    assert load_bundle(worse, table, allow_rejected=True).manifest["acceptance"] == "rejected"
     flip(worse / "sample.npy", 9)
     flip(old / "manifest.json", 9)
     assert latest_bundle(settings, table).folder == new
@@ -612,10 +612,10 @@ def test_a_judged_model_from_end_to_end(tmp_path):
     result = measured(settings)
     for minute, chosen in enumerate((settings, strict)):
         save(chosen, minute=minute, evaluation=result, judgement=judge(chosen, result["metrics"]))
-    assert [row["verdict"] for row in list_bundles(settings)] == ["rejected", "accepted"]
+    assert [row["acceptance"] for row in list_bundles(settings)] == ["rejected", "accepted"]
     assert (
         "below acceptance.min_auc 0.999" in list_bundles(settings)[0]["reasons"][0]
-        and latest_bundle(settings, build_table(settings)).manifest["verdict"] == "accepted"
+        and latest_bundle(settings, build_table(settings)).manifest["acceptance"] == "accepted"
     )
 
 

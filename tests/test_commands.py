@@ -54,7 +54,7 @@ def test_demo_goes_to_live_decisions(demo):
     "A model, a service, live frauds caught or missed, nothing left running; all of it gets into the desk's database."
     told, options, settings = demo
     live = told["live"]
-    assert list(told["steps"])[-1] == "prepare-db" and told["steps"]["evaluate"]["verdict"] == "accepted"
+    assert list(told["steps"])[-1] == "prepare-db" and told["steps"]["evaluate"]["acceptance"] == "accepted"
     assert (
         live["events"] > 200 and live["frauds"] and live["caught"] == sum(fraud["caught"] for fraud in live["frauds"])
     )

@@ -18,15 +18,16 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest, part_path, read_manifest, read_part
 from fraud_poc.features.batch import compute_features
 from fraud_poc.model import dataset as module
-from fraud_poc.model.bundle import judge_model, latest_bundle
+from fraud_poc.model.acceptance import judge_model
+from fraud_poc.model.bundle import latest_bundle
 from fraud_poc.model.dataset import (
     count_waits,
     kept,
+    labels_before,
     make_dataset,
     read_dataset,
     read_split,
     share_known,
-    verdicts_before,
     waiting_weights,
 )
 from fraud_poc.model.train import train_model
@@ -56,7 +57,7 @@ def settings_in(folder: Path, **changes) -> Settings:
         "training.delay": "6d",
         "training.train_days": 20,
         "training.validation_days": 5,
-        "training.folds": 3,
+        "training.shards": 3,
     }
     return load_settings(ORDERS, base | {name.replace("__", "."): value for name, value in changes.items()})
 
@@ -221,7 +222,7 @@ def test_counts_are_those_of_the_rows(log, copy):
     ]:
         known = as_known(labels, moment).reindex(events.order_id[(time >= start) & (time < end)])
         rows, counts = frame(copy, split), manifest["splits"][split]
-        assert (counts["honest_events"], counts["fraud_events"], counts["unresolved"]) == (
+        assert (counts["legitimate_events"], counts["fraud_events"], counts["unresolved"]) == (
             (known == 0).sum(),
             (known == 1).sum(),
             known.isna().sum(),
@@ -245,11 +246,11 @@ def test_features_are_those_of_the_event(log):
     ]
     features = pd.concat([pq.read_table(path).to_pandas() for path in parts]).set_index("seq")[manifest["features"]]
     for split in module.SPLITS:
-        fold = read_split(settings, split)
-        expected = features.loc[fold.rows["seq"].to_numpy()].to_numpy(np.float32)
-        assert (fold.features.view(np.uint32) == expected.view(np.uint32)).all()
-        amounts = fold.rows["amount_minor_units"].to_numpy()
-        assert (np.float32(amounts / 100) == fold.features[:, 0]).all() and set(fold.rows["split"].to_pylist()) == {
+        shard = read_split(settings, split)
+        expected = features.loc[shard.rows["seq"].to_numpy()].to_numpy(np.float32)
+        assert (shard.features.view(np.uint32) == expected.view(np.uint32)).all()
+        amounts = shard.rows["amount_minor_units"].to_numpy()
+        assert (np.float32(amounts / 100) == shard.features[:, 0]).all() and set(shard.rows["split"].to_pylist()) == {
             split
         }
 
@@ -257,7 +258,7 @@ def test_features_are_those_of_the_event(log):
 def test_sampling_keeps_totals_and_shuffles(log, copy):
     whole = make_dataset(log[0])["splits"]
     sampled, reseeded = (
-        settings_in(copy.batch.folder, training__honest_share=0.5, training__seed=seed) for seed in (7, 8)
+        settings_in(copy.batch.folder, training__legitimate_share=0.5, training__seed=seed) for seed in (7, 8)
     )
     half = make_dataset(sampled)["splits"]
     assert (
@@ -283,7 +284,7 @@ def test_weights_stand_for_what_is_not_known_yet(log):
     splits = make_dataset(log[0])["splits"]
     for split in ("validation", "test"):
         s = splits[split]
-        events = s["honest_events"] + s["fraud_events"] + s["unresolved"]
+        events = s["legitimate_events"] + s["fraud_events"] + s["unresolved"]
         assert s["rows"] < 0.86 * events and abs(s["weight"] / (0.9 * events) - 1) < 0.12, split
 
 
@@ -296,7 +297,7 @@ def test_verdicts_before_a_moment(rows, moment):
         if at < moment:
             found[k] = (value, found.get(k, (0, at))[1])
     mix = np.random.default_rng(len(rows)).permutation(len(rows))
-    got = verdicts_before(seq[mix], key[mix], known[mix], label[mix], moment)
+    got = labels_before(seq[mix], key[mix], known[mix], label[mix], moment)
     assert (
         dict(zip(got.key.tolist(), zip(got.label.tolist(), got.first.tolist()))) == found
         and (np.diff(got.key.astype(float)) > 0).all()
@@ -329,8 +330,8 @@ def test_an_event_weighs_what_its_own_class_leaves_open_at_its_age():
 
 def test_events_without_a_verdict_have_no_label_and_no_time_of_one():
     keys = np.array([5, 7, 9, 1], np.uint64)
-    some = module.Verdicts(np.array([5, 9], np.uint64), np.array([1, 0], np.int8), np.array([100, 200]))
-    none = module.Verdicts(*(values[:0] for values in some))
+    some = module.LatestLabels(np.array([5, 9], np.uint64), np.array([1, 0], np.int8), np.array([100, 200]))
+    none = module.LatestLabels(*(values[:0] for values in some))
     assert [values.tolist() for values in module.label_events(keys, some)] == [[1, -1, 0, -1], [100, 0, 200, 0]]
     assert [values.tolist() for values in module.label_events(keys, none)] == [[-1] * 4, [0] * 4]
 
@@ -448,7 +449,7 @@ def test_a_fixed_delay_needs_no_weights(tmp_path):
     for split, s in manifest["splits"].items():
         assert (
             s["unresolved"] == s["too_young"] == 0
-            and s["weight"] == s["rows"] == s["honest_events"] + s["fraud_events"]
+            and s["weight"] == s["rows"] == s["legitimate_events"] + s["fraud_events"]
         ), split
         assert set(read_split(settings, split).weight.tolist()) == {1.0}
 
@@ -522,7 +523,7 @@ def test_labels_that_give_away_the_next_ones_flatter_and_the_frozen_figure_says_
     assert (
         all(word in frozen["meaning"] for word in words)
         and "as fast as the log says" in frozen["meaning"]
-        and judged["verdict"] == "accepted"
+        and judged["acceptance"] == "accepted"
     ), judged["reasons"]
     bundle = latest_bundle(settings, module.build_table(settings))
     kept, text = read_json(bundle.folder / "evaluation.json")["frozen"], model_page(bundle)
@@ -619,5 +620,5 @@ def test_a_dataset_of_an_earlier_format_is_made_again(copy):
     make_dataset(copy)
     path = copy.batch.folder / "dataset" / "manifest.json"
     path.write_text(path.read_text().replace(f'"format": {module.VERSION}', '"format": 1'))
-    with pytest.raises(ValueError, match="is of format 1, and this version reads 2: run `fraud-poc dataset` again"):
+    with pytest.raises(ValueError, match="is of format 1, and this version reads 3: run `fraud-poc dataset` again"):
         read_dataset(copy)

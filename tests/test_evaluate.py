@@ -23,20 +23,19 @@ from fraud_poc.model.evaluate import (
     card_days,
     card_precision,
     curve_metrics,
-    draw_evaluation,
     equal_groups,
     evaluate,
     frozen_means,
     judge,
     number_cards,
-    probabilities,
-    probability,
     queue,
     rank,
     reviewed,
     sort_slice,
     totals,
 )
+from fraud_poc.model.evaluation_plots import draw_evaluation
+from fraud_poc.model.policy import probabilities, probability
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 DAY_MS = 86_400_000
@@ -434,11 +433,11 @@ def test_the_tables_that_are_shown_beside_brute_force():
         np.clip(scores.astype(np.float64), 1e-9, 1 - 1e-9) / np.clip(1 - scores.astype(np.float64), 1e-9, 1)
     ).clip(-12, 12)
     assert len(edges) == 41 and edges[0] <= logit.min() + 1e-3 and edges[-1] >= logit.max() - 1e-3
-    for name, label in (("honest", 0), ("fraud", 1), ("unresolved", -1)):
+    for name, label in (("legitimate", 0), ("fraud", 1), ("unresolved", -1)):
         assert sum(result["scores"][name]) == (labels == label).sum()
     assert (
         np.average(edges[1:], weights=result["scores"]["fraud"])
-        > np.average(edges[1:], weights=result["scores"]["honest"]) + 2
+        > np.average(edges[1:], weights=result["scores"]["legitimate"]) + 2
     )
     groups = result["calibration"]
     assert sum(group["events"] for group in groups) == known.sum() and sum(
@@ -467,7 +466,7 @@ def test_tiny_slices_have_values_or_none(labels, tmp_path):
         both = {0, 1} <= set(labels)
         assert (result["metrics"]["auc"]["value"] is not None) == both
         judged = judge(settings, result["metrics"])
-        assert judged["verdict"] == "rejected" and ("below" if both else "not defined") in judged["reasons"][0]
+        assert judged["acceptance"] == "rejected" and ("below" if both else "not defined") in judged["reasons"][0]
         if bootstrap_size and (both or not labels):
             assert len(draw_evaluation(result, tmp_path)) == 5
 
@@ -493,7 +492,7 @@ def test_the_verdict_follows_the_minimum():
     metric = lambda value, low=None, high=None: {"value": value, "low": low, "high": high}
     settings = settings_with(min_auc=0.8, min_average_precision=0.3)
     assert judge(settings, {"auc": metric(0.8, 0.7, 0.9), "average_precision": metric(0.3)}) == {
-        "verdict": "accepted",
+        "acceptance": "accepted",
         "reasons": [
             "AUC ROC 0.800 (0.700 to 0.900) reaches acceptance.min_auc 0.8; the interval reaches below it",
             "average precision 0.300 reaches acceptance.min_average_precision 0.3",
@@ -501,7 +500,9 @@ def test_the_verdict_follows_the_minimum():
     }
     one = judge(settings, {"auc": metric(0.79), "average_precision": metric(0.9)})
     both = judge(settings, {"auc": metric(0.79), "average_precision": metric(None)})
-    assert one["verdict"] == both["verdict"] == "rejected" and len(one["reasons"]) == 1 and len(both["reasons"]) == 2
+    assert (
+        one["acceptance"] == both["acceptance"] == "rejected" and len(one["reasons"]) == 1 and len(both["reasons"]) == 2
+    )
 
 
 def test_plots_leave_no_state_and_are_the_same_bytes(tmp_path):

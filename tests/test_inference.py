@@ -8,7 +8,17 @@ import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fraud_poc.model.trees import Scorer, contributions, edge_vectors, load_trees, predict, prove, rounds_of
+from fraud_poc.model.trees import (
+    Scorer,
+    contributions,
+    edge_vectors,
+    predict,
+    prove,
+    proved_scorer,
+    proved_trees,
+    read_trees,
+    rounds_of,
+)
 
 EXTREMES = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38, 1.0]
 
@@ -36,13 +46,21 @@ def train(
     return xgb.train(given, xgb.DMatrix(x, label), rounds), x
 
 
+def trees_of(booster: xgb.Booster):
+    return read_trees(model_of(booster))
+
+
+def model_of(booster: xgb.Booster) -> bytes:
+    return bytes(booster.save_raw("json"))
+
+
 def bits(scores: np.ndarray) -> np.ndarray:
     return np.asarray(scores, np.float32).view(np.uint32)
 
 
 def assert_same(booster: xgb.Booster, vectors: np.ndarray) -> None:
     "Batch, single vectors and both of XGBoost's ways agree on the bits."
-    trees, theirs = load_trees(booster), booster.inplace_predict(vectors)
+    trees, theirs = trees_of(booster), booster.inplace_predict(vectors)
     assert (bits(predict(trees, vectors)) == bits(theirs)).all()
     finite = ~np.isinf(vectors).any(1)
     if finite.any():
@@ -78,7 +96,7 @@ def model():
 )
 def test_random_models_are_equal_on_every_edge(seed, depth, rounds, missing, base_score, kind):
     booster, x = train(seed, rounds, missing=missing, max_depth=depth, base_score=base_score, **kind)
-    assert prove(booster, load_trees(booster), x) == ""
+    assert prove(booster, trees_of(booster), x) == ""
     extreme = np.random.default_rng(seed).choice(np.array(EXTREMES, np.float32), (200, x.shape[1]))
     assert_same(booster, np.concatenate([x, extreme]))
 
@@ -91,7 +109,7 @@ def test_a_fitted_base_score_is_read():
 
 def test_a_model_that_never_splits():
     booster, x = train(4, rounds=3, gamma=1e9)
-    assert load_trees(booster).steps == 0 and Scorer(booster, x).compiled
+    assert trees_of(booster).steps == 0 and proved_scorer(booster, x).compiled
     assert_same(booster, x)
 
 
@@ -117,7 +135,7 @@ def test_scores_at_the_ends_of_the_sigmoid(sign):
 
 def test_edges_reach_every_node(model):
     booster, x = model
-    trees = load_trees(booster)
+    trees = trees_of(booster)
     edges = list(edge_vectors(trees, x))
     for number, (first, end) in enumerate(zip(trees.root, [*trees.root[1:], len(trees.left)])):
         seen = {int(first)}
@@ -150,11 +168,10 @@ def test_a_booster_stopped_early_counts_to_its_best_round():
     )
     best = booster.best_iteration + 1
     assert rounds_of(booster) == best < booster.num_boosted_rounds()
-    scorer, cut = Scorer(booster, x), booster[:best]
-    assert scorer.compiled and rounds_of(cut) == best and len(load_trees(booster).root) == best
+    scorer, cut = proved_scorer(booster, x), booster[:best]
+    assert scorer.compiled and rounds_of(cut) == best and len(trees_of(booster).root) == best
     assert [scorer.score(v) for v in x] == cut.inplace_predict(x).tolist()
-    scorer.compiled = False
-    assert [scorer.score(v) for v in x[:20]] == cut.inplace_predict(x[:20]).tolist()
+    assert [Scorer(None, lambda: booster).score(v) for v in x[:20]] == cut.inplace_predict(x[:20]).tolist()
     assert (contributions(booster, x) == contributions(cut, x)).all()
 
 
@@ -163,16 +180,16 @@ def test_a_booster_stopped_early_counts_to_its_best_round():
 
 def test_single_scores_are_plain_floats_equal_to_the_batch(model):
     booster, x = model
-    scorer = Scorer(booster, x)
+    scorer = proved_scorer(booster, x)
     assert scorer.compiled and scorer.reason == ""
     scores = [scorer.score(v) for v in x]
     assert all(type(s) is float for s in scores) and (bits(scores) == bits(booster.inplace_predict(x))).all()
     with pytest.raises(ValueError, match="6 features, not 5"):
         scorer.score(x[0, :5])
     with pytest.raises(ValueError, match="vectors of 6 features"):
-        predict(load_trees(booster), x[:, :5])
-    with pytest.raises(ValueError, match="prove itself"):
-        Scorer(booster, x[:0])
+        predict(trees_of(booster), x[:, :5])
+    with pytest.raises(ValueError, match="proved on feature vectors"):
+        proved_scorer(booster, x[:0])
 
 
 def changed(trees, part, place, value):
@@ -184,9 +201,9 @@ def changed(trees, part, place, value):
 @pytest.mark.parametrize(
     "part", ["threshold up", "threshold down", "feature", "direction", "child", "leaf", "base", "left out"]
 )
-def test_doctored_trees_are_caught_and_xgboost_scores(model, part):
+def test_doctored_trees_are_caught_and_xgboost_scores(model, part, monkeypatch):
     booster, x = model
-    trees, scorer = load_trees(booster), Scorer(booster, x)
+    trees = trees_of(booster)
     split, leaf = np.flatnonzero(trees.left != np.arange(len(trees.left)))[3], np.argmax(trees.value)
     f, n = trees.slot[split], trees.features
     wrong = {
@@ -203,7 +220,8 @@ def test_doctored_trees_are_caught_and_xgboost_scores(model, part):
         "base": lambda: trees._replace(base=np.nextafter(trees.base, np.float32(1)) + np.float32(1e-6)),
         "left out": lambda: trees._replace(root=trees.root[:-1]),
     }[part]()
-    scorer.prepare(wrong, x)
+    monkeypatch.setattr("fraud_poc.model.trees.read_trees", lambda model: wrong)
+    scorer = proved_scorer(booster, x)
     assert not scorer.compiled and "differ from XGBoost's" in scorer.reason
     assert [scorer.score(v) for v in x[:50]] == booster.inplace_predict(x[:50]).tolist()
 
@@ -220,8 +238,8 @@ def test_doctored_trees_are_caught_and_xgboost_scores(model, part):
 def test_other_models_are_refused_by_name(parameters, reason):
     booster, x = train(7, rounds=3, **parameters)
     with pytest.raises(ValueError, match=reason):
-        load_trees(booster)
-    scorer = Scorer(booster, x)
+        trees_of(booster)
+    scorer = proved_scorer(booster, x)
     assert not scorer.compiled and reason in scorer.reason
     if "gblinear" not in reason and "multi" not in reason:  # those two have no single score in place
         assert scorer.score(x[0]) == booster.inplace_predict(x[:1])[0]
@@ -238,7 +256,7 @@ def test_categorical_splits_are_refused():
         3,
     )
     with pytest.raises(ValueError, match="tree 0 of the model has categorical splits"):
-        load_trees(booster)
+        trees_of(booster)
 
 
 @pytest.mark.parametrize(
@@ -254,15 +272,16 @@ def test_categorical_splits_are_refused():
         ("split_conditions", 0, float("-inf"), "must be finite"),
     ],
 )
-def test_tables_that_lead_astray_are_refused(model, monkeypatch, name, node, value, words):
+def test_tables_that_lead_astray_are_rejected(model, name, node, value, words):
     booster, x = model
     text = json.loads(booster.save_raw("json"))
     text["learner"]["gradient_booster"]["model"]["trees"][4][name][node] = value
-    monkeypatch.setattr(xgb.Booster, "save_raw", lambda self, raw_format: json.dumps(text).encode())
+    doctored = json.dumps(text).encode()
     with pytest.raises(ValueError, match="tree 4 .*" + words):
-        load_trees(booster)
-    scorer = Scorer(booster, x)
-    assert not scorer.compiled and words in scorer.reason and scorer.score(x[0]) == booster.inplace_predict(x[:1])[0]
+        read_trees(doctored)
+    trees, reason = proved_trees(booster, doctored, x)
+    assert trees is None and words in reason
+    assert Scorer(trees, lambda: booster, reason).score(x[0]) == booster.inplace_predict(x[:1])[0]
 
 
 # --- contributions ----------------------------------------------------------------------------------------------------------------------
@@ -283,5 +302,5 @@ def test_feature_names_of_the_booster_are_kept():
     booster = xgb.train(
         {"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(x, x[:, 0] > 0, feature_names=list("abcdef")), 3
     )
-    assert Scorer(booster, x).compiled and contributions(booster, x[:3]).shape == (3, 7)
+    assert proved_scorer(booster, x).compiled and contributions(booster, x[:3]).shape == (3, 7)
     assert_same(booster, x)

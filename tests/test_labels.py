@@ -60,7 +60,7 @@ from fraud_poc.live.store import (
     open_store,
     start_redis,
 )
-from fraud_poc.model.dataset import read_labels, verdicts_before
+from fraud_poc.model.dataset import labels_before, read_labels
 from fraud_poc.ops.replay import differing_states, fold_log
 from fraud_poc.service.scoring import KEY_HEADER, create_app
 
@@ -435,7 +435,7 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     known = read_labels(settings.batch.folder, read_manifest(settings.batch.folder), START, day(60))
     key = next(decode_entry_id(settings, part, "live2") for part in parts[len(before["parts"]) :])
     key = int(occurrence_of(np.array([key], np.uint64), np.array([START + 2 * 3_600_000]))[0])
-    label_at = lambda moment: dict(zip(*verdicts_before(*known, moment)[:2])).get(key, -1)
+    label_at = lambda moment: dict(zip(*labels_before(*known, moment)[:2])).get(key, -1)
     assert [label_at(day(number)) for number in (1, 2, 3, 30, 31)] == [-1, -1, 0, 0, 1]
     compute_features(settings)
     prepare_db(settings, url, trim=10**9)
@@ -581,7 +581,7 @@ def test_an_id_that_comes_again_has_labels_of_its_own(shop, tmp_path):
     ]
     label = lambda: dict(
         zip(
-            *verdicts_before(
+            *labels_before(
                 *read_labels(settings.batch.folder, read_manifest(settings.batch.folder), START, START + 90 * DAY),
                 NOW + 900 * DAY,
             )[:2]

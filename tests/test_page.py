@@ -114,7 +114,7 @@ def bundle(request, root, tmp_path):
         "id": "20250101T000000000-abcdef01",
         "created": "2025-01-01T00:00:00.000+00:00",
         "domain": request.param,
-        "verdict": "accepted",
+        "acceptance": "accepted",
         "reasons": ["AUC ROC 0.9 reaches acceptance.min_auc 0.8"],
         "training": {"windows": windows, "rows": 100, "frauds": 3, "trees": 5, "dataset": "d" * 64, "workers": 0},
         "files": {"booster.json": "b" * 64},
@@ -217,7 +217,7 @@ def test_next_steps_follow_the_numbers(bundle):
 
 def test_another_bundle_has_another_page(bundle):
     text, manifest = model_page(bundle), copy.deepcopy(bundle.manifest)
-    manifest["settings"]["training"]["honest_share"] = 0.25
+    manifest["settings"]["training"]["legitimate_share"] = 0.25
     assert (
         "25% of the honest events were kept" in model_page(Stand(**{**bundle.__dict__, "manifest": manifest}))
         and "were kept, and weigh" not in text

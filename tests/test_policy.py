@@ -14,27 +14,23 @@ from hypothesis import strategies as st
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.model import policy as module
-from fraud_poc.model.evaluate import BANDS
 from fraud_poc.model.policy import (
     ACTIONS,
+    BANDS,
     Policy,
     actions_of,
     bands_of,
     decide,
-    draw_money,
     expected_costs,
-    fit_policy,
-    money,
+    expected_saving,
     plain_policy,
-    play,
     policy_bytes,
     read_policy,
-    realised,
+    review_priority,
+    review_savings,
     save_policy,
-    saving,
-    urgency,
-    worth,
 )
+from fraud_poc.model.simulation import draw_policy, evaluate_policy, fit_policy, realised_costs, rounded_up, simulate
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 
@@ -97,25 +93,24 @@ amounts_in_cents = st.integers(-(10**7), 2**36)
 def test_a_higher_probability_is_never_treated_more_mildly(policy, amount, probabilities):
     around = {p for value in probabilities for p in (value, np.nextafter(value, 0.0), np.nextafter(value, 1.0))}
     terms, major = policy.terms, max(amount, 0) / policy.scale
-    for cut in module.crossings(
-        terms, major * terms.lost + terms.fee, major * terms.margin + terms.churn, policy.review_over, policy.block_over
-    ):
+    losses = major * terms.lost + terms.fee, major * terms.margin + terms.churn
+    for cut in module._thresholds.py_func(*losses, *policy.charges):
         if 0 < cut < 1:
             around |= {cut, np.nextafter(cut, 0.0), np.nextafter(cut, 1.0)}  # where rounding could do harm
-    rulings = [decide(policy, float(p), amount) for p in sorted(around)]
+    decisions = [decide(policy, float(p), amount) for p in sorted(around)]
     for name, order in (("action", ACTIONS), ("band", BANDS)):
-        found = [order.index(getattr(ruling, name)) for ruling in rulings]
+        found = [order.index(getattr(decision, name)) for decision in decisions]
         assert found == sorted(found)
-    assert (np.diff([ruling.loss for ruling in rulings]) >= 0).all()
+    assert (np.diff([decision.loss for decision in decisions]) >= 0).all()
 
 
 @given(policies(), st.lists(st.tuples(shares, amounts_in_cents), min_size=1, max_size=30))
 def test_the_cheapest_action_is_taken_one_by_one_and_on_arrays(policy, orders):
     p, amounts = np.array([o[0] for o in orders]), np.array([o[1] for o in orders], np.int64)
-    rulings = [decide(policy, a, b) for a, b in orders]
+    decisions = [decide(policy, a, b) for a, b in orders]
     actions, bands = actions_of(policy, p, amounts), bands_of(policy, p, amounts)
-    assert [ruling.action for ruling in rulings] == [ACTIONS[i] for i in actions] and [
-        ruling.band for ruling in rulings
+    assert [decision.action for decision in decisions] == [ACTIONS[i] for i in actions] and [
+        decision.band for decision in decisions
     ] == [BANDS[i] for i in bands]
     costs = expected_costs(policy, p, amounts)
     for charged, taken in (
@@ -124,22 +119,22 @@ def test_the_cheapest_action_is_taken_one_by_one_and_on_arrays(policy, orders):
     ):
         least = charged.min(axis=0)
         assert (charged[taken, np.arange(len(p))] <= least + 1e-6 * (1 + charged.max(axis=0))).all()
-    assert np.allclose([ruling.loss for ruling in rulings], costs[0], rtol=1e-12)
+    assert np.allclose([decision.loss for decision in decisions], costs[0], rtol=1e-12)
 
 
 def test_costs_by_hand():
     policy = plain_policy(
         settings_with()
     )  # fee 20, recovery 10 %, 4 minutes at 40 an hour, wait 0.5, detection 95 %, margin 15 %, churn 20
-    passed, looked, blocked = expected_costs(policy, np.array([0.2]), np.array([10_000]))[:, 0]
+    passed, reviewed_share, blocked = expected_costs(policy, np.array([0.2]), np.array([10_000]))[:, 0]
     assert passed == pytest.approx(0.2 * (100 * 0.9 + 20)) and blocked == pytest.approx(0.8 * (100 * 0.15 + 20))
-    assert looked == pytest.approx(4 * 40 / 60 + 0.8 * 0.5 + 0.2 * 0.05 * 110)
+    assert reviewed_share == pytest.approx(4 * 40 / 60 + 0.8 * 0.5 + 0.2 * 0.05 * 110)
     assert decide(policy, 0.2, 10_000) == ("review", "medium", pytest.approx(22))
     assert (
-        saving(policy, 0.2, 10_000, "review") == pytest.approx(passed - looked)
-        and saving(policy, 0.2, 10_000, "pass") == 0
+        expected_saving(policy, 0.2, 10_000, "review") == pytest.approx(passed - reviewed_share)
+        and expected_saving(policy, 0.2, 10_000, "pass") == 0
     )
-    assert urgency(policy, 0.2, 10_000) == pytest.approx((passed - looked) / 4)
+    assert review_priority(policy, 0.2, 10_000) == pytest.approx((passed - reviewed_share) / 4)
     assert decide(policy, 0.2, -5_000) == decide(policy, 0.2, 0)  # nothing at risk but the fee
 
 
@@ -152,7 +147,7 @@ def test_a_price_of_reviews_moves_actions_and_never_bands():
         priced = replace(plain, review_over=over)
         now = (actions_of(priced, p, amounts) == 1).sum()
         assert now < before and (bands_of(priced, p, amounts) == bands_of(plain, p, amounts)).all()
-        assert (worth(priced, p, amounts)[actions_of(priced, p, amounts) == 1] >= over - 1e-9).all()
+        assert (review_savings(priced, p, amounts)[actions_of(priced, p, amounts) == 1] >= over - 1e-9).all()
         before = now
     assert (actions_of(replace(plain, block_over=30.0), p, amounts) == 2).sum() < (
         actions_of(plain, p, amounts) == 2
@@ -198,8 +193,8 @@ def test_realised_cost_by_hand_with_a_day_that_has_too_many_reviews():
         np.array([0, 0, 0, 1, 0]),
     )
     fraud = np.array([True, False, False, True, False])
-    played = play(policy, p, amounts, days, np.ones(5))
-    assert played.actions.tolist() == [1, 1, 1, 1, 0] and played.looked.tolist() == [
+    simulated = simulate(policy, p, amounts, days, np.ones(5))
+    assert simulated.actions.tolist() == [1, 1, 1, 1, 0] and simulated.reviewed_share.tolist() == [
         1,
         1,
         0,
@@ -207,19 +202,17 @@ def test_realised_cost_by_hand_with_a_day_that_has_too_many_reviews():
         0,
     ]  # the third saves least
     price, lost = 8 / 3, 110.0
-    assert realised(policy, played, fraud, amounts) == pytest.approx(
+    assert realised_costs(policy, simulated, fraud, amounts) == pytest.approx(
         [price + 0.05 * lost, price + 0.5, 0.5, price + 0.05 * lost, 0]
     )
-    half = play(policy, p, amounts, days, np.array([1.0, 1.5, 1, 1, 1]))
-    assert half.looked == pytest.approx([0.5, 1, 0, 1, 0])
+    half = simulate(policy, p, amounts, days, np.array([1.0, 1.5, 1, 1, 1]))
+    assert half.reviewed_share == pytest.approx([0.5, 1, 0, 1, 0])
 
 
 @pytest.mark.parametrize("value", [0.00001, 0.5, 2.34561, 2.3456, 1234.56789, 0.1 + 0.2])
 def test_thresholds_are_rounded_up_by_less_than_two_of_their_last_digits(value):
-    assert value <= module.rounded_up(value) < value + 1.001e-4 and round(
-        module.rounded_up(value), 4
-    ) == module.rounded_up(value)
-    assert module.rounded_up(0.0) == module.rounded_up(-value) == 0.0
+    assert value <= rounded_up(value) < value + 1.001e-4 and round(rounded_up(value), 4) == rounded_up(value)
+    assert rounded_up(0.0) == rounded_up(-value) == 0.0
 
 
 def test_overconfident_probabilities_are_held_back():
@@ -235,7 +228,7 @@ def test_overconfident_probabilities_are_held_back():
     assert honest.block_over <= policy.block_over / 2
     fresh = some_days(3, n=30_000, noise=0.2)
     quick = settings_with(acceptance__bootstrap=0)
-    cost = lambda tried: money(
+    cost = lambda tried: evaluate_policy(
         quick, tried, **fresh | {"probabilities": fresh["probabilities"] ** 0.35}, cards=np.arange(1, 30_001)
     )["costs"]["policy"]["value"]
     assert cost(policy) < cost(replace(policy, block_over=0.0)) * 0.9
@@ -278,12 +271,12 @@ def test_money_beside_brute_force(tmp_path):
         settings_with(),
     )
     policy = fit(settings, {name: part[name] for name in ("probabilities", "amounts", "labels", "days")})
-    result = money(settings, policy, **part)
+    result = evaluate_policy(settings, policy, **part)
     known = part["labels"] >= 0
     p, amounts, fraud, days = (part[name][known] for name in ("probabilities", "amounts", "labels", "days"))
     fraud, passed, blocked = fraud == 1, amounts / 100 * 0.9 + 20, amounts / 100 * 0.15 + 20
     by_hand = {
-        "policy": realised(policy, play(policy, p, amounts, days, np.ones(len(p))), fraud, amounts).sum(),
+        "policy": realised_costs(policy, simulate(policy, p, amounts, days, np.ones(len(p))), fraud, amounts).sum(),
         "pass": passed[fraud].sum(),
         "block": blocked[~fraud].sum(),
         "fixed": passed[fraud & (p < 0.5)].sum() + blocked[~fraud & (p >= 0.5)].sum(),
@@ -299,11 +292,11 @@ def test_money_beside_brute_force(tmp_path):
         )
     assert sum(result["actions"][name]["events"] for name in ACTIONS) == known.sum() == result["events"]
     assert np.diff(result["capacity"]["saved"]["value"])[0] > 0 and result["policy"] == policy.hash
-    assert json.loads(json.dumps(result, allow_nan=False)) == result == money(settings, policy, **part)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result == evaluate_policy(settings, policy, **part)
     calls = []
-    money(settings, policy, **part, progress=lambda done, total: calls.append((done, total)))
+    evaluate_policy(settings, policy, **part, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(i, 20) for i in range(1, 21)]
-    assert [path.name for path in draw_money(result, policy, tmp_path)] == ["cost.png", "savings.png", "capacity.png"]
+    assert [path.name for path in draw_policy(result, policy, tmp_path)] == ["cost.png", "savings.png", "capacity.png"]
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0, -1], [1, 1, 1, 1], [0, 1, -1, -1]], ids=str)
@@ -317,10 +310,10 @@ def test_few_orders_have_figures_and_plots_all_the_same(labels, tmp_path):
     for bootstrap in (0, 5):
         settings = settings_with(acceptance__bootstrap=bootstrap)
         policy = fit(settings, part)
-        result = money(settings, policy, **part, cards=np.zeros(4, np.uint64))
+        result = evaluate_policy(settings, policy, **part, cards=np.zeros(4, np.uint64))
         json.dumps(result, allow_nan=False)
         if bootstrap:
-            draw_money(result, policy, tmp_path)
+            draw_policy(result, policy, tmp_path)
 
 
 def test_counts_and_savings_that_are_shown_by_hand():
@@ -330,7 +323,7 @@ def test_counts_and_savings_that_are_shown_by_hand():
         replace(plain_policy(settings), capacity=2),
         dict(amounts=np.array([10_000, 20_000, 10_000, 10_000, 500]), days=np.array([0, 0, 0, 1, 0])),
     )
-    shown = lambda weights=None: money(
+    shown = lambda weights=None: evaluate_policy(
         settings,
         policy,
         np.array([0.3, 0.4, 0.2, 0.3, 0.001]),

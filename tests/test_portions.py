@@ -32,7 +32,7 @@ from fraud_poc.live.store import (
     open_store,
     start_redis,
 )
-from fraud_poc.model.dataset import read_labels, verdicts_before
+from fraud_poc.model.dataset import labels_before, read_labels
 
 HOUR, DAY, START = 3_600_000, 86_400_000, 1_700_000_000_000
 ROWS = [
@@ -207,7 +207,7 @@ def test_portions_in_the_order_of_time_are_one_file(history):
         assert log_of(cut) == log_of(whole)
         oracle.assert_same(build_table(whole), oracle.of_batch(whole), oracle.of_batch(cut), "one file and portions")
         ends = [
-            verdicts_before(*read_labels(s.batch.folder, read_manifest(s.batch.folder), 0, 2**60), START + 60 * DAY)
+            labels_before(*read_labels(s.batch.folder, read_manifest(s.batch.folder), 0, 2**60), START + 60 * DAY)
             for s in (cut, whole)
         ]
         assert all((one == other).all() for one, other in zip(*ends)), "what a training set takes as outcomes"

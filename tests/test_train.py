@@ -39,7 +39,7 @@ def settings_in(folder: Path, **changes) -> Settings:
         "batch.threads": 2,
         "features.rows": ROWS,
         "training.delay": "21d",
-        "training.folds": 4,
+        "training.shards": 4,
         "model.trees": 25,
         "model.early_stopping": 8,
         "model.max_depth": 4,

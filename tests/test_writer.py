@@ -69,7 +69,7 @@ from fraud_poc.live.store import (
     encode_entry,
     start_redis,
 )
-from fraud_poc.model.policy import Policy, urgency
+from fraud_poc.model.policy import Policy, review_priority
 from fraud_poc.model.reasons import explain
 
 ROOT, DAY, NOW = Path(__file__).resolve().parents[1], 86_400_000, system_clock()
@@ -548,7 +548,7 @@ def test_reasons_and_urgency_come_from_the_model_that_decided(engine, settings, 
         and reasons
     )
     assert [found for (found,) in rows(engine, cases, "urgency")] == pytest.approx(
-        [urgency(policy, p, 9_000) for p in (0.2, 0.45)]
+        [review_priority(policy, p, 9_000) for p in (0.2, 0.45)]
     )
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'EMPTY_TEXT', 'Clock', 'CLOCK_SHIFT', 'PERSON', 'KEY', 'COMMAND_LINE', 'WAITED', 'UNPRINTED', 'UNRESOLVED',
-           'HONEST', 'FRAUD', 'YES', 'NO', 'TIME', 'hasher', 'key_of', 'keys_of', 'occurrence_of', 'folded',
+           'LEGITIMATE', 'FRAUD', 'YES', 'NO', 'TIME', 'hasher', 'key_of', 'keys_of', 'occurrence_of', 'folded',
            'missing_words', 'is_missing', 'without_missing', 'minor_units', 'clock_shift', 'system_clock', 'Actor',
            'checked_text', 'label_words', 'text_of', 'LabelReader', 'yes_or_no', 'event_schema', 'label_schema']
 
@@ -190,7 +190,7 @@ def checked_text(
     return text
 
 # %% ../../nbs/01_events.ipynb #c014
-UNRESOLVED, HONEST, FRAUD = -1, 0, 1  # what is known of an event
+UNRESOLVED, LEGITIMATE, FRAUD = -1, 0, 1  # what is known of an event
 
 # %% ../../nbs/01_events.ipynb #n012
 YES, NO = (
@@ -204,14 +204,14 @@ def label_words(
     missing: frozenset[str],  # as `missing_words` gives them
 ) -> dict[str, int]:  # plain value -> label
     "What the values of a label column mean; values that are not here are `labels.other_values`."
-    lists = {FRAUD: labels.fraud_values, HONEST: labels.legitimate_values, UNRESOLVED: labels.unresolved_values}
+    lists = {FRAUD: labels.fraud_values, LEGITIMATE: labels.legitimate_values, UNRESOLVED: labels.unresolved_values}
     listed = {plain_value(value): label for label, values in lists.items() for value in values}
     words = dict.fromkeys(map(plain_value, missing), UNRESOLVED)
     for group in (YES, NO):
         owners = {listed[word] for word in group if word in listed}
         own = {word for word, label in listed.items() if label in owners}
         if len(owners) == 1 and own <= set(group) and own & set(group[:3]):
-            words |= {"fraud": FRAUD, "legitimate": HONEST} | dict.fromkeys(group, owners.pop())
+            words |= {"fraud": FRAUD, "legitimate": LEGITIMATE} | dict.fromkeys(group, owners.pop())
     return words | listed
 
 # %% ../../nbs/01_events.ipynb #n014
@@ -230,7 +230,7 @@ class LabelReader:
     def __init__(self, labels: Labels, missing: frozenset[str]):  # settings; as `missing_words` gives them
         self.words, self.other = (
             label_words(labels, missing),
-            {"refuse": None, "legitimate": HONEST, "unresolved": UNRESOLVED}[labels.other_values],
+            {"refuse": None, "legitimate": LEGITIMATE, "unresolved": UNRESOLVED}[labels.other_values],
         )
 
     def of(self, value: object) -> tuple[int | None, bool]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS_MS', 'BLANKS', 'NUMBER', 'MAX_MINOR_UNITS', 'ENVIRONMENT', 'RENAMED', 'DEFAULTS', 'duration_ms', 'plain_value',
            'Section', 'Domain', 'Input', 'Columns', 'Labels', 'Limits', 'Features', 'Batch', 'Sample', 'Training',
-           'Model', 'Acceptance', 'Live', 'Service', 'Policy', 'Database', 'Desk', 'Feed', 'Settings', 'read_settings',
+           'Model', 'Acceptance', 'Live', 'Service', 'Costs', 'Database', 'Desk', 'Feed', 'Settings', 'read_settings',
            'load_settings', 'effective_settings']
 
 # %% ../../nbs/00_settings.ipynb #c003
@@ -201,16 +201,14 @@ class Sample(Section):
 
 # %% ../../nbs/00_settings.ipynb #c021
 class Training(Section):
-    "Which events a model learns from and is judged on."
+    "Which events a model learns from and is tested on."
 
-    test_days: int = Field(ge=1)  # the last days whose verdicts are due judge the model
-    delay: str  # how long most verdicts take: gap between training and test, and after the test
+    test_days: int = Field(ge=1)  # the last days whose labels are due test the model
+    delay: str  # how long most labels take: gap between training and test, and after the test
     train_days: int = Field(ge=1)  # days before the gap that the model learns from
-    validation_days: int = Field(
-        ge=1
-    )  # the last of these days stop the training early, calibrate and settle the policy
-    honest_share: float = Field(gt=0, le=1)  # share of honest events that is kept; their weight is the inverse
-    folds: int = Field(ge=1)  # files of the training set, shuffled; partitions on Dask
+    validation_days: int = Field(ge=1)  # the last of these days: early stopping, calibration, thresholds of the policy
+    legitimate_share: float = Field(gt=0, le=1)  # share of legitimate events that is kept; their weight is the inverse
+    shards: int = Field(ge=1)  # files of the shuffled training set; partitions on Dask
     seed: int
 
     @model_validator(mode="after")
@@ -281,24 +279,24 @@ class Service(Section):
     degraded_high: float = Field(ge=0)  # likewise "high"
 
 # %% ../../nbs/00_settings.ipynb #c026
-class Policy(Section):
+class Costs(Section):
     "What decisions cost, in major units of the amount's currency."
 
     fraud_fee: float = Field(ge=0)  # of a chargeback, on top of the amount
     recovery_share: float = Field(ge=0, le=1)  # of a defrauded amount that comes back
     review_minutes: float = Field(gt=0)  # that a person needs for one order
     review_cost_per_hour: float = Field(ge=0)
-    review_delay_cost: float = Field(ge=0)  # of making an honest customer wait
+    review_delay_cost: float = Field(ge=0)  # of making an legitimate customer wait
     review_detection: float = Field(gt=0, le=1)  # share of the reviewed frauds that the person recognises
-    margin_share: float = Field(ge=0, le=1)  # of the amount, lost when an honest order is blocked
-    churn_cost: float = Field(ge=0)  # of an honest customer who is blocked and may not come back
+    margin_share: float = Field(ge=0, le=1)  # of the amount, lost when an legitimate order is blocked
+    churn_cost: float = Field(ge=0)  # of an legitimate customer who is blocked and may not come back
 
     @model_validator(mode="after")
     def _milder(self):
         if self.review_delay_cost > self.churn_cost:
             raise ValueError(
                 f"policy.review_delay_cost {self.review_delay_cost:g} is above policy.churn_cost {self.churn_cost:g}: "
-                "a block would then cost an honest customer less than a review"
+                "a block would then cost an legitimate customer less than a review"
             )
         return self
 
@@ -359,7 +357,7 @@ class Settings(Section):
     training: Training
     model: Model
     acceptance: Acceptance
-    policy: Policy
+    policy: Costs
     live: Live
     service: Service
     database: Database
@@ -378,19 +376,35 @@ class Settings(Section):
 # %% ../../nbs/00_settings.ipynb #c031
 # settings that an environment variable may give, unless it is empty
 ENVIRONMENT = {"live.redis_url": "FRAUD_POC_REDIS_URL", "database.url": "FRAUD_POC_DATABASE_URL"}
-RENAMED = {"verdict": "acceptance"}  # sections that had another name
+# old name of a section or setting -> its name now
+RENAMED = {
+    "verdict": "acceptance",
+    "training.honest_share": "training.legitimate_share",
+    "training.folds": "training.shards",
+}
 DEFAULTS = files("fraud_poc") / "defaults.toml"
 
 
+def _renamed(dotted: str) -> str:
+    "The name that a section or setting with an old name has now; empty when the name is not an old one."
+    section, _, key = dotted.partition(".")
+    if dotted in RENAMED:
+        return RENAMED[dotted]
+    return f"{RENAMED[section]}.{key}" if section in RENAMED else ""
+
+
 def _parsed(text: str, name: str) -> dict[str, dict]:
-    "Sections of a TOML file; `ValueError` when it is none, or a section has its old name."
+    "Sections of a TOML file; `ValueError` when it is no TOML, or a section or setting has its old name."
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{name} is not valid TOML: {error}") from None
-    old = next((section for section in RENAMED if section in data), None)
-    if old:
-        raise ValueError(f"{name} has a section [{old}], which is called [{RENAMED[old]}] now: rename it")
+    for section, values in data.items():
+        if section in RENAMED:
+            raise ValueError(f"{name} has a section [{section}], which is called [{RENAMED[section]}] now: rename it")
+        for key in values if isinstance(values, dict) else ():
+            if new := _renamed(f"{section}.{key}"):
+                raise ValueError(f"{name} has a setting {section}.{key}, which is called {new} now: rename it")
     return data
 
 
@@ -408,8 +422,8 @@ def _known_names(data: dict) -> list[str]:
 def _override(data: dict, dotted: str, value: Any) -> None:
     "Set `data[a][b]` for the dotted name `a.b`; `ValueError` where there is no such setting."
     section, _, key = dotted.partition(".")
-    if section in RENAMED:
-        raise ValueError(f"cannot override {dotted!r}: it is called {RENAMED[section]}.{key} now")
+    if new := _renamed(dotted):
+        raise ValueError(f"cannot override {dotted!r}: it is called {new} now")
     if dotted not in (known := _known_names(data)):
         raise ValueError(f"cannot override {dotted!r}: no such setting. There are: {', '.join(known)}")
     data.setdefault(section, {})[key] = value

@@ -51,7 +51,7 @@ import pyarrow.parquet as pq
 from fraud_poc.core.events import (
     EMPTY_TEXT,
     FRAUD,
-    HONEST,
+    LEGITIMATE,
     UNRESOLVED,
     Clock,
     LabelReader,
@@ -846,7 +846,7 @@ def count_labels(batch: pa.Table, clean: pa.Table, settings: Settings, carried: 
     if not carried:
         return Counter()
     label, told = numpy_of(clean, LABEL), Counter()
-    for name, value in (("fraud", FRAUD), ("legitimate", HONEST)):
+    for name, value in (("fraud", FRAUD), ("legitimate", LEGITIMATE)):
         told[f"label {name}"] = int((label == value).sum())
     text = as_text(batch[settings.labels.column])
     _, other = LabelReader(settings.labels, missing_words(settings.columns)).column(text)
@@ -880,7 +880,7 @@ def days_of(clean: pa.Table) -> Counter:
     'Rows by kind of time and UTC day: ("time" or "known", day number).'
     told, resolved = (
         Counter(),
-        numpy_of(clean, LABEL) >= HONEST if LABEL in clean.column_names else np.zeros(len(clean), bool),
+        numpy_of(clean, LABEL) >= LEGITIMATE if LABEL in clean.column_names else np.zeros(len(clean), bool),
     )
     known = clean[KNOWN].filter(pa.array(resolved)).drop_null().to_numpy()
     for kind, ms in (("known", known), *([("time", numpy_of(clean, "time"))] if "time" in clean.column_names else [])):
@@ -1151,7 +1151,7 @@ def outlying(
         np.zeros(len(batch), bool),
         [REFUSED.empty_table()],
     )
-    stated = ~batch[KNOWN].is_null().to_numpy(zero_copy_only=False) & (label >= HONEST)
+    stated = ~batch[KNOWN].is_null().to_numpy(zero_copy_only=False) & (label >= LEGITIMATE)
     late = stated & outside(batch[KNOWN].fill_null(0).to_numpy(), "known")
     events = "time" in batch.schema.names
     if events:

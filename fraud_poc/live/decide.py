@@ -51,8 +51,7 @@ from fraud_poc.live.store import (
 )
 from ..model import policy
 from ..model.bundle import Bundle
-from ..model.evaluate import BANDS, probability
-from ..model.policy import ACTIONS
+from ..model.policy import ACTIONS, BANDS, probability
 
 # %% ../../nbs/44_decide.ipynb #c005
 MAX_TEXT = 512  # most characters of an identity

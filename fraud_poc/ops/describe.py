@@ -27,8 +27,8 @@ from ..core.files import Progress, read_json, write_aside
 from fraud_poc.core.plots import (
     FRAUD_COLOUR,
     GREY,
-    HONEST_COLOUR,
     INK,
+    LEGITIMATE_COLOUR,
     LINES,
     PERCENT,
     new_figure,
@@ -396,8 +396,8 @@ def draw_volume(tally: Tally, path: Path) -> Path:
     when, size = dates(tally, width), np.diff([*range(0, tally.days.shape[1], width), tally.days.shape[1]])
     events, known, *_ = stretched(tally.days, width) / size
     figure, [[ax]] = new_figure("Events that happened, and verdicts that became known")
-    ax.fill_between(when, events, color=HONEST_COLOUR, alpha=0.15, linewidth=0)
-    ax.plot(when, events, color=HONEST_COLOUR, linewidth=1.6, label="events")
+    ax.fill_between(when, events, color=LEGITIMATE_COLOUR, alpha=0.15, linewidth=0)
+    ax.plot(when, events, color=LEGITIMATE_COLOUR, linewidth=1.6, label="events")
     ax.plot(when, known, color=INK, linewidth=1.2, linestyle="--", label="verdicts")
     ax.set_ylabel("number a day" + (f", mean of {width} days" if width > 1 else ""))
     thousands(ax)
@@ -450,7 +450,7 @@ def draw_amounts(sample: Sampled, decimals: int, column: str, path: Path) -> Pat
     edges, wide = amount_edges(amount, amount[sample.label == 1])
     width = np.diff(np.log(edges) if wide else edges)
     figure, [[ax]] = new_figure("Amounts by verdict")
-    for label, name, colour in [(-1, "unresolved", GREY), (0, "honest", HONEST_COLOUR), (1, "fraud", FRAUD_COLOUR)]:
+    for label, name, colour in [(-1, "unresolved", GREY), (0, "honest", LEGITIMATE_COLOUR), (1, "fraud", FRAUD_COLOUR)]:
         mine = amount[sample.label == label]
         if not len(mine):
             continue
@@ -477,7 +477,7 @@ def draw_delays(tally: Tally, path: Path) -> Path:
     note = f"{tally.corrected:,} were corrected later" if tally.corrected else "none was corrected"
     figure, [[ax]] = new_figure(f"How long verdicts take; {note}")
     last = max(1.0, 1.1 * delay_days(tally, 0.995)) if tally.delays.any() else 1.0
-    for verdict, name, colour, line in [(0, "honest", HONEST_COLOUR, "-"), (1, "fraud", FRAUD_COLOUR, "--")]:
+    for verdict, name, colour, line in [(0, "honest", LEGITIMATE_COLOUR, "-"), (1, "fraud", FRAUD_COLOUR, "--")]:
         hours = tally.delays[verdict]
         if not hours.any():
             continue
@@ -577,7 +577,7 @@ def draw_feature(ax: Any, row: dict, values: np.ndarray, fraud: np.ndarray, seco
     middle, size, bad = binned(values, fraud)
     low, high = wilson(bad, size)
     place = np.arange(len(size)) + 0.5 * np.isnan(middle)
-    for group, colour in [(~np.isnan(middle), HONEST_COLOUR), (np.isnan(middle), GREY)]:
+    for group, colour in [(~np.isnan(middle), LEGITIMATE_COLOUR), (np.isnan(middle), GREY)]:
         if not group.any():
             continue
         ends = [(bad / size - low)[group].clip(0), (high - bad / size)[group].clip(0)]

@@ -88,56 +88,6 @@ from fraud_poc.live.store import (
 from ..model.dataset import DATASET
 from ..model.dataset import WORK as DATASET_WORK
 
-# %% ../../nbs/84_forget.ipynb #c005
-from ..core.events import key_of, keys_of, missing_words
-from fraud_poc.core.files import (
-    Progress,
-    read_json,
-    remove_partials,
-    sha256_of,
-    sole_use,
-    write_aside,
-    write_json,
-    write_parquet,
-)
-from ..core.settings import Columns, Settings
-from ..data.ingest import LOG, REJECTS, hash_secret, part_path, read_manifest, read_part, working_folder
-from ..desk.access import record
-from fraud_poc.desk.database import (
-    cases,
-    database_url,
-    decisions,
-    labels,
-    links,
-    open_database,
-    signed,
-    unsigned,
-    writers,
-    writing,
-)
-from ..features import aggregates as agg
-from ..features.batch import features_folder, find_states, open_states, write_states
-from ..features.table import EntityPlan, FeatureTable, build_table
-from ..live.decide import Event, digest_of, identity_text
-from ..live.labels import SOURCES, retraction_key, said_key
-from ..live.load import ROUNDS, ledger_key, look, remove_stale
-from fraud_poc.live.store import (
-    Client,
-    Entry,
-    Names,
-    decode_assertion,
-    decode_entry,
-    decode_waiting,
-    encode_entry,
-    encode_waiting,
-    event_key,
-    label_key,
-    server_for,
-    state_key,
-)
-from ..model.dataset import DATASET
-from ..model.dataset import WORK as DATASET_WORK
-
 # %% ../../nbs/84_forget.ipynb #c007
 MARK = "forgotten-"  # what the new texts begin with
 

@@ -56,7 +56,7 @@ itself and the history of its {entities}. Probability and amount go into a polic
 The model decides nothing alone: people review what the policy sends them, and their verdicts become labels.
 
 It is {manifest["training"]["trees"]} gradient-boosted trees (XGBoost) over {len(bundle.names)} features, calibrated to probabilities.
-When it was judged, it was **{manifest["verdict"]}**: {"; ".join(manifest["reasons"])}."""
+When it was judged, it was **{manifest["acceptance"]}**: {"; ".join(manifest["reasons"])}."""
 
 
 PROCESS = """1. **Log.** Events and verdicts are read, checked and put into one sequence, in the order in which they became known.
@@ -79,8 +79,8 @@ def windows(bundle: Bundle) -> str:
         ["test", days["cutoff"], days["test_end"], "the numbers below"],
     ]
     kept = (
-        f"{share(chosen['honest_share'], 0)} of the honest events were kept, and weigh as many. "
-        if chosen["honest_share"] < 1
+        f"{share(chosen['legitimate_share'], 0)} of the honest events were kept, and weigh as many. "
+        if chosen["legitimate_share"] < 1
         else ""
     )
     return "\n\n".join(

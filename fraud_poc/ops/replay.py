@@ -33,7 +33,6 @@ from ..live.decide import Engine, Event, Label, open_record, order_fields
 from ..live.load import ledger_key, prepare_db
 from ..live.store import Entry, Store, decode_entry, open_store, start_redis, state_key
 from ..model.bundle import latest_bundle
-from ..model.trees import Scorer
 
 # %% ../../nbs/80_replay.ipynb #c004
 def items_of(
@@ -280,7 +279,7 @@ async def replay_into(
     "Send what the log holds after some parts to a store that was filled with what came before, and compare."
     table = build_table(settings)
     bundle = latest_bundle(settings, table)
-    scorer = Scorer(bundle.booster, bundle.sample)
+    scorer = bundle.scorer()
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(open_store(settings, url)) for _ in range(writers)]
         engines = [Engine(settings, table, bundle, scorer, store) for store in stores]
