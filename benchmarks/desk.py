@@ -27,10 +27,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import many_decisions  # noqa: E402
 
+from fraud_poc.core.database import open_database, unsigned  # noqa: E402
 from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.desk import queries  # noqa: E402
-from fraud_poc.desk.access import list_accounts, new_account  # noqa: E402
-from fraud_poc.desk.database import cases, decisions, open_database, unsigned  # noqa: E402
+from fraud_poc.desk.accounts import list_accounts, new_account  # noqa: E402
+from fraud_poc.desk.tables import cases, decisions  # noqa: E402
 
 NAME, PASSWORD = "analyst", "a sentence of hers"
 
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument("--browser", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, socket.socket() as listener:
-        folder = args.keep or Path(temporary)
+        folder = args.remove_old or Path(temporary)
         filled, settings = (folder / "desk.sqlite").exists(), settings_of(folder)
         engine = open_database(settings)
         if not filled:
@@ -198,7 +199,7 @@ def main() -> None:
         if NAME not in [row["name"] for row in list_accounts(engine)]:
             new_account(engine, NAME, PASSWORD, "analyst", "benchmark")
         counted, start = 0, time.perf_counter()
-        while more := queries.catch_up(engine, 2):
+        while more := queries.count_outcomes(engine, 2):
             counted += more
         print(f"{counted:,} rows counted for the trends in {time.perf_counter() - start:.1f} s")
         engine.dispose()

@@ -31,13 +31,16 @@ from waiting import LONG, until
 
 from fraud_poc.app import with_desk
 from fraud_poc.cli import app as commands
+from fraud_poc.core.audit import audit, list_audit
+from fraud_poc.core.database import Checkpoint, checkpoints, open_database, writing
 from fraud_poc.core.events import system_clock
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.sample import make_data
-from fraud_poc.desk.access import SCOPES, Door, accounts, api_keys, audit, list_audit, new_account, new_key
-from fraud_poc.desk.database import cases, decisions, labels, open_database, writers, writing
-from fraud_poc.desk.writer import Mark, begin_log
+from fraud_poc.desk.accounts import accounts, new_account
+from fraud_poc.desk.login import Gate
+from fraud_poc.desk.tables import cases, decisions, labels
+from fraud_poc.desk.writer import begin_log
 from fraud_poc.features.batch import compute_features
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.store import Client, Names, StoreDown, decode_entry, server_for, server_runs
@@ -45,6 +48,7 @@ from fraud_poc.model.acceptance import judge_model
 from fraud_poc.model.dataset import make_dataset
 from fraud_poc.model.train import train_model
 from fraud_poc.ops.feed import create_feed
+from fraud_poc.service.keys import SCOPES, api_keys, new_key
 from fraud_poc.service.scoring import KEY_HEADER, create_app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,10 +136,10 @@ def test_each_route_lets_in_whom_it_must_and_nobody_else(whole):
 
 def test_a_new_route_without_a_guard_is_found_wherever_it_is(whole):
     desk = next(route.app for route in whole.app.cold.routes if getattr(route, "path", "") == "/desk")
-    door = Door(whole.settings, whole.database)
+    gate = Gate(whole.settings, whole.database)
     whole.app.cold.add_api_route("/export", lambda: {}, methods=["GET"])
     desk.add_api_route("/everything", lambda: {}, methods=["POST"])
-    desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(door.guard("viewer"))])
+    desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(gate.require("viewer"))])
     found = doors_of(whole, open_routes=[*OPEN, "/gone"])
     assert sorted(problem.split(" answers ")[0].split(" lets ")[0].split(" is ")[0] for problem in found) == [
         "/gone",
@@ -162,12 +166,12 @@ def test_metrics_tell_how_far_the_database_is_behind(whole):
     epoch = asyncio.run(whole.engine.store.meta()).epoch
     for mark, left in (
         (begin_log(whole.database, None, epoch), 3),
-        (Mark(epoch, 1), 1),
-        (Mark(epoch, 2), 0),
-        (Mark("another", 7), 3),
+        (Checkpoint(epoch, 1), 1),
+        (Checkpoint(epoch, 2), 0),
+        (Checkpoint("another", 7), 3),
     ):
         with writing(whole.database) as connection:
-            connection.execute(sa.update(writers).values(log=mark.log, position=mark.position))
+            connection.execute(sa.update(checkpoints).values(log=mark.log, position=mark.position))
         assert asyncio.run(behind()) == left, mark
 
     async def down():

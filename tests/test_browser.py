@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 from waiting import CLICK
 
-from fraud_poc.desk.database import cases, labels, writing
+from fraud_poc.core.database import writing
+from fraud_poc.desk.tables import cases, labels
 
 CHROMIUM = next(
     (

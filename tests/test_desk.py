@@ -17,11 +17,12 @@ import sqlalchemy as sa
 from fastapi.routing import APIRoute
 from setuptools import find_packages
 
+from fraud_poc.core.audit import list_audit, verify_audit
+from fraud_poc.core.database import writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries
-from fraud_poc.desk.access import list_audit, verify_audit
-from fraud_poc.desk.database import cases, days, decisions, writing
-from fraud_poc.desk.pages import POLICY
+from fraud_poc.desk.tables import cases, days, decisions
+from fraud_poc.desk.views import CONTENT_POLICY
 from fraud_poc.live.labels import Retraction, Statement
 
 NOW = 1_767_000_000_000
@@ -180,7 +181,7 @@ def test_pages_carry_headers_and_nothing_from_elsewhere(desk):
     ):
         answer = admin.get(path)
         assert (
-            answer.headers["content-security-policy"] == POLICY
+            answer.headers["content-security-policy"] == CONTENT_POLICY
             and answer.headers["cache-control"] == "no-store"
             and answer.headers["x-content-type-options"] == "nosniff"
         )
@@ -225,10 +226,10 @@ def test_a_case_shows_all_that_is_known(desk):
         number = next(
             n
             for n in desk_server.open_numbers(desk.engine)
-            if queries.linked(connection, queries.find_order(connection, n), entities)
+            if queries.linked_decisions(connection, queries.find_decision(connection, n), entities)
         )
-        case = queries.find_order(connection, number)
-        other = queries.linked(connection, case, entities).popitem()[1][0][0]
+        case = queries.find_decision(connection, number)
+        other = queries.linked_decisions(connection, case, entities).popitem()[1][0][0]
     text = person.get(f"case/{number}").text
     for words in (
         case["order_id"],
@@ -414,12 +415,12 @@ def test_new_cases_are_counted_and_closed_ones_marked(fresh):
 def test_a_verdict_closes_the_case_and_opens_the_next(fresh):
     person, queue = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)
     with fresh.engine.connect() as connection:
-        order = queries.find_order(connection, queue[0])["order_id"]
+        order = queries.find_decision(connection, queue[0])["order_id"]
     answer = person.post(f"case/{queue[0]}/verdict", verdict="flag", note=" stolen card ", query="least=1")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/desk/case/{queue[1]}?least=1&done={queue[0]}")
     assert fresh.log.said == [Statement(order, True, "analyst", None, "stolen card", Actor(PERSON, "analyst-1"))]
     with fresh.engine.connect() as connection:
-        case = queries.find_order(connection, queue[0])
+        case = queries.find_decision(connection, queue[0])
     assert (case["status"], case["closed"], case["closed_by"], case["note"]) == (
         "flagged",
         NOW,
@@ -436,14 +437,14 @@ def test_a_verdict_closes_the_case_and_opens_the_next(fresh):
 
 def case_of(fresh, number: int) -> tuple:
     with fresh.engine.connect() as connection:
-        case = queries.find_order(connection, number)
+        case = queries.find_decision(connection, number)
     return case["status"], case["closed_by"], case["note"]
 
 
 def label_rows(fresh, number: int) -> list[tuple]:
     with fresh.engine.connect() as connection:
         return [
-            (row["kind"], row["said"], row["label"], row["by"]) for row in queries.label_history(connection, number)
+            (row["kind"], row["said"], row["label"], row["by"]) for row in queries.label_entries(connection, number)
         ]
 
 
@@ -474,7 +475,7 @@ def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
     with fresh.engine.connect() as connection:
         assert [
             row["label"]
-            for row in queries.history(connection, queries.find_order(connection, number)["customer"])
+            for row in queries.customer_history(connection, queries.find_decision(connection, number)["customer"])
             if row["id"] == number
         ] == [None]
     text = person.get(f"case/{number}").text
@@ -494,7 +495,7 @@ def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
 def test_undo_gives_back_what_others_assert(fresh):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     with fresh.engine.connect() as connection:
-        order = queries.find_order(connection, number)["order_id"]
+        order = queries.find_decision(connection, number)["order_id"]
     asyncio.run(fresh.log(Statement(order, True, "customer", None, "", Actor(KEY, "shop"))))
     fresh.log.write()
     person.post(f"case/{number}/verdict", verdict="clear")
@@ -512,7 +513,7 @@ def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
     "A chargeback that comes while an analyst decides is what counts, and a key is not a person of the same name."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     with fresh.engine.connect() as connection:
-        order = queries.find_order(connection, number)["order_id"]
+        order = queries.find_decision(connection, number)["order_id"]
     asyncio.run(
         fresh.log(Statement(order, True, "chargeback", None, "", Actor(KEY, "analyst-1")))
     )  # the writer has not read it yet
@@ -721,7 +722,7 @@ def test_sums_follow_labels_and_are_counted_once(fresh):
     fresh.log.write()
     with fresh.engine.connect() as connection:
         assert queries.is_behind(connection)
-    while queries.catch_up(fresh.engine, 2, 1):
+    while queries.count_outcomes(fresh.engine, 2, 1):
         pass
     with fresh.engine.connect() as connection:
         assert connection.execute(sums).one() == (before[0], before[1] + 1, before[2] + 1) and not queries.is_behind(

@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from scoring_worker import filled, settings_in, small_engine
 from waiting import LONG, STORE, ended, line_of, until, until_so
 
+from fraud_poc.core.database import open_database
 from fraud_poc.core.events import Clock, system_clock
 from fraud_poc.core.logs import JsonLines
 from fraud_poc.core.settings import load_settings
-from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
-from fraud_poc.desk.database import open_database
 from fraud_poc.live.decide import OrderError, OrderReader
 from fraud_poc.live.store import StoreDown, open_store, start_redis
 from fraud_poc.service import scoring as module
+from fraud_poc.service.keys import SCOPES, fresh_key, new_key, revoke_key
 from fraud_poc.service.scoring import (
     KEY_HEADER,
     Codec,

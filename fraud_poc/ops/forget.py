@@ -39,6 +39,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
+from ..core.audit import record
+from ..core.database import checkpoints, database_url, open_database, signed, unsigned, writing
 from ..core.events import key_of, keys_of, missing_words
 from fraud_poc.core.files import (
     Progress,
@@ -52,19 +54,7 @@ from fraud_poc.core.files import (
 )
 from ..core.settings import Columns, Settings
 from ..data.ingest import LOG, REJECTS, hash_secret, part_path, read_manifest, read_part, working_folder
-from ..desk.access import record
-from fraud_poc.desk.database import (
-    cases,
-    database_url,
-    decisions,
-    labels,
-    links,
-    open_database,
-    signed,
-    unsigned,
-    writers,
-    writing,
-)
+from ..desk.tables import cases, decisions, labels, links
 from ..features import aggregates as agg
 from ..features.batch import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable, build_table
@@ -1164,12 +1154,12 @@ STILL = 3.0  # seconds without a move, after which a writer is taken for stopped
 
 def fence_writer(connection: sa.Connection, live: dict) -> None:
     "Have the writer of decisions read again what it has read and not written."
-    connection.execute(sa.update(writers).where(writers.c.log == live["epoch"]).values(log=""))
+    connection.execute(sa.update(checkpoints).where(checkpoints.c.log == live["epoch"]).values(log=""))
 
 
 def await_writer(database: sa.Engine, live: dict, still: float = STILL) -> None:
     "Wait while the writer is at an earlier log, until it is done or stands still."
-    earlier = sa.select(sa.func.min(writers.c.position)).where(writers.c.log.not_in(["", live["epoch"]]))
+    earlier = sa.select(sa.func.min(checkpoints.c.position)).where(checkpoints.c.log.not_in(["", live["epoch"]]))
     before, since = None, time.monotonic()
     while time.monotonic() < since + still:
         with database.connect() as connection:

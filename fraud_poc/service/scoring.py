@@ -54,14 +54,12 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
+from ..core.database import open_database, read_checkpoint
 from ..core.events import KEY, UNPRINTED, Actor, clock_shift, key_of
 from ..core.logs import log_config, log_event, place_of_error
 from ..core.processes import environment, exit_on_sigterm
 from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
 from ..data.ingest import hash_secret, read_manifest, read_part
-from ..desk.access import Keys
-from ..desk.database import open_database
-from ..desk.writer import mark_of
 from ..features.table import build_table
 from fraud_poc.live.decide import (
     INTEGERS,
@@ -85,6 +83,7 @@ from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field,
 from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
 from ..model.bundle import latest_bundle
 from ..model.policy import ACTIONS, BANDS
+from .keys import Keys
 
 # %% ../../nbs/63_scoring.ipynb #c007
 class Detail(msgspec.Struct):
@@ -1250,7 +1249,7 @@ async def decisions_behind(service: Service) -> int | None:
     if service.keys is None:
         return None
     try:
-        mark = await asyncio.to_thread(mark_of, service.keys.engine)
+        mark = await asyncio.to_thread(read_checkpoint, service.keys.engine)
     except SQLAlchemyError:
         return None
     meta, newest = await service.engine.store.meta(), await service.engine.store.newest()
