@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from fraud_poc.core.database import add_up, signed, writing
 from fraud_poc.core.events import key_of
-from fraud_poc.desk import queries
+from fraud_poc.desk import trends
 from fraud_poc.desk.tables import cases, days, decisions, labels, links, scores
 
 DAY = 86_400_000
@@ -185,5 +185,5 @@ def fill(
             connection.execute(sa.insert(table), rows[table]) if rows[table] else None
         for table in (days, scores):
             add_up(connection, table, rows[table])
-    while queries.count_outcomes(engine, settings.columns.decimals):
+    while trends.count_outcomes(engine, settings.columns.decimals):
         pass

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from scoring_worker import settings_in, small_engine
 from waiting import LONG, line_of, until_so
 
+from fraud_poc.core import audit as audit_module
 from fraud_poc.core.audit import GENESIS_HASH, list_audit, record, verify_audit
 from fraud_poc.core.database import metadata, open_database, writing
 from fraud_poc.core.settings import load_settings
-from fraud_poc.core import audit as audit_module
 from fraud_poc.desk import accounts as accounts_module
 from fraud_poc.desk import login as login_module
 from fraud_poc.desk.accounts import (
@@ -374,7 +374,7 @@ def filled(engine, rows: int = 8) -> tuple[int, str]:
             record(
                 connection,
                 f"analyst-{number % 3}",
-                "verdict",
+                "decision",
                 f"decision {number}",
                 {"fraud": bool(number % 2), "note": "é\0\U0001f98a"},
                 NOW + number,
@@ -452,7 +452,9 @@ def unprotected(root, tmp_path_factory):
             engine,
             [
                 dict(row)
-                for row in connection.execute(sa.select(audit_module.audit).order_by(audit_module.audit.c.number)).mappings()
+                for row in connection.execute(
+                    sa.select(audit_module.audit).order_by(audit_module.audit.c.number)
+                ).mappings()
             ],
         )
     engine.dispose()
@@ -485,13 +487,13 @@ def test_what_was_noted_outside_finds_an_audit_that_was_written_anew(database):
         connection.execute(sa.delete(audit_module.audit))
         connection.execute(sa.update(audit_module.audit_head).values(length=0, hash=GENESIS_HASH))
         for number in range(1, 8):
-            record(connection, "nobody", "verdict", f"decision {number}", {}, NOW)
+            record(connection, "nobody", "decision", f"decision {number}", {}, NOW)
     assert verify_audit(database)[0] == 7  # nothing inside of the database can tell
     with pytest.raises(ValueError, match="audit row 8 is missing: 8 rows were noted, and there are 7"):
         verify_audit(database, (length, seal))
     with writing(database) as connection:
-        record(connection, "nobody", "verdict", "decision 8", {}, NOW)
-    with pytest.raises(ValueError, match="audit row 8 was written anew"):
+        record(connection, "nobody", "decision", "decision 8", {}, NOW)
+    with pytest.raises(ValueError, match="audit row 8 was rewritten"):
         verify_audit(database, (length, seal))
     with writing(database) as connection:
         connection.execute(sa.delete(audit_module.audit_head))
@@ -506,7 +508,7 @@ def test_writers_at_once_keep_the_chain_whole(database, settings, database_url):
         for i in range(12):
             try:
                 with writing(engines[number % 3]) as connection:
-                    record(connection, f"writer {number}", "verdict", str(i))
+                    record(connection, f"writer {number}", "decision", str(i))
                     if i % 4 == 3:
                         raise KeyError  # a change that fails takes its row with it
             except KeyError:
@@ -537,7 +539,7 @@ def test_writers_at_once_keep_the_chain_whole(database, settings, database_url):
 def test_the_hash_of_a_row_is_as_the_page_says(here):
     filled(here, 1)
     row = list_audit(here)[0]
-    told = '{"about":"decision 1","at":1750000000001,"detail":"{\\"fraud\\":true,\\"note\\":\\"\\\\u00e9\\\\u0000\\\\ud83e\\\\udd8a\\"}","number":1,"what":"verdict","who":"analyst-1"}'
+    told = '{"about":"decision 1","at":1750000000001,"detail":"{\\"fraud\\":true,\\"note\\":\\"\\\\u00e9\\\\u0000\\\\ud83e\\\\udd8a\\"}","number":1,"what":"decision","who":"analyst-1"}'
     assert json.loads(json.loads(told)["detail"]) == row["detail"]
     assert row["hash"] == hashlib.sha256(f"{'0' * 64}\n{told}".encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The whole service as its users get it: who is let in where, what its document promises, and the way of an order to a verdict and into the next training set."""
+"""The whole service as its users get it: who is let in where, what its document promises, and the way of an order to a decision and into the next training set."""
 
 import asyncio
 import json
@@ -81,7 +81,7 @@ def whole(tmp_path):
 
 
 async def score(whole, idents) -> None:
-    "Orders that are so old that no verdict is too early."
+    "Orders that are so old that no label is too early."
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}
     ) as client:
@@ -127,7 +127,7 @@ def test_each_route_lets_in_whom_it_must_and_nobody_else(whole):
         "POST /labels",
         "GET /metrics",
         "GET /desk/queue",
-        "POST /desk/case/{number}/verdict",
+        "POST /desk/case/{number}/decision",
         "GET /desk/keys",
         "GET /desk/static/*",
     } <= listed
@@ -398,7 +398,7 @@ def order(ident: str, customer: str, amount: float = 4000.0) -> dict:
     }
 
 
-def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
+def test_from_an_order_to_a_decision_to_the_next_training_set(tmp_path):
     shop = Shop(tmp_path)
     try:
         with ExitStack() as stack:
@@ -431,12 +431,12 @@ def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
 
 
 def fed(shop: Shop, feed: str, address: str) -> None:
-    "The service has registered itself; orders arrive, and their verdicts."
+    "The service has registered itself; orders arrive, and their labels."
 
     def shown():
         return (httpx.get(f"{feed}/registered").json() or [{"orders": 0, "labels": 0}])[0]
 
-    until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, "orders and verdicts of the feed")
+    until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, "orders and labels of the feed")
     found = httpx.delete(f"{feed}/register", params={"url": address}).json()
     assert found["url"] == address and found["refused"] == found["labels_refused"] == 0 and found["state"] == "sending"
     until(shop.written, "the writer has the orders of the feed")
@@ -458,12 +458,12 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     until(shop.written, "the writer has the orders")
     number = {ident: ann.number(ident) for ident in answers}
     assert all(f'id="case-{one}"' in ann.get("queue?least=4000") for one in number.values())
-    ann.post(f"{number['t1']}/verdict", verdict="flag", note="stolen card")
-    ann.post(f"{number['g1']}/verdict", verdict="clear")
-    ann.post(f"{number['h1']}/verdict", verdict="flag")
+    ann.post(f"{number['t1']}/decision", decision="flag", note="stolen card")
+    ann.post(f"{number['g1']}/decision", decision="clear")
+    ann.post(f"{number['h1']}/decision", decision="flag")
     ann.post(f"{number['h1']}/undo")
-    ann.post(f"{number['d1']}/verdict", verdict="clear")
-    until(shop.written, "the writer has the verdicts")
+    ann.post(f"{number['d1']}/decision", decision="clear")
+    until(shop.written, "the writer has the decisions")
     ann.post(f"{number['d1']}/undo")
     until(shop.written, "the writer has what was undone")
     said = [
@@ -515,7 +515,7 @@ def whole_again(shop: Shop) -> None:
         "assertion retracted",
     ]
     assert all(row["detail"]["position"] >= 0 for row in rows[1:])
-    assert shop.command("audit", "verify")["verdict"] == "whole"
+    assert shop.command("audit", "verify")["result"] == "intact"
     stamps = [
         (table.name, column.name)
         for table in (cases, decisions, labels, audit, accounts, api_keys)
@@ -531,7 +531,7 @@ def whole_again(shop: Shop) -> None:
 
 
 def weeks_later(shop: Shop, client: httpx.Client) -> None:
-    "Time goes on, which `live.future_skew` allows here: orders of the next weeks come in, and a file of verdicts on them."
+    "Time goes on, which `live.future_skew` allows here: orders of the next weeks come in, and a file of labels on them."
     later, folder = (
         shop.settings.sample.model_copy(update={"start": day(1), "days": 40, "orders": 400, "seed": 8}),
         shop.folder / "later",
@@ -549,7 +549,7 @@ def weeks_later(shop: Shop, client: httpx.Client) -> None:
 
 
 def learned_from(shop: Shop, served: dict[str, dict]) -> None:
-    "The verdicts of the desk are in the next training set, with the features that were served."
+    "The decisions of the desk are in the next training set, with the features that were served."
     shop.command("features")
     made = shop.command("dataset", "--replace")
     rows = {

@@ -18,7 +18,7 @@ from scoring_worker import small_engine
 from waiting import STORE
 
 from fraud_poc.core.audit import list_audit, verify_audit
-from fraud_poc.core.database import open_database, signed, unsigned, writing
+from fraud_poc.core.database import open_database, read_checkpoint, signed, unsigned, writing
 from fraud_poc.core.events import PERSON, Actor, key_of, occurrence_of
 from fraud_poc.core.files import sole_use
 from fraud_poc.core.settings import Settings, load_settings

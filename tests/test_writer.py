@@ -27,7 +27,9 @@ from fraud_poc.core.events import COMMAND_LINE, KEY, PERSON, WAITED, Actor, key_
 from fraud_poc.core.files import write_parquet
 from fraud_poc.core.logs import JsonLines
 from fraud_poc.core.settings import load_settings
+from fraud_poc.desk import rows as rows_module
 from fraud_poc.desk import writer
+from fraud_poc.desk import writer_process as process_module
 from fraud_poc.desk.rows import EntryReader
 from fraud_poc.desk.tables import cases, days, decisions, labels, links, outcomes, scores
 from fraud_poc.desk.trends import count_outcomes
@@ -514,7 +516,7 @@ def test_reasons_and_urgency_come_from_the_model_that_decided(engine, settings, 
     fake = lambda self, model: (
         SimpleNamespace(booster=booster, names=table.names, policy=policy) if model == "00" * 32 else None
     )
-    monkeypatch.setattr(writer.ModelCache, "bundle", fake)
+    monkeypatch.setattr(rows_module.ModelCache, "bundle", fake)
     write_entries(
         engine,
         EntryReader(settings),
@@ -585,7 +587,7 @@ def test_two_writers_write_everything_once(engine, reader, seed, monkeypatch):
 
 def test_a_crash_in_the_middle_of_a_batch_leaves_nothing(engine, reader, monkeypatch):
     store = asyncio.run(stored(mixed(50)))
-    for place in ("insert_labels", "add_up", "put"):
+    for place in ("insert_labels", "add_up", "save_checkpoint"):
         with monkeypatch.context() as broken, pytest.raises(RuntimeError):
             broken.setattr(writer, place, lambda *args: (_ for _ in ()).throw(RuntimeError("killed")))
             run(store, engine, reader)
@@ -682,7 +684,7 @@ def test_entries_that_are_gone_are_told(engine, reader, caplog):
 
 
 def test_old_rows_go_and_rollups_stay(settings, engine, reader, monkeypatch):
-    monkeypatch.setattr(writer, "PIECE", 10)
+    monkeypatch.setattr(writer, "REMOVED_AT_ONCE", 10)
     told = Told()
     entries = [order(n, band="high", action="block", at=NOW - 401 * DAY) for n in range(25)] + [
         told.label(1, 1, at=NOW - 401 * DAY),
@@ -733,29 +735,29 @@ def test_a_mark_that_was_removed_stays_away_and_nothing_is_written(engine, reade
 
 
 def test_a_model_that_is_gone_is_told_once_with_its_hash(settings, caplog):
-    models = writer.ModelCache(settings)
+    models = rows_module.ModelCache(settings)
     with caplog.at_level(logging.WARNING, "fraud_poc.writer"):
         assert models.bundle("ab" * 32) is None and models.policy("ab" * 32) == models.default
     assert [(record.message, record.fields) for record in caplog.records] == [
-        ("decisions of this model are kept without reasons", {"model": "ab" * 32})
+        ("decisions of this model are stored without reasons", {"model": "ab" * 32})
     ]
 
 
 def test_a_model_is_found_by_its_hash_and_loaded_once(settings, monkeypatch):
     loaded = []
     monkeypatch.setattr(
-        writer,
+        rows_module,
         "list_bundles",
         lambda settings: [{"folder": "damaged"}, {"folder": "old", "hash": "aa"}, {"folder": "new", "hash": "bb"}],
     )
     monkeypatch.setattr(
-        writer,
+        rows_module,
         "load_bundle",
         lambda folder, table, allow_rejected: (
             loaded.append(str(folder)) or SimpleNamespace(policy=f"policy of {folder}")
         ),
     )
-    models = writer.ModelCache(settings)
+    models = rows_module.ModelCache(settings)
     assert [models.policy(model) for model in ("bb", "aa", "bb")] == [
         "policy of new",
         "policy of old",
@@ -764,12 +766,12 @@ def test_a_model_is_found_by_its_hash_and_loaded_once(settings, monkeypatch):
 
 
 def test_a_line_of_the_log_is_json_with_the_time_of_its_event():
-    record = logging.LogRecord("fraud_poc.writer", logging.WARNING, __file__, 1, "the writer waits", None, None)
+    record = logging.LogRecord("fraud_poc.writer", logging.WARNING, __file__, 1, "outage", None, None)
     record.created, record.fields = 1_748_779_200.25, {"kind": "StoreDown"}
     assert json.loads(JsonLines().format(record)) == {
         "time": "2025-06-01T12:00:00.250+00:00",
         "level": "warning",
-        "event": "the writer waits",
+        "event": "outage",
         "process": os.getpid(),
         "kind": "StoreDown",
     }
@@ -798,8 +800,8 @@ def append(url: str, names: Names, entries, first=0) -> None:
 def last(monkeypatch):
     "Processes that shall go last, and do not here: on a busy machine their turn might never come."
     found = []
-    monkeypatch.setattr(writer, "go_last", found.append)
-    monkeypatch.setattr(writer, "FINISH_S", LONG)
+    monkeypatch.setattr(process_module, "go_last", found.append)
+    monkeypatch.setattr(process_module, "FINISH_S", LONG)
     return found
 
 
@@ -835,7 +837,7 @@ def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_twice(tmp_path,
 
 
 def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(writer, "LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(writer, "MAX_PAUSE_S", 0.2)
     settings = settings_for(tmp_path / "orders")
     with start_redis(tmp_path / "redis") as server:
         names = open_log(server.url, settings)
@@ -852,9 +854,7 @@ def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
             engine, at = await asyncio.to_thread(open_database, settings), 4
             await reached()
             await asyncio.to_thread(server.kill)
-            await until_so(
-                lambda: "the writer waits" in [record.message for record in caplog.records], "the writer notices"
-            )
+            await until_so(lambda: "outage" in [record.message for record in caplog.records], "the writer notices")
             await asyncio.to_thread(server.ensure)
             await asyncio.to_thread(append, server.url, names, map(order, range(5, 9)), 5)
             at = 8
@@ -868,7 +868,7 @@ def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
     told = [
         record.message for record in caplog.records if record.levelname == "WARNING" and "reasons" not in record.message
     ]
-    assert told[0] == "the writer waits" and told[-1] == "the writer goes on"
+    assert told[0] == "outage" and told[-1] == "outage over"
 
 
 def test_a_locked_database_is_waited_for(tmp_path, caplog, monkeypatch):
@@ -902,7 +902,7 @@ def test_the_command_ends_at_a_signal_or_at_the_end_of_the_log(tmp_path, last):
     with start_redis(tmp_path / "redis") as server:
         append(server.url, open_log(server.url, settings), map(order, range(5)))
         assert run_writer(settings, server.url, to_end=True) == {"log": "e", "position": 4}
-        child = writer.start_child(settings, server.url)
+        child = process_module.start_child(settings, server.url)
         append(server.url, Names(settings.domain.name), [order(5)], 5)
         engine = open_database(settings)
         until(lambda: read_checkpoint(engine) == Checkpoint("e", 5), "all is written")

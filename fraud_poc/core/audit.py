@@ -136,7 +136,7 @@ def check_audit(connection: Connection, noted: tuple[int, str] | None = None) ->
         check_row(row, number + 1, last_hash)
         number, last_hash = row.number, row.hash
         if noted and noted[0] == number and noted[1] != last_hash:
-            raise ValueError(f"audit row {number} was rewritten: its hash was noted as another")
+            raise ValueError(f"audit row {number} was rewritten: it does not have the hash that was noted")
     if row is None:
         raise ValueError("the head of the audit is gone: restore the database from a backup")
     if number < row.length:

@@ -139,7 +139,7 @@ def by_score(
 ) -> list[int]:
     "Number of events in each of the 20 buckets of the score."
     query = sa.select(scores.c.bucket, sa.func.sum(scores.c.events)).where(scores.c.day >= first)
-    counts = dict(connection.execute(query.group_by(scores.c.bucket)).tuples().all())
+    counts = {bucket: events for bucket, events in connection.execute(query.group_by(scores.c.bucket))}
     return [int(counts.get(bucket, 0)) for bucket in range(SCORE_BUCKETS)]
 
 
