@@ -3,7 +3,7 @@
     python benchmarks/desk.py [--decisions 1000000] [--cases 100000] [--requests 40] [--keep FOLDER] [--browser]
 
 The database is SQLite, filled by benchmarks/many_decisions.py. The desk runs under uvicorn in a process of its own, and one client asks for each page over
-HTTP with another filter, cursor or case each time, as somebody does who works through the queue; verdicts are given too, with a log that only answers.
+HTTP with another filter, cursor or case each time, as somebody does who works through the queue; decisions are given too, with a log that only answers.
 Times are from the request to the last byte. --browser measures the first paint of the queue in headless Chromium as well. The last line is one JSON object:
 `p95_ms`, the page whose 95th percentile is the worst.
 """
@@ -27,10 +27,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import many_decisions  # noqa: E402
 
+from fraud_poc.core.database import open_database, unsigned  # noqa: E402
 from fraud_poc.core.settings import load_settings  # noqa: E402
-from fraud_poc.desk import queries  # noqa: E402
-from fraud_poc.desk.access import list_accounts, new_account  # noqa: E402
-from fraud_poc.desk.database import cases, decisions, open_database, unsigned  # noqa: E402
+from fraud_poc.desk import queries, trends  # noqa: E402
+from fraud_poc.desk.accounts import list_accounts, new_account  # noqa: E402
+from fraud_poc.desk.tables import cases, decisions  # noqa: E402
 
 NAME, PASSWORD = "analyst", "a sentence of hers"
 
@@ -140,13 +141,13 @@ def measure(client: httpx.Client, folder: Path, count: int) -> dict[str, list[fl
             if place < len(paths):
                 times.setdefault(name, []).append(timed(client, "GET", paths[place], 200))
         number = re.search(r'<tr id="case-(\d+)"', client.get("queue").text)[1]
-        times.setdefault("verdict", []).append(
+        times.setdefault("decision", []).append(
             timed(
                 client,
                 "POST",
-                f"case/{number}/verdict",
+                f"case/{number}/decision",
                 303,
-                data={"csrf": csrf, "verdict": "clear" if place % 2 else "flag", "note": "benchmark"},
+                data={"csrf": csrf, "decision": "clear" if place % 2 else "flag", "note": "benchmark"},
             )
         )
         times.setdefault("undo", []).append(timed(client, "POST", f"case/{number}/undo", 303, data={"csrf": csrf}))
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument("--browser", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, socket.socket() as listener:
-        folder = args.keep or Path(temporary)
+        folder = args.remove_old or Path(temporary)
         filled, settings = (folder / "desk.sqlite").exists(), settings_of(folder)
         engine = open_database(settings)
         if not filled:
@@ -198,7 +199,7 @@ def main() -> None:
         if NAME not in [row["name"] for row in list_accounts(engine)]:
             new_account(engine, NAME, PASSWORD, "analyst", "benchmark")
         counted, start = 0, time.perf_counter()
-        while more := queries.catch_up(engine, 2):
+        while more := trends.count_outcomes(engine, 2):
             counted += more
         print(f"{counted:,} rows counted for the trends in {time.perf_counter() - start:.1f} s")
         engine.dispose()

@@ -22,7 +22,6 @@ from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.log import read_manifest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
-from fraud_poc.desk.access import fresh_key  # noqa: E402
 from fraud_poc.features.batch import compute_features, features_folder  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 from fraud_poc.live.load import prepare_db  # noqa: E402
@@ -31,6 +30,7 @@ from fraud_poc.model.acceptance import judge_model  # noqa: E402
 from fraud_poc.model.dataset import make_dataset  # noqa: E402
 from fraud_poc.model.train import train_model  # noqa: E402
 from fraud_poc.ops.replay import is_ready, raw_orders  # noqa: E402
+from fraud_poc.service.keys import fresh_key  # noqa: E402
 
 CONFIG = ROOT / "config" / "orders.toml"
 ANY_MODEL = {
@@ -145,7 +145,9 @@ class Domain:
 def serving(domain: Domain, log: Path, writer_last: bool = True) -> Iterator[tuple[str, subprocess.Popen]]:
     "The command `serve` in a process of its own: address and process, when it is ready. A decision writer that goes last may never get a core of a busy machine."
     sets = [word for name, value in domain.changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-    before = "" if writer_last else "from fraud_poc.desk import writer; writer.go_last = lambda pid: None; "
+    before = (
+        "" if writer_last else "from fraud_poc.desk import writer_process; writer_process.go_last = lambda pid: None; "
+    )
     command = [
         sys.executable,
         "-c",

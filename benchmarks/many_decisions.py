@@ -21,21 +21,10 @@ import sqlalchemy as sa
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from fraud_poc.core.database import add_up, checkpoints, open_database, replace_rows, writing  # noqa: E402
 from fraud_poc.core.events import system_clock  # noqa: E402
 from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
-from fraud_poc.desk.database import (  # noqa: E402
-    add_up,
-    cases,
-    days,
-    decisions,
-    labels,
-    links,
-    open_database,
-    put,
-    scores,
-    writers,
-    writing,
-)  # noqa: E402
+from fraud_poc.desk.tables import cases, days, decisions, labels, links, scores  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 
 DAY, DAYS, PIECE = 86_400_000, 90, 50_000
@@ -106,7 +95,7 @@ def rows_of(
             for place, name in enumerate(names[:5])
         ]
     )
-    rows, cased, linked, labelled = [], [], [], []
+    rows, cased, linked_decisions, labelled = [], [], [], []
     for i in range(count):
         number, when, amount, place, p, customer = (
             start + i + 1,
@@ -149,7 +138,7 @@ def rows_of(
                 at["took"][i],
             )
         )
-        linked += [(number, entity, keys[e][i]) for e, entity in enumerate(entities)]
+        linked_decisions += [(number, entity, keys[e][i]) for e, entity in enumerate(entities)]
         if not place:
             continue
         waits, fraud = at["open"][i], at["fraud"][i]
@@ -195,7 +184,7 @@ def rows_of(
                     "example",
                 )
             )
-    yield from (("decisions", rows), ("links", linked), ("cases", cased), ("labels", labelled))
+    yield from (("decisions", rows), ("links", linked_decisions), ("cases", cased), ("labels", labelled))
 
 
 def rollups(settings: Settings, numbers: dict[str, np.ndarray]) -> tuple[list[dict], list[dict]]:
@@ -262,7 +251,7 @@ def fill(engine: sa.Engine, settings: Settings, decisions: int, cases: int, seed
             index.create(connection)
         for table, rows in zip((days, scores), rollups(settings, numbers)):
             add_up(connection, table, rows)
-        put(connection, writers, [{"name": "decisions", "log": "generated", "position": decisions}])
+        replace_rows(connection, checkpoints, [{"name": "decisions", "log": "generated", "position": decisions}])
         for name in ("decisions", "labels"):
             if connection.dialect.name == "postgresql":
                 connection.execute(

@@ -63,8 +63,13 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "model.dataset": ("dataset",),
     "model.evaluate": ("evaluate",),
     "model.policy": ("policy",),
+    "core.audit": ("access", "database"),
+    "desk.rows": ("writer",),
     "desk.writer": ("writer",),
-    "desk.access": ("access", "database"),
+    "desk.writer_process": ("writer",),
+    "desk.accounts": ("access",),
+    "desk.login": ("access",),
+    "service.keys": ("access",),
     "desk.forget": ("forget",),
 }
 NOT_RUN = (

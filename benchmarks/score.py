@@ -613,8 +613,8 @@ def main() -> None:
         folder = args.keep.resolve() if args.keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         settings, table, bundle = train_everything(folder, args.orders)
-        from fraud_poc.desk.access import fresh_key
         from fraud_poc.live.load import prepare_db
+        from fraud_poc.service.keys import fresh_key
 
         write_bodies(settings, folder, 60_000 + int(30_000 * args.seconds * args.repeats / 8))
         url, server = stack.enter_context(redis_server(folder))

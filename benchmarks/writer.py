@@ -4,7 +4,7 @@
 
 Generated orders are sent over HTTP to the service as `fraud-poc serve` runs it, while the process that writes decisions is killed with SIGKILL at moments
 that are drawn and spread over the run, each time after it has written something, or has had time to. This program only kills; to start
-it again is the part of whoever started it: the service, or `writer_beside` in this program, where the service runs none. When all orders are answered, the
+it again is the part of whoever started it: the service, or `writer_process` in this program, where the service runs none. When all orders are answered, the
 writer is given time to come to the end of the log.
 
 Then: does the database hold each accepted order once, at the position and with the score that the client was told, and nothing else? Is each entry of the
@@ -27,9 +27,12 @@ import sqlalchemy as sa
 from crash import Run, tell
 from drill import STUCK_S, Domain, Progress, serving, writers_of
 
+from fraud_poc.core.database import Checkpoint, open_database, read_checkpoint
 from fraud_poc.core.settings import Settings
-from fraud_poc.desk.database import cases, days, decisions, labels, links, open_database, scores
-from fraud_poc.desk.writer import BATCH, Mark, Reading, begin_log, mark_of, write_entries, writer_beside
+from fraud_poc.desk.rows import EntryReader
+from fraud_poc.desk.tables import cases, days, decisions, labels, links, scores
+from fraud_poc.desk.writer import BATCH, begin_log, write_entries
+from fraud_poc.desk.writer_process import writer_process
 from fraud_poc.live.decide import unpack_record
 from fraud_poc.live.redis_server import server_for
 from fraud_poc.live.redis_store import open_store
@@ -42,11 +45,11 @@ async def kill(run: Run, service: int, engine: sa.Engine, kills: int, rng: rando
     for number in range(kills):
         await run.until(int(len(run.orders) * (number + rng.uniform(0.1, 0.9)) / kills))
         until = time.monotonic() + STUCK_S / 4
-        while (now := await asyncio.to_thread(mark_of, engine)) == last and time.monotonic() < until:
+        while (now := await asyncio.to_thread(read_checkpoint, engine)) == last and time.monotonic() < until:
             await asyncio.sleep(0.02)
         await asyncio.sleep(rng.uniform(0, 0.5))
         done["kills after something was written"] += now != last
-        last = await asyncio.to_thread(mark_of, engine)
+        last = await asyncio.to_thread(read_checkpoint, engine)
         for pid in await asyncio.to_thread(writers_of, service, os.getpid()):
             os.kill(pid, 9)
         done["kills"] += 1
@@ -80,11 +83,11 @@ async def read_all(settings: Settings, url: str) -> tuple[str, dict[int, bytes]]
     return meta.epoch, log
 
 
-def caught_up(engine: sa.Engine, at: Mark) -> float:
+def caught_up(engine: sa.Engine, at: Checkpoint) -> float:
     "Wait until the log is written; returns how long that took."
     start, progress = (
         time.monotonic(),
-        Progress(f"of a log that ends at {at}, nothing was written", lambda: mark_of(engine)),
+        Progress(f"of a log that ends at {at}, nothing was written", lambda: read_checkpoint(engine)),
     )
     while progress.look() != at:
         time.sleep(0.05)
@@ -104,7 +107,7 @@ def compare(engine: sa.Engine, log: dict[int, Entry], acknowledged: dict[int, tu
         {seq: entry for seq, entry in log.items() if entry.kind == "event"},
         Counter(row[0] for row in there),
     )
-    told, linked = (
+    told, linked_decisions = (
         {position: score for position, score in acknowledged.values()},
         Counter(number for (number,) in rows(engine, links, "decision_id")),
     )
@@ -123,8 +126,8 @@ def compare(engine: sa.Engine, log: dict[int, Entry], acknowledged: dict[int, tu
             for position, score, *_ in there
         ),
     }
-    found["other_links"] = sum(linked[number] != count for number, count in keys.items()) + len(
-        linked.keys() - keys.keys()
+    found["other_links"] = sum(linked_decisions[number] != count for number, count in keys.items()) + len(
+        linked_decisions.keys() - keys.keys()
     )
     found["other_cases"] = len(
         {number for (number,) in rows(engine, cases, "decision_id")} ^ {row[3] for row in there if row[4] != "pass"}
@@ -149,13 +152,13 @@ def rate(settings: Settings, epoch: str, log: dict[int, bytes], folder: Path) ->
         ("with reasons", None),
         ("without reasons", lambda model, vectors, orders: [None] * len(orders)),
     ):
-        engine, reading = (
+        engine, reader = (
             open_database(settings, f"sqlite:///{folder}/{name.split()[0]}.sqlite"),
-            Reading(settings, explain),
+            EntryReader(settings, explain),
         )
         mark, start, used = begin_log(engine, None, epoch), time.perf_counter(), time.process_time()
         for at in range(0, len(entries), BATCH):
-            mark = write_entries(engine, reading, mark, entries[at : at + BATCH])
+            mark = write_entries(engine, reader, mark, entries[at : at + BATCH])
         told[f"entries a second {name}"] = len(entries) / (time.perf_counter() - start)
         told[f"entries a CPU second {name}"] = len(entries) / (time.process_time() - used)
         engine.dispose()
@@ -165,17 +168,20 @@ def rate(settings: Settings, epoch: str, log: dict[int, bytes], folder: Path) ->
 def drill(options: argparse.Namespace, home: Path) -> dict:
     "The whole drill in a folder."
     domain = Domain(
-        home, options.orders, options.history, **({"database.url": options.database} if options.database else {})
+        home,
+        options.orders,
+        options.customer_history,
+        **({"database.url": options.database} if options.database else {}),
     )
     orders, settings = domain.orders(options.orders), domain.settings
     engine = open_database(settings)
     with server_for(settings) as url, serving(domain, home / "service.log") as (address, process):
-        with nullcontext() if writers_of(process.pid) else writer_beside(settings, url):
+        with nullcontext() if writers_of(process.pid) else writer_process(settings, url):
             begun = time.perf_counter()
             run, kills = asyncio.run(drive(domain, orders, address, process.pid, engine, options))
             seconds = time.perf_counter() - begun
             epoch, log = asyncio.run(read_all(settings, url))
-            behind = caught_up(engine, Mark(epoch, max(log)))
+            behind = caught_up(engine, Checkpoint(epoch, max(log)))
     found = compare(engine, {seq: decode_entry(entry) for seq, entry in log.items()}, run.acknowledged) | {
         "seconds_behind": behind
     }

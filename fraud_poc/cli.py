@@ -49,7 +49,7 @@ from fraud_poc.core.terminal import (
     timed,
     write_line,
 )
-from .desk.commands import accounts_app, audit_app, database_of, desk_app, keys_app, operator
+from .desk_commands import accounts_app, audit_app, database_of, desk_app, keys_app, operator
 
 # %% ../nbs/92_cli.ipynb #c005
 def ingest_step(place: str | None, labels: str | None, replace: bool) -> Step:
@@ -152,13 +152,13 @@ def evaluate_step(settings: Settings, progress: Progress) -> dict:
 # %% ../nbs/92_cli.ipynb #c011
 def written_before(settings: Settings, url: str) -> int:
     "The sequence number before which the live log is in the database."
-    from fraud_poc.desk.writer import mark_of
+    from fraud_poc.core.database import read_checkpoint
     from fraud_poc.live.load import look
     from fraud_poc.live.redis_client import Client
     from fraud_poc.live.redis_store import Names
 
     with database_of(settings) as database:
-        mark = mark_of(database)
+        mark = read_checkpoint(database)
     with Client(url) as client:
         meta = look(client, Names(settings.domain.name)).meta
     return mark.position + 1 if mark and meta and mark.log == meta.epoch else 0
@@ -450,9 +450,9 @@ def replay_command(
 # %% ../nbs/92_cli.ipynb #c027
 def open_for_service(settings: Settings, name: str | None) -> str:
     "A new key of that name,  without one; `ValueError` when there is no key at all, or no model to serve."
-    from fraud_poc.desk.access import SCOPES, list_keys, new_key
     from fraud_poc.features.table import build_table
     from fraud_poc.model.bundle import latest_bundle
+    from fraud_poc.service.keys import SCOPES, list_keys, new_key
 
     latest_bundle(settings, build_table(settings))
     with database_of(settings) as database:
@@ -790,8 +790,9 @@ def try_it(settings: Settings, address: str, key: str, order: dict) -> str:
 # %% ../nbs/92_cli.ipynb #c045
 def demo_service(settings: Settings, results: dict, stay: bool, out: Console, err: Console) -> dict:
     "Serve the demo's model, score the live orders, show them; with `stay`, go on until Ctrl-C."
-    from fraud_poc.desk.access import fresh_account, fresh_key
+    from fraud_poc.desk.accounts import fresh_account
     from fraud_poc.live.redis_server import server_for
+    from fraud_poc.service.keys import fresh_key
 
     key, password = (
         fresh_key(settings, "demo", who=str(operator())),

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import sqlalchemy as sa
 
+from fraud_poc.core.database import add_up, signed, writing
 from fraud_poc.core.events import key_of
-from fraud_poc.desk import queries
-from fraud_poc.desk.database import add_up, cases, days, decisions, labels, links, scores, signed, writing
+from fraud_poc.desk import trends
+from fraud_poc.desk.tables import cases, days, decisions, labels, links, scores
 
 DAY = 86_400_000
 CITIES = ("Lyon", "Porto", "Graz", "Gent", "Turku", "Bergen", "Brno", "Cork")
@@ -184,5 +185,5 @@ def fill(
             connection.execute(sa.insert(table), rows[table]) if rows[table] else None
         for table in (days, scores):
             add_up(connection, table, rows[table])
-    while queries.catch_up(engine, settings.columns.decimals):
+    while trends.count_outcomes(engine, settings.columns.decimals):
         pass

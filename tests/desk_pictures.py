@@ -32,7 +32,9 @@ def main(folder: Path) -> None:
                     n
                     for n in desk_server.open_numbers(desk.engine)
                     if len(
-                        queries.linked(connection, queries.find_order(connection, n), desk.settings.columns.entities)
+                        queries.linked_decisions(
+                            connection, queries.find_decision(connection, n), desk.settings.columns.entities
+                        )
                     )
                     > 1
                 )

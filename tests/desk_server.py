@@ -13,12 +13,14 @@ import uvicorn
 from fastapi import FastAPI
 from waiting import LONG, until
 
+from fraud_poc.core.database import open_database, read_checkpoint
 from fraud_poc.core.events import system_clock
 from fraud_poc.core.settings import load_settings
-from fraud_poc.desk.access import new_account
-from fraud_poc.desk.database import cases, decisions, open_database
+from fraud_poc.desk.accounts import new_account
 from fraud_poc.desk.pages import create_desk
-from fraud_poc.desk.writer import Reading, begin_log, mark_of, write_entries
+from fraud_poc.desk.rows import EntryReader
+from fraud_poc.desk.tables import cases, decisions
+from fraud_poc.desk.writer import begin_log, write_entries
 from fraud_poc.live.labels import (
     SOURCES,
     LabelAssertion,
@@ -43,9 +45,9 @@ class Log:
     "Stands for the live log: its entries are as the service makes them, and `write` is what the decision writer does with them."
 
     def __init__(self, engine: sa.Engine, settings, clock):
-        self.engine, self.reading, self.clock = (
+        self.engine, self.reader, self.clock = (
             engine,
-            Reading(settings, explain=lambda model, vectors, orders: [None] * len(orders)),
+            EntryReader(settings, explain=lambda model, vectors, orders: [None] * len(orders)),
             clock,
         )
         self.said, self.entries, self.ledgers, self.items, self.down = [], [], {}, {}, False
@@ -55,7 +57,7 @@ class Log:
             raise ConnectionError("no store")
         await asyncio.sleep(0)
         priority, position, before, now = (
-            self.reading.settings.labels.priority,
+            self.reader.settings.labels.priority,
             10_001 + len(self.entries),
             self.ledgers.get(told.order, LabelHistory()),
             self.clock(),
@@ -88,10 +90,10 @@ class Log:
 
     def write(self) -> None:
         "All that is in the log."
-        mark = mark_of(self.engine) or begin_log(self.engine, None, "e")
+        mark = read_checkpoint(self.engine) or begin_log(self.engine, None, "e")
         behind = [entry for entry in self.entries if entry[0] > mark.position]
         if behind:
-            write_entries(self.engine, self.reading, mark, behind)
+            write_entries(self.engine, self.reader, mark, behind)
 
 
 def uncommitted(error: Exception):

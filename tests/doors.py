@@ -14,9 +14,11 @@ from sqlalchemy import Engine, insert
 from starlette.routing import Mount, Route, WebSocketRoute
 from waiting import LONG
 
+from fraud_poc.core.database import writing
 from fraud_poc.core.events import system_clock
-from fraud_poc.desk.access import CSRF_HEADER, ROLES, SCOPES, accounts, new_key, open_session, revoke_key
-from fraud_poc.desk.database import writing
+from fraud_poc.desk.accounts import ROLES, accounts, open_session
+from fraud_poc.desk.login import CSRF_HEADER
+from fraud_poc.service.keys import SCOPES, new_key, revoke_key
 
 HARMLESS = ("GET", "HEAD", "OPTIONS")
 

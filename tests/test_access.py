@@ -22,39 +22,29 @@ from hypothesis import strategies as st
 from scoring_worker import settings_in, small_engine
 from waiting import LONG, line_of, until_so
 
+from fraud_poc.core import audit as audit_module
+from fraud_poc.core.audit import GENESIS_HASH, list_audit, record, verify_audit
+from fraud_poc.core.database import metadata, open_database, writing
 from fraud_poc.core.settings import load_settings
-from fraud_poc.desk import access
-from fraud_poc.desk.access import (
-    CSRF_FIELD,
-    CSRF_HEADER,
-    FIRST,
-    WINDOW,
-    Door,
-    Keys,
-    Refused,
+from fraud_poc.desk import accounts as accounts_module
+from fraud_poc.desk import login as login_module
+from fraud_poc.desk.accounts import (
+    ATTEMPT_WINDOW_MS,
+    LoginRejected,
+    LoginThrottled,
     Session,
-    Throttled,
     disable,
-    enter,
-    fresh_key,
-    give_cookie,
-    leave,
     list_accounts,
-    list_audit,
-    list_keys,
     log_in,
     log_out,
     new_account,
-    new_key,
-    record,
-    revoke_key,
     session_of,
     set_password,
     set_role,
-    verify_audit,
 )
-from fraud_poc.desk.database import metadata, open_database, writing
+from fraud_poc.desk.login import CSRF_FIELD, CSRF_HEADER, Gate
 from fraud_poc.service.http import create_app
+from fraud_poc.service.keys import Keys, fresh_key, list_keys, new_key, revoke_key
 
 NOW, SENTENCE = 1_750_000_000_000, "a sentence of hers"
 OPEN = ["/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/healthz", "/readyz"]  # of the scoring service
@@ -83,10 +73,10 @@ def here(settings):
 @pytest.fixture
 def quick(monkeypatch):
     "Passwords that are hashed in no time."
-    monkeypatch.setattr(access, "HASHER", access.PasswordHasher(1, 8, 1))
-    access.nobodys_hash.cache_clear()
+    monkeypatch.setattr(accounts_module, "HASHER", accounts_module.PasswordHasher(1, 8, 1))
+    accounts_module.dummy_hash.cache_clear()
     yield
-    access.nobodys_hash.cache_clear()
+    accounts_module.dummy_hash.cache_clear()
 
 
 # --- accounts, logins, sessions ---------------------------------------------------------------------------------------------------------
@@ -124,10 +114,10 @@ def test_an_account_and_its_sessions(database, settings, quick):
         change()
         assert session_of(database, token, NOW) is None
         if list_accounts(database)[0]["disabled"]:
-            with pytest.raises(Refused, match="name or password is wrong"):
+            with pytest.raises(LoginRejected, match="name or password is wrong"):
                 log_in(database, settings, "ann", SENTENCE, "192.0.2.2", NOW)
             set_password(database, "ann", SENTENCE, "tests")
-    with pytest.raises(Refused):
+    with pytest.raises(LoginRejected):
         log_in(database, settings, "ann", SENTENCE, "192.0.2.3", NOW)
     assert [row["what"] for row in list_audit(database)][:5] == [
         "account made",
@@ -140,12 +130,12 @@ def test_an_account_and_its_sessions(database, settings, quick):
 
 
 def test_old_hashes_are_renewed_at_login(database, settings, monkeypatch):
-    monkeypatch.setattr(access, "HASHER", access.PasswordHasher(1, 8, 1))
+    monkeypatch.setattr(accounts_module, "HASHER", accounts_module.PasswordHasher(1, 8, 1))
     new_account(database, "ann", SENTENCE, "viewer", "tests")
-    monkeypatch.setattr(access, "HASHER", access.PasswordHasher(1, 16, 1))
+    monkeypatch.setattr(accounts_module, "HASHER", accounts_module.PasswordHasher(1, 16, 1))
     log_in(database, settings, "ann", SENTENCE, "192.0.2.1")
     with database.connect() as connection:
-        assert "m=16," in connection.execute(sa.select(access.accounts.c.password)).scalar()
+        assert "m=16," in connection.execute(sa.select(accounts_module.accounts.c.password)).scalar()
     log_in(database, settings, "ann", SENTENCE, "192.0.2.1")
 
 
@@ -191,9 +181,9 @@ def test_logins_with_any_text_are_refused_and_nothing_else(database, settings, q
             ("ann", SENTENCE),
         ]
     ):
-        with pytest.raises(Refused, match="^name or password is wrong$"):
+        with pytest.raises(LoginRejected, match="^name or password is wrong$"):
             log_in(database, settings, name, password, f"192.0.2.{i}", NOW)
-    with pytest.raises(Refused):
+    with pytest.raises(LoginRejected):
         log_in(database, settings, "ann", SENTENCE, "not an address:", NOW)
 
 
@@ -203,17 +193,19 @@ def test_logins_are_throttled_by_account_and_by_address(database, settings, quic
     def tries(name, password, address, at):
         try:
             return bool(log_in(database, settings, name, password, address, at))
-        except Throttled as error:
+        except LoginThrottled as error:
             return error.wait
-        except Refused:
+        except LoginRejected:
             return None
 
     assert [tries("ann", "guess", f"192.0.2.{i}", NOW + i * 1000) for i in range(7)] == [None] * 5 + [895, 894]
     assert (
         tries("ann", SENTENCE, "192.0.2.9", NOW + 10_000) == 890
-        and tries("ANN ", SENTENCE, "192.0.2.9", NOW + WINDOW - 1) == 1
+        and tries("ANN ", SENTENCE, "192.0.2.9", NOW + ATTEMPT_WINDOW_MS - 1) == 1
     )
-    assert tries("ann", SENTENCE, "192.0.2.9", NOW + WINDOW) is True  # what was refused for its number does not count
+    assert (
+        tries("ann", SENTENCE, "192.0.2.9", NOW + ATTEMPT_WINDOW_MS) is True
+    )  # what was refused for its number does not count
     assert [tries(f"nobody-{i}", "guess", "198.51.100.7", NOW) for i in range(6)] == [None] * 5 + [
         900
     ]  # an address, and names that nobody has
@@ -223,29 +215,29 @@ def test_logins_are_throttled_by_account_and_by_address(database, settings, quic
     assert [tries(f"no-{i}", "guess", f"2001:db8:1:2:{i}::1", NOW) for i in range(6)] == [None] * 5 + [900] and tries(
         "no", "guess", "2001:db8:1:3::1", NOW
     ) is None
-    later = NOW + 2 * WINDOW
+    later = NOW + 2 * ATTEMPT_WINDOW_MS
     assert [
         tries("ann", word, "192.0.2.9", later) for word in ["guess"] * 4 + [SENTENCE, SENTENCE, "guess", SENTENCE]
     ] == [None] * 4 + [True, True, None, 900]  # the address stays counted
     assert [tries("ann", "guess", f"192.0.3.{i}", later) for i in range(5)] == [None] * 4 + [900]
     with database.connect() as connection:
-        kept = str(connection.execute(sa.select(access.attempts)).all())
+        kept = str(connection.execute(sa.select(accounts_module.attempts)).all())
     assert "192.0." not in kept and "ann" not in kept
 
 
 def test_attempts_at_once_are_counted_all(database, settings, quick, monkeypatch):
     checked = []
-    monkeypatch.setattr(access, "fits", lambda hash, password: bool(checked.append(1)))
+    monkeypatch.setattr(accounts_module, "verify_password", lambda hash, password: bool(checked.append(1)))
 
     def attempt(i):
         try:
             log_in(database, settings, "ann", "guess", f"192.0.2.{i}", NOW)
-        except Refused as error:
+        except LoginRejected as error:
             return type(error)
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(attempt, range(24)))
-    assert len(checked) == found.count(Refused) <= 5 and found.count(Throttled) == 24 - len(checked)
+    assert len(checked) == found.count(LoginRejected) <= 5 and found.count(LoginThrottled) == 24 - len(checked)
 
 
 def test_an_unknown_account_costs_the_same(here, settings):
@@ -256,8 +248,8 @@ def test_an_unknown_account_costs_the_same(here, settings):
     for turn in range(9):
         for name, times in spent.items():
             start = time.thread_time()  # not the clock's, which others on the machine slow down
-            with pytest.raises(Refused, match="^name or password is wrong$"):
-                log_in(here, settings, name, "guess", f"192.0.{turn}.{len(name)}", NOW + turn * WINDOW)
+            with pytest.raises(LoginRejected, match="^name or password is wrong$"):
+                log_in(here, settings, name, "guess", f"192.0.{turn}.{len(name)}", NOW + turn * ATTEMPT_WINDOW_MS)
             times.append(time.thread_time() - start)
     middle = {name: statistics.median(times) for name, times in spent.items()}
     assert max(middle.values()) < 1.5 * min(middle.values()), middle
@@ -265,15 +257,15 @@ def test_an_unknown_account_costs_the_same(here, settings):
 
 def test_a_password_that_was_just_changed_lets_nobody_in(here, settings, quick, monkeypatch):
     new_account(here, "ann", SENTENCE, "viewer", "tests", NOW)
-    right = access.fits
+    right = accounts_module.verify_password
 
     def slow(hash, password):
         found = right(hash, password)
         set_password(here, "ann", "another sentence", "tests")
         return found
 
-    monkeypatch.setattr(access, "fits", slow)
-    with pytest.raises(Refused):
+    monkeypatch.setattr(accounts_module, "verify_password", slow)
+    with pytest.raises(LoginRejected):
         log_in(here, settings, "ann", SENTENCE, "192.0.2.1", NOW)
 
 
@@ -329,7 +321,7 @@ def test_a_name_has_one_key_even_when_two_ask_at_once(database):
 def test_a_revocation_is_seen_by_other_processes(settings, tmp_path):
     key = fresh_key(settings, "shop")
     code = (
-        "import json, sys, time\nfrom fraud_poc.core.settings import Settings\nfrom fraud_poc.desk.access import Keys\nfrom fraud_poc.desk.database import open_database\n"
+        "import json, sys, time\nfrom fraud_poc.core.settings import Settings\nfrom fraud_poc.service.keys import Keys\nfrom fraud_poc.core.database import open_database\n"
         "keys = Keys(open_database(Settings.model_validate(json.loads(sys.argv[1]))))\nprint(keys.admit(sys.argv[2].encode(), 'score'), flush=True)\n"
         "for _ in sys.stdin:\n    keys.refresh()\n    print('refused' if keys.admit(sys.argv[2].encode(), 'score') is None else 'admitted', flush=True)\n"
     )
@@ -382,7 +374,7 @@ def filled(engine, rows: int = 8) -> tuple[int, str]:
             record(
                 connection,
                 f"analyst-{number % 3}",
-                "verdict",
+                "decision",
                 f"decision {number}",
                 {"fraud": bool(number % 2), "note": "é\0\U0001f98a"},
                 NOW + number,
@@ -424,7 +416,7 @@ def test_the_database_refuses_to_change_the_audit(database):
         ("what", "x"),
         ("about", "decision 99"),
         ("detail", '{"fraud":true}'),
-        ("previous", FIRST),
+        ("previous", GENESIS_HASH),
         ("hash", "f" * 64),
     ],
 )
@@ -435,14 +427,14 @@ def test_any_changed_value_is_found_and_named(here, column, value):
         for number in range(1, 9):
             connection.execute(sa.text("SAVEPOINT one"))
             connection.execute(
-                sa.update(access.audit)
-                .where(access.audit.c.number == number)
+                sa.update(audit_module.audit)
+                .where(audit_module.audit.c.number == number)
                 .values({column: value if (number, column) != (1, "previous") else "0"})
             )
             with pytest.raises(ValueError, match=rf"audit row {number} (was changed|does not follow row {number - 1})"):
-                access.check_audit(connection)
+                audit_module.check_audit(connection)
             connection.execute(sa.text("ROLLBACK TO one"))
-        assert access.check_audit(connection)[0] == 8
+        assert audit_module.check_audit(connection)[0] == 8
 
 
 @pytest.fixture(scope="module")
@@ -460,7 +452,9 @@ def unprotected(root, tmp_path_factory):
             engine,
             [
                 dict(row)
-                for row in connection.execute(sa.select(access.audit).order_by(access.audit.c.number)).mappings()
+                for row in connection.execute(
+                    sa.select(audit_module.audit).order_by(audit_module.audit.c.number)
+                ).mappings()
             ],
         )
     engine.dispose()
@@ -475,14 +469,14 @@ def test_whatever_is_removed_inserted_or_moved_is_found(unprotected, data):
         changed = [row | {"number": number} for number, row in enumerate(changed, 1)]
     changed = list({row["number"]: row for row in changed}.values())
     with engine.connect() as connection:
-        connection.execute(sa.delete(access.audit))
+        connection.execute(sa.delete(audit_module.audit))
         if changed:
-            connection.execute(sa.insert(access.audit), changed)
+            connection.execute(sa.insert(audit_module.audit), changed)
         if sorted(changed, key=lambda row: row["number"]) == rows:
-            assert access.check_audit(connection) == (8, rows[-1]["hash"])
+            assert audit_module.check_audit(connection) == (8, rows[-1]["hash"])
         else:
             with pytest.raises(ValueError, match=r"audit row \d+ "):
-                access.check_audit(connection)
+                audit_module.check_audit(connection)
         connection.rollback()
 
 
@@ -490,19 +484,19 @@ def test_what_was_noted_outside_finds_an_audit_that_was_written_anew(database):
     length, seal = filled(database)
     drop_triggers(database)
     with writing(database) as connection:
-        connection.execute(sa.delete(access.audit))
-        connection.execute(sa.update(access.audit_head).values(length=0, hash=FIRST))
+        connection.execute(sa.delete(audit_module.audit))
+        connection.execute(sa.update(audit_module.audit_head).values(length=0, hash=GENESIS_HASH))
         for number in range(1, 8):
-            record(connection, "nobody", "verdict", f"decision {number}", {}, NOW)
+            record(connection, "nobody", "decision", f"decision {number}", {}, NOW)
     assert verify_audit(database)[0] == 7  # nothing inside of the database can tell
     with pytest.raises(ValueError, match="audit row 8 is missing: 8 rows were noted, and there are 7"):
         verify_audit(database, (length, seal))
     with writing(database) as connection:
-        record(connection, "nobody", "verdict", "decision 8", {}, NOW)
-    with pytest.raises(ValueError, match="audit row 8 was written anew"):
+        record(connection, "nobody", "decision", "decision 8", {}, NOW)
+    with pytest.raises(ValueError, match="audit row 8 was rewritten"):
         verify_audit(database, (length, seal))
     with writing(database) as connection:
-        connection.execute(sa.delete(access.audit_head))
+        connection.execute(sa.delete(audit_module.audit_head))
     with pytest.raises(ValueError, match="head of the audit is gone"):
         verify_audit(database)
 
@@ -514,7 +508,7 @@ def test_writers_at_once_keep_the_chain_whole(database, settings, database_url):
         for i in range(12):
             try:
                 with writing(engines[number % 3]) as connection:
-                    record(connection, f"writer {number}", "verdict", str(i))
+                    record(connection, f"writer {number}", "decision", str(i))
                     if i % 4 == 3:
                         raise KeyError  # a change that fails takes its row with it
             except KeyError:
@@ -545,7 +539,7 @@ def test_writers_at_once_keep_the_chain_whole(database, settings, database_url):
 def test_the_hash_of_a_row_is_as_the_page_says(here):
     filled(here, 1)
     row = list_audit(here)[0]
-    told = '{"about":"decision 1","at":1750000000001,"detail":"{\\"fraud\\":true,\\"note\\":\\"\\\\u00e9\\\\u0000\\\\ud83e\\\\udd8a\\"}","number":1,"what":"verdict","who":"analyst-1"}'
+    told = '{"about":"decision 1","at":1750000000001,"detail":"{\\"fraud\\":true,\\"note\\":\\"\\\\u00e9\\\\u0000\\\\ud83e\\\\udd8a\\"}","number":1,"what":"decision","who":"analyst-1"}'
     assert json.loads(json.loads(told)["detail"]) == row["detail"]
     assert row["hash"] == hashlib.sha256(f"{'0' * 64}\n{told}".encode()).hexdigest()
 
@@ -553,9 +547,9 @@ def test_the_hash_of_a_row_is_as_the_page_says(here):
 # --- the doors --------------------------------------------------------------------------------------------------------------------------
 
 
-def small_desk(door: Door) -> FastAPI:
+def small_desk(gate: Gate) -> FastAPI:
     "A desk with a route of each kind."
-    desk, inner = FastAPI(openapi_url=None), APIRouter(dependencies=[Depends(door.guard("viewer"))])
+    desk, inner = FastAPI(openapi_url=None), APIRouter(dependencies=[Depends(gate.require("viewer"))])
 
     @desk.get("/login")
     async def form():
@@ -564,25 +558,25 @@ def small_desk(door: Door) -> FastAPI:
     @desk.post("/login")
     async def login(request: Request, response: Response, name: str = Form(), password: str = Form()):
         try:
-            give_cookie(door, response, await enter(door, request, name, password))
-        except Throttled as error:
+            gate.set_cookie(response, await gate.log_in(request, name, password))
+        except LoginThrottled as error:
             raise HTTPException(429, str(error), {"Retry-After": str(error.wait)}) from None
-        except Refused as error:
+        except LoginRejected as error:
             raise HTTPException(401, str(error)) from None
 
-    @desk.post("/logout", dependencies=[Depends(door.guard("viewer"))])
+    @desk.post("/logout", dependencies=[Depends(gate.require("viewer"))])
     async def logout(request: Request, response: Response):
-        await leave(door, request, response)
+        await gate.log_out(request, response)
 
     @inner.get("/queue")
-    async def queue(session: Session = Depends(door.guard("viewer"))):
+    async def queue(session: Session = Depends(gate.require("viewer"))):
         return {"csrf": session.csrf}
 
     @desk.post("/cases/{number}")
-    async def verdict(number: int, note: str = Form(""), session: Session = Depends(door.guard("analyst"))):
+    async def decide(number: int, note: str = Form(""), session: Session = Depends(gate.require("analyst"))):
         return {"by": session.account, "note": note}
 
-    @desk.get("/accounts", dependencies=[Depends(door.guard("admin"))])
+    @desk.get("/accounts", dependencies=[Depends(gate.require("admin"))])
     async def people():
         return {}
 
@@ -594,7 +588,7 @@ def small_desk(door: Door) -> FastAPI:
 def whole(settings, here):
     "Scoring service and desk in one."
     app = create_app(settings, small_engine(settings), secret=bytes(32), database=here)
-    app.mount("/desk", small_desk(Door(settings, here)))
+    app.mount("/desk", small_desk(Gate(settings, here)))
     return app
 
 
@@ -625,12 +619,12 @@ def test_everybody_is_refused_where_they_must_be(whole, here):
 def test_a_route_that_was_forgotten_is_found(whole, here, settings):
     whole.add_api_route("/secrets", lambda: {}, methods=["GET", "POST"])
     desk = next(route.app for route in whole.routes if getattr(route, "path", "") == "/desk")
-    door = Door(settings, here)
+    gate = Gate(settings, here)
     desk.add_api_route("/open", lambda: {})
-    desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(door.guard("viewer"))])
+    desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(gate.require("viewer"))])
 
     async def no_token(request: Request):
-        if await door.session(request) is None:
+        if await gate.session(request) is None:
             raise HTTPException(401)
 
     no_token.role = "analyst"
@@ -742,7 +736,7 @@ def test_only_a_whole_page_leads_to_the_login(method, headers, code):
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         }
     )
-    answer = access.to_login(request, "/desk")
+    answer = login_module.login_first(request, "/desk")
     assert (answer.status_code, list(answer.headers.items())) == (
         code,
         [("Location" if code == 303 else "HX-Redirect", "/desk/login")],
@@ -751,14 +745,14 @@ def test_only_a_whole_page_leads_to_the_login(method, headers, code):
 
 def test_a_crowd_at_the_login_is_asked_to_come_back(whole, here, settings, monkeypatch):
     new_account(here, "ann", SENTENCE, "analyst", "tests")
-    inside, gate, right = [], threading.Event(), access.fits
+    inside, gate, right = [], threading.Event(), accounts_module.verify_password
 
     def slow(hash, password):
         inside.append(1)
         assert gate.wait(LONG)
         return right(hash, password)
 
-    monkeypatch.setattr(access, "fits", slow)
+    monkeypatch.setattr(accounts_module, "verify_password", slow)
 
     async def visit():
         async with browser(whole) as client:
@@ -771,17 +765,17 @@ def test_a_crowd_at_the_login_is_asked_to_come_back(whole, here, settings, monke
                     lambda: sum(task.done() for task in asked) + len(inside) == 20,
                     "each of them is at the login or sent away",
                 )
-                assert (await client.get("/healthz")).status_code == 200 and len(inside) == access.CROWD
+                assert (await client.get("/healthz")).status_code == 200 and len(inside) == login_module.MAX_LOGINS
             finally:
                 gate.set()
             return [response.status_code for response in await asyncio.gather(*asked)]
 
-    assert sorted(asyncio.run(visit())) == [401] * access.CROWD + [429] * (20 - access.CROWD)
+    assert sorted(asyncio.run(visit())) == [401] * login_module.MAX_LOGINS + [429] * (20 - login_module.MAX_LOGINS)
 
 
 def test_without_https_the_cookie_says_so(settings, here, quick):
     plain = settings.model_copy(update={"desk": settings.desk.model_copy(update={"secure_cookies": False})})
-    app = small_desk(Door(plain, here, path="/"))
+    app = small_desk(Gate(plain, here, path="/"))
     new_account(here, "ann", SENTENCE, "viewer", "tests")
 
     async def visit():
@@ -799,14 +793,14 @@ def test_without_https_the_cookie_says_so(settings, here, quick):
 def test_nobody_is_at_the_login_once_all_have_gone(tmp_path):
     settings = settings_in(tmp_path)
     here = open_database(settings)
-    door = Door(settings, here)
+    gate = Gate(settings, here)
     request = SimpleNamespace(client=None, headers={})
 
     async def visit() -> None:
         for _ in range(2):
-            with pytest.raises(Refused):
-                await access.enter(door, request, "nobody", "no password of anybody")
-            assert door.entering == 0
+            with pytest.raises(LoginRejected):
+                await gate.log_in(request, "nobody", "no password of anybody")
+            assert gate.logins == 0
 
     asyncio.run(visit())
     here.dispose()

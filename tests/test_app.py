@@ -1,4 +1,4 @@
-"""The whole service as its users get it: who is let in where, what its document promises, and the way of an order to a verdict and into the next training set."""
+"""The whole service as its users get it: who is let in where, what its document promises, and the way of an order to a decision and into the next training set."""
 
 import asyncio
 import json
@@ -31,13 +31,16 @@ from waiting import LONG, until
 
 from fraud_poc.app import with_desk
 from fraud_poc.cli import app as commands
+from fraud_poc.core.audit import audit, list_audit
+from fraud_poc.core.database import Checkpoint, checkpoints, open_database, writing
 from fraud_poc.core.events import system_clock
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.sample import make_data
-from fraud_poc.desk.access import SCOPES, Door, accounts, api_keys, audit, list_audit, new_account, new_key
-from fraud_poc.desk.database import cases, decisions, labels, open_database, writers, writing
-from fraud_poc.desk.writer import Mark, begin_log
+from fraud_poc.desk.accounts import accounts, new_account
+from fraud_poc.desk.login import Gate
+from fraud_poc.desk.tables import cases, decisions, labels
+from fraud_poc.desk.writer import begin_log
 from fraud_poc.features.batch import compute_features
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.redis_client import Client
@@ -49,6 +52,7 @@ from fraud_poc.model.dataset import make_dataset
 from fraud_poc.model.train import train_model
 from fraud_poc.ops.feed import create_feed
 from fraud_poc.service.http import create_app
+from fraud_poc.service.keys import SCOPES, api_keys, new_key
 from fraud_poc.service.scoring import KEY_HEADER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +85,7 @@ def whole(tmp_path):
 
 
 async def score(whole, idents) -> None:
-    "Orders that are so old that no verdict is too early."
+    "Orders that are so old that no label is too early."
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}
     ) as client:
@@ -127,7 +131,7 @@ def test_each_route_lets_in_whom_it_must_and_nobody_else(whole):
         "POST /labels",
         "GET /metrics",
         "GET /desk/queue",
-        "POST /desk/case/{number}/verdict",
+        "POST /desk/case/{number}/decision",
         "GET /desk/keys",
         "GET /desk/static/*",
     } <= listed
@@ -136,10 +140,10 @@ def test_each_route_lets_in_whom_it_must_and_nobody_else(whole):
 
 def test_a_new_route_without_a_guard_is_found_wherever_it_is(whole):
     desk = next(route.app for route in whole.app.routes if getattr(route, "path", "") == "/desk")
-    door = Door(whole.settings, whole.database)
+    gate = Gate(whole.settings, whole.database)
     whole.app.add_api_route("/export", lambda: {}, methods=["GET"])
     desk.add_api_route("/everything", lambda: {}, methods=["POST"])
-    desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(door.guard("viewer"))])
+    desk.add_api_route("/weak", lambda: {}, methods=["POST"], dependencies=[Depends(gate.require("viewer"))])
     found = doors_of(whole, open_routes=[*OPEN, "/gone"])
     assert sorted(problem.split(" answers ")[0].split(" lets ")[0].split(" is ")[0] for problem in found) == [
         "/gone",
@@ -166,12 +170,12 @@ def test_metrics_tell_how_far_the_database_is_behind(whole):
     epoch = asyncio.run(whole.engine.store.meta()).epoch
     for mark, left in (
         (begin_log(whole.database, None, epoch), 3),
-        (Mark(epoch, 1), 1),
-        (Mark(epoch, 2), 0),
-        (Mark("another", 7), 3),
+        (Checkpoint(epoch, 1), 1),
+        (Checkpoint(epoch, 2), 0),
+        (Checkpoint("another", 7), 3),
     ):
         with writing(whole.database) as connection:
-            connection.execute(sa.update(writers).values(log=mark.log, position=mark.position))
+            connection.execute(sa.update(checkpoints).values(log=mark.log, position=mark.position))
         assert asyncio.run(behind()) == left, mark
 
     async def down():
@@ -398,7 +402,7 @@ def order(ident: str, customer: str, amount: float = 4000.0) -> dict:
     }
 
 
-def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
+def test_from_an_order_to_a_decision_to_the_next_training_set(tmp_path):
     shop = Shop(tmp_path)
     try:
         with ExitStack() as stack:
@@ -431,12 +435,12 @@ def test_from_an_order_to_a_verdict_to_the_next_training_set(tmp_path):
 
 
 def fed(shop: Shop, feed: str, address: str) -> None:
-    "The service has registered itself; orders arrive, and their verdicts."
+    "The service has registered itself; orders arrive, and their labels."
 
     def shown():
         return (httpx.get(f"{feed}/registered").json() or [{"orders": 0, "labels": 0}])[0]
 
-    until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, "orders and verdicts of the feed")
+    until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, "orders and labels of the feed")
     found = httpx.delete(f"{feed}/register", params={"url": address}).json()
     assert found["url"] == address and found["refused"] == found["labels_refused"] == 0 and found["state"] == "sending"
     until(shop.written, "the writer has the orders of the feed")
@@ -458,12 +462,12 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     until(shop.written, "the writer has the orders")
     number = {ident: ann.number(ident) for ident in answers}
     assert all(f'id="case-{one}"' in ann.get("queue?least=4000") for one in number.values())
-    ann.post(f"{number['t1']}/verdict", verdict="flag", note="stolen card")
-    ann.post(f"{number['g1']}/verdict", verdict="clear")
-    ann.post(f"{number['h1']}/verdict", verdict="flag")
+    ann.post(f"{number['t1']}/decision", decision="flag", note="stolen card")
+    ann.post(f"{number['g1']}/decision", decision="clear")
+    ann.post(f"{number['h1']}/decision", decision="flag")
     ann.post(f"{number['h1']}/undo")
-    ann.post(f"{number['d1']}/verdict", verdict="clear")
-    until(shop.written, "the writer has the verdicts")
+    ann.post(f"{number['d1']}/decision", decision="clear")
+    until(shop.written, "the writer has the decisions")
     ann.post(f"{number['d1']}/undo")
     until(shop.written, "the writer has what was undone")
     said = [
@@ -515,7 +519,7 @@ def whole_again(shop: Shop) -> None:
         "assertion retracted",
     ]
     assert all(row["detail"]["position"] >= 0 for row in rows[1:])
-    assert shop.command("audit", "verify")["verdict"] == "whole"
+    assert shop.command("audit", "verify")["result"] == "intact"
     stamps = [
         (table.name, column.name)
         for table in (cases, decisions, labels, audit, accounts, api_keys)
@@ -531,7 +535,7 @@ def whole_again(shop: Shop) -> None:
 
 
 def weeks_later(shop: Shop, client: httpx.Client) -> None:
-    "Time goes on, which `live.future_skew` allows here: orders of the next weeks come in, and a file of verdicts on them."
+    "Time goes on, which `live.future_skew` allows here: orders of the next weeks come in, and a file of labels on them."
     later, folder = (
         shop.settings.sample.model_copy(update={"start": day(1), "days": 40, "orders": 400, "seed": 8}),
         shop.folder / "later",
@@ -549,7 +553,7 @@ def weeks_later(shop: Shop, client: httpx.Client) -> None:
 
 
 def learned_from(shop: Shop, served: dict[str, dict]) -> None:
-    "The verdicts of the desk are in the next training set, with the features that were served."
+    "The decisions of the desk are in the next training set, with the features that were served."
     shop.command("features")
     made = shop.command("dataset", "--replace")
     rows = {

@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 from waiting import CLICK
 
-from fraud_poc.desk.database import cases, labels, writing
+from fraud_poc.core.database import writing
+from fraud_poc.desk.tables import cases, labels
 
 CHROMIUM = next(
     (
@@ -98,17 +99,17 @@ def test_ten_cases_by_keyboard_and_one_undone(chromium, desk):
         for place, key in enumerate(keys):
             page.keyboard.press(key)
             page.wait_for_url(re.compile(rf"case/{queue[place + 1]}\b"))
-        assert [told.fraud for told in desk.log.said] == [key == "f" for key in keys]
+        assert [change.fraud for change in desk.log.said] == [key == "f" for key in keys]
         page.keyboard.press("u")
         page.wait_for_url(re.compile(rf"case/{queue[9]}\b"))
         assert page.get_by_role("button", name="Flag as fraud").is_visible()
         desk.log.write()
         page.reload()
-        said = page.locator(".said li").all_inner_texts()
+        said = page.locator(".labels li").all_inner_texts()
         assert (
             len(said) == 2
             and "fraud analyst analyst-1" in said[0]
-            and "was taken back by analyst-1" in said[1]
+            and "was retracted by analyst-1" in said[1]
             and "counts as unresolved" in said[1]
         )
     found = statuses(desk)
@@ -200,7 +201,7 @@ def test_a_colleague_closes_the_case_on_the_screen(chromium, desk):
                 .where(cases.c.decision_id == number)
                 .values(status="flagged", closed=desk.now, closed_by="analyst-2", note="called the bank")
             )
-        playwright.expect(page.locator("#verdict .gone")).to_contain_text("Flagged by analyst-2")
+        playwright.expect(page.locator("#decision .gone")).to_contain_text("Flagged by analyst-2")
         assert (
             page.get_by_role("button", name="Clear").count() == 0 and page.get_by_text("called the bank").is_visible()
         )
@@ -292,7 +293,7 @@ def test_a_phone_can_do_the_work(chromium, desk):
         page.wait_for_url(f"**/case/{queue[0]}")
         button = page.get_by_role("button", name="Flag as fraud")
         box = button.bounding_box()
-        assert box["y"] + box["height"] <= 844 and box["height"] >= 40, "the verdict is not within reach of a thumb"
+        assert box["y"] + box["height"] <= 844 and box["height"] >= 40, "the decision is not within reach of a thumb"
         button.tap()
         page.wait_for_url(re.compile(rf"case/{queue[1]}\b"))
         page.get_by_role("button", name="Undo").tap()

@@ -8,11 +8,13 @@ import pytest
 import sqlalchemy as sa
 from command_line import as_json, call, options_of, payments_in
 
+from fraud_poc.core.database import open_database, writing
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.log import read_manifest, read_part
-from fraud_poc.desk.access import Keys, log_in
-from fraud_poc.desk.database import decisions, open_database, writing
+from fraud_poc.desk.accounts import log_in
+from fraud_poc.desk.tables import decisions
 from fraud_poc.live.redis_server import start_redis
+from fraud_poc.service.keys import Keys
 
 ADDRESS = "127.0.0.1"
 

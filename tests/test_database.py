@@ -15,24 +15,22 @@ from alembic.migration import MigrationContext
 from waiting import LONG
 
 import fraud_poc.desk
-from fraud_poc.core.settings import load_settings
-from fraud_poc.desk import database
-from fraud_poc.desk.database import (
+import fraud_poc.service.keys  # noqa: F401  adds its table
+from fraud_poc.core.database import (
     add_up,
     alembic_config,
-    cases,
-    decisions,
+    checkpoints,
     is_current,
-    labels,
-    links,
+    make_engine,
     metadata,
+    migrate,
     new_ids,
     open_database,
-    put,
-    scores,
-    writers,
+    replace_rows,
     writing,
 )
+from fraud_poc.core.settings import load_settings
+from fraud_poc.desk.tables import cases, decisions, labels, links, scores
 
 for found in pkgutil.iter_modules(fraud_poc.desk.__path__):
     importlib.import_module(f"fraud_poc.desk.{found.name}")  # each module adds its tables
@@ -86,7 +84,7 @@ def test_migrations_make_what_the_modules_describe(engine, tmp_path):
         assert compare_metadata(MigrationContext.configure(connection, opts={"include_object": seen}), metadata) == []
     if engine.dialect.name != "sqlite":
         return
-    described = database.make_engine(sa.make_url(f"sqlite:///{tmp_path}/described.sqlite"))
+    described = make_engine(sa.make_url(f"sqlite:///{tmp_path}/described.sqlite"))
     metadata.create_all(described)
     indexes = []
     for one in (engine, described):
@@ -114,7 +112,7 @@ def test_migrations_go_back_and_forth(engine):
     with writing(engine) as connection:
         command.downgrade(alembic_config(connection), "base")
     assert set(sa.inspect(engine).get_table_names()) == {"alembic_version"} and not is_current(engine)
-    database.migrate(engine)
+    migrate(engine)
     assert is_current(engine)
 
 
@@ -250,8 +248,8 @@ def test_rollups_are_added_up_by_many_at_once(engine):
     with writing(engine) as connection:
         assert sorted(connection.execute(sa.select(scores)).all()) == [(1, bucket, 60) for bucket in (1, 2, 3)]
         for position in (4, 5):
-            put(connection, writers, [{"name": "x", "log": "e", "position": position}])
-        assert connection.execute(sa.select(writers)).all() == [("x", "e", 5)]
+            replace_rows(connection, checkpoints, [{"name": "x", "log": "e", "position": position}])
+        assert connection.execute(sa.select(checkpoints)).all() == [("x", "e", 5)]
 
 
 def test_readers_do_not_wait_for_a_writer(engine):
@@ -265,7 +263,8 @@ DIES = """
 import json, os, sys
 import sqlalchemy as sa
 from fraud_poc.core.settings import Settings
-from fraud_poc.desk.database import decisions, open_database, writing
+from fraud_poc.core.database import open_database, writing
+from fraud_poc.desk.tables import decisions
 row = json.loads(sys.argv[3])
 with writing(open_database(Settings.model_validate_json(sys.argv[1]), sys.argv[2])) as connection:
     connection.execute(sa.insert(decisions), [row | {"vector": row["vector"].encode()}])

@@ -1,4 +1,4 @@
-"""The desk over HTTP: who may do what, filters, paging while the queue moves, verdicts that two people give at once, and what is shown when something fails."""
+"""The desk over HTTP: who may do what, filters, paging while the queue moves, decisions that two people give at once, and what is shown when something fails."""
 
 import asyncio
 import hashlib
@@ -14,14 +14,15 @@ import desk_server
 import httpx
 import pytest
 import sqlalchemy as sa
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from setuptools import find_packages
 
+from fraud_poc.core.audit import list_audit, verify_audit
+from fraud_poc.core.database import writing
 from fraud_poc.core.events import KEY, PERSON, Actor
-from fraud_poc.desk import pages, queries
-from fraud_poc.desk.access import list_audit, verify_audit
-from fraud_poc.desk.database import cases, days, decisions, writing
-from fraud_poc.desk.pages import POLICY
+from fraud_poc.desk import pages, queries, trends
+from fraud_poc.desk.tables import cases, days, decisions, outcomes
+from fraud_poc.desk.views import CONTENT_POLICY
 from fraud_poc.live.labels import LabelAssertion, Retraction
 
 NOW = 1_767_000_000_000
@@ -91,8 +92,8 @@ def routes(desk) -> list[tuple[str, str]]:
     mounted = next(route.app for route in desk.app.routes if getattr(route, "path", "") == "/desk")
     return [
         (method, route.path)
-        for route in mounted.routes
-        if isinstance(route, APIRoute)
+        for route in iter_route_contexts(mounted.routes)
+        if isinstance(route.original_route, APIRoute)
         for method in sorted(route.methods - {"HEAD"})
     ]
 
@@ -106,7 +107,7 @@ def test_nobody_gets_anything_without_a_session(desk):
         if path == "/login":
             continue
         path = path.lstrip("/").replace("{number}", "1")
-        answer = nobody.ask((method, path, {"verdict": "clear"} if method == "POST" else None))[0]
+        answer = nobody.ask((method, path, {"decision": "clear"} if method == "POST" else None))[0]
         assert answer.status_code == (303 if method == "GET" else 401), path
         assert answer.headers.get("location", "/desk/login") == "/desk/login" and "o48" not in answer.text
         if method == "GET":
@@ -116,7 +117,7 @@ def test_nobody_gets_anything_without_a_session(desk):
 
 
 def test_every_role_gets_what_it_may_and_no_more(desk):
-    admin_only, analyst_only = {"/accounts", "/keys", "/audit"}, {"/case/{number}/verdict", "/case/{number}/undo"}
+    admin_only, analyst_only = {"/accounts", "/keys", "/audit"}, {"/case/{number}/decision", "/case/{number}/undo"}
     for name, role in (("viewer-1", "viewer"), ("analyst-1", "analyst"), ("admin-1", "admin")):
         person = Browser(desk, name)
         for method, path in routes(desk):
@@ -126,7 +127,7 @@ def test_every_role_gets_what_it_may_and_no_more(desk):
                 (
                     method,
                     path.lstrip("/").replace("{number}", "999999"),
-                    {"csrf": person.csrf, "verdict": "clear"} if method == "POST" else None,
+                    {"csrf": person.csrf, "decision": "clear"} if method == "POST" else None,
                 )
             )[0]
             allowed = role == "admin" or path not in admin_only and (role == "analyst" or path not in analyst_only)
@@ -137,13 +138,13 @@ def test_every_role_gets_what_it_may_and_no_more(desk):
 
 def test_a_form_needs_the_token_and_must_come_from_here(desk):
     analyst, number = Browser(desk, "analyst-1"), desk_server.open_numbers(desk.engine)[0]
-    form = {"verdict": "flag", "csrf": analyst.csrf}
-    assert analyst.ask(("POST", f"case/{number}/verdict", form | {"csrf": "guess"}))[0].status_code == 403
+    form = {"decision": "flag", "csrf": analyst.csrf}
+    assert analyst.ask(("POST", f"case/{number}/decision", form | {"csrf": "guess"}))[0].status_code == 403
     assert (
-        analyst.ask(("POST", f"case/{number}/verdict", form), **{"sec-fetch-site": "cross-site"})[0].status_code == 403
+        analyst.ask(("POST", f"case/{number}/decision", form), **{"sec-fetch-site": "cross-site"})[0].status_code == 403
     )
     assert (
-        analyst.ask(("POST", f"case/{number}/verdict", form), origin="https://elsewhere.example")[0].status_code == 403
+        analyst.ask(("POST", f"case/{number}/decision", form), origin="https://elsewhere.example")[0].status_code == 403
     )
     assert desk.log.said == []
 
@@ -180,7 +181,7 @@ def test_pages_carry_headers_and_nothing_from_elsewhere(desk):
     ):
         answer = admin.get(path)
         assert (
-            answer.headers["content-security-policy"] == POLICY
+            answer.headers["content-security-policy"] == CONTENT_POLICY
             and answer.headers["cache-control"] == "no-store"
             and answer.headers["x-content-type-options"] == "nosniff"
         )
@@ -225,17 +226,17 @@ def test_a_case_shows_all_that_is_known(desk):
         number = next(
             n
             for n in desk_server.open_numbers(desk.engine)
-            if queries.linked(connection, queries.find_order(connection, n), entities)
+            if queries.linked_decisions(connection, queries.find_decision(connection, n), entities)
         )
-        case = queries.find_order(connection, number)
-        other = queries.linked(connection, case, entities).popitem()[1][0][0]
+        case = queries.find_decision(connection, number)
+        other = queries.linked_decisions(connection, case, entities).popitem()[1][0][0]
     text = person.get(f"case/{number}").text
     for words in (
         case["order_id"],
         case["reasons"][0]["words"].split("'")[0],
-        "Linked orders",
+        "Linked events",
         other["order_id"],
-        "Similar cases, decided",
+        "Similar decided cases",
         'data-chart="graph"',
         "an analyst decides",
     ):
@@ -377,7 +378,7 @@ def test_empty_states(tmp_path):
         and "No case matches" in person.get("queue?band=high").text
         and "Nothing is waiting" in person.get("queue?group=customer").text
     )
-    assert "No orders are counted" in person.get("trends").text and "Nothing here yet" in person.get("keys").text
+    assert "No events are counted" in person.get("trends").text and "Nothing here yet" in person.get("keys").text
     data = person.get("trends/data", accept="application/json").json()
     assert data["empty"] and not data["behind"] and data["tiles"]["events"] == "0" and len(data["days"]) == 30
     empty.engine.dispose()
@@ -408,18 +409,18 @@ def test_new_cases_are_counted_and_closed_ones_marked(fresh):
     assert (f">{high} new" in pulse("&band=high")) == bool(high)
 
 
-# --- verdicts ---------------------------------------------------------------------------------------------------------------------------
+# --- decisions ---------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_verdict_closes_the_case_and_opens_the_next(fresh):
+def test_a_decision_closes_the_case_and_opens_the_next(fresh):
     person, queue = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)
     with fresh.engine.connect() as connection:
-        order = queries.find_order(connection, queue[0])["order_id"]
-    answer = person.post(f"case/{queue[0]}/verdict", verdict="flag", note=" stolen card ", query="least=1")
+        order = queries.find_decision(connection, queue[0])["order_id"]
+    answer = person.post(f"case/{queue[0]}/decision", decision="flag", note=" stolen card ", query="least=1")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/desk/case/{queue[1]}?least=1&done={queue[0]}")
     assert fresh.log.said == [LabelAssertion(order, True, "analyst", None, "stolen card", Actor(PERSON, "analyst-1"))]
     with fresh.engine.connect() as connection:
-        case = queries.find_order(connection, queue[0])
+        case = queries.find_decision(connection, queue[0])
     assert (case["status"], case["closed"], case["closed_by"], case["note"]) == (
         "flagged",
         NOW,
@@ -427,7 +428,7 @@ def test_a_verdict_closes_the_case_and_opens_the_next(fresh):
         "stolen card",
     )
     page = person.get(answer.headers["location"].removeprefix("/desk/")).text
-    assert f"Order <b>{order}</b> flagged" in page and 'data-key="u"' in page
+    assert f"Event <b>{order}</b> flagged" in page and 'data-key="u"' in page
     fresh.log.write()
     rows = Browser(fresh, "admin-1").get("audit").text
     assert "fraud asserted" in rows and f"decision {queue[0]}" in rows and order not in rows and "stolen" not in rows
@@ -436,14 +437,14 @@ def test_a_verdict_closes_the_case_and_opens_the_next(fresh):
 
 def case_of(fresh, number: int) -> tuple:
     with fresh.engine.connect() as connection:
-        case = queries.find_order(connection, number)
+        case = queries.find_decision(connection, number)
     return case["status"], case["closed_by"], case["note"]
 
 
 def label_rows(fresh, number: int) -> list[tuple]:
     with fresh.engine.connect() as connection:
         return [
-            (row["kind"], row["said"], row["label"], row["by"]) for row in queries.label_history(connection, number)
+            (row["kind"], row["said"], row["label"], row["by"]) for row in queries.label_entries(connection, number)
         ]
 
 
@@ -457,7 +458,7 @@ def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
         .all()
     )
     before = sums()
-    person.post(f"case/{number}/verdict", verdict="flag")
+    person.post(f"case/{number}/decision", decision="flag")
     if written:
         fresh.log.write()
     answer = person.post(f"case/{number}/undo")
@@ -474,14 +475,16 @@ def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
     with fresh.engine.connect() as connection:
         assert [
             row["label"]
-            for row in queries.history(connection, queries.find_order(connection, number)["customer"])
+            for row in queries.customer_history(connection, queries.find_decision(connection, number)["customer"])
             if row["id"] == number
         ] == [None]
     text = person.get(f"case/{number}").text
     assert text.index("fraud</span> <b>analyst") < text.index("retracted</span>") < text.index("counts as unresolved")
     again = person.post(f"case/{number}/undo")
     assert again.status_code == 409 and "open again already" in again.text and len(fresh.log.said) == 2
-    person.post(f"case/{number}/verdict", verdict="clear", note="undone: it was all right")  # what people type is text
+    person.post(
+        f"case/{number}/decision", decision="clear", note="undone: it was all right"
+    )  # what people type is text
     fresh.log.write()
     assert case_of(fresh, number) == ("cleared", "analyst-1", "undone: it was all right")
     assert [row["what"] for row in list_audit(fresh.engine) if row["who"] == "analyst-1"][1:] == [
@@ -494,10 +497,10 @@ def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
 def test_undo_gives_back_what_others_assert(fresh):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     with fresh.engine.connect() as connection:
-        order = queries.find_order(connection, number)["order_id"]
+        order = queries.find_decision(connection, number)["order_id"]
     asyncio.run(fresh.log(LabelAssertion(order, True, "customer", None, "", Actor(KEY, "shop"))))
     fresh.log.write()
-    person.post(f"case/{number}/verdict", verdict="clear")
+    person.post(f"case/{number}/decision", decision="clear")
     person.post(f"case/{number}/undo")
     fresh.log.write()
     assert case_of(fresh, number) == ("open", None, "") and label_rows(fresh, number)[-1] == (
@@ -512,11 +515,11 @@ def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
     "A chargeback that comes while an analyst decides is what counts, and a key is not a person of the same name."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     with fresh.engine.connect() as connection:
-        order = queries.find_order(connection, number)["order_id"]
+        order = queries.find_decision(connection, number)["order_id"]
     asyncio.run(
         fresh.log(LabelAssertion(order, True, "chargeback", None, "", Actor(KEY, "analyst-1")))
     )  # the writer has not read it yet
-    person.post(f"case/{number}/verdict", verdict="clear", note="mine")
+    person.post(f"case/{number}/decision", decision="clear", note="mine")
     assert case_of(fresh, number) == ("open", None, "")
     fresh.log.write()
     assert (
@@ -529,12 +532,12 @@ def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
 @pytest.mark.parametrize(
     "cut", ["before the log", "the log does not answer", "after the log", "in the row", "at the commit"]
 )
-@pytest.mark.parametrize("deed", ["verdict", "undo"])
+@pytest.mark.parametrize("deed", ["decision", "undo"])
 def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeypatch, cut, deed):
     "Log, row and audit after a failure at each point: none of it, or all of it once the decision writer has read the log."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     if deed == "undo":
-        person.post(f"case/{number}/verdict", verdict="flag")
+        person.post(f"case/{number}/decision", decision="flag")
     before, told = case_of(fresh, number), len(fresh.log.said)
     broken = sa.exc.OperationalError("", {}, Exception("the database is gone"))
 
@@ -553,19 +556,19 @@ def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeyp
         if cut == "the log does not answer":
             cutting.setattr(type(fresh.log), "__call__", unheard)
         if cut == "after the log":
-            cutting.setattr(pages, "shown_after", fail)
+            cutting.setattr(pages, "case_after", fail)
         if cut == "in the row":
-            cutting.setattr(pages, "settle", fail)
+            cutting.setattr(pages, "update_case", fail)
         if cut == "at the commit":
             cutting.setattr(pages, "writing", desk_server.uncommitted(broken))
-        answer = person.post(f"case/{number}/{deed}", **({"verdict": "flag"} if deed == "verdict" else {}))
+        answer = person.post(f"case/{number}/{deed}", **({"decision": "flag"} if deed == "decision" else {}))
     assert answer.status_code == 503 and case_of(fresh, number) == before
     assert ("in the log" in answer.text) == (cut in ("after the log", "in the row", "at the commit")) and (
         "did not confirm" in answer.text
     ) == (cut == "the log does not answer")
     assert len(fresh.log.said) == told + (cut != "before the log")
     fresh.log.write()
-    done = {"verdict": ("flagged", "analyst-1", ""), "undo": ("open", None, "")}[deed]
+    done = {"decision": ("flagged", "analyst-1", ""), "undo": ("open", None, "")}[deed]
     assert case_of(fresh, number) == (before if cut == "before the log" else done) and len(
         label_rows(fresh, number)
     ) == len(fresh.log.said)
@@ -578,7 +581,7 @@ def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeyp
 def test_text_that_a_store_or_page_does_not_take_is_refused_at_the_door(fresh, text):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     for path, data in (
-        (f"case/{number}/verdict", {"verdict": "flag", "note": text}),
+        (f"case/{number}/decision", {"decision": "flag", "note": text}),
         ("login", {"name": text, "password": text}),
     ):
         answer = person.post(path, **{name: value.encode("utf-8", "surrogatepass") for name, value in data.items()})
@@ -595,22 +598,22 @@ def test_two_people_on_one_case(fresh):
         desk_server.open_numbers(fresh.engine)[0],
     )
     assert first.part(f"case/{number}/state").status_code == 204
-    second.post(f"case/{number}/verdict", verdict="clear", note="known customer")
+    second.post(f"case/{number}/decision", decision="clear", note="known customer")
     state = first.part(f"case/{number}/state").text
     assert "Cleared by analyst-2" in state and "known customer" in state
-    late = first.post(f"case/{number}/verdict", verdict="flag")
+    late = first.post(f"case/{number}/decision", decision="flag")
     assert late.status_code == 409 and "cleared by analyst-2 meanwhile" in late.text and len(fresh.log.said) == 1
     other = desk_server.open_numbers(fresh.engine)[0]
     answers = first.ask(
         *[
-            ("POST", f"case/{other}/verdict", {"csrf": first.csrf, "verdict": verdict})
-            for verdict in ("clear", "flag", "clear", "flag")
+            ("POST", f"case/{other}/decision", {"csrf": first.csrf, "decision": word})
+            for word in ("clear", "flag", "clear", "flag")
         ]
     )
     assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 2
 
 
-def test_verdicts_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monkeypatch):
+def test_decisions_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monkeypatch):
     real = desk_server.Log.__call__
 
     async def say(log, told):
@@ -618,7 +621,7 @@ def test_verdicts_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monk
         return await real(log, told)
 
     monkeypatch.setattr(desk_server.Log, "__call__", say)
-    monkeypatch.setattr(pages, "SAYING", 2.0)
+    monkeypatch.setattr(pages, "SEND_TIMEOUT_S", 2.0)
     person, numbers = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[:6]
 
     async def at_once():
@@ -628,7 +631,7 @@ def test_verdicts_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monk
         ) as client:
             return await asyncio.gather(
                 *[
-                    client.post(f"/desk/case/{number}/verdict", data={"csrf": person.csrf, "verdict": "flag"})
+                    client.post(f"/desk/case/{number}/decision", data={"csrf": person.csrf, "decision": "flag"})
                     for number in numbers
                 ]
             )
@@ -636,19 +639,19 @@ def test_verdicts_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monk
     assert [answer.status_code for answer in asyncio.run(at_once())] == [303] * 6 and len(fresh.log.said) == 6
 
 
-def test_a_verdict_that_cannot_be_written_changes_nothing(fresh, caplog):
+def test_a_decision_that_cannot_be_written_changes_nothing(fresh, caplog):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     fresh.log.down = True
-    answer = person.post(f"case/{number}/verdict", verdict="flag", note="my own words")
+    answer = person.post(f"case/{number}/decision", decision="flag", note="my own words")
     assert answer.status_code == 503 and "did not confirm" in answer.text and "my own words</textarea>" in answer.text
     assert number in desk_server.open_numbers(fresh.engine) and verify_audit(fresh.engine)
     assert "my own words" not in caplog.text
-    for wrong in ({"verdict": "burn"}, {}, {"verdict": "flag", "note": "x" * 3000}):
-        assert person.post(f"case/{number}/verdict", **wrong).status_code == 422
+    for wrong in ({"decision": "burn"}, {}, {"decision": "flag", "note": "x" * 3000}):
+        assert person.post(f"case/{number}/decision", **wrong).status_code == 422
     fresh.log.down = False
-    assert person.post(f"case/{number}/verdict", verdict="flag").status_code == 303
+    assert person.post(f"case/{number}/decision", decision="flag").status_code == 303
     assert (
-        person.post("case/999999/verdict", verdict="flag").status_code
+        person.post("case/999999/decision", decision="flag").status_code
         == person.post("case/999999/undo").status_code
         == 404
     )
@@ -714,17 +717,17 @@ def test_what_if_follows_threshold_and_capacity(desk):
 
 def test_sums_follow_labels_and_are_counted_once(fresh):
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
-    sums = sa.select(*[sa.func.sum(queries.outcomes.c[name]) for name in ("events", "known", "frauds")])
+    sums = sa.select(*[sa.func.sum(outcomes.c[name]) for name in ("events", "known", "frauds")])
     with fresh.engine.connect() as connection:
         before = connection.execute(sums).one()
-    person.post(f"case/{number}/verdict", verdict="flag")
+    person.post(f"case/{number}/decision", decision="flag")
     fresh.log.write()
     with fresh.engine.connect() as connection:
-        assert queries.is_behind(connection)
-    while queries.catch_up(fresh.engine, 2, 1):
+        assert trends.is_behind(connection)
+    while trends.count_outcomes(fresh.engine, 2, 1):
         pass
     with fresh.engine.connect() as connection:
-        assert connection.execute(sums).one() == (before[0], before[1] + 1, before[2] + 1) and not queries.is_behind(
+        assert connection.execute(sums).one() == (before[0], before[1] + 1, before[2] + 1) and not trends.is_behind(
             connection
         )
 

@@ -17,6 +17,8 @@ from databases import empty_database, start_postgresql
 from scoring_worker import small_engine
 from waiting import STORE
 
+from fraud_poc.core.audit import list_audit, verify_audit
+from fraud_poc.core.database import open_database, read_checkpoint, signed, unsigned, writing
 from fraud_poc.core.events import PERSON, Actor, key_of, occurrence_of
 from fraud_poc.core.files import sole_use
 from fraud_poc.core.reading import EventReader
@@ -24,8 +26,7 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
-from fraud_poc.desk.access import list_audit, verify_audit
-from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
+from fraud_poc.desk.tables import cases
 from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import collect
@@ -768,10 +769,10 @@ def rows_of_database(database: sa.Engine) -> dict[str, list[dict]]:
 
 def test_the_database_is_erased_too(shop, database_url):
     writer = pytest.importorskip("fraud_poc.desk.writer")
-    Reading, follow, mark_of, write_entries = writer.Reading, writer.follow, writer.mark_of, writer.write_entries
+    EntryReader, follow, write_entries = writer.EntryReader, writer.follow_log, writer.write_entries
     settings = settings_in(shop.folder / "b", **{"database.url": database_url})
     reading, secret = (
-        Reading(settings, lambda model, vectors, orders: [None] * len(orders)),
+        EntryReader(settings, lambda model, vectors, orders: [None] * len(orders)),
         hash_secret(settings.batch.folder),
     )
 
@@ -783,7 +784,7 @@ def test_the_database_is_erased_too(shop, database_url):
     database = open_database(settings)
     with server_for(settings) as url:
         asyncio.run(write(url, database))
-        before, mark = rows_of_database(database), mark_of(database)
+        before, mark = rows_of_database(database), read_checkpoint(database)
         mine = {row["id"] for row in before["decisions"] if row["customer"] == shop.customer}
         other = next(row["id"] for row in before["decisions"] if row["id"] not in mine)
         with writing(database) as connection:

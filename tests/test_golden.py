@@ -19,17 +19,17 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from scoring_worker import small_engine  # noqa: E402
 
+from fraud_poc.core.database import open_database  # noqa: E402
 from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.log import read_manifest, read_part  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
-from fraud_poc.desk.access import SCOPES, new_key  # noqa: E402
-from fraud_poc.desk.database import open_database  # noqa: E402
 from fraud_poc.features.batch import compute_features, features_folder, read_states  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 from fraud_poc.live.store import decode_entry  # noqa: E402
 from fraud_poc.model.dataset import make_dataset  # noqa: E402
 from fraud_poc.service.http import create_app  # noqa: E402
+from fraud_poc.service.keys import SCOPES, new_key  # noqa: E402
 from fraud_poc.service.scoring import KEY_HEADER  # noqa: E402
 
 ROOT, RECORD = Path(__file__).resolve().parents[1], Path(__file__).with_name("golden.json")

@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from scoring_worker import settings_in, small_engine
 from waiting import STORE
 
+from fraud_poc.core.database import open_database
 from fraud_poc.core.events import KEY, PERSON, Actor, key_of, occurrence_of
 from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
-from fraud_poc.desk.access import new_key
-from fraud_poc.desk.database import open_database
 from fraud_poc.features.batch import compute_features, features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.collect import collect
@@ -51,6 +50,7 @@ from fraud_poc.live.store import Entry, MemoryStore, Meta, StoreDown, Write, dec
 from fraud_poc.model.dataset import labels_before, read_labels
 from fraud_poc.ops.replay import differing_states, fold_log
 from fraud_poc.service.http import create_app
+from fraud_poc.service.keys import new_key
 from fraud_poc.service.scoring import KEY_HEADER
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"

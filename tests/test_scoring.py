@@ -23,17 +23,17 @@ from hypothesis import strategies as st
 from scoring_worker import filled, settings_in, small_engine
 from waiting import LONG, STORE, ended, line_of, until, until_so
 
+from fraud_poc.core.database import open_database
 from fraud_poc.core.events import Clock, system_clock
 from fraud_poc.core.logs import JsonLines
 from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import load_settings
-from fraud_poc.desk.access import SCOPES, fresh_key, new_key, revoke_key
-from fraud_poc.desk.database import open_database
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import open_store
 from fraud_poc.live.store import StoreDown
 from fraud_poc.service import http, scoring, workers
 from fraud_poc.service.http import create_app
+from fraud_poc.service.keys import SCOPES, fresh_key, new_key, revoke_key
 from fraud_poc.service.metrics import FOLDER
 from fraud_poc.service.schemas import Codec, RequestRejected, strict_json
 from fraud_poc.service.scoring import KEY_HEADER

@@ -21,37 +21,20 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from waiting import LONG, ended, in_time, until, until_so
 
+from fraud_poc.core.audit import audit, verify_audit
+from fraud_poc.core.database import Checkpoint, checkpoints, open_database, read_checkpoint, unsigned, writing
 from fraud_poc.core.events import COMMAND_LINE, KEY, PERSON, WAITED, Actor, key_of, system_clock
 from fraud_poc.core.files import write_parquet
 from fraud_poc.core.logs import JsonLines
 from fraud_poc.core.settings import load_settings
+from fraud_poc.desk import rows as rows_module
 from fraud_poc.desk import writer
-from fraud_poc.desk.access import audit, verify_audit
-from fraud_poc.desk.database import (
-    cases,
-    days,
-    decisions,
-    labels,
-    links,
-    open_database,
-    scores,
-    unsigned,
-    writers,
-    writing,
-)
-from fraud_poc.desk.queries import catch_up, outcomes
-from fraud_poc.desk.writer import (
-    Mark,
-    Reading,
-    begin_log,
-    follow,
-    keep,
-    mark_of,
-    run_writer,
-    write_entries,
-    write_until,
-    writer_beside,
-)
+from fraud_poc.desk import writer_process as process_module
+from fraud_poc.desk.rows import EntryReader
+from fraud_poc.desk.tables import cases, days, decisions, labels, links, outcomes, scores
+from fraud_poc.desk.trends import count_outcomes
+from fraud_poc.desk.writer import begin_log, follow_log, remove_old, run_writer, write_entries, write_until
+from fraud_poc.desk.writer_process import writer_process
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import DecisionRecord, pack_record
 from fraud_poc.live.labels import SOURCES, LabelHistory, pack_history, with_assertion, without_assertion
@@ -87,8 +70,8 @@ def engine(settings):
 
 
 @pytest.fixture
-def reading(settings):
-    return Reading(
+def reader(settings):
+    return EntryReader(
         settings,
         explain=lambda model, vectors, orders: [
             [{"feature": "x", "value": None, "contribution": 1.0, "words": "y"}] for _ in orders
@@ -252,20 +235,22 @@ async def stored(entries, first=0, epoch="e") -> MemoryStore:
     return store
 
 
-def run(store, engine, reading):
-    return asyncio.run(follow(store, engine, reading, asyncio.Event(), to_end=True))
+def run(store, engine, reader):
+    return asyncio.run(follow_log(store, engine, reader, asyncio.Event(), to_end=True))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_decision_is_kept_whole(engine, reading):
+def test_a_decision_is_kept_whole(engine, reader):
     at = begin_log(engine, None, "e")
     packed = order(3, 12_345, "high", "block", 0.9, email="", customer_id=42)
-    assert at == Mark("e", -1) and write_entries(engine, reading, at, [(7, packed)]) == Mark("e", 7) == mark_of(engine)
+    assert at == Checkpoint("e", -1) and write_entries(engine, reader, at, [(7, packed)]) == Checkpoint(
+        "e", 7
+    ) == read_checkpoint(engine)
     with engine.connect() as connection:
         row = connection.execute(sa.select(decisions)).one()
-    table = build_table(reading.settings)
+    table = build_table(reader.settings)
     assert (row.log, row.position, row.order_id, row.customer, row.amount, row.time, row.decided) == (
         "e",
         7,
@@ -289,8 +274,8 @@ def test_a_decision_is_kept_whole(engine, reading):
         e.by for e in table.entities
     ]
     assert row.reasons == [{"feature": "x", "value": None, "contribution": 1.0, "words": "y"}]
-    linked = {entity: unsigned(key) for entity, key in rows(engine, links, "entity", "key")}
-    assert linked == {
+    linked_decisions = {entity: unsigned(key) for entity, key in rows(engine, links, "entity", "key")}
+    assert linked_decisions == {
         "customer_id": key_of("42", b"test"),
         "ip_addr": key_of("10.0.0.3", b"test"),
         "device": key_of("d-3", b"test"),
@@ -300,23 +285,23 @@ def test_a_decision_is_kept_whole(engine, reading):
     ]
 
 
-def test_only_decisions_that_people_look_at_have_reasons_and_cases(engine, reading):
+def test_only_decisions_that_people_look_at_have_reasons_and_cases(engine, reader):
     entries = [
         order(1),
         order(2, band="medium", action="pass"),
         order(3, band="medium", action="review"),
         order(4, band="high", action="block"),
     ]
-    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    write_entries(engine, reader, begin_log(engine, None, "e"), numbered(entries))
     assert [found is not None for (found,) in rows(engine, decisions, "reasons")] == [False, True, True, True]
     assert [action for (action,) in rows(engine, cases, "action")] == ["review", "block"]
 
 
-def test_labels_settle_cases_and_move_the_counts(engine, reading):
+def test_labels_settle_cases_and_move_the_counts(engine, reader):
     at, told = (
         write_entries(
             engine,
-            reading,
+            reader,
             begin_log(engine, None, "e"),
             numbered([order(1, 10_000, "high", "block", 0.9), order(2, 10_000, "medium", "review", 0.3)]),
         ),
@@ -325,13 +310,13 @@ def test_labels_settle_cases_and_move_the_counts(engine, reading):
 
     def then(*entries):
         nonlocal at
-        at = write_entries(engine, reading, at, numbered(entries, at.position + 1))
+        at = write_entries(engine, reader, at, numbered(entries, at.position + 1))
         return {
             band: (frauds, lost, saved)
             for band, frauds, lost, saved in rows(engine, days, "band", "frauds", "fraud_amount", "saved")
         }
 
-    cost = reading.settings.policy
+    cost = reader.settings.policy
     fraud = round(10_000 * (1 - cost.recovery_share) + 100 * cost.fraud_fee)
     honest = round(10_000 * cost.margin_share + 100 * cost.churn_cost)
     assert (
@@ -376,12 +361,12 @@ def test_labels_settle_cases_and_move_the_counts(engine, reading):
     ]
 
 
-def test_an_assertion_that_is_taken_back_opens_the_case_again(engine, reading):
+def test_an_assertion_that_is_taken_back_opens_the_case_again(engine, reader):
     at, told = begin_log(engine, None, "e"), Told()
 
     def then(entry):
         nonlocal at
-        at = write_entries(engine, reading, at, numbered([entry], at.position + 1))
+        at = write_entries(engine, reader, at, numbered([entry], at.position + 1))
         return rows(engine, cases, "status", "note")
 
     assert then(order(1, band="medium", action="review")) == [("open", "")] and then(
@@ -428,7 +413,7 @@ def test_cases_and_counts_follow_from_what_stands(words, batch, tmp_path_factory
     for start in range(0, len(some), batch):
         at = write_entries(
             engine,
-            Reading(settings, explain=lambda model, vectors, orders: [[] for _ in orders]),
+            EntryReader(settings, explain=lambda model, vectors, orders: [[] for _ in orders]),
             at,
             some[start : start + batch],
         )
@@ -455,26 +440,26 @@ def test_cases_and_counts_follow_from_what_stands(words, batch, tmp_path_factory
         saved,
     ]
     assert verify_audit(engine)[0] == len(entries) - 2 == len(rows(engine, labels, "id"))
-    while catch_up(engine, 2):
+    while count_outcomes(engine, 2):
         pass
     assert [sum(row) for row in zip(*rows(engine, outcomes, "events", "known", "frauds"))] == [2, known, frauds]
     engine.dispose()
 
 
-def test_an_id_that_comes_again_has_labels_of_its_own(engine, reading):
+def test_an_id_that_comes_again_has_labels_of_its_own(engine, reader):
     told, entries = (
         Told(),
         [order(1, band="high", action="block"), order(1, band="high", action="block", when=20_060 * DAY)],
     )
     entries += [told.label(1, 0, day=20_060), told.label(1, 1)]
-    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    write_entries(engine, reader, begin_log(engine, None, "e"), numbered(entries))
     assert rows(engine, cases, "status") == [("flagged",), ("cleared",)] and rows(engine, labels, "decision_id") == [
         (2,),
         (1,),
     ]
 
 
-def test_every_assertion_has_its_audit_row_and_names_keys_and_people_apart(engine, reading):
+def test_every_assertion_has_its_audit_row_and_names_keys_and_people_apart(engine, reader):
     told = Told()
     doors = [Actor(PERSON, "ann"), Actor(KEY, "ann"), Actor(COMMAND_LINE, "root"), Actor(WAITED), Actor()]
     entries = [
@@ -482,7 +467,7 @@ def test_every_assertion_has_its_audit_row_and_names_keys_and_people_apart(engin
         *(told.label(1, n % 2, "analyst", NOW + n, "a note", who) for n, who in enumerate(doors)),
         told.label(7, 1),
     ]
-    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    write_entries(engine, reader, begin_log(engine, None, "e"), numbered(entries))
     found = rows(engine, audit, "who", "what", "about", "at", "detail")
     assert [row[0] for row in found] == ["ann", "key ann", "root (command line)", "waiting label", "", "somebody"]
     assert [row[1] for row in found] == ["legitimate asserted", "fraud asserted"] * 3
@@ -497,8 +482,8 @@ def test_every_assertion_has_its_audit_row_and_names_keys_and_people_apart(engin
     }
 
 
-def test_rollups_are_what_the_rows_add_up_to(engine, reading):
-    run(asyncio.run(stored(mixed(300))), engine, reading)
+def test_rollups_are_what_the_rows_add_up_to(engine, reader):
+    run(asyncio.run(stored(mixed(300))), engine, reader)
     found = rows(engine, decisions, "time", "band", "action", "amount", "score")
     assert (
         sum(events for (events,) in rows(engine, days, "events"))
@@ -522,10 +507,10 @@ def test_reasons_and_urgency_come_from_the_model_that_decided(engine, settings, 
     fake = lambda self, model: (
         SimpleNamespace(booster=booster, names=table.names, policy=policy) if model == "00" * 32 else None
     )
-    monkeypatch.setattr(writer.Models, "bundle", fake)
+    monkeypatch.setattr(rows_module.ModelCache, "bundle", fake)
     write_entries(
         engine,
-        Reading(settings),
+        EntryReader(settings),
         begin_log(engine, None, "e"),
         numbered([order(1, 9_000, "medium", "review", 0.4), order(2, 9_000, "high", "block", 0.9)]),
     )
@@ -559,48 +544,50 @@ def test_many_generated_decisions_look_like_written_ones(engine, settings, root,
         == sum(events for (events,) in rows(engine, scores, "events"))
         == 2_000
     )
-    assert write_entries(engine, Reading(settings), begin_log(engine, mark_of(engine), "e"), [(0, order(1))]) == Mark(
-        "e", 0
-    )
+    assert write_entries(
+        engine, EntryReader(settings), begin_log(engine, read_checkpoint(engine), "e"), [(0, order(1))]
+    ) == Checkpoint("e", 0)
 
 
 # --- once, whatever happens -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_written_is_not_written_again(engine, reading):
+def test_what_was_written_is_not_written_again(engine, reader):
     entries = numbered(mixed(60))
-    at = write_entries(engine, reading, begin_log(engine, None, "e"), entries)
+    at = write_entries(engine, reader, begin_log(engine, None, "e"), entries)
     before = content(engine)
-    assert write_entries(engine, reading, Mark("e", -1), entries) == at and content(engine) == before
+    assert write_entries(engine, reader, Checkpoint("e", -1), entries) == at and content(engine) == before
     with writing(engine) as connection:
-        connection.execute(sa.delete(writers))  # the mark is lost
-    assert run(asyncio.run(stored(mixed(60))), engine, reading) == at and content(engine) == before
+        connection.execute(sa.delete(checkpoints))  # the mark is lost
+    assert run(asyncio.run(stored(mixed(60))), engine, reader) == at and content(engine) == before
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_two_writers_write_everything_once(engine, reading, seed, monkeypatch):
+def test_two_writers_write_everything_once(engine, reader, seed, monkeypatch):
     monkeypatch.setattr(writer, "BATCH", 5 + seed)
 
     async def two():
         store = await stored(mixed(120, seed))
-        return await asyncio.gather(*[follow(store, engine, reading, asyncio.Event(), to_end=True) for _ in range(3)])
+        return await asyncio.gather(
+            *[follow_log(store, engine, reader, asyncio.Event(), to_end=True) for _ in range(3)]
+        )
 
-    assert set(asyncio.run(two())) == {Mark("e", 119)}
+    assert set(asyncio.run(two())) == {Checkpoint("e", 119)}
     assert sorted(p for table in (decisions, labels) for (p,) in rows(engine, table, "position")) == list(range(120))
 
 
-def test_a_crash_in_the_middle_of_a_batch_leaves_nothing(engine, reading, monkeypatch):
+def test_a_crash_in_the_middle_of_a_batch_leaves_nothing(engine, reader, monkeypatch):
     store = asyncio.run(stored(mixed(50)))
-    for place in ("insert_labels", "add_up", "put"):
+    for place in ("insert_labels", "add_up", "save_checkpoint"):
         with monkeypatch.context() as broken, pytest.raises(RuntimeError):
             broken.setattr(writer, place, lambda *args: (_ for _ in ()).throw(RuntimeError("killed")))
-            run(store, engine, reading)
+            run(store, engine, reader)
         assert rows(engine, decisions, "id") == [] and rows(engine, days, "day") == []
-    run(store, engine, reading)
+    run(store, engine, reader)
     assert len(rows(engine, decisions, "id")) + len(rows(engine, labels, "id")) == 50
 
 
-def test_one_bad_entry_does_not_hold_up_the_others(engine, reading, caplog):
+def test_one_bad_entry_does_not_hold_up_the_others(engine, reader, caplog):
     good = [order(number) for number in range(20)]
     entries = numbered(
         [
@@ -614,7 +601,7 @@ def test_one_bad_entry_does_not_hold_up_the_others(engine, reading, caplog):
     )
     entries[9] = (9, order(77, customer_id="nul\0", order_id="id\0"))
     with caplog.at_level(logging.ERROR, "fraud_poc.writer"):
-        assert write_entries(engine, reading, begin_log(engine, None, "e"), entries) == Mark("e", 22)
+        assert write_entries(engine, reader, begin_log(engine, None, "e"), entries) == Checkpoint("e", 22)
     there = {name for (name,) in rows(engine, decisions, "order_id")}
     assert len(there & {f"o-{number}" for number in range(20)}) == 19 and "id\ufffd" in there
     assert {record.fields["position"] for record in caplog.records} >= {5, 11} and not any(
@@ -622,12 +609,12 @@ def test_one_bad_entry_does_not_hold_up_the_others(engine, reading, caplog):
     )
 
 
-def test_a_row_that_the_database_refuses_is_passed_over(engine, reading, caplog):
-    at = write_entries(engine, reading, begin_log(engine, None, "e"), [(0, order(0))])
+def test_a_row_that_the_database_refuses_is_passed_over(engine, reader, caplog):
+    at = write_entries(engine, reader, begin_log(engine, None, "e"), [(0, order(0))])
     with writing(engine) as connection:
         connection.execute(sa.update(decisions).values(position=4))
     with caplog.at_level(logging.ERROR, "fraud_poc.writer"):
-        assert write_entries(engine, reading, at, numbered(map(order, range(1, 9)), 1)) == Mark("e", 8)
+        assert write_entries(engine, reader, at, numbered(map(order, range(1, 9)), 1)) == Checkpoint("e", 8)
     assert sorted(p for (p,) in rows(engine, decisions, "position")) == list(range(1, 9)) and "o-4" not in [
         name for (name,) in rows(engine, decisions, "order_id")
     ]
@@ -637,9 +624,9 @@ def test_a_row_that_the_database_refuses_is_passed_over(engine, reading, caplog)
 # --- other logs -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_epoch_is_followed_and_the_rest_of_the_old_one_is_read_from_files(settings, engine, reading):
+def test_a_new_epoch_is_followed_and_the_rest_of_the_old_one_is_read_from_files(settings, engine, reader):
     old = mixed(40)
-    at = write_entries(engine, reading, begin_log(engine, None, "old"), numbered(old[:10]))
+    at = write_entries(engine, reader, begin_log(engine, None, "old"), numbered(old[:10]))
     from fraud_poc.live.store import decode_entry
 
     for start in (0, 25):
@@ -650,52 +637,54 @@ def test_a_new_epoch_is_followed_and_the_rest_of_the_old_one_is_read_from_files(
         path = settings.batch.folder / "live_log" / f"old-{start:012d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_parquet(path, pa.Table.from_pylist(some, ARCHIVED))
-    assert at == Mark("old", 9) and run(asyncio.run(stored(mixed(5, 3), 0, "new")), engine, reading) == Mark("new", 4)
+    assert at == Checkpoint("old", 9) and run(asyncio.run(stored(mixed(5, 3), 0, "new")), engine, reader) == Checkpoint(
+        "new", 4
+    )
     places = [*rows(engine, decisions, "log", "position"), *rows(engine, labels, "log", "position")]
     assert sorted(places) == sorted([("old", n) for n in range(40)] + [("new", n) for n in range(5)])
 
 
-def test_an_epoch_may_change_while_it_is_followed(engine, reading, monkeypatch):
+def test_an_epoch_may_change_while_it_is_followed(engine, reader, monkeypatch):
     async def scenario():
         store, stop = await stored(mixed(10), 0, "one"), asyncio.Event()
-        task = asyncio.create_task(follow(store, engine, reading, stop))
+        task = asyncio.create_task(follow_log(store, engine, reader, stop))
 
         def at(mark):
-            return lambda: asyncio.to_thread(lambda: mark_of(engine) == mark)
+            return lambda: asyncio.to_thread(lambda: read_checkpoint(engine) == mark)
 
-        await until_so(at(Mark("one", 9)), "all of the first epoch is written")
+        await until_so(at(Checkpoint("one", 9)), "all of the first epoch is written")
         store.fill(Meta("two", 2, "", {"next_seq": 0}), {})
         store.log, store.seq = [], -1
         for number in range(4):
             await store.write(Write(b"n%d" % number, b"", [], [], [], order(100 + number)))
-        await until_so(at(Mark("two", 3)), "all of the second one is written")
+        await until_so(at(Checkpoint("two", 3)), "all of the second one is written")
         stop.set()
         return await in_time(task, "the writer")
 
-    assert asyncio.run(scenario()) == Mark("two", 3)
+    assert asyncio.run(scenario()) == Checkpoint("two", 3)
 
 
-def test_entries_that_are_gone_are_told(engine, reading, caplog):
+def test_entries_that_are_gone_are_told(engine, reader, caplog):
     store = asyncio.run(stored(mixed(10)))
     begin_log(engine, None, "e")
-    write_entries(engine, reading, Mark("e", -1), store.log[:2])
+    write_entries(engine, reader, Checkpoint("e", -1), store.log[:2])
     store.log = store.log[5:]
     with caplog.at_level(logging.ERROR, "fraud_poc.writer"):
-        run(store, engine, reading)
+        run(store, engine, reader)
     assert [(record.fields["first"], record.fields["last"]) for record in caplog.records] == [(2, 4)]
 
 
-def test_old_rows_go_and_rollups_stay(settings, engine, reading, monkeypatch):
-    monkeypatch.setattr(writer, "PIECE", 10)
+def test_old_rows_go_and_rollups_stay(settings, engine, reader, monkeypatch):
+    monkeypatch.setattr(writer, "REMOVED_AT_ONCE", 10)
     told = Told()
     entries = [order(n, band="high", action="block", at=NOW - 401 * DAY) for n in range(25)] + [
         told.label(1, 1, at=NOW - 401 * DAY),
         order(50),
         told.label(2, 1),
     ]
-    at = write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    at = write_entries(engine, reader, begin_log(engine, None, "e"), numbered(entries))
     before = rows(engine, days, *days.c.keys())
-    assert [keep(engine, settings, NOW) for _ in range(4)] == [
+    assert [remove_old(engine, settings, NOW) for _ in range(4)] == [
         writer.MORE_S,
         writer.MORE_S,
         writer.NO_MORE_S,
@@ -710,56 +699,56 @@ def test_old_rows_go_and_rollups_stay(settings, engine, reading, monkeypatch):
         rows(engine, labels, "order_id", "decision_id") == [("o-2", None)]
         and rows(engine, days, *days.c.keys()) == before
     )
-    assert write_entries(engine, reading, at, [(99, order(60))]).position == 99
+    assert write_entries(engine, reader, at, [(99, order(60))]).position == 99
 
 
-def test_what_was_removed_is_counted_apart(settings, engine, reading, caplog):
+def test_what_was_removed_is_counted_apart(settings, engine, reader, caplog):
     old = NOW - 401 * DAY
     entries = [*(order(n, at=old) for n in range(3)), *(Told().label(n, 1, at=old) for n in (98, 99)), order(50)]
-    write_entries(engine, reading, begin_log(engine, None, "e"), numbered(entries))
+    write_entries(engine, reader, begin_log(engine, None, "e"), numbered(entries))
     with caplog.at_level(logging.INFO, "fraud_poc.writer"):
-        keep(engine, settings, NOW)
+        remove_old(engine, settings, NOW)
     assert [record.fields for record in caplog.records if record.message == "old rows removed"] == [
         {"decisions": 3, "labels": 2}
     ]
 
 
-def test_a_mark_that_was_removed_stays_away_and_nothing_is_written(engine, reading):
-    at = write_entries(engine, reading, begin_log(engine, None, "e"), [(0, order(0))])
+def test_a_mark_that_was_removed_stays_away_and_nothing_is_written(engine, reader):
+    at = write_entries(engine, reader, begin_log(engine, None, "e"), [(0, order(0))])
     with writing(engine) as connection:
-        connection.execute(sa.delete(writers))
+        connection.execute(sa.delete(checkpoints))
     assert (
         begin_log(engine, at, "f") is None
-        and write_entries(engine, reading, at, [(1, order(1))]) is None
-        and mark_of(engine) is None
+        and write_entries(engine, reader, at, [(1, order(1))]) is None
+        and read_checkpoint(engine) is None
     )
     assert rows(engine, decisions, "position") == [(0,)]
 
 
 def test_a_model_that_is_gone_is_told_once_with_its_hash(settings, caplog):
-    models = writer.Models(settings)
+    models = rows_module.ModelCache(settings)
     with caplog.at_level(logging.WARNING, "fraud_poc.writer"):
         assert models.bundle("ab" * 32) is None and models.policy("ab" * 32) == models.default
     assert [(record.message, record.fields) for record in caplog.records] == [
-        ("decisions of this model are kept without reasons", {"model": "ab" * 32})
+        ("decisions of this model are stored without reasons", {"model": "ab" * 32})
     ]
 
 
 def test_a_model_is_found_by_its_hash_and_loaded_once(settings, monkeypatch):
     loaded = []
     monkeypatch.setattr(
-        writer,
+        rows_module,
         "list_bundles",
         lambda settings: [{"folder": "damaged"}, {"folder": "old", "hash": "aa"}, {"folder": "new", "hash": "bb"}],
     )
     monkeypatch.setattr(
-        writer,
+        rows_module,
         "load_bundle",
         lambda folder, table, allow_rejected: (
             loaded.append(str(folder)) or SimpleNamespace(policy=f"policy of {folder}")
         ),
     )
-    models = writer.Models(settings)
+    models = rows_module.ModelCache(settings)
     assert [models.policy(model) for model in ("bb", "aa", "bb")] == [
         "policy of new",
         "policy of old",
@@ -768,12 +757,12 @@ def test_a_model_is_found_by_its_hash_and_loaded_once(settings, monkeypatch):
 
 
 def test_a_line_of_the_log_is_json_with_the_time_of_its_event():
-    record = logging.LogRecord("fraud_poc.writer", logging.WARNING, __file__, 1, "the writer waits", None, None)
+    record = logging.LogRecord("fraud_poc.writer", logging.WARNING, __file__, 1, "outage", None, None)
     record.created, record.fields = 1_748_779_200.25, {"kind": "StoreDown"}
     assert json.loads(JsonLines().format(record)) == {
         "time": "2025-06-01T12:00:00.250+00:00",
         "level": "warning",
-        "event": "the writer waits",
+        "event": "outage",
         "process": os.getpid(),
         "kind": "StoreDown",
     }
@@ -802,8 +791,8 @@ def append(url: str, names: Names, entries, first=0) -> None:
 def last(monkeypatch):
     "Processes that shall go last, and do not here: on a busy machine their turn might never come."
     found = []
-    monkeypatch.setattr(writer, "go_last", found.append)
-    monkeypatch.setattr(writer, "FINISH_S", LONG)
+    monkeypatch.setattr(process_module, "go_last", found.append)
+    monkeypatch.setattr(process_module, "FINISH_S", LONG)
     return found
 
 
@@ -811,17 +800,19 @@ def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_twice(tmp_path,
     entries, rng, kills = mixed(900), random.Random(1), 2 if engine.dialect.name == "sqlite" else 1
     with start_redis(tmp_path / "redis") as server:
         names = open_log(server.url, settings)
-        with writer_beside(settings, server.url) as beside:
+        with writer_process(settings, server.url) as beside:
             for number in range(kills):
                 for start in range(450 * number, 450 * number + 450, 50):
                     append(server.url, names, entries[start : start + 50], start)
                 until(
-                    lambda: (mark_of(engine) or Mark("", -1)).position >= 450 * number + rng.randrange(50),
+                    lambda: (
+                        (read_checkpoint(engine) or Checkpoint("", -1)).position >= 450 * number + rng.randrange(50)
+                    ),
                     "something is written",
                 )
                 os.kill(beside.child.pid, signal.SIGKILL)
                 until(lambda: beside.restarts > number, "the writer is started again")
-            until(lambda: mark_of(engine) == Mark("e", 450 * kills - 1), "all is written")
+            until(lambda: read_checkpoint(engine) == Checkpoint("e", 450 * kills - 1), "all is written")
             assert last[-1] == beside.child.pid and len(set(last)) == kills + 1
             assert (
                 os.getsid(beside.child.pid) == os.getsid(0) and os.getpgid(beside.child.pid) == beside.child.pid
@@ -831,13 +822,13 @@ def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_twice(tmp_path,
         range(450 * kills)
     )
     other = open_database(settings_for(tmp_path / "other"))
-    write_entries(other, Reading(settings), begin_log(other, None, "e"), numbered(entries[: 450 * kills]))
+    write_entries(other, EntryReader(settings), begin_log(other, None, "e"), numbered(entries[: 450 * kills]))
     assert content(other) == content(engine)
     other.dispose()
 
 
 def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(writer, "LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(writer, "MAX_PAUSE_S", 0.2)
     settings = settings_for(tmp_path / "orders")
     with start_redis(tmp_path / "redis") as server:
         names = open_log(server.url, settings)
@@ -846,7 +837,7 @@ def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
         async def scenario():
             stop = asyncio.Event()
             task = asyncio.create_task(write_until(settings, server.url, stop))
-            there = lambda: mark_of(engine) == Mark("e", at)
+            there = lambda: read_checkpoint(engine) == Checkpoint("e", at)
 
             async def reached():
                 await until_so(lambda: asyncio.to_thread(there), "all is written")
@@ -854,9 +845,7 @@ def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
             engine, at = await asyncio.to_thread(open_database, settings), 4
             await reached()
             await asyncio.to_thread(server.kill)
-            await until_so(
-                lambda: "the writer waits" in [record.message for record in caplog.records], "the writer notices"
-            )
+            await until_so(lambda: "outage" in [record.message for record in caplog.records], "the writer notices")
             await asyncio.to_thread(server.ensure)
             await asyncio.to_thread(append, server.url, names, map(order, range(5, 9)), 5)
             at = 8
@@ -866,15 +855,15 @@ def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
             return await in_time(task, "the writer")
 
         with caplog.at_level(logging.INFO, "fraud_poc.writer"):
-            assert asyncio.run(scenario()) == Mark("e", 8)
+            assert asyncio.run(scenario()) == Checkpoint("e", 8)
     told = [
         record.message for record in caplog.records if record.levelname == "WARNING" and "reasons" not in record.message
     ]
-    assert told[0] == "the writer waits" and told[-1] == "the writer goes on"
+    assert told[0] == "outage" and told[-1] == "outage over"
 
 
 def test_a_locked_database_is_waited_for(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("fraud_poc.desk.database.PRAGMAS", ("journal_mode=WAL", "busy_timeout=50", "foreign_keys=ON"))
+    monkeypatch.setattr("fraud_poc.core.database.PRAGMAS", ("journal_mode=WAL", "busy_timeout=50", "foreign_keys=ON"))
     settings = settings_for(tmp_path / "orders")
     engine = open_database(settings)
     with start_redis(tmp_path / "redis") as server:
@@ -894,7 +883,7 @@ def test_a_locked_database_is_waited_for(tmp_path, caplog, monkeypatch):
             return await in_time(task, "the writer")
 
         with caplog.at_level(logging.INFO, "fraud_poc.writer"):
-            assert asyncio.run(scenario()) == Mark("e", 2)
+            assert asyncio.run(scenario()) == Checkpoint("e", 2)
     engine.dispose()
     assert "database is locked" in [record.fields.get("reason") for record in caplog.records]
 
@@ -904,10 +893,10 @@ def test_the_command_ends_at_a_signal_or_at_the_end_of_the_log(tmp_path, last):
     with start_redis(tmp_path / "redis") as server:
         append(server.url, open_log(server.url, settings), map(order, range(5)))
         assert run_writer(settings, server.url, to_end=True) == {"log": "e", "position": 4}
-        child = writer.start_child(settings, server.url)
+        child = process_module.start_child(settings, server.url)
         append(server.url, Names(settings.domain.name), [order(5)], 5)
         engine = open_database(settings)
-        until(lambda: mark_of(engine) == Mark("e", 5), "all is written")
+        until(lambda: read_checkpoint(engine) == Checkpoint("e", 5), "all is written")
         engine.dispose()
         child.send_signal(signal.SIGTERM)
         assert ended(child) == 0

@@ -27,11 +27,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
+from ..core.database import checkpoints, signed, unsigned
 from ..core.events import key_of, missing_words
 from ..core.reading import identity_text
 from ..core.settings import Columns
 from ..data.log import LOG, read_manifest, read_part
-from ..desk.database import cases, decisions, labels, links, signed, unsigned, writers
+from ..desk.tables import cases, decisions, labels, links
 from ..features.table import FeatureTable
 from ..live.labels import SOURCES, assertion_key, history_key, retraction_key
 from ..live.load import ROUNDS, inspect_store, remove_stale
@@ -541,12 +542,12 @@ STILL = 3.0  # seconds without progress after which a writer is taken for stoppe
 
 def fence_writer(connection: sa.Connection, live: dict) -> None:
     "Make the writer of decisions read again what it has read and not yet written."
-    connection.execute(sa.update(writers).where(writers.c.log == live["epoch"]).values(log=""))
+    connection.execute(sa.update(checkpoints).where(checkpoints.c.log == live["epoch"]).values(log=""))
 
 
 def await_writer(database: sa.Engine, live: dict, still: float = STILL) -> None:
     "Wait while the writer processes an earlier log, until it has finished or has made no progress for `still` seconds."
-    earlier = sa.select(sa.func.min(writers.c.position)).where(writers.c.log.not_in(["", live["epoch"]]))
+    earlier = sa.select(sa.func.min(checkpoints.c.position)).where(checkpoints.c.log.not_in(["", live["epoch"]]))
     before, since = None, time.monotonic()
     while time.monotonic() < since + still:
         with database.connect() as connection:

@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..core.database import signed
 from ..core.events import key_of, keys_of, missing_words
 from ..core.files import write_aside
 from ..core.reading import Event, digest_of, identity_text
 from ..core.settings import Columns
-from ..desk.database import signed
 from ..features import aggregates as agg
 from ..features.table import EntityPlan
 from ..live.store import Entry

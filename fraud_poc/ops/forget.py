@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from ..core.audit import record
+from ..core.database import database_url, open_database, writing
 from ..core.events import key_of
 from ..core.files import Progress, read_json, remove_partials, sole_use
 from ..core.settings import Settings
 from ..data.log import LOG, hash_secret, read_manifest, working_folder
-from ..desk.access import record
-from ..desk.database import database_url, open_database, writing
 from ..features.table import FeatureTable, build_table
 from ..live.load import ROUNDS
 from ..live.redis_client import Client

@@ -22,18 +22,18 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..core.database import read_checkpoint
 from ..core.events import KEY, Actor
 from ..core.logs import log_event, place_of_error
 from ..core.reading import EventError, EventReader, FieldError
 from ..core.settings import Settings
 from ..data.log import hash_secret, read_manifest, read_part
-from ..desk.access import Keys
-from ..desk.writer import mark_of
 from ..features.table import build_table
 from ..live.decide import Answer, Conflict, Engine
 from ..live.labels import LabelResult, LabelWriter, read_label_change
 from ..live.store import StoreDown, StoreLost, StoreSlow
 from ..model.bundle import latest_bundle
+from .keys import Keys
 from .metrics import Metrics
 from fraud_poc.service.schemas import (
     Codec,
@@ -442,7 +442,7 @@ class Status:
         if self.keys is None:
             return None
         try:
-            checkpoint = await asyncio.to_thread(mark_of, self.keys.engine)
+            checkpoint = await asyncio.to_thread(read_checkpoint, self.keys.engine)
         except SQLAlchemyError:
             return None
         meta, newest = await self.engine.store.meta(), await self.engine.store.newest()

@@ -20,11 +20,11 @@ from sqlalchemy import Engine as Database
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from ..core.database import open_database
 from ..core.logs import log_config, log_event
 from ..core.processes import environment, exit_on_sigterm
 from ..core.reading import Event
 from ..core.settings import Settings
-from ..desk.database import open_database
 from ..live.decide import Engine, step_states
 from ..live.redis_store import open_store
 from .fast_protocol import FastProtocol

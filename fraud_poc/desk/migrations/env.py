@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `fraud_poc.desk.database.migrate` hands over, within its transaction."""
+"""Runs the migrations on the connection that `fraud_poc.core.database.migrate` hands over, within its transaction."""
 from alembic import context
 
 context.configure(connection=context.config.attributes["connection"])

@@ -56,7 +56,7 @@
     const toggle = event.target.closest('[data-do="filters"]');  // on narrow screens the filters are folded away
     if (toggle) toggle.setAttribute("aria-expanded", toggle.form.classList.toggle("all"));
   });
-  document.addEventListener("submit", event => {  // a verdict is given once, also by a double click
+  document.addEventListener("submit", event => {  // a decision is sent once, also by a double click
     if (event.target.method !== "post") return;
     if (event.target.dataset.sent) event.preventDefault();
     event.target.dataset.sent = "1";
@@ -86,7 +86,7 @@
     const {axis, tooltip, bands, quiet} = style();
     const point = order => ({value: [order.time, order.amount], order, symbolSize: order.this ? 15 : 9, symbol: order.label === 1 ? "diamond" : "circle",
       itemStyle: {color: order.label === 1 ? css("flag") : order.this ? css("accent") : bands[order.band], borderColor: order.this ? css("ink") : css("card"), borderWidth: order.this ? 2 : 1}});
-    const chart = draw(element, {...quiet, grid: {left: 8, right: 14, top: 14, bottom: 4, containLabel: true}, tooltip: {...tooltip, formatter: p => `${p.data.order.name}\n${day(p.data.order.time)}   ${p.data.order.words}\n${p.data.order.verdict}`},
+    const chart = draw(element, {...quiet, grid: {left: 8, right: 14, top: 14, bottom: 4, containLabel: true}, tooltip: {...tooltip, formatter: p => `${p.data.order.name}\n${day(p.data.order.time)}   ${p.data.order.words}\n${p.data.order.label_words}`},
       xAxis: {type: "time", ...axis, splitLine: {show: false}}, yAxis: {type: "value", ...axis, axisLabel: {...axis.axisLabel, formatter: v => compact.format(v)}, splitNumber: 3},
       series: [{type: "scatter", data: value.map(point), cursor: "pointer"}]});
     chart.off("click");
@@ -105,7 +105,7 @@
       edges.push({source: "this", target: group.entity});
       group.orders.forEach((order, number) => {
         const angle = (place + number + 1) / total * 2 * Math.PI - Math.PI / 2;
-        nodes.push({id: `${group.entity} ${order.id}`, name: order.name, words: `${order.words}\n${order.verdict}`, href: order.href, x: 120 * Math.cos(angle) * 1.5, y: 120 * Math.sin(angle), symbolSize: 13, symbol: order.label === 1 ? "diamond" : "circle",
+        nodes.push({id: `${group.entity} ${order.id}`, name: order.name, words: `${order.words}\n${order.label_words}`, href: order.href, x: 120 * Math.cos(angle) * 1.5, y: 120 * Math.sin(angle), symbolSize: 13, symbol: order.label === 1 ? "diamond" : "circle",
           itemStyle: {color: order.label === 1 ? css("flag") : order.label === 0 ? css("clear") : css("edge")}});
         edges.push({source: group.entity, target: `${group.entity} ${order.id}`});
       });
