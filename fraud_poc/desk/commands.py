@@ -44,7 +44,6 @@ from fraud_poc.core.terminal import (
     timed,
     write_line,
 )
-from .access import list_audit
 
 desk_app = typer.Typer()  # its commands become commands of `fraud-poc`
 
@@ -337,6 +336,8 @@ def audit_list(
     "The newest rows of the audit."
 
     def act(settings: Settings, database: Any) -> dict:
+        from fraud_poc.desk.access import list_audit
+
         return {
             "audit": [
                 {name: row[name] for name in ("number", "at", "who", "what", "about", "detail")}

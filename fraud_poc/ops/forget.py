@@ -516,8 +516,9 @@ def rename_features(settings: Settings, table: FeatureTable, trail: Trail, journ
             told["removed"].append(folder.name)
         elif path.exists():
             manifest = read_json(path)
-            for entity, name in [(by, name) for by in table.entities for name in manifest["states"][by.by]]:
-                told["states"] += rename_generation(folder / "states" / entity.by / name, entity, trail, tags)
+            for entity in table.entities:
+                for name in manifest["states"][entity.by]:
+                    told["states"] += rename_generation(folder / "states" / entity.by / name, entity, trail, tags)
             told["parts"] = bring_along(
                 manifest["parts"], read_manifest(settings.batch.folder)["parts"], journal["marks"]
             )
@@ -657,8 +658,8 @@ def copy_log(client: Client, names: Names, to: bytes, trail: Trail, tick: Callab
         tick(len(held))
         held.clear()
 
-    for number, fields in read_entries(client, names.log, after):
-        after, new = number, renamed_data(fields[1], trail)
+    for after, fields in read_entries(client, names.log, b"0-0"):
+        new = renamed_data(fields[1], trail)
         if new != fields[1]:
             fields, changed = [fields[0], new, *fields[2:]], changed + 1
         held.append(hiredis.pack_command(("XADD", to, after, *fields)))
