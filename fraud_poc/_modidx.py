@@ -1592,6 +1592,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                         'fraud_poc.model.policy._cheapest': ('policy.html#_cheapest', 'fraud_poc/model/policy.py'),
                                         'fraud_poc.model.policy._cheapest_of_many': ( 'policy.html#_cheapest_of_many',
                                                                                       'fraud_poc/model/policy.py'),
+                                        'fraud_poc.model.policy._losses': ('policy.html#_losses', 'fraud_poc/model/policy.py'),
                                         'fraud_poc.model.policy._thresholds': ('policy.html#_thresholds', 'fraud_poc/model/policy.py'),
                                         'fraud_poc.model.policy.actions_of': ('policy.html#actions_of', 'fraud_poc/model/policy.py'),
                                         'fraud_poc.model.policy.bands_of': ('policy.html#bands_of', 'fraud_poc/model/policy.py'),

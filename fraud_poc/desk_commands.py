@@ -336,8 +336,19 @@ def audit_list(
     "The newest rows of the audit."
 
     def act(settings: Settings, database: Any) -> dict:
+<<<<<<< HEAD:fraud_poc/desk_commands.py
         names = ("number", "at", "who", "what", "about", "detail")
         return {"audit": [{name: row[name] for name in names} for row in list_audit(database, last)]}
+=======
+        from fraud_poc.desk.access import list_audit
+
+        return {
+            "audit": [
+                {name: row[name] for name in ("number", "at", "who", "what", "about", "detail")}
+                for row in list_audit(database, last)
+            ]
+        }
+>>>>>>> main:fraud_poc/desk/commands.py
 
     run_on_database("audit list", config, overrides, as_json, act)
 

@@ -1,6 +1,6 @@
 """What the features mean, and three ways to compute them: naively, over a log on Dask, and event by event through packed bytes.
 
-The naive oracle is not written here a second time: it is the cells of notebook 06 that start with `# oracle`.
+The naive oracle is not written here a second time: it is the cells of notebook 22 that start with `# oracle`.
 A stream is a list of items in sequence order, as the notebook has them:
 an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts", "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
 """

@@ -38,7 +38,7 @@ def new_figure(
 
 
 def save(figure: Any, path: Path) -> Path:
-    "Write a figure whole; the same figure gives the same bytes."
+    "Write a figure whole; a figure that is drawn from the same data gives the same bytes."
     with write_aside(path) as aside:
         figure.savefig(aside, format="png", metadata={"Software": None})
     return path

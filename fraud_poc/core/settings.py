@@ -286,17 +286,17 @@ class Costs(Section):
     recovery_share: float = Field(ge=0, le=1)  # of a defrauded amount that comes back
     review_minutes: float = Field(gt=0)  # that a person needs for one order
     review_cost_per_hour: float = Field(ge=0)
-    review_delay_cost: float = Field(ge=0)  # of making an legitimate customer wait
+    review_delay_cost: float = Field(ge=0)  # of making a legitimate customer wait
     review_detection: float = Field(gt=0, le=1)  # share of the reviewed frauds that the person recognises
-    margin_share: float = Field(ge=0, le=1)  # of the amount, lost when an legitimate order is blocked
-    churn_cost: float = Field(ge=0)  # of an legitimate customer who is blocked and may not come back
+    margin_share: float = Field(ge=0, le=1)  # of the amount, lost when a legitimate order is blocked
+    churn_cost: float = Field(ge=0)  # of a legitimate customer who is blocked and may not come back
 
     @model_validator(mode="after")
     def _milder(self):
         if self.review_delay_cost > self.churn_cost:
             raise ValueError(
                 f"policy.review_delay_cost {self.review_delay_cost:g} is above policy.churn_cost {self.churn_cost:g}: "
-                "a block would then cost an legitimate customer less than a review"
+                "a block would then cost a legitimate customer less than a review"
             )
         return self
 

@@ -164,14 +164,12 @@ def judge_model(
         draw_evaluation(evaluation, Path(plots))
         if evaluation["money"]:
             draw_policy(evaluation["money"], policy, Path(plots))
-        cheapest_actions = np.linspace(0, len(test.features) - 1, min(PROOF_VECTORS, len(test.features))).astype(
-            np.int64
-        )
+        kept = np.linspace(0, len(test.features) - 1, min(PROOF_VECTORS, len(test.features))).astype(np.int64)
         folder = save_bundle(
             settings,
             table,
             trained.booster,
-            test.features[cheapest_actions],
+            test.features[kept],
             calibration,
             policy,
             evaluation,

@@ -36,7 +36,7 @@ def calibrate(
     scores: np.ndarray,  # (n,) from 0 to 1, of events that the model did not learn from
     weights: np.ndarray | None = None,  # (n,) how many events each stands for; None = 1
 ) -> tuple[float, float]:  # a > 0 and b of sigmoid(a * logit(score) + b)
-    "Fit Platt's calibration (1999, with his smoothed targets); `ValueError` without a fraud or an legitimate event."
+    "Fit Platt's calibration (1999, with his smoothed targets); `ValueError` without a fraud or a legitimate event."
     weights, resolved = np.ones(len(labels)) if weights is None else weights, np.asarray(labels) >= 0
     fraud, logit, weight = (
         np.asarray(labels)[resolved] == 1,

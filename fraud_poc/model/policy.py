@@ -184,10 +184,14 @@ ACTIONS = ("pass", "review", "block")
 BANDS = ("low", "medium", "high")  # of risk
 
 
+def _losses(terms: Terms, major: float | np.ndarray) -> tuple:
+    "Losses by a passed fraud and by a blocked legitimate event, for one amount or many, at least 0; all in major units."
+    return major * terms.lost + terms.fee, major * terms.margin + terms.churn
+
+
 def stakes(policy: Policy, amounts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Losses by a passed fraud and by a blocked legitimate event, (n,) major units each, for amounts in minor units."
-    major, terms = np.maximum(np.asarray(amounts), 0) / policy.scale, policy.terms
-    return major * terms.lost + terms.fee, major * terms.margin + terms.churn
+    return _losses(policy.terms, np.maximum(np.asarray(amounts), 0) / policy.scale)
 
 
 def expected_costs(
@@ -252,8 +256,7 @@ def decide(
         raise ValueError(
             f"a probability of {probability!r} has no action and no band: the score behind it is not a number from 0 to 1"
         )
-    terms, major = policy.terms, amount / policy.scale if amount > 0 else 0.0
-    lost, turned = major * terms.lost + terms.fee, major * terms.margin + terms.churn
+    lost, turned = _losses(policy.terms, amount / policy.scale if amount > 0 else 0.0)
     action, band = _action_and_band(probability, lost, turned, *policy.charges)
     return Decision(ACTIONS[action], BANDS[band], probability * lost)
 
@@ -285,10 +288,9 @@ def cheapest_actions(
     block_over: float,  # charge on a block, major units
 ) -> np.ndarray:  # (n,) int8, indices into ACTIONS or BANDS
     "Cheapest action of many events under given charges."
-    (lost, turned), terms = stakes(policy, amounts), policy.terms
-    probabilities = np.ascontiguousarray(probabilities, np.float64)
-    charges = (terms.price, terms.delay, terms.missed, float(review_over), float(block_over))
-    return _cheapest_of_many(probabilities, lost, turned, *charges)
+    probabilities, review_costs = np.ascontiguousarray(probabilities, np.float64), policy.charges[:3]
+    charges = float(review_over), float(block_over)
+    return _cheapest_of_many(probabilities, *stakes(policy, amounts), *review_costs, *charges)
 
 
 def actions_of(policy: Policy, probabilities: np.ndarray, amounts: np.ndarray) -> np.ndarray:

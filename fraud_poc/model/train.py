@@ -55,7 +55,7 @@ Shard = Callable[
 
 
 class ShardIterator(xgb.DataIter):
-    "ShardIterator of rows, read one after the other, each time that XGBoost goes through them."
+    "Shards of the training set, read one after the other, each time that XGBoost goes through them."
 
     def __init__(self, shards: list[Shard], model: Model, names: list[str]):
         self.shards, self.model, self.names, self.index = shards, model, names, 0

@@ -69,8 +69,1024 @@ from fraud_poc.ops.erasure_plan import (
 
 # %% ../../nbs/87_forget.ipynb #c007
 @dataclass
+<<<<<<< HEAD
 class ErasureContext:
     "Everything that may hold a customer, opened."
+=======
+class Found:
+    "What is known of a customer while it is being looked for."
+
+    customer: int
+    events: dict[int, list[int]] = field(default_factory=dict)  # id key -> times
+    used: dict[str, set[int]] = field(default_factory=dict)  # column -> keys
+    shared: dict[str, set[int]] = field(default_factory=dict)  # those that others used too
+    met: dict[tuple, list[dict]] = field(
+        default_factory=dict
+    )  # entity, key, time -> keys of the customer's orders then
+    ties: set[tuple[str, int, int]] = field(default_factory=set)  # column, key of the customer, key that it met
+
+    def note_order(self, id_key: int, when: int) -> None:
+        "Take in an order of the customer's: its id, which may have come before, and its time."
+        times = self.events.setdefault(id_key, [])
+        if when not in times:
+            times.append(when)
+
+
+def note_own(found: Found, orders: Orders, columns: Columns) -> int:
+    "Take in the customer's orders among some; returns how many."
+    rows = np.flatnonzero(orders.keys[columns.entities[0]] == np.uint64(found.customer))
+    for row in rows.tolist():
+        keys, when = {name: int(values[row]) for name, values in orders.keys.items()}, int(orders.time[row])
+        found.note_order(int(orders.id_key[row]), when)
+        for name, key in keys.items():
+            if key:
+                found.used.setdefault(name, set()).add(key)
+            if key and name in columns.entities:
+                found.met.setdefault((name, key, when), []).append(keys)
+    return len(rows)
+
+# %% ../../nbs/84_forget.ipynb #c017
+def note_others(found: Found, orders: Orders, columns: Columns) -> None:
+    "Take in what some orders have in common with the customer's."
+    others = orders.keys[columns.entities[0]] != np.uint64(found.customer)
+    for name, used in found.used.items():
+        values = orders.keys[name][others]
+        found.shared.setdefault(name, set()).update(values[np.isin(values, np.array(list(used), np.uint64))].tolist())
+    moments = np.array(sorted({when for _, _, when in found.met}), np.int64)
+    for row in np.flatnonzero(np.isin(orders.time, moments)).tolist():
+        keys, when = {name: int(values[row]) for name, values in orders.keys.items()}, int(orders.time[row])
+        for entity in columns.entities:
+            for mine in found.met.get((entity, keys[entity], when), ()):
+                found.ties |= {
+                    (name, mine[name], keys[name])
+                    for name in columns.hashed
+                    if mine[name] and keys[name] and mine[name] != keys[name]
+                }
+
+# %% ../../nbs/84_forget.ipynb #c020
+MOST_DRAWS = 100_000  # for one value
+
+
+def drawn(found: Found, columns: Columns, secret: bytes) -> Trail:
+    "The trail of a customer, with new names; `ValueError` when none can be had that keep the order of those that met."
+    own = {name: used - found.shared.get(name, set()) for name, used in found.used.items()}
+    alias, settled, met = Alias(secrets.token_bytes(32), secret, {}), {}, {}
+    for name, mine, other in found.ties:
+        for a, b in ((mine, other), (other, mine)):
+            met.setdefault((name, a), set()).add(b)
+    for name in own:
+        for key in sorted(own[name]):
+            others = [other for other in met.get((name, key), ()) if other not in own[name] or (name, other) in settled]
+            pairs = [(other, settled.get((name, other), other)) for other in others]
+            for draw in range(MOST_DRAWS):
+                if draw:
+                    alias.draws.setdefault(name, {})[key] = draw
+                new = alias.key(name, key)
+                if all((signed(new) < signed(then)) == (signed(key) < signed(other)) for other, then in pairs):
+                    break
+            else:
+                raise ValueError(f"no new key of a {name!r} was found that keeps the order of those it met: run again")
+            settled[name, key] = new
+    return Trail(columns, found.customer, found.events, found.used, own, alias)
+
+# %% ../../nbs/84_forget.ipynb #c023
+def own_rows(table: pa.Table, trail: Trail, last: int) -> np.ndarray:  # (n,) bool
+    "Which rows are the customer's."
+    name = f"{trail.columns.entities[0]}_key"
+    if name in table.column_names:
+        mine = table[name].to_numpy() == np.uint64(trail.customer)
+    else:
+        mine = np.isin(table["id_key"].to_numpy(), np.array(list(trail.events), np.uint64))
+    return mine & (table["seq"].to_numpy() <= last)
+
+
+def renamed_rows(
+    table: pa.Table,  # with seq, id, <entity>_key or id_key, and perhaps raw texts and note
+    trail: Trail,
+    last: int,  # sequence number up to which rows are renamed
+) -> tuple[pa.Table, int]:  # the table, and rows changed
+    "Give the customer's rows new names."
+    mine = own_rows(table, trail, last)
+    if not mine.any():
+        return table, 0
+    chosen, alias, keyed = pa.array(mine), trail.alias, {f"{name}_key": name for name in trail.columns.hashed}
+    hashed = lambda values: keys_of(values.filter(chosen), alias.secret).tolist()
+
+    def column(name: str) -> pa.Array:
+        values = table[name].combine_chunks()
+        if name == "id":
+            new = [alias.text("id", key) if key else "" for key in hashed(values)]
+        elif name == "note":
+            new = [""] * int(mine.sum())
+        elif name == "id_key":
+            new = [alias.key("id", key) for key in values.filter(chosen).to_pylist()]
+        elif name in keyed:
+            new = [trail.key(keyed[name], key) for key in values.filter(chosen).to_pylist()]
+        elif name in trail.columns.hashed:
+            new = [trail.text(name, key) for key in hashed(values)]
+        else:
+            return values
+        return pc.replace_with_mask(values, chosen, pa.array(new, values.type))
+
+    return pa.table([column(name) for name in table.column_names], schema=table.schema), int(mine.sum())
+
+# %% ../../nbs/84_forget.ipynb #c026
+def renamed_body(body: bytes, trail: Trail, ident: str) -> bytes:
+    "The fields of an order or of a statement with new names; `ident` is the order's new id."
+    if not body:
+        return body
+    columns, fields, missing = trail.columns, msgspec.json.decode(body), missing_words(trail.columns)
+    kept = {columns.time, columns.amount} | ({"time", "amount"} if "id" in fields else set())
+    several = set(columns.id) - kept if len(columns.id) > 1 else ()
+    for name, value in fields.items():
+        if name in several:
+            fields[name] = None
+        elif name in columns.hashed:
+            fields[name] = trail.text(name, key_of(identity_text(value, True, missing), trail.alias.secret))
+        elif name in (*columns.id, "id", "order") and name not in kept:
+            fields[name] = ident
+        elif name == "note":
+            fields[name] = ""
+    return msgspec.json.encode(fields)
+
+
+def renamed_entry(entry: Entry, trail: Trail) -> Entry:
+    "One of the customer's entries with new names."
+    keys = {name: trail.key(name, key) for name, key in zip(trail.columns.hashed, entry.keys)}
+    ident, key = trail.alias.text("id", entry.id_key), trail.alias.key("id", entry.id_key)
+    body = renamed_body(entry.body, trail, ident)
+    decision = entry.decision
+    if entry.kind == "event" and decision:
+        digest = digest_of(Event(ident, key, entry.time, entry.amount, keys, body))
+        decision = digest + decision[len(digest) :]
+    return msgspec.structs.replace(entry, id_key=key, keys=tuple(keys.values()), body=body, decision=decision)
+
+# %% ../../nbs/84_forget.ipynb #c028
+def is_mine(entry: Entry, trail: Trail) -> bool:
+    "Whether an entry is of the customer."
+    return entry.keys[0] == trail.customer or entry.id_key in trail.events
+
+
+def forgotten(entry: Entry, trail: Trail) -> Entry:
+    "An entry as it is from now on; the same one when it does not tell of the customer."
+    if is_mine(entry, trail):
+        return renamed_entry(entry, trail)
+    if entry.kind != "label" or not entry.body:
+        return entry
+    fields = msgspec.json.decode(entry.body)
+    if not trail.shown_in(fields.get("note", "")):
+        return entry
+    return msgspec.structs.replace(entry, body=msgspec.json.encode(fields | {"note": ""}))
+
+# %% ../../nbs/84_forget.ipynb #c031
+LOWER = 0xFFFFFFFF  # bits of an id key that make a tag
+
+
+def renamed_state(
+    entity: EntityPlan,
+    packed: bytes,
+    trail: Trail,
+    tags: dict[tuple[int, int], int],  # time of an order (UTC ms) and its old tag -> its new tag
+) -> bytes:
+    "A state with new names; `ValueError` when it is damaged."
+    plan, space = entity.plan, np.zeros(agg.most_bytes(entity.plan), np.uint8)
+    state = agg.new_state(plan)
+    if not agg.unpack(plan, state, np.frombuffer(packed, np.uint8)):
+        raise ValueError(f"{len(packed)} bytes are not a state of {entity.by!r}: rebuild the states from the log")
+    renamed = lambda place, key: signed(trail.key(entity.columns[place], int(key) & 0xFFFFFFFFFFFFFFFF))
+    for j, place in enumerate(plan.sets):
+        for i in range(state.set_n[j]):
+            state.set_key[j, i] = renamed(place, state.set_key[j, i])
+    for i in range(state.head[agg.START], state.head[agg.END]):
+        for a, place in enumerate(plan.same):
+            state.recent[a, i] = renamed(place, state.recent[a, i])
+        state.tag[i] = tags.get((int(state.ts[i]), int(state.tag[i])), state.tag[i])
+    return space[: agg.pack(plan, state, space, 0)].tobytes()
+
+
+def tags_of(trail: Trail) -> dict[tuple[int, int], int]:
+    "New tags of the customer's orders."
+    return {
+        (when, key & LOWER): trail.alias.key("id", key) & LOWER for key, times in trail.events.items() for when in times
+    }
+
+# %% ../../nbs/84_forget.ipynb #c035
+WORKING, JOURNAL = ".forget", "journal.json"  # folder under settings.batch.folder, and a file in it
+
+
+def write_journal(folder: Path, journal: dict) -> None:
+    "Write the journal whole, for nobody else to read."
+    with write_aside(folder / WORKING / JOURNAL) as aside:
+        with open(os.open(aside, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as handle:
+            json.dump(journal, handle)
+
+
+def new_journal(trail: Trail, last: int, marks: dict[str, list[str]], ends: dict[str, str]) -> dict:
+    "What has to be known to finish the work: the log's last sequence number, checksums of parts that will change, and their ends by name."
+    return {
+        "format": 1,
+        "name": secrets.token_hex(8),
+        "salt": trail.alias.salt.hex(),
+        "draws": trail.alias.draws,
+        "customer": trail.customer,
+        "events": trail.events,
+        "used": {name: sorted(keys) for name, keys in trail.used.items()},
+        "own": {name: sorted(keys) for name, keys in trail.own.items()},
+        "last": last,
+        "marks": marks,
+        "ends": ends,
+        "live": None,
+    }
+
+
+def trail_of(journal: dict, columns: Columns, secret: bytes) -> Trail:
+    "The trail that a journal holds."
+    numbered = lambda mapping: {int(key): value for key, value in mapping.items()}
+    alias = Alias(
+        bytes.fromhex(journal["salt"]), secret, {name: numbered(draws) for name, draws in journal["draws"].items()}
+    )
+    used, own = ({name: set(keys) for name, keys in journal[what].items()} for what in ("used", "own"))
+    return Trail(columns, journal["customer"], numbered(journal["events"]), used, own, alias)
+
+# %% ../../nbs/84_forget.ipynb #c038
+def without_notes(table: pa.Table, trail: Trail) -> tuple[pa.Table, int]:
+    "Empty the notes that name the customer; the table, and how many."
+    if "note" not in table.column_names:
+        return table, 0
+    shown = [bool(note) and trail.shown_in(note) for note in table["note"].to_pylist()]
+    notes = pc.if_else(pa.array(shown, pa.bool_()), "", table["note"])
+    return table.set_column(table.column_names.index("note"), "note", notes), sum(shown)
+
+# %% ../../nbs/84_forget.ipynb #c040
+def rename_file(path: Path, trail: Trail, last: int) -> int:
+    "Rewrite a table with rows that tell of the customer; returns how many rows changed."
+    table, changed = renamed_rows(pq.read_table(path), trail, last)
+    table, silenced = without_notes(table, trail)
+    if changed + silenced:
+        write_parquet(path, table)
+    return changed + silenced
+
+
+def marks_of(parts: list[dict]) -> list[list[str]]:
+    "Name and checksums of parts, as other steps note them."
+    return [[part[key] for key in ("name", "events_sha256", "labels_sha256")] for part in parts]
+
+
+def rename_log(settings: Settings, trail: Trail, journal: dict) -> dict:
+    "Give the rows of the log new names, and note the new checksums in its manifest; rows changed."
+    folder, told = settings.batch.folder, {"parts": 0, "events": 0, "labels": 0, "statements": 0}
+    path = folder / LOG / "manifest.json"
+    if not path.exists():
+        return told
+    manifest = read_json(path)
+    for part in manifest["parts"]:
+        if part.get("statements"):
+            told["statements"] += rename_file(part_path(folder, "statements", part["name"]), trail, journal["last"])
+        if "last_entry" in part and part["name"] in journal["ends"]:
+            part["last_entry"] = journal["ends"][part["name"]]
+        if part["name"] not in journal["marks"]:
+            continue
+        told["parts"] += 1
+        for kind in ("events", "labels"):
+            file = part_path(folder, kind, part["name"])
+            told[kind] += rename_file(file, trail, journal["last"])
+            part[f"{kind}_sha256"] = sha256_of(file)
+    if manifest.get("waiting"):
+        rename_waiting(part_path(folder, "waiting", manifest["waiting"]["name"]), trail)
+    write_json(path, manifest)
+    return told
+
+
+def rename_waiting(path: Path, trail: Trail) -> None:
+    "Give labels that wait beside the log new names."
+    table = pq.read_table(path)
+    renamed, changed = renamed_rows(table.append_column("seq", pa.array(np.zeros(len(table), np.int64))), trail, 0)
+    if changed:
+        write_parquet(path, renamed.select(table.column_names))
+
+# %% ../../nbs/84_forget.ipynb #c042
+def bring_along(parts: list[dict], now: list[dict], marks: dict[str, list[str]]) -> int:
+    "Note the new checksums where the old ones stood; returns in how many parts."
+    new, changed = {part["name"]: part for part in now}, 0
+    for part in parts:
+        if part["name"] not in marks or [part["events_sha256"], part["labels_sha256"]] != marks[part["name"]]:
+            continue
+        part |= {key: new[part["name"]][key] for key in ("events_sha256", "labels_sha256")}
+        changed += 1
+    return changed
+
+
+def old_parts(parts: list[dict], marks: dict[str, list[str]]) -> list[dict]:
+    "Parts of the log with the checksums that they had before."
+    return [
+        part | (dict(zip(("events_sha256", "labels_sha256"), marks[part["name"]])) if part["name"] in marks else {})
+        for part in parts
+    ]
+
+# %% ../../nbs/84_forget.ipynb #c044
+def rename_generation(path: Path, entity: EntityPlan, trail: Trail, tags: dict) -> int:
+    "Give the states of a file new names; returns how many changed."
+    batches = open_states(path)
+    keys = np.array(sorted(trail.used.get(entity.by, ())), np.uint64)
+    places, states = find_states(batches, keys)
+    renamed = {
+        int(keys[place]): renamed_state(entity, state, trail, tags) for place, state in zip(places, states.to_pylist())
+    }
+    changed = {
+        key
+        for key, state in zip(keys[places].tolist(), states.to_pylist())
+        if trail.key(entity.by, key) != key or renamed[key] != state
+    }
+    if not changed:
+        return 0
+    table = pa.Table.from_batches(batches)
+    rest = table.filter(pa.array(~np.isin(table["key"].to_numpy(), np.array(sorted(changed), np.uint64))))
+    new = {"key": [trail.key(entity.by, key) for key in changed], "state": [renamed[key] for key in changed]}
+    whole = pa.concat_tables([rest, pa.table(new, schema=table.schema)])
+    write_states(path, whole.take(pa.array(np.argsort(whole["key"].to_numpy(), kind="stable"))).combine_chunks())
+    return len(changed)
+
+
+def rename_features(settings: Settings, table: FeatureTable, trail: Trail, journal: dict) -> dict:
+    "States and manifest of the settings' feature table with new names; folders of other tables are removed."
+    mine, told, tags = features_folder(settings, table), {"states": 0, "parts": 0, "removed": []}, tags_of(trail)
+    for folder in sorted((settings.batch.folder / "features").glob("*")):
+        path = folder / "manifest.json"
+        if folder.name != mine.name and folder.is_dir():
+            shutil.rmtree(folder)
+            told["removed"].append(folder.name)
+        elif path.exists():
+            manifest = read_json(path)
+            for entity in table.entities:
+                for name in manifest["states"][entity.by]:
+                    told["states"] += rename_generation(folder / "states" / entity.by / name, entity, trail, tags)
+            told["parts"] = bring_along(
+                manifest["parts"], read_manifest(settings.batch.folder)["parts"], journal["marks"]
+            )
+            write_json(path, manifest)
+    return told
+
+# %% ../../nbs/84_forget.ipynb #c046
+def inputs_of(manifest: dict, parts: list[dict], waiting: dict | None) -> str:
+    "What `model.dataset.inputs_hash` gives for a training set's own settings."
+    files = [*marks_of(parts), *([waiting["digest"]] if waiting else [])]
+    text = json.dumps([manifest["format"], manifest["table_hash"], manifest["training"], files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rename_dataset(settings: Settings, trail: Trail, journal: dict) -> dict:
+    "Files and manifest of the training set with new names, and the trained model's note of it."
+    folder, told = settings.batch.folder, {"files": 0, "rows": 0}
+    for name in ("spill", "old", DATASET):
+        shutil.rmtree(folder / DATASET_WORK / name, ignore_errors=True)
+    path, about = folder / DATASET / "manifest.json", folder / "trained" / "about.json"
+    if not path.exists():
+        return told
+    manifest, log = read_json(path), read_manifest(folder)
+    now = log["parts"]
+    for split, entries in manifest["files"].items():
+        for entry in entries:
+            file = folder / DATASET / split / entry["name"]
+            changed = rename_file(file, trail, journal["last"])
+            told["files"], told["rows"], entry["sha256"] = (
+                told["files"] + bool(changed),
+                told["rows"] + changed,
+                sha256_of(file),
+            )
+    before, inputs = old_parts(now, journal["marks"]), manifest["inputs"]
+    waiting = lambda n: log.get("waiting") if n == len(now) else None
+    manifest["inputs"] = next(
+        (
+            inputs_of(manifest, now[:n], waiting(n))
+            for n in range(len(now) + 1)
+            if inputs_of(manifest, before[:n], waiting(n)) == inputs
+        ),
+        inputs,
+    )
+    if about.exists() and (note := read_json(about)).get("dataset") == inputs:
+        write_json(about, note | {"dataset": manifest["inputs"]})
+    write_json(path, manifest)
+    return told
+
+# %% ../../nbs/84_forget.ipynb #c048
+CUT = 100  # characters after which a refused line is cut
+
+
+def cleared(column: str, value: str | None, texts: dict[str, set[str]]) -> bool:
+    "Whether a refused value shows one of the customer's texts, which are given by column."
+    if not value:
+        return False
+    if column:
+        return value in texts.get(column, ())
+    pieces, known = re.split(r"[,;|\t\"'\s]+", value), set().union(*texts.values())
+    cut = len(value) >= CUT and len(pieces[-1]) > 2 and any(text.startswith(pieces[-1]) for text in known)
+    return cut or not known.isdisjoint(pieces)
+
+
+def clear_rejects(folder: Path, texts: dict[str, set[str]]) -> dict:
+    "Empty the values of refused rows that show the customer's texts; how many, in how many files."
+    told = {"files": 0, "values": 0}
+    for path in sorted((folder / REJECTS).glob("*.parquet")):
+        table = pq.read_table(path)
+        gone = [
+            cleared(column, value, texts)
+            for column, value in zip(table["column"].to_pylist(), table["value"].to_pylist())
+        ]
+        if not any(gone):
+            continue
+        values = pc.if_else(pa.array(gone), pa.scalar(None, table["value"].type), table["value"])
+        with write_aside(path) as aside:
+            os.close(os.open(aside, os.O_CREAT | os.O_WRONLY, 0o600))
+            pq.write_table(
+                table.set_column(table.column_names.index("value"), "value", values), aside, compression="lz4"
+            )
+        told = {"files": told["files"] + 1, "values": told["values"] + sum(gone)}
+    return told
+
+# %% ../../nbs/84_forget.ipynb #c051
+def texts_in(table: pa.Table, columns: Columns, customer: int) -> dict[str, set[str]]:
+    "Raw texts of the customer's rows, by column, and the ids under the name that rejects use."
+    mine = table.filter(pa.array(table[f"{columns.entities[0]}_key"].to_numpy() == np.uint64(customer)))
+    found = {name: set(mine[name].to_pylist()) - {None} for name in columns.hashed}
+    return found | {":".join(columns.id): set(mine["id"].to_pylist())}
+
+
+def look_in_log(settings: Settings, found: Found, texts: dict[str, set[str]]) -> list[str]:
+    "Find the customer's orders in the log; names of the parts that hold rows of theirs."
+    folder, columns, parts = settings.batch.folder, settings.columns, []
+    if not (folder / LOG / "manifest.json").exists():
+        return parts
+    customer = f"{columns.entities[0]}_key"
+    holds = lambda part, kind: (
+        np.uint64(found.customer) in read_part(folder, kind, part, [customer])[customer].to_numpy()
+    )
+    for part in read_manifest(folder)["parts"]:
+        events, labels = (holds(part["name"], kind) for kind in ("events", "labels"))
+        if events or labels:
+            parts.append(part["name"])
+        if labels:
+            note_own(found, orders_of_part(settings, part["name"], "labels"), columns)
+        if not events:
+            continue
+        note_own(found, orders_of_part(settings, part["name"]), columns)
+        own = texts_in(read_part(folder, "events", part["name"]), columns, found.customer)
+        for name, values in own.items():
+            texts.setdefault(name, set()).update(values)
+    return parts
+
+# %% ../../nbs/84_forget.ipynb #c053
+def read_entries(client: Client, key: bytes, after: bytes, count: int = 2_000) -> Iterator[tuple[bytes, list[bytes]]]:
+    "Entries of a stream after an entry: number, and fields with their values."
+    while found := client.call("XRANGE", key, b"(" + after, "+", "COUNT", count):
+        yield from found
+        after = found[-1][0]
+
+
+def renamed_data(data: bytes, trail: Trail) -> bytes:
+    "An entry's bytes from now on; the same ones when it does not tell of the customer."
+    entry = decode_entry(data)
+    new = forgotten(entry, trail)
+    return data if new is entry else encode_entry(new)
+
+
+def copy_log(client: Client, names: Names, to: bytes, trail: Trail, tick: Callable[[int], None]) -> tuple[bytes, int]:
+    "Copy the live log with new names; the last entry's number, and entries renamed."
+    changed, held, after = 0, [], b"0-0"
+
+    def send() -> None:
+        client.send(b"".join(held))
+        client.receive(len(held))
+        tick(len(held))
+        held.clear()
+
+    for after, fields in read_entries(client, names.log, b"0-0"):
+        new = renamed_data(fields[1], trail)
+        if new != fields[1]:
+            fields, changed = [fields[0], new, *fields[2:]], changed + 1
+        held.append(hiredis.pack_command(("XADD", to, after, *fields)))
+        if len(held) >= 500:
+            send()
+    if held:
+        send()
+    return after, changed
+
+# %% ../../nbs/84_forget.ipynb #c055
+def patterns_of(trail: Trail) -> list[bytes]:
+    "What the bytes of an entry hold if it has to do with the customer: their keys, as MessagePack writes them."
+    own = [key for keys in trail.own.values() for key in keys]
+    return [msgspec.msgpack.encode(key) for key in dict.fromkeys([trail.customer, *own, *trail.events])]
+
+
+def last_entry(client: Client, names: Names) -> bytes:
+    "Number of the last entry of the live log."
+    found = client.call("XREVRANGE", names.log, "+", "-", "COUNT", 1)
+    return found[0][0] if found else b"0-0"
+
+
+NOTE, EMPTY = b'"note":"', b'"note":""'  # in the body of a statement with a note, and of one without
+
+
+def concerned(client: Client, names: Names, after: bytes, trail: Trail) -> bool:
+    "Whether an entry after another has to do with the customer."
+    patterns = patterns_of(trail)
+    noted = lambda data: NOTE in data and EMPTY not in data and renamed_data(data, trail) != data
+    return any(
+        noted(data) or any(pattern in data for pattern in patterns)
+        for _, (_, data, *_) in read_entries(client, names.log, after)
+    )
+
+# %% ../../nbs/84_forget.ipynb #c057
+FORGET = """
+local states, patterns = tonumber(ARGV[4]), tonumber(ARGV[5])
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 'moved' end
+local tail = redis.call('XRANGE', KEYS[3], '(' .. ARGV[2], '+')
+for _, entry in ipairs(tail) do
+  local data = entry[2][2]
+  if string.find(data, '"note":"', 1, true) and not string.find(data, '"note":""', 1, true) then return 'grew' end
+  for i = 1, patterns do
+    if string.find(data, ARGV[5 + 2 * states + i], 1, true) then return 'grew' end
+  end
+end
+for i = 1, states do
+  if redis.call('GETRANGE', KEYS[5 + 2 * i - 1], 0, 7) ~= ARGV[5 + 2 * i - 1] then return 'changed' end
+end
+if redis.call('EXISTS', KEYS[4]) == 1 then
+  for _, entry in ipairs(tail) do redis.call('XADD', KEYS[4], entry[1], unpack(entry[2])) end
+  redis.call('RENAME', KEYS[4], KEYS[3])
+end
+for i = 1, states do
+  local old, new = KEYS[5 + 2 * i - 1], KEYS[5 + 2 * i]
+  if old ~= new then redis.call('RENAME', old, new) end
+  redis.call('SET', new, ARGV[5 + 2 * i], 'KEEPTTL')
+end
+for i = 6 + 2 * states, #KEYS do redis.call('UNLINK', KEYS[i]) end
+local seq = redis.call('GET', KEYS[2]) or '-1'
+redis.call('SET', KEYS[5], ARGV[3] .. ':' .. seq .. ':' .. ARGV[1])
+return 'done' .. seq
+"""
+
+# %% ../../nbs/84_forget.ipynb #c059
+class Places(NamedTuple):
+    "Keys of the store that only forgetting uses."
+
+    copy: bytes  # the live log with new names, while it is made
+    done: bytes  # which journal was carried out, and up to which sequence number
+
+
+def places_of(names: Names) -> Places:
+    "Those of a domain."
+    return Places(names.root + b"forget:log", names.root + b"forget:done")
+
+# %% ../../nbs/84_forget.ipynb #c061
+def changed_states(
+    client: Client, prefix: bytes, table: FeatureTable, trail: Trail
+) -> list[tuple[bytes, bytes, bytes, bytes]]:
+    "Of each state that changes: old key, new key, token, and what it becomes, with a new token."
+    tags, found = tags_of(trail), []
+    for e, entity in enumerate(table.entities):
+        keys = sorted(trail.used.get(entity.by, ()))
+        values = client.call("MGET", *[prefix + state_key(e, key) for key in keys]) if keys else []
+        for key, value in zip(keys, values):
+            if value is None:
+                continue
+            new, state = trail.key(entity.by, key), renamed_state(entity, value[8:], trail, tags)
+            if new != key or state != value[8:]:
+                found.append(
+                    (prefix + state_key(e, key), prefix + state_key(e, new), value[:8], secrets.token_bytes(8) + state)
+                )
+    return found + moved_ledgers(client, prefix, trail)
+
+# %% ../../nbs/84_forget.ipynb #c062
+def moved_ledgers(client: Client, prefix: bytes, trail: Trail) -> list[tuple[bytes, bytes, bytes, bytes]]:
+    "Of each ledger of the customer's orders: the same."
+    events, found = [(key, when) for key, times in trail.events.items() for when in times], []
+    values = client.call("MGET", *[prefix + ledger_key(*event) for event in events]) if events else []
+    for (key, when), value in zip(events, values):
+        if not value:
+            continue
+        new = prefix + ledger_key(trail.alias.key("id", key), when)
+        found.append((prefix + ledger_key(key, when), new, value[:8], secrets.token_bytes(8) + value[8:]))
+    return found
+
+
+def moved_records(client: Client, prefix: bytes, trail: Trail) -> list[tuple[bytes, bytes, bytes, bytes]]:
+    "Of each record of the customer's orders: old key, new key, how it begins, and what it becomes."
+    events, found = list(trail.events), []
+    values = client.call("MGET", *[prefix + event_key(key) for key in events]) if events else []
+    for key, value in zip(events, values):
+        if value is None:
+            continue
+        seq, _, record = value.partition(b" ")  # the record begins with the digest
+        old, new = (prefix + event_key(one) for one in (key, trail.alias.key("id", key)))
+        found.append((old, new, value[:8], seq + b" " + secrets.token_bytes(16) + record[16:]))
+    return found
+
+
+def label_record_keys(
+    id_key: int,
+    known: int,
+    label: int,
+    previous: int,
+    said: int = -1,
+    source: str = "",
+    retracts: int | None = None,
+) -> list[bytes]:
+    "Record keys that a label's entry may have: as `Engine.learn` makes them, and as an assertion or a retraction does."
+    learned = [label_key(id_key, known) + bytes([label & 255, previous + 1])]
+    if retracts is not None:
+        return learned + [retraction_key(id_key, retracts)]
+    return learned + ([said_key(id_key, SOURCES.index(source), said, known)] if source in SOURCES else [])
+
+# %% ../../nbs/84_forget.ipynb #c064
+def records_of(here: "Opened", epoch: str, trail: Trail) -> list[bytes]:
+    "Keys of the records of verdicts on the customer's orders."
+    found, folder = [], here.settings.batch.folder
+    for _, fields in read_entries(here.client, here.names.log, b"0-0"):
+        entry = decode_entry(fields[1])
+        if entry.kind != "label" or not is_mine(entry, trail):
+            continue
+        told = decode_assertion(entry.body)
+        found += label_record_keys(
+            entry.id_key, entry.known, entry.label, entry.previous, told.said, told.source, told.retracts
+        )
+    parts = read_manifest(folder)["parts"] if (folder / LOG / "manifest.json").exists() else []
+    for part in parts:
+        if part.get("live") != epoch:
+            continue
+        kinds = {"labels": ["id_key", "known", "label", "previous"]}
+        if part["statements"]:
+            kinds["statements"] = ["id_key", "known", "said", "source", "retracts"]
+        for kind, names in kinds.items():
+            table = read_part(folder, kind, part["name"], names)
+            mine = table.filter(pc.is_in(table["id_key"], pa.array(list(trail.events), pa.uint64())))
+            known = mine["known"].cast(pa.int64())
+            for row in mine.set_column(1, "known", known).to_pylist():
+                found += label_record_keys(**{"label": 0, "previous": -1} | row)
+    return [here.names.records(epoch) + key for key in dict.fromkeys(found)]
+
+# %% ../../nbs/84_forget.ipynb #c066
+def live_entries(client: Client, names: Names) -> Iterator[list[Entry]]:
+    "Entries of the live log, in portions."
+    held = []
+    for _, fields in read_entries(client, names.log, b"0-0"):
+        held.append(decode_entry(fields[1]))
+        if len(held) >= 10_000:
+            yield held
+            held = []
+    yield held
+
+
+def switch_names(
+    client: Client,
+    names: Names,
+    marker: bytes,
+    after: bytes,
+    journal: dict,
+    trail: Trail,
+    states: list,
+    records: list[bytes],
+) -> bytes:
+    "Run the script; its answer."
+    patterns = patterns_of(trail)
+    keys = [
+        names.now,
+        names.seq,
+        names.log,
+        *places_of(names),
+        *[key for old, new, _, _ in states for key in (old, new)],
+        *records,
+    ]
+    values = [value for _, _, token, state in states for value in (token, state)]
+    return client.call(
+        "EVAL", FORGET, len(keys), *keys, marker, after, journal["name"], len(states), len(patterns), *values, *patterns
+    )
+
+
+def check_store(found: Any, table: FeatureTable) -> None:
+    "`ValueError` when the states of a store cannot be read with this feature table."
+    if found.meta and found.meta.table_hash not in ("", table.hash):
+        raise ValueError(
+            f"the store holds states of feature table {found.meta.table_hash[:12]}, the settings make {table.hash[:12]}: "
+            "use the settings that filled the store, or run `fraud-poc prepare-db` first"
+        )
+
+# %% ../../nbs/84_forget.ipynb #c068
+def rename_handed(client: Client, key: bytes, trail: Trail) -> None:
+    "Give labels that wait in the store new names; one whose time comes before its order has its new name goes on waiting."
+    for data in client.call("ZRANGE", key, 0, -1):
+        label = decode_waiting(data)
+        ident = key_of(label.order, trail.alias.secret)
+        if ident not in trail.events:
+            continue
+        client.call(
+            "ZADD",
+            key,
+            label.known,
+            encode_waiting(msgspec.structs.replace(label, order=trail.alias.text("id", ident))),
+        )
+        client.call("ZREM", key, data)
+
+
+def forget_live(here: "Opened", searched: "Searched", journal: dict) -> dict | None:
+    "Change the store in one step: what changed, with `last`, the sequence number up to which; None when it moved on and must be looked at again."
+    client, names, trail = here.client, here.names, searched.trail
+    found, copy = look(client, names), places_of(names).copy
+    check_store(found, here.table)
+    remove_stale(client, names)
+    client.call("UNLINK", copy)
+    after, changed = last_entry(client, names), 0
+    if concerned(client, names, b"0-0", trail):
+        after, changed = copy_log(client, names, copy, trail, here.tick)
+    if concerned(client, names, searched.seen, trail):
+        return None
+    epoch, prefix = (found.meta.epoch, names.states(found.meta.generation)) if found.meta else ("", b"")
+    records = records_of(here, epoch, trail) if found.meta else []
+    if found.meta:
+        rename_handed(client, names.waiting(epoch), trail)
+    for _ in range(ROUNDS):
+        states = changed_states(client, prefix, here.table, trail) if found.meta else []
+        orders = moved_records(client, names.records(epoch), trail) if found.meta else []
+        answer = switch_names(client, names, found.marker, after, journal, trail, states + orders, records)
+        if answer.startswith(b"done"):
+            return {
+                "entries": changed,
+                "states": len(states),
+                "records": len(orders) + len(records),
+                "epoch": epoch,
+                "last": int(answer[4:]),
+            }
+        if answer != b"changed":
+            break
+    return None
+
+# %% ../../nbs/84_forget.ipynb #c070
+def new_ends(here: "Opened", parts: list[dict], trail: Trail) -> dict[str, str]:
+    "By part of the log: what it will note of its last live entry, where that changes."
+    ended = [part for part in parts if "last_entry" in part]
+    if not ended or not here.client:
+        return {}
+    last = ended[-1]["next_seq"] - 1
+    found = here.client.call("XRANGE", here.names.log, f"{last}-0", f"{last}-99")
+    if not found or hashlib.sha256(found[0][1][1]).hexdigest() != ended[-1]["last_entry"]:
+        return {}
+    return {ended[-1]["name"]: hashlib.sha256(renamed_data(found[0][1][1], trail)).hexdigest()}
+
+# %% ../../nbs/84_forget.ipynb #c072
+REPLACE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) return 1 end return 0"
+
+
+def rename_base(client: Client, names: Names, now: list[dict], marks: dict[str, list[str]]) -> bool:
+    "Note the log's new checksums in the store; whether there was something to note."
+    text = client.call("GET", names.meta)
+    if not text:
+        return False
+    meta = json.loads(text)
+    sealed = lambda parts: hashlib.sha256(json.dumps(marks_of(parts)).encode()).hexdigest()
+    count = meta["base"].get("parts", 0)
+    if meta["base"].get("log") != sealed(old_parts(now, marks)[:count]) or sealed(now[:count]) == meta["base"]["log"]:
+        return False
+    meta["base"]["log"] = sealed(now[:count])
+    return bool(client.call("EVAL", REPLACE, 1, names.meta, text, json.dumps(meta)))
+
+# %% ../../nbs/84_forget.ipynb #c074
+def facts(client: Client) -> dict[str, str]:
+    "What the server says of its files."
+    return dict(re.findall(r"(\w+):(\S*)", client.call("INFO", "persistence").decode()))
+
+
+def rewritten(client: Client, command: str, outcome: str, patience: float = 600.0) -> str:
+    'Have the server write a file anew, and wait: "done", or why it refuses. `TimeoutError` when it takes too long.'
+    until = time.monotonic() + patience
+    names = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")
+    busy = lambda: any(facts(client).get(name, "0") == "1" for name in names)
+    while busy() and time.monotonic() < until:
+        time.sleep(0.02)
+    try:
+        client.call(command)
+    except (ValueError, ConnectionError) as error:
+        return f"refused, have it done by whoever runs the server: {error}"
+    while busy():
+        if time.monotonic() > until:
+            raise TimeoutError(f"the store did not write its file anew within {patience:g} s: run again")
+        time.sleep(0.02)
+    if facts(client).get(outcome) != "ok":
+        raise OSError("the store failed to write its file anew (see its log): run again")
+    return "done"
+
+
+def compact_store(client: Client) -> dict[str, str]:
+    "Have the server's files written anew; what came of it."
+    told = {}
+    if facts(client).get("aof_enabled") == "1":
+        told["append_only_file"] = rewritten(client, "BGREWRITEAOF", "aof_last_bgrewrite_status")
+    try:
+        save = client.call("CONFIG", "GET", "save")[1]
+    except (ValueError, ConnectionError):
+        save = b"?"  # a server that lets nobody ask
+    return told | ({"snapshot": rewritten(client, "BGSAVE", "rdb_last_bgsave_status")} if save else {})
+
+# %% ../../nbs/84_forget.ipynb #c076
+ARCHIVES = "live_log"  # folder under settings.batch.folder
+
+
+def orders_of_archive(path: Path, columns: Columns) -> Orders:
+    "Orders of an archived live log, and those that its labels are about."
+    rows = pq.read_table(path, columns=["kind", "id_key", "time", "keys"]).to_pylist()
+    if any(len(row["keys"]) != len(columns.hashed) for row in rows if row["kind"] == "event"):
+        raise ValueError(f"{path} has other columns: put the settings back that wrote it")
+    return orders_of_entries(columns, [Entry(**row) for row in rows])
+
+
+def rename_archive(path: Path, trail: Trail, live: dict) -> int:
+    "Give the customer's entries of an archived live log new names; returns how many."
+    table, fields, changed = pq.read_table(path), Entry.__struct_fields__, 0
+    rows, known = table.to_pylist(), path.stem.rpartition("-")[0] == live["epoch"]
+    for place, row in enumerate(rows):
+        if known and row["seq"] > live["last"]:
+            continue
+        entry = Entry(**{name: row[name] for name in fields if name in row})
+        new = forgotten(entry, trail)
+        if new is entry:
+            continue
+        rows[place], changed = row | {name: getattr(new, name) for name in fields if name in row}, changed + 1
+    if changed:
+        write_parquet(path, pa.Table.from_pylist(rows, table.schema))
+    return changed
+
+# %% ../../nbs/84_forget.ipynb #c078
+def decisions_of(connection: sa.Connection, columns: Columns, customer: int, live: dict | None = None) -> list[sa.Row]:
+    "Decisions on the customer's orders: id, order_id, id_key, time, body; up to where `live` says."
+    linked = sa.and_(
+        links.c.decision_id == decisions.c.id, links.c.entity == columns.entities[0], links.c.key == signed(customer)
+    )
+    wanted = sa.select(decisions.c.id, decisions.c.id_key, decisions.c.time, decisions.c.body).join(links, linked)
+    if live:
+        wanted = wanted.where(sa.not_(sa.and_(decisions.c.log == live["epoch"], decisions.c.position > live["last"])))
+    return connection.execute(wanted.order_by(decisions.c.id)).all()
+
+
+def look_in_database(
+    connection: sa.Connection, columns: Columns, found: Found, texts: dict[str, set[str]], secret: bytes
+) -> int:
+    "Take in the customer's orders that the database knows, and who else used their values; how many orders."
+    rows, missing = decisions_of(connection, columns, found.customer), missing_words(columns)
+    for row in rows:
+        fields = msgspec.json.decode(row.body)
+        known = {name: identity_text(fields.get(name), True, missing) for name in columns.hashed}
+        keys = {name: key_of(text, secret) for name, text in known.items()}
+        found.note_order(unsigned(row.id_key), row.time)
+        for name, key in keys.items():
+            if key:
+                found.used.setdefault(name, set()).add(key)
+                texts.setdefault(name, set()).add(known[name])
+    mine = sa.select(links.c.decision_id).where(
+        links.c.entity == columns.entities[0], links.c.key == signed(found.customer)
+    )
+    for name in columns.entities:
+        for key in found.used.get(name, ()):
+            others = sa.select(links.c.decision_id).where(
+                links.c.entity == name, links.c.key == signed(key), links.c.decision_id.not_in(mine)
+            )
+            if connection.execute(others.limit(1)).first():
+                found.shared.setdefault(name, set()).add(key)
+    return len(rows)
+
+# %% ../../nbs/84_forget.ipynb #c080
+def change_rows(connection: sa.Connection, column: sa.Column, values: dict[int, dict]) -> int:
+    "Change rows of a column's table: what the column holds -> new values by name; returns how many were given."
+    if not values:
+        return 0
+    names = list(next(iter(values.values())))
+    statement = (
+        sa.update(column.table)
+        .where(column == sa.bindparam("of"))
+        .values({name: sa.bindparam(f"new_{name}") for name in names})
+    )
+    connection.execute(
+        statement, [{"of": of} | {f"new_{name}": one[name] for name in names} for of, one in values.items()]
+    )
+    return len(values)
+
+
+def rename_links(connection: sa.Connection, ids: list[int], trail: Trail) -> int:
+    "New keys in the links of some decisions; how many changed."
+    given = {name: sa.bindparam(name) for name in ("of", "name", "old", "new")}
+    change = sa.update(links).where(
+        links.c.decision_id == given["of"], links.c.entity == given["name"], links.c.key == given["old"]
+    )
+    own = [(name, key) for name in trail.columns.entities for key in trail.own.get(name, ())]
+    moved = [{"name": name, "old": signed(key), "new": signed(trail.key(name, key))} for name, key in own]
+    held = {
+        (link.decision_id, link.entity, link.key)
+        for start in range(0, len(ids), 500)
+        for link in connection.execute(sa.select(links).where(links.c.decision_id.in_(ids[start : start + 500])))
+    }
+    values = [{"of": of} | one for of in ids for one in moved if (of, one["name"], one["old"]) in held]
+    if values:
+        connection.execute(change.values(key=given["new"]), values)
+    return len(values)
+
+
+def loose_statements(connection: sa.Connection, trail: Trail, live: dict) -> dict[int, str]:
+    "Statements without a decision on the customer's orders: number of the row -> new id of the order."
+    rows = connection.execute(
+        sa.select(labels.c.id, labels.c.order_id, labels.c.log, labels.c.position).where(labels.c.decision_id.is_(None))
+    )
+    keys = {
+        row.id: key_of(row.order_id, trail.alias.secret)
+        for row in rows
+        if row.log != live["epoch"] or row.position <= live["last"]
+    }
+    return {number: trail.alias.text("id", key) for number, key in keys.items() if key in trail.events}
+
+# %% ../../nbs/84_forget.ipynb #c081
+def rename_database(connection: sa.Connection, trail: Trail, live: dict) -> dict:
+    "Give the rows of the customer's orders new names; how many, by table."
+    fence_writer(connection, live)
+    rows, alias = decisions_of(connection, trail.columns, trail.customer, live), trail.alias
+    keys = {row.id: unsigned(row.id_key) for row in rows}
+    name = {number: alias.text("id", key) for number, key in keys.items()}
+    person = {"customer": trail.text(trail.columns.entities[0], trail.customer)}
+    told = {"links": rename_links(connection, list(keys), trail)}
+    told["decisions"] = change_rows(
+        connection,
+        decisions.c.id,
+        {
+            row.id: person
+            | {
+                "order_id": name[row.id],
+                "id_key": signed(alias.key("id", keys[row.id])),
+                "body": renamed_body(row.body.encode(), trail, name[row.id]).decode(),
+            }
+            for row in rows
+        },
+    )
+    change_rows(connection, cases.c.decision_id, {number: person | {"note": ""} for number in keys})
+    change_rows(
+        connection, labels.c.decision_id, {number: {"order_id": ident, "note": ""} for number, ident in name.items()}
+    )
+    loose = {
+        number: {"order_id": ident, "note": ""} for number, ident in loose_statements(connection, trail, live).items()
+    }
+    told["statements"] = change_rows(connection, labels.c.id, loose)
+    return told | {"notes": clear_notes(connection, trail)}
+
+# %% ../../nbs/84_forget.ipynb #c083
+def clear_notes(connection: sa.Connection, trail: Trail) -> int:
+    "Empty the notes that name the customer; how many."
+    count = 0
+    for column in (cases.c.decision_id, labels.c.id):
+        rows = connection.execute(sa.select(column, column.table.c.note).where(column.table.c.note != "")).all()
+        count += change_rows(connection, column, {row[0]: {"note": ""} for row in rows if trail.shown_in(row.note)})
+    return count
+
+# %% ../../nbs/84_forget.ipynb #c085
+def compact_database(database: sa.Engine, patience: float = 30.0) -> None:
+    "Have the database's files written anew; `TimeoutError` when somebody is in the way for too long."
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if connection.dialect.name == "postgresql":
+            for table in (decisions, links, cases, labels):
+                connection.exec_driver_sql(f"VACUUM FULL {table.name}")
+            return
+    until, raw = time.monotonic() + patience, database.raw_connection()
+    try:
+        raw.driver_connection.execute("VACUUM")
+        while raw.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > until:
+                raise TimeoutError(
+                    "somebody reads the database without a break, so its log cannot be emptied: run again"
+                )
+            time.sleep(0.05)
+    finally:
+        raw.close()
+
+# %% ../../nbs/84_forget.ipynb #c087
+STILL = 3.0  # seconds without a move, after which a writer is taken for stopped
+
+
+def fence_writer(connection: sa.Connection, live: dict) -> None:
+    "Have the writer of decisions read again what it has read and not written."
+    connection.execute(sa.update(writers).where(writers.c.log == live["epoch"]).values(log=""))
+
+
+def await_writer(database: sa.Engine, live: dict, still: float = STILL) -> None:
+    "Wait while the writer is at an earlier log, until it is done or stands still."
+    earlier = sa.select(sa.func.min(writers.c.position)).where(writers.c.log.not_in(["", live["epoch"]]))
+    before, since = None, time.monotonic()
+    while time.monotonic() < since + still:
+        with database.connect() as connection:
+            position = connection.execute(earlier).scalar()
+        if position is None:
+            return
+        if position != before:
+            before, since = position, time.monotonic()
+        time.sleep(0.05)
+
+# %% ../../nbs/84_forget.ipynb #c089
+@dataclass
+class Opened:
+    "What a customer may have left something in."
+>>>>>>> main
 
     settings: Settings
     table: FeatureTable
