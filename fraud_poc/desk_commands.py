@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .core.audit import list_audit
 from .core.events import COMMAND_LINE, Actor
 from .core.files import Progress
 from .core.settings import Settings, load_settings
@@ -336,6 +335,8 @@ def audit_list(
     "The newest rows of the audit."
 
     def act(settings: Settings, database: Any) -> dict:
+        from fraud_poc.core.audit import list_audit
+
         names = ("number", "at", "who", "what", "about", "detail")
         return {"audit": [{name: row[name] for name in names} for row in list_audit(database, last)]}
 
