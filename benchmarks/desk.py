@@ -3,7 +3,7 @@
     python benchmarks/desk.py [--decisions 1000000] [--cases 100000] [--requests 40] [--keep FOLDER] [--browser]
 
 The database is SQLite, filled by benchmarks/many_decisions.py. The desk runs under uvicorn in a process of its own, and one client asks for each page over
-HTTP with another filter, cursor or case each time, as somebody does who works through the queue; decisions are given too, with a log that only answers.
+HTTP with another filter, cursor or case each time, as an analyst who works through the queue; decisions are given too, with a log that only answers.
 Times are from the request to the last byte. --browser measures the first paint of the queue in headless Chromium as well. The last line is one JSON object:
 `p95_ms`, the page whose 95th percentile is the worst.
 """
@@ -32,6 +32,7 @@ from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.desk import queries, trends  # noqa: E402
 from fraud_poc.desk.accounts import list_accounts, new_account  # noqa: E402
 from fraud_poc.desk.tables import cases, decisions  # noqa: E402
+from fraud_poc.live.labels import Retraction, Said, Statement  # noqa: E402
 
 NAME, PASSWORD = "analyst", "a sentence of hers"
 
@@ -50,13 +51,14 @@ def serve(folder: Path, listener: socket.socket) -> None:
     from fraud_poc.desk.pages import create_desk
 
     queries.key_of = lambda text, secret: unsigned(many_decisions.key_of(text))  # as the generated rows have them
-    said = iter(range(10**9))
+    positions = iter(range(10**9))
 
-    async def say(order: str, fraud: bool, note: str, by: str) -> int:
-        return next(said)
+    async def send(change: Statement | Retraction) -> tuple[str, Said]:
+        label, source = (-1, "") if isinstance(change, Retraction) else (int(change.fraud), change.source)
+        return "e", Said(change.order, label, source, -1, next(positions), True, False)
 
     settings, app = settings_of(folder), FastAPI()
-    app.mount("/desk", create_desk(settings, open_database(settings), say, bytes(32)))
+    app.mount("/desk", create_desk(settings, open_database(settings), send, bytes(32)))
     uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run([listener])
 
 
@@ -184,7 +186,7 @@ def main() -> None:
     parser.add_argument("--browser", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, socket.socket() as listener:
-        folder = args.remove_old or Path(temporary)
+        folder = args.keep or Path(temporary)
         filled, settings = (folder / "desk.sqlite").exists(), settings_of(folder)
         engine = open_database(settings)
         if not filled:

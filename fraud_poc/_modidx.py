@@ -555,7 +555,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                            'fraud_poc/desk/queries.py'),
                                         'fraud_poc.desk.queries.Filters.query': ('queries.html#filters.query', 'fraud_poc/desk/queries.py'),
                                         'fraud_poc.desk.queries.QueryContext': ('queries.html#querycontext', 'fraud_poc/desk/queries.py'),
-                                        'fraud_poc.desk.queries._count': ('queries.html#_count', 'fraud_poc/desk/queries.py'),
+                                        'fraud_poc.desk.queries._count_rows': ('queries.html#_count_rows', 'fraud_poc/desk/queries.py'),
                                         'fraud_poc.desk.queries._first_of_customer': ( 'queries.html#_first_of_customer',
                                                                                        'fraud_poc/desk/queries.py'),
                                         'fraud_poc.desk.queries._log_odds': ('queries.html#_log_odds', 'fraud_poc/desk/queries.py'),

@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .core.audit import list_audit
 from .core.events import COMMAND_LINE, Actor
 from .core.files import Progress
 from .core.settings import Settings, load_settings
@@ -336,19 +335,10 @@ def audit_list(
     "The newest rows of the audit."
 
     def act(settings: Settings, database: Any) -> dict:
-<<<<<<< HEAD:fraud_poc/desk_commands.py
+        from fraud_poc.core.audit import list_audit
+
         names = ("number", "at", "who", "what", "about", "detail")
         return {"audit": [{name: row[name] for name in names} for row in list_audit(database, last)]}
-=======
-        from fraud_poc.desk.access import list_audit
-
-        return {
-            "audit": [
-                {name: row[name] for name in ("number", "at", "who", "what", "about", "detail")}
-                for row in list_audit(database, last)
-            ]
-        }
->>>>>>> main:fraud_poc/desk/commands.py
 
     run_on_database("audit list", config, overrides, as_json, act)
 
@@ -365,11 +355,11 @@ def labels_step(path: str, err: Console, rejected: list[dict]) -> Step:
             rejected.append({"row": row, "column": error.name, "reason": error.msg})
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.live.label_files import assert_file
-        from fraud_poc.live.redis_server import server_for
+        from fraud_poc.live.labels import say_file
+        from fraud_poc.live.store import server_for
 
         with server_for(settings) as url:
-            return asyncio.run(assert_file(settings, url, path, report, operator(), progress))
+            return asyncio.run(say_file(settings, url, path, report, operator(), progress))
 
     return step
 
@@ -378,8 +368,8 @@ def collect_step(drop: bool) -> Step:
     "Copy the live log into the batch log."
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.live.collect import collect
-        from fraud_poc.live.redis_server import server_for
+        from fraud_poc.live.labels import collect
+        from fraud_poc.live.store import server_for
 
         with server_for(settings) as url:
             result = collect(settings, url, progress, drop)

@@ -238,7 +238,7 @@ def test_a_case_shows_all_that_is_known(desk):
         other["order_id"],
         "Similar decided cases",
         'data-chart="graph"',
-        "an analyst decides",
+        "analysts decide",
     ):
         assert words in text, words
     assert "Clear <kbd>" not in text and f"/case/{number}/state" in text
@@ -512,7 +512,7 @@ def test_undo_gives_back_what_others_assert(fresh):
 
 
 def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
-    "A chargeback that comes while an analyst decides is what counts, and a key is not a person of the same name."
+    "A chargeback that comes while analysts decide is what counts, and a key is not a person of the same name."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     with fresh.engine.connect() as connection:
         order = queries.find_decision(connection, number)["order_id"]

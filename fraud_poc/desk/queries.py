@@ -78,7 +78,7 @@ def filter_message(
     errors: Sequence[Mapping[str, Any]],  # as pydantic and FastAPI report them
 ) -> str:
     "A sentence about the first invalid filter."
-    names = {"least": "the amount from", "most": "the amount to", "find": "the search text"}
+    names = {"least": "the amount from", "most": "the amount to", "find": "the search"}
     name, text = str(errors[0]["loc"][-1]), errors[0]["msg"].removeprefix("Value error, ")
     if errors[0]["type"] == "literal_error":
         text = f"must be one of {', '.join(word for word in get_args(Filters.__annotations__[name]) if word)}"
@@ -177,14 +177,14 @@ COUNT_LIMIT = 10_000  # cases that are counted exactly
 NEWEST_SCANNED, SHOWN_CHECKED = 5_000, 500  # cases
 
 
-def _count(connection: sa.Connection, query: sa.Select, limit: int) -> int:
+def _count_rows(connection: sa.Connection, query: sa.Select, limit: int) -> int:
     return connection.execute(sa.select(sa.func.count()).select_from(query.limit(limit).subquery())).scalar()
 
 
 def count_cases(connection: sa.Connection, context: QueryContext, filters: Filters) -> int:
     "Number of cases that match the filters; COUNT_LIMIT + 1 when there are more."
     some = sa.select(sa.literal(1)).select_from(cases).where(*conditions(context, filters))
-    return _count(connection, some, COUNT_LIMIT + 1)
+    return _count_rows(connection, some, COUNT_LIMIT + 1)
 
 
 def newest_case(connection: sa.Connection) -> int:
@@ -203,7 +203,7 @@ def count_new(
     newer = sa.select(cases.c.decision_id).where(cases.c.decision_id > newest)
     newer = newer.order_by(cases.c.decision_id.desc()).limit(NEWEST_SCANNED)
     some = sa.select(sa.literal(1)).select_from(cases)
-    return _count(connection, some.where(cases.c.decision_id.in_(newer), *conditions(context, filters)), limit)
+    return _count_rows(connection, some.where(cases.c.decision_id.in_(newer), *conditions(context, filters)), limit)
 
 
 def closed_among(
