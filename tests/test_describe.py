@@ -14,7 +14,8 @@ from fraud_poc.core.files import read_json
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
-from fraud_poc.features.batch import compute_features, features_folder
+from fraud_poc.features.batch import compute_features
+from fraud_poc.features.state_files import features_folder
 from fraud_poc.features.table import build_table
 from fraud_poc.ops import describe as module
 from fraud_poc.ops.describe import KeyCounts, auc, binned, busiest, chosen, delay_days, describe, survey, unlike, wilson

@@ -24,7 +24,8 @@ from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.access import list_audit, verify_audit
 from fraud_poc.desk.database import cases, open_database, signed, unsigned, writing
-from fraud_poc.features.batch import compute_features, features_folder, features_of_arrays, read_states
+from fraud_poc.features.batch import compute_features, features_of_arrays, read_states
+from fraud_poc.features.state_files import features_folder
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Label, OrderReader, read_dict
 from fraud_poc.live.labels import Learner, Said, Statement, UnknownOrder, collect, find_in_log, say

@@ -22,7 +22,8 @@ from fraud_poc.data.ingest import hash_secret, ingest, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.access import new_key
 from fraud_poc.desk.database import open_database
-from fraud_poc.features.batch import compute_features, features_folder
+from fraud_poc.features.batch import compute_features
+from fraud_poc.features.state_files import features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.decide import OrderError, OrderReader, keys_in, read_dict, spread
 from fraud_poc.live.labels import (

@@ -32,7 +32,7 @@ import pyarrow as pa
 from ..core.events import EMPTY_TEXT, Clock, hasher, is_missing, missing_words, system_clock
 from ..core.settings import MAX_MINOR_UNITS, Settings, duration_ms
 from ..data.ingest import BROKEN, FAR, beyond_clock, date_ms
-from ..features import aggregates as agg
+from ..features.fold import CAPPED, NEW, NO_ENTITY, TOO_LATE
 from ..features.table import FeatureTable, Stepper, step_event, step_label
 from fraud_poc.live.store import (
     Ask,
@@ -376,10 +376,10 @@ def place_of(
     if not flags:
         return "known"
     for flag, word in (
-        (agg.NO_ENTITY, "missing"),
-        (agg.TOO_LATE, "too_late"),
-        (agg.NEW, "new"),
-        (agg.CAPPED, "capped"),
+        (NO_ENTITY, "missing"),
+        (TOO_LATE, "too_late"),
+        (NEW, "new"),
+        (CAPPED, "capped"),
     ):
         if flags & flag:
             return word

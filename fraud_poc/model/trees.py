@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import xgboost as xgb
 
-from ..features.aggregates import compiled, inner, short
+from ..features.state import compiled, inner, short
 
 # %% ../../nbs/35_trees.ipynb #c007
 def rounds_of(

@@ -38,7 +38,7 @@ from fraud_poc.core.plots import (
 )
 from ..core.settings import UNITS_MS, Settings
 from ..data.ingest import part_path, read_manifest
-from ..features.batch import features_folder
+from ..features.state_files import features_folder
 from ..features.table import FeatureTable, build_table
 
 # %% ../../nbs/81_describe.ipynb #c005

@@ -65,8 +65,8 @@ from fraud_poc.desk.database import (
     writers,
     writing,
 )
-from ..features import aggregates as agg
-from ..features.batch import features_folder, find_states, open_states, write_states
+from ..features.state import RECENT_END, RECENT_START, most_bytes, new_state, pack, unpack
+from ..features.state_files import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable, build_table
 from ..live.decide import Event, digest_of, identity_text
 from ..live.labels import SOURCES, retraction_key, said_key
@@ -85,58 +85,7 @@ from fraud_poc.live.store import (
     server_for,
     state_key,
 )
-from ..model.dataset import DATASET
-from ..model.dataset import WORK as DATASET_WORK
-
-# %% ../../nbs/84_forget.ipynb #c005
-from ..core.events import key_of, keys_of, missing_words
-from fraud_poc.core.files import (
-    Progress,
-    read_json,
-    remove_partials,
-    sha256_of,
-    sole_use,
-    write_aside,
-    write_json,
-    write_parquet,
-)
-from ..core.settings import Columns, Settings
-from ..data.ingest import LOG, REJECTS, hash_secret, part_path, read_manifest, read_part, working_folder
-from ..desk.access import record
-from fraud_poc.desk.database import (
-    cases,
-    database_url,
-    decisions,
-    labels,
-    links,
-    open_database,
-    signed,
-    unsigned,
-    writers,
-    writing,
-)
-from ..features import aggregates as agg
-from ..features.batch import features_folder, find_states, open_states, write_states
-from ..features.table import EntityPlan, FeatureTable, build_table
-from ..live.decide import Event, digest_of, identity_text
-from ..live.labels import SOURCES, retraction_key, said_key
-from ..live.load import ROUNDS, ledger_key, look, remove_stale
-from fraud_poc.live.store import (
-    Client,
-    Entry,
-    Names,
-    decode_assertion,
-    decode_entry,
-    decode_waiting,
-    encode_entry,
-    encode_waiting,
-    event_key,
-    label_key,
-    server_for,
-    state_key,
-)
-from ..model.dataset import DATASET
-from ..model.dataset import WORK as DATASET_WORK
+from ..model.dataset import DATASET, WORK as DATASET_WORK
 
 # %% ../../nbs/84_forget.ipynb #c007
 MARK = "forgotten-"  # what the new texts begin with
@@ -398,19 +347,19 @@ def renamed_state(
     tags: dict[tuple[int, int], int],  # time of an order (UTC ms) and its old tag -> its new tag
 ) -> bytes:
     "A state with new names; `ValueError` when it is damaged."
-    plan, space = entity.plan, np.zeros(agg.most_bytes(entity.plan), np.uint8)
-    state = agg.new_state(plan)
-    if not agg.unpack(plan, state, np.frombuffer(packed, np.uint8)):
+    plan, space = entity.plan, np.zeros(most_bytes(entity.plan), np.uint8)
+    state = new_state(plan)
+    if not unpack(plan, state, np.frombuffer(packed, np.uint8)):
         raise ValueError(f"{len(packed)} bytes are not a state of {entity.by!r}: rebuild the states from the log")
     renamed = lambda place, key: signed(trail.key(entity.columns[place], int(key) & 0xFFFFFFFFFFFFFFFF))
     for j, place in enumerate(plan.sets):
         for i in range(state.set_n[j]):
             state.set_key[j, i] = renamed(place, state.set_key[j, i])
-    for i in range(state.head[agg.START], state.head[agg.END]):
+    for i in range(state.head[RECENT_START], state.head[RECENT_END]):
         for a, place in enumerate(plan.same):
             state.recent[a, i] = renamed(place, state.recent[a, i])
         state.tag[i] = tags.get((int(state.ts[i]), int(state.tag[i])), state.tag[i])
-    return space[: agg.pack(plan, state, space, 0)].tobytes()
+    return space[: pack(plan, state, space, 0)].tobytes()
 
 
 def tags_of(trail: Trail) -> dict[tuple[int, int], int]:

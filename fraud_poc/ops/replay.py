@@ -25,9 +25,9 @@ import pyarrow as pa
 from ..core.files import Progress, read_json
 from ..core.settings import Columns, Settings
 from ..data.ingest import read_manifest, read_part
-from ..features import aggregates as agg
-from ..features.aggregates import Items
-from ..features.batch import compute_features, features_folder, fold_arrays, pick_items, states_of
+from ..features.batch import compute_features, fold_arrays, pick_items, states_of
+from ..features.fold import NO_ENTITY, Items, own_features
+from ..features.state_files import features_folder
 from ..features.table import EntityPlan, FeatureTable, build_table
 from ..live.decide import Engine, Event, Label, open_record, order_fields
 from ..live.load import ledger_key, prepare_db
@@ -81,9 +81,9 @@ def fold_log(
 ) -> Replayed:
     "Features, flags and states of a live log, by batch."
     vectors = np.full((len(entries), len(table.rows)), np.nan, np.float32)
-    flags, states = np.full((len(entries), len(table.entities)), agg.NO_ENTITY, np.uint8), {}
+    flags, states = np.full((len(entries), len(table.entities)), NO_ENTITY, np.uint8), {}
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
-    agg.own_features(table.own, table.scale, number("time"), number("amount"), vectors)
+    own_features(table.own, table.scale, number("time"), number("amount"), vectors)
     for e, entity in enumerate(table.entities):
         keys, places, items = items_of(entity, columns, entries)
         order, out, marks, states[entity.by], _ = fold_arrays(

@@ -88,52 +88,6 @@ from ..model.evaluate import BANDS
 from ..model.policy import ACTIONS
 from ..model.trees import Scorer
 
-# %% ../../nbs/63_scoring.ipynb #c005
-import msgspec
-import numpy as np
-import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import StarletteHTTPException
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from sqlalchemy import Engine as Database
-from sqlalchemy.exc import SQLAlchemyError
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.supervisors import Multiprocess
-
-from ..core.events import KEY, UNPRINTED, Actor, clock_shift, key_of
-from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
-from ..data.ingest import hash_secret, read_manifest, read_part
-from ..desk.access import Keys
-from ..desk.database import open_database
-from ..desk.writer import mark_of
-from ..features.table import build_table
-from fraud_poc.live.decide import (
-    ACTIONS,
-    BANDS,
-    INTEGERS,
-    MAX_TEXT,
-    PLACES,
-    Answer,
-    Conflict,
-    Engine,
-    Event,
-    Field,
-    OrderError,
-    OrderReader,
-    Problem,
-    Watch,
-    decide_all,
-    read_dict,
-    read_values,
-    stepped,
-)
-from ..live.labels import MAX_NOTE, SOURCES, Said, Told, enter_due, known_field, read_statement, say_lot
-from ..live.store import StoreDown, StoreLost, StoreSlow, open_store
-from ..model.bundle import latest_bundle
-from ..model.trees import Scorer
-
 # %% ../../nbs/63_scoring.ipynb #c007
 class Detail(msgspec.Struct):
     "One reason of a refusal."
