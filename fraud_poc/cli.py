@@ -52,8 +52,6 @@ from fraud_poc.core.terminal import (
     write_line,
 )
 from .desk.commands import accounts_app, audit_app, database_of, desk_app, keys_app, operator
-from .desk.writer import NAME
-from .ops.replay import verify
 
 # %% ../nbs/92_cli.ipynb #c005
 def ingest_step(place: str | None, labels: str | None, replace: bool) -> Step:

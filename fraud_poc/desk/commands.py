@@ -45,7 +45,6 @@ from fraud_poc.core.terminal import (
     write_line,
 )
 from .access import list_audit
-from ..features.aggregates import VALUE
 
 desk_app = typer.Typer()  # its commands become commands of `fraud-poc`
 

@@ -85,7 +85,8 @@ from fraud_poc.live.store import (
     server_for,
     state_key,
 )
-from ..model.dataset import DATASET, WORK as DATASET_WORK
+from ..model.dataset import DATASET
+from ..model.dataset import WORK as DATASET_WORK
 
 # %% ../../nbs/84_forget.ipynb #c007
 MARK = "forgotten-"  # what the new texts begin with
