@@ -32,7 +32,7 @@ from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.desk import queries, trends  # noqa: E402
 from fraud_poc.desk.accounts import list_accounts, new_account  # noqa: E402
 from fraud_poc.desk.tables import cases, decisions  # noqa: E402
-from fraud_poc.live.labels import Retraction, Said, Statement  # noqa: E402
+from fraud_poc.live.labels import LabelAssertion, LabelResult, Retraction  # noqa: E402
 
 NAME, PASSWORD = "analyst", "a sentence of hers"
 
@@ -53,9 +53,9 @@ def serve(folder: Path, listener: socket.socket) -> None:
     queries.key_of = lambda text, secret: unsigned(many_decisions.key_of(text))  # as the generated rows have them
     positions = iter(range(10**9))
 
-    async def send(change: Statement | Retraction) -> tuple[str, Said]:
+    async def send(change: LabelAssertion | Retraction) -> tuple[str, LabelResult]:
         label, source = (-1, "") if isinstance(change, Retraction) else (int(change.fraud), change.source)
-        return "e", Said(change.order, label, source, -1, next(positions), True, False)
+        return "e", LabelResult(change.order, label, source, -1, next(positions), True, False)
 
     settings, app = settings_of(folder), FastAPI()
     app.mount("/desk", create_desk(settings, open_database(settings), send, bytes(32)))

@@ -22,7 +22,8 @@ from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.log import read_manifest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
-from fraud_poc.features.batch import compute_features, features_folder  # noqa: E402
+from fraud_poc.features.batch import compute_features  # noqa: E402
+from fraud_poc.features.state_files import features_folder  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 from fraud_poc.live.load import prepare_db  # noqa: E402
 from fraud_poc.live.redis_server import server_for  # noqa: E402

@@ -52,7 +52,11 @@ import house  # noqa: E402
 
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 TESTS = {  # the tests of each module of the heart, nearest first
-    "features.aggregates": ("parity", "batch"),
+    "features.state": ("parity", "batch"),
+    "features.aggregates": ("parity", "reasons"),
+    "features.fold": ("parity", "batch"),
+    "features.state_files": ("batch", "parity"),
+    "features.frozen_labels": ("parity", "batch"),
     "features.table": ("parity", "domains"),
     "features.batch": ("batch", "parity"),
     "live.store": ("store",),
@@ -83,9 +87,8 @@ NOT_RUN = (
 STAGES = ("module", "notebook", "rest")
 SURVIVORS = 0.05  # most of the mutants that are not equivalent
 PATIENCE = 60  # seconds of silence on top of three times a stage
-OWN_CACHE = {
-    "features.aggregates"
-}  # compiled functions of other modules may hold these: numba looks at the time of a caller's file only
+# compiled functions of other modules may hold these
+OWN_CACHE = {"features.state", "features.aggregates", "features.fold"}
 STOP = threading.Event()
 
 

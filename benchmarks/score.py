@@ -370,7 +370,7 @@ def write_feast_inputs(settings, table, bundle, folder: Path) -> dict[str, list[
     import pyarrow.parquet as pq
 
     from fraud_poc.data.log import LOG
-    from fraud_poc.features.batch import features_folder
+    from fraud_poc.features.state_files import features_folder
 
     bodies = pd.read_json(folder / "bodies.jsonl", lines=True, dtype=str)
     events = pq.read_table(

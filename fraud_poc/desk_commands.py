@@ -355,11 +355,11 @@ def labels_step(path: str, err: Console, rejected: list[dict]) -> Step:
             rejected.append({"row": row, "column": error.name, "reason": error.msg})
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.live.labels import say_file
-        from fraud_poc.live.store import server_for
+        from fraud_poc.live.label_files import assert_file
+        from fraud_poc.live.redis_server import server_for
 
         with server_for(settings) as url:
-            return asyncio.run(say_file(settings, url, path, report, operator(), progress))
+            return asyncio.run(assert_file(settings, url, path, report, operator(), progress))
 
     return step
 
@@ -368,8 +368,8 @@ def collect_step(drop: bool) -> Step:
     "Copy the live log into the batch log."
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.live.labels import collect
-        from fraud_poc.live.store import server_for
+        from fraud_poc.live.collect import collect
+        from fraud_poc.live.redis_server import server_for
 
         with server_for(settings) as url:
             result = collect(settings, url, progress, drop)

@@ -1,14 +1,13 @@
 """What the features mean, and three ways to compute them: naively, over a log on Dask, and event by event through packed bytes.
 
-The naive oracle is not written here a second time: it is the cells of notebook 22 that start with `# oracle`.
-A stream is a list of items in sequence order, as the notebook has them:
-an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts", "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
+The naive oracle knows nothing of plans, buffers or bytes. It keeps every event and label of an entity in a list, works out for each row what it may look at,
+and asks the naive definition in the row's declaration (features.aggregates), in Python's integers. Slow and short is the point: this is what the features mean.
+
+A stream is a list of items in sequence order: an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts", "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
 """
 
-import json
-from functools import cache
+import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,39 +15,168 @@ import pyarrow.parquet as pq
 
 from fraud_poc.core.events import TIME, event_schema, label_schema
 from fraud_poc.core.files import write_json
-from fraud_poc.core.settings import Columns, Settings
+from fraud_poc.core.settings import Columns, Settings, duration_ms
 from fraud_poc.data.log import LOG, part_path, read_manifest, read_part, write_log_part
-from fraud_poc.features.aggregates import Items, own_features
-from fraud_poc.features.batch import features_folder, fold_arrays, read_items, read_states
-from fraud_poc.features.table import FeatureTable, Stepper, build_table, step_event, step_label
+from fraud_poc.features.aggregates import AGGREGATES, Past
+from fraud_poc.features.batch import fold_arrays, read_items, read_states
+from fraud_poc.features.fold import Items, own_features
+from fraud_poc.features.state_files import features_folder
+from fraud_poc.features.table import FeatureTable, Row, Stepper, build_table, step_event, step_label
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "nbs" / "22_table.ipynb"
 M32 = 0xFFFFFFFF
+NO_ENTITY, TOO_LATE_AND_LATE = 16, 4 | 8  # flags, written out: the oracle takes nothing from the fold
+KEPT_CATEGORIES = 8  # events whose categories are kept for "same as last"
 
 
-@cache
-def naive() -> SimpleNamespace:
-    "The oracle's cells, run: `naive().naive_features(settings, rows, items)` gives vectors (events, features) and flags (events, entities)."
-    cells = [
-        "".join(cell["source"])
-        for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-        if cell["cell_type"] == "code"
-    ]
-    cells = [cell for cell in cells if cell.startswith("# oracle")]
-    assert cells, f"no cell of {NOTEBOOK} starts with '# oracle'"
-    names = {}
-    for cell in cells:
-        exec(compile(cell, str(NOTEBOOK), "exec"), names)
-    return SimpleNamespace(**names)
+# --- the naive oracle -------------------------------------------------------------------------------------------------------------------
 
 
-def naive_features(settings: Settings, rows: list, items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """The oracle on a stream. It is handed keys as the fold compares them, signed: of values last seen at one moment, a full set drops the one
-    with the smallest key."""
-    signed = [
-        item | {"keys": {name: (key + 2**63) % 2**64 - 2**63 for name, key in item["keys"].items()}} for item in items
-    ]
-    return naive().naive_features(settings, rows, signed)
+class NaiveEntity:
+    "All that was ever known of one entity, as lists, and the rules of the design read literally."
+
+    def __init__(self, settings: Settings):
+        self.bounds, self.scale = settings.features, 10**settings.columns.decimals
+        self.exact, self.retention = self.bounds.exact_events, duration_ms(self.bounds.retention)
+        self.forget_all()
+
+    def forget_all(self) -> None:
+        self.known = []  # (ts, amount, tag, keys) in sequence order
+        self.labels = {}  # (ts, tag) -> label
+        self.sets = {}  # column -> {key: (first seen, last seen)}
+        self.overflow = False
+        self.born = None  # time of the event that came first
+
+    @property
+    def newest(self) -> int:
+        return max(event[0] for event in self.known)
+
+    def split(self) -> tuple[list, list]:
+        "The recent events by (time, sequence), and the older ones."
+        by_time = sorted(self.known, key=lambda event: event[0])
+        return by_time[-self.exact :], by_time[: -self.exact]
+
+    def remember(self, column: str, key: int, t: int) -> None:
+        "First and last time of each value; the longest unseen is dropped when there are too many."
+        if key == 0:
+            return
+        values = self.sets.setdefault(column, {})
+        first, last = values.get(key, (t, t))
+        values[key] = (min(first, t), max(last, t))
+        if len(values) > self.bounds.set_size:
+            del values[min(values, key=lambda k: (values[k][1], k))]
+            self.overflow = True
+
+    def label(self, ts: int, tag: int, label: int) -> None:
+        if self.known and ts > self.born - self.retention:
+            self.labels[ts, tag] = label
+
+    def take_in(self, t: int, amount: int, tag: int, keys: dict, columns: set[str]) -> None:
+        "An event, after it was read; `columns` are those of sets."
+        if not self.known:
+            self.born = t
+        self.known.append((t, amount, tag, keys))
+        for column in columns:
+            self.remember(column, keys[column], t)
+
+
+def members(entity: NaiveEntity, row: Row, t: int) -> list[tuple[int | None, int]]:
+    "(amount or None, label) of what a row's group ranges over: None for a label whose event is not among the recent ones."
+    recent, old = entity.split()
+    labelled = [(ts, amount, entity.labels.get((ts, tag), -1)) for ts, amount, tag, keys in recent]
+    delay = duration_ms(row.delay) if row.delay else 0
+    until = t - delay
+    if row.last:
+        return [m[1:] for m in labelled if m[0] <= until][-row.last :]
+    among = {(ts, tag) for ts, amount, tag, keys in recent}
+    older = [(ts, amount, -1) for ts, amount, tag, keys in old]
+    older += [(ts, None, label) for (ts, tag), label in entity.labels.items() if (ts, tag) not in among]
+    if row.over == "lifetime":
+        return [m[1:] for m in older] + [m[1:] for m in labelled if m[0] <= until]
+    window = duration_ms(row.over)
+    width = max(window // 16, math.ceil((window + delay) / 64))
+    reach = ((entity.newest if entity.known else 0) // width) - ((window + delay) // width + 2)
+    rounded = [(ts // width * width + width // 2, amount, label) for ts, amount, label in older if ts // width > reach]
+    return [m[1:] for m in rounded + labelled if until - window < m[0] <= until]
+
+
+def past_of(entity: NaiveEntity, row: Row, t: int, amount: int, keys: dict) -> Past:
+    "What the naive definition of a row may look at."
+    recent, _ = entity.split()
+    before = [event for event in recent if event[0] <= t]
+    group = members(entity, row, t) if row.over and row.kind != "Distinct" or row.last else []
+    values = entity.sets.get(row.column, {})
+    kept = before and before[-1] in recent[-KEPT_CATEGORIES:]
+    return Past(
+        t=t,
+        amount=amount,
+        scale=entity.scale,
+        key=keys.get(row.column, 0),
+        number=row.n or row.last,
+        window=duration_ms(row.over) if row.over not in ("", "lifetime") else 0,
+        amounts=tuple(amount for amount, _ in group if amount is not None),
+        labels=tuple(label for _, label in group if label >= 0),
+        recent=tuple(event[:2] for event in before),
+        first=min((event[0] for event in entity.known), default=None),
+        values=tuple((key, first, last) for key, (first, last) in values.items()),
+        previous=before[-1][3].get(row.column, 0) if kept else 0,
+    )
+
+
+def naive_flags(entity: NaiveEntity, rows: list[Row], t: int) -> int:
+    "New 1, capped 2, late 4."
+    if not entity.known:
+        return 1
+    reaches = []
+    for row in rows:
+        if row.over not in ("", "lifetime") and row.kind != "Distinct":
+            reaches.append(duration_ms(row.over) + (duration_ms(row.delay) if row.delay else 0))
+    old = [event[0] for event in entity.split()[1]]
+    capped = entity.overflow or bool(old and max(old) > t - max(reaches, default=0))
+    return 2 * capped + 4 * (t < entity.newest)
+
+
+def _event_of_entity(entity: NaiveEntity | None, rows: list[Row], item: dict) -> tuple[dict[Row, float], int]:
+    "Features of one event's entity, and flags; the entity takes the event in."
+    t, amount, keys = item["t"], item["amount"], item["keys"]
+    if entity is None:
+        return dict.fromkeys(rows, math.nan), NO_ENTITY
+    if entity.known and t - entity.newest >= duration_ms(entity.bounds.forget_after):
+        entity.forget_all()
+    if entity.known and t <= entity.newest - entity.retention:
+        return dict.fromkeys(rows, math.nan), TOO_LATE_AND_LATE
+    values = {row: AGGREGATES[row.kind].naive(past_of(entity, row, t, amount, keys)) for row in rows}
+    flags = naive_flags(entity, rows, t)
+    entity.take_in(
+        t, amount, item["tag"], keys, {row.column for row in rows if row.kind in ("Distinct", "KnownBefore")}
+    )
+    return values, flags
+
+
+def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (events, features) float64 and flags (events, entities) of a stream, from scratch. Keys are compared as the fold compares them,
+    signed: of values last seen at one moment, a full set drops the one with the smallest key."""
+    entities, vectors, all_flags, scale = {}, [], [], 10**settings.columns.decimals
+    by_entity = {by: [row for row in rows if row.by == by] for by in settings.columns.entities}
+    for item in items:
+        item = item | {"keys": {name: (key + 2**63) % 2**64 - 2**63 for name, key in item["keys"].items()}}
+        known = {}
+        for by, key in item["keys"].items():
+            if key and by in by_entity:
+                known[by] = entities.setdefault((by, key), NaiveEntity(settings))
+        if "label" in item:
+            for entity in known.values():
+                entity.label(item["ts"], item["tag"], item["label"])
+            continue
+        own = Past(t=item["t"], amount=item["amount"], scale=scale)
+        values = {row: float(AGGREGATES[row.kind].naive(own)) for row in rows if not row.by}
+        flags = []
+        for by, mine in by_entity.items():
+            of_entity, flag = _event_of_entity(known.get(by), mine, item)
+            values |= of_entity
+            flags += [flag] if mine else []
+        vectors.append([values[row] for row in rows])
+        all_flags.append(flags)
+    return np.array(vectors, np.float64).reshape(-1, len(rows)), np.array(all_flags, np.uint8)
 
 
 def naive_of_entity(settings: Settings, by: str, items: list[dict]) -> tuple[np.ndarray, np.ndarray]:

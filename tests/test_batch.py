@@ -20,8 +20,10 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import part_path, read_manifest
 from fraud_poc.data.sample import make_data
-from fraud_poc.features import batch as module
-from fraud_poc.features.batch import compute_features, features_folder, freeze, parts_until, read_states
+from fraud_poc.features import batch as batch_module
+from fraud_poc.features.batch import compute_features, parts_until, read_states
+from fraud_poc.features.frozen_labels import freeze_labels
+from fraud_poc.features.state_files import features_folder
 from fraud_poc.features.table import build_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,7 +98,7 @@ def copy(log, tmp_path):
 
 def features(tell, folder: Path, stop: float, limit: int, replace: bool, batch: dict) -> None:
     "compute_features, which tells its progress and its failure; with `stop` it goes no further than this share of the rows, with `limit` no file is longer."
-    module.PATIENCE_S = 2
+    batch_module.PATIENCE_S = 2
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -118,7 +120,7 @@ def other_process(folder: Path, stop: float = 0, limit: int = 0, replace: bool =
 
 
 def wait_for(process: Child, share: float) -> None:
-    "Until a process has told that so much of its rows is done."
+    "Until a process has reported that so much of its rows is done."
     while word := process.hear():
         assert word[0] != "FAILED", word
         if word[0] >= share * word[1]:
@@ -159,8 +161,8 @@ def test_the_last_worker_is_killed(log, copy, tmp_path):
     ):
         wait_for(process, 0.2)
         workers[0].kill()
-        said = failure_of(process)
-        assert "worker" in said and "run again" in said, said
+        message = failure_of(process)
+        assert "worker" in message and "run again" in message, message
     assert_whole(settings_in(copy))
     compute_features(settings_in(copy))  # on this machine, from where the cluster stopped
     assert contents(settings_in(copy)) == log[1]
@@ -173,8 +175,10 @@ def test_the_last_worker_is_killed(log, copy, tmp_path):
 def test_a_full_disk(log, copy, limit):
     "A file may not grow beyond a limit, as on a full disk; first the manifest, then features, then states hit it."
     with other_process(copy, limit=limit) as process:
-        said = failure_of(process)
-    assert "OSError" in said and "was not written and nothing of it is left" in said and "run again" in said, said
+        message = failure_of(process)
+    assert "OSError" in message and "was not written and nothing of it is left" in message and "run again" in message, (
+        message
+    )
     assert not list(copy.rglob("*.partial"))
     assert_whole(settings_in(copy))
     compute_features(settings_in(copy))
@@ -275,15 +279,15 @@ def test_a_run_that_stops_at_a_date(log, copy):
 
 
 def test_a_run_counts_what_it_does(log, copy):
-    told, parts, table = [], read_manifest(copy)["parts"], build_table(settings_in(copy))
+    calls, parts, table = [], read_manifest(copy)["parts"], build_table(settings_in(copy))
     until = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(parts[5]["first_known_ms"] / 1000))
     first = compute_features(settings_in(copy), until=until)
-    rest = compute_features(settings_in(copy), progress=lambda done, total: told.append((done, total)))
+    rest = compute_features(settings_in(copy), progress=lambda done, total: calls.append((done, total)))
     rows = sum(part["events"] + part["labels"] for part in parts[first["parts"] :])
     assert (
-        told == sorted(told)
-        and (told[0], told[-1]) == ((0, rows), (rows, rows))
-        and {total for _, total in told} == {rows}
+        calls == sorted(calls)
+        and (calls[0], calls[-1]) == ((0, rows), (rows, rows))
+        and {total for _, total in calls} == {rows}
     )
     events = [sum(part["events"] for part in some) for some in (parts[: first["parts"]], parts[first["parts"] :])]
     assert 0 < first["parts"] <= 5 and (first["events"], first["new_events"]) == (events[0], events[0])
@@ -323,13 +327,13 @@ def test_a_portion_costs_what_it_holds(log, tmp_path, monkeypatch):
     "After a long history: rows folded, states looked up and written in a small portion are bounded by its events, whatever went before."
     items = oracle.log_items(log[0], settings_in(log[0]).columns)
     settings, sizes, folded = settings_in(tmp_path / "orders", part_rows=10**6, step_rows=10**6), [], []
-    real = module.fold_arrays
+    real = batch_module.fold_arrays
 
     def counted(plan, entity, found, *rest):
         folded.append(len(entity))
         return real(plan, entity, found, *rest)
 
-    monkeypatch.setattr(module, "fold_arrays", counted)
+    monkeypatch.setattr(batch_module, "fold_arrays", counted)
     history, portions = items[:-480], [items[place : place + 40] for place in range(len(items) - 480, len(items), 40)]
     for portion in [history, *portions]:
         oracle.write_log(settings, portion)
@@ -370,5 +374,5 @@ def test_a_frozen_log_keeps_the_labels_of_an_id_that_came_again_apart(tmp_path):
     )
     (tmp_path / "log" / "labels").mkdir(parents=True)
     pq.write_table(labels, tmp_path / "log" / "labels" / "a.parquet")
-    frozen = freeze(tmp_path, [{"name": "a", "labels": 4, "last_known_ms": 1_500}], ["who"], 1_000)
+    frozen = freeze_labels(tmp_path, [{"name": "a", "labels": 4, "last_known_ms": 1_500}], ["who"], 1_000)
     assert frozen.keys["who"].tolist() == [1] and frozen.seq.tolist() == [] and frozen.previous.tolist() == []

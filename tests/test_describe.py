@@ -15,7 +15,8 @@ from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest, read_part
 from fraud_poc.data.sample import make_data
-from fraud_poc.features.batch import compute_features, features_folder
+from fraud_poc.features.batch import compute_features
+from fraud_poc.features.state_files import features_folder
 from fraud_poc.features.table import build_table
 from fraud_poc.ops import survey as module
 from fraud_poc.ops.describe import describe, html_table

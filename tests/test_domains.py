@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest
-from fraud_poc.features.batch import compute_features, features_folder, read_states
+from fraud_poc.features.batch import compute_features, read_states
+from fraud_poc.features.state_files import features_folder
 from fraud_poc.features.table import Stepper, build_table, step_event, step_label
 
 PAYMENTS = """
@@ -83,9 +84,9 @@ def test_a_domain_of_its_own(root, tmp_path):
     )
 
     settings = load_settings(tmp_path / "payments.toml")
-    told = ingest(settings)
+    ingested = ingest(settings)
     report = compute_features(settings)
-    assert (told["events"], told["labels"], report["events"], report["features"]) == (120, 2, 120, 8)
+    assert (ingested["events"], ingested["labels"], report["events"], report["features"]) == (120, 2, 120, 8)
     assert report["entities"] == {"payer": 3, "payee": 5}
 
     table = build_table(settings)

@@ -23,7 +23,8 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
-from fraud_poc.features.batch import compute_features, features_folder
+from fraud_poc.features.batch import compute_features
+from fraud_poc.features.state_files import features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.collect import collect
 from fraud_poc.live.decide import Engine, entity_keys, states_of_all

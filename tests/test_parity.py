@@ -15,6 +15,7 @@ import numpy as np
 import oracle
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import event, given, note
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -23,16 +24,12 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest
 from fraud_poc.data.sample import make_data
-from fraud_poc.features.aggregates import Items
-from fraud_poc.features.batch import (
-    compute_features,
-    features_folder,
-    fold_arrays,
-    frozen_features,
-    on_dask,
-    read_states,
-)
-from fraud_poc.features.table import KINDS, Stepper, build_table, step_event, step_label
+from fraud_poc.features.aggregates import AGGREGATES
+from fraud_poc.features.batch import compute_features, fold_arrays, on_dask, read_states
+from fraud_poc.features.fold import Items
+from fraud_poc.features.frozen_labels import frozen_features
+from fraud_poc.features.state_files import features_folder
+from fraud_poc.features.table import Stepper, build_table, step_event, step_label
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -108,40 +105,35 @@ def windows(draw, retention: int) -> tuple[int, int]:
 
 
 @st.composite
-def table_rows(draw, retention: int, exact: int, marks: set) -> str:
-    "One row of a table; times at which its window opens and closes go to `marks`."
-    kind, by = draw(st.sampled_from(sorted(KINDS))), draw(st.sampled_from(["a", "b"]))
-    takes, given = KINDS[kind].takes, {}
-    if "c" in takes:
-        given["column"] = (
-            "amount" if KINDS[kind].column == "amount" else draw(st.sampled_from([c for c in "abc" if c != by]))
-        )
-    if "b" in takes:
+def table_rows(draw, retention: int, exact: int, edges: set) -> str:
+    "One row of a table; ages at which events enter and leave its window go to `edges`."
+    kind, by = draw(st.sampled_from(sorted(AGGREGATES))), draw(st.sampled_from(["a", "b"]))
+    aggregate, given = AGGREGATES[kind], {}
+    if "column" in aggregate.takes:
+        hashed = st.sampled_from([column for column in "abc" if column != by])
+        given["column"] = "amount" if aggregate.column == "amount" else draw(hashed)
+    if "by" in aggregate.takes:
         given["by"] = by
-    if "n" in takes:
+    if "n" in aggregate.takes:
         given["n"] = draw(st.sampled_from([1, 2, exact]))
-    reach = (
-        draw(st.sampled_from(["over", "over", "lifetime", "last"]))
-        if "l" in takes
-        else draw(st.sampled_from(["over", "over", "lifetime"]))
-        if "o" in takes
-        else ""
-    )
+    reaches = ["over", "over", "lifetime"] if "over" in aggregate.takes else []
+    reaches += ["last"] if "last" in aggregate.takes else []
+    reach = draw(st.sampled_from(reaches)) if reaches else ""
     if reach == "last":
-        given["last"] = draw(st.sampled_from([1, 2, 10, exact]))
+        given["last"] = draw(st.sampled_from([1, 2, 3, 10, exact]))
     elif reach:
         over, delay = draw(windows(retention))
         given["over"] = f"{over}ms" if reach == "over" else "lifetime"
-        if "d" in takes and delay:
+        if "delay" in aggregate.takes and delay:
             given["delay"] = f"{delay}ms"
-        marks |= {delay, over + delay} if reach == "over" else {delay}
+        edges |= {delay, over + delay} if reach == "over" else {delay}
     return f"{kind}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 def stream(moves: list, clock: int) -> list[dict]:
-    "Play moves: bursts of events with their gaps, delays and keys, and bursts of verdicts on events so far."
+    "Play moves: bursts of events with their gaps, delays and keys, and bursts of labels of events so far."
     items, events, known = [], [], {}
-    for gap, count, step, late, keys, amount, verdicts in moves:
+    for gap, count, step, late, keys, amount, labels in moves:
         clock += gap
         for i in range(count):
             clock += step if i else 0
@@ -156,13 +148,13 @@ def stream(moves: list, clock: int) -> list[dict]:
                 }
             )
             events.append(items[-1])
-        for back, label in verdicts:
+        for back, label in labels:
             if not events:
                 continue
             about = events[max(0, len(events) - 1 - back)]
             previous = known.get(about["tag"], -1)
             if label == previous:
-                continue  # ingest drops a verdict that says nothing new
+                continue  # ingest drops a label that says nothing new
             known[about["tag"]] = label
             items.append(
                 {"ts": about["t"], "tag": about["tag"], "label": label, "previous": previous, "keys": about["keys"]}
@@ -186,8 +178,8 @@ def cases(draw) -> tuple[Settings, list[dict]]:
     "Settings with a table, and a stream."
     retention = draw(st.sampled_from([90 * DAY, 7 * DAY, DAY]))
     forget = draw(st.sampled_from([retention, 400 * DAY, 10_000 * DAY]))
-    exact, marks = draw(st.sampled_from([16, 17, 33])), {retention, forget}
-    rows = list(dict.fromkeys(draw(st.lists(table_rows(retention, exact, marks), min_size=1, max_size=10))))
+    exact, edges = draw(st.sampled_from([16, 17, 33])), {retention, forget}
+    rows = list(dict.fromkeys(draw(st.lists(table_rows(retention, exact, edges), min_size=1, max_size=10))))
     limits = {
         "retention": f"{retention}ms",
         "forget_after": f"{forget}ms",
@@ -197,10 +189,10 @@ def cases(draw) -> tuple[Settings, list[dict]]:
     }
     settings = Settings.model_validate(BASE | {"features": limits})
     jumps = sorted(
-        {0, 1, 999, MINUTE, HOUR, DAY, 5_000 * DAY} | {max(0, mark + d) for mark in marks for d in (-1, 0, 1)}
+        {0, 1, 999, MINUTE, HOUR, DAY, 5_000 * DAY} | {max(0, edge + d) for edge in edges for d in (-1, 0, 1)}
     )
     shorts = sorted(
-        {0, 1, MINUTE, HOUR} | {mark // part for mark in marks for part in (16, 40) if mark // part < 30 * DAY}
+        {0, 1, MINUTE, HOUR} | {edge // part for edge in edges for part in (16, 40) if edge // part < 30 * DAY}
     )
     key = st.sampled_from([0, 1, 1, 1, 2, 3, 4, 5, 6, 7]).map(lambda place: KEYS[place - 1] if place else 0)
     move = st.tuples(
@@ -223,7 +215,7 @@ def cases(draw) -> tuple[Settings, list[dict]]:
 
 
 def expected_of(settings: Settings, items: list[dict]) -> tuple:
-    "What the oracle says, and what happened in the stream, for hypothesis' statistics."
+    "What the oracle computes, and what happened in the stream, for hypothesis' statistics."
     vectors, flags = oracle.naive_features(settings, build_table(settings).rows, items)
     for bit, word in [(2, "capped"), (4, "late"), (8, "too late"), (16, "no entity")]:
         if (flags & bit).any():
@@ -234,12 +226,24 @@ def expected_of(settings: Settings, items: list[dict]) -> tuple:
     return vectors.astype(np.float32), flags.reshape(len(vectors), len(build_table(settings).entities))
 
 
+def assert_schema(table, vectors: np.ndarray, flags: np.ndarray) -> None:
+    "Values keep to the schema of their aggregate: its range, and where its entity is known, no value is missing that may not be."
+    for row, values in zip(table.rows, vectors.T):
+        schema, there = row.aggregate.schema, ~np.isnan(values)
+        low, high = np.float32(schema.low), np.float32(schema.high)
+        assert ((values >= low) & (values <= high))[there].all(), row.name
+        if row.by and not schema.missing:
+            entity = [entity.by for entity in table.entities].index(row.by)
+            assert there[(flags[:, entity] & (8 | 16)) == 0].all(), row.name
+
+
 @examples(150)
 @given(cases())
 def test_stepping_through_bytes_is_the_oracle(case):
     settings, items = case
-    table = build_table(settings)
-    oracle.assert_same(table, expected_of(settings, items), oracle.stepped(table, items), "oracle and stepping")
+    table, expected = build_table(settings), expected_of(settings, items)
+    oracle.assert_same(table, expected, oracle.stepped(table, items), "oracle and stepping")
+    assert_schema(table, *expected)
 
 
 @examples(12)
@@ -270,6 +274,45 @@ def test_batch_is_the_oracle_and_the_stepping(case, part_items, step_rows, goes)
             oracle.of_batch(parts),
             f"stepping and batch in {goes} goes, {part_items} items a part, {step_rows} rows a step",
         )
+
+
+def domain_stream(settings: Settings, count: int, seed: int) -> list[dict]:
+    "A stream made to be unpleasant: few entities with many events, ties, late and much too late ones, labels and corrections, missing keys, gaps of years."
+    r, items, clock, labelled = np.random.default_rng(seed), [], 1_500_000_000_000, {}
+    gaps = [0, 1_000, 60_000, 3_600_000, 40_000_000, 9 * DAY, 800 * DAY]
+    for tag in range(count):
+        clock += int(r.choice(gaps, p=[0.1, 0.2, 0.2, 0.3, 0.17, 0.025, 0.005]))
+        past = [item for item in items if "t" in item]
+        if past and r.random() < 0.25:
+            event = past[-int(r.integers(1, min(60, len(past)) + 1))]
+            previous, label = labelled.get(event["tag"], -1), int(r.integers(2))
+            if label != previous:
+                about = {"ts": event["t"], "tag": event["tag"], "keys": event["keys"]}
+                items.append(about | {"label": label, "previous": previous})
+            labelled[event["tag"]] = label
+            continue
+        late = int(r.choice([0, 5_000, DAY, 30 * DAY, 100 * DAY], p=[0.7, 0.1, 0.1, 0.08, 0.02]))
+        draw = lambda: int(r.choice([0, 1, 2, 3, 4, 5], p=[0.02, 0.6, 0.2, 0.1, 0.05, 0.03]))
+        amount = int(r.lognormal(6, 2)) * int(r.choice([1, -1], p=[0.9, 0.1]))
+        keys = {column: draw() for column in settings.columns.hashed}
+        items.append({"t": clock - late, "tag": tag, "amount": amount, "keys": keys})
+    return items
+
+
+@pytest.mark.parametrize("name", ["orders", "cards", "ratings"])
+def test_the_tables_of_the_domains_with_a_median(name):
+    "All features that are shipped, and a median of each entity, beyond a bound of 20 exact events and sets of 3."
+    rows = load_settings(CONFIG / f"{name}.toml").features.rows
+    columns = load_settings(CONFIG / f"{name}.toml").columns
+    rows = [*rows, f"Median({columns.amount!r}, by={columns.entities!r}, last=[1, 4, 20])"]
+    settings = load_settings(
+        CONFIG / f"{name}.toml", {"features.rows": rows, "features.exact_events": 20, "features.set_size": 3}
+    )
+    table, items = build_table(settings), domain_stream(settings, 700, seed=11)
+    expected = oracle.naive_features(settings, table.rows, items)
+    oracle.assert_same(table, expected, oracle.stepped(table, items), f"oracle and stepping, {name}")
+    assert_schema(table, *expected)
+    assert all((expected[1] & flag).any() for flag in (1, 2, 4, 8, 16))
 
 
 # --- raw files, delivered in portions ---------------------------------------------------------------------------------------------------
@@ -352,7 +395,7 @@ def test_a_label_follows_the_one_before_it_that_stays():
     for k, (left_out, chosen) in enumerate(
         [((), [0, 0, 1]), ((1,), [0, 1, 0]), ((1,), [1, 0, 1]), ((0, 2), [1, 0, 0])]
     ):
-        said = [
+        labels = [
             {
                 "ts": at,
                 "tag": 1,
@@ -364,7 +407,7 @@ def test_a_label_follows_the_one_before_it_that_stays():
             for i, (label, previous) in enumerate(zip(chosen, [-1, *chosen]))
             if label != previous
         ]
-        items, moment = [*events[:40], *said, events[40]], at + 20 * DAY
+        items, moment = [*events[:40], *labels, events[40]], at + 20 * DAY
         settings = Settings.model_validate(
             BASE
             | {
@@ -391,7 +434,7 @@ def test_a_label_follows_the_one_before_it_that_stays():
 def raw_files(
     settings: Settings, items: list[dict], again: list[int], order: np.random.Generator, path: Path
 ) -> tuple[str, str]:
-    "A portion as files: its events in any order, some of `again` (events of this or earlier portions) delivered once more, its verdicts."
+    "A portion as files: its events in any order, some of `again` (events of this or earlier portions) delivered once more, its labels."
     events = [item for item in items if "t" in item] + again
     labels = [item for item in items if "label" in item]
     events = [events[place] for place in order.permutation(len(events))]
@@ -443,7 +486,7 @@ def files_of(settings: Settings) -> dict[str, bytes]:
 def test_raw_portions_with_repeats(case, goes, repeats, part_rows, seed):
     settings, items = case
     settings = settings.model_copy(update={"input": settings.input.model_copy(update={"labels": "given each time"})})
-    table, order, sent, told = build_table(settings), np.random.default_rng(seed), [], []
+    table, order, sent, reports = build_table(settings), np.random.default_rng(seed), [], []
     with (
         folder_of(settings, part_rows=max(part_rows, len(items) // 20), step_rows=1, partitions=2) as go,
         folder_of(go, step_rows=10**6, partitions=7) as once,
@@ -455,16 +498,16 @@ def test_raw_portions_with_repeats(case, goes, repeats, part_rows, seed):
             files = raw_files(settings, items[start:stop], again, order, go.batch.folder)
             if not any(files):
                 continue
-            told.append(ingest(go, *files, clock=FUTURE) | {"again": len(again)})
+            reports.append(ingest(go, *files, clock=FUTURE) | {"again": len(again)})
             compute_features(go)
-            if len(told) == 1:
+            if len(reports) == 1:
                 shutil.copy(go.batch.folder / "hash_secret", once.batch.folder)  # else all keys differ
             ingest(once, *files, clock=FUTURE)
-        if not told:
+        if not reports:
             return
         compute_features(once)
-        assert [t["repeats"] for t in told] == [t["again"] for t in told] and not any(
-            t["events_rejected"] for t in told
+        assert [t["repeats"] for t in reports] == [t["again"] for t in reports] and not any(
+            t["events_rejected"] for t in reports
         )
         logged = oracle.log_items(go.batch.folder, go.columns)
         assert sum("t" in item for item in logged) == len(sent)

@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 
 from fraud_poc.core.reading import event_fields
 from fraud_poc.core.settings import load_settings
+from fraud_poc.features.aggregates import AGGREGATES
 from fraud_poc.features.table import Row, build_table
-from fraud_poc.model.reasons import Reason, explain, explain_many, layout, readable, reasons_of, row_of
+from fraud_poc.model.reasons import (
+    SENTENCES,
+    Phrases,
+    Reason,
+    explain,
+    explain_many,
+    layout,
+    readable,
+    reasons_of,
+    row_of,
+)
 
 DOMAINS = ("orders", "cards", "ratings")
 ORDER = dict(
@@ -52,7 +63,7 @@ def domain(name: str):
     return chosen, names, order, booster, vectors
 
 
-def say(feature: str, order: dict = ORDER, name: str = "orders", **known) -> str:
+def sentence(feature: str, order: dict = ORDER, name: str = "orders", **known) -> str:
     "The sentence for one feature, where only some are known."
     names = domain(name)[1]
     assert not known.keys() - set(names)
@@ -253,10 +264,37 @@ def test_words_hold_for_any_vector(name, data):
     ],
 )
 def test_sentences(feature, known, words):
-    assert say(feature, **known) == words
+    assert sentence(feature, **known) == words
 
 
-def test_what_is_not_given_is_said():
+def median_words(value: float, **changes) -> str:
+    "The sentence of a median, in a table that has one beside the shipped features."
+    names = [*domain("orders")[1], "order_amount_median_last20_by_customer_id"]
+    vector = np.array([950.0 if name == "order_amount" else np.nan for name in names])
+    vector[-1] = value
+    shares = np.zeros(len(names))
+    shares[-1] = 1.0
+    return reasons_of(names, vector, ORDER | changes, 2, shares, 1)[0].words
+
+
+def test_a_median_has_the_words_of_its_declaration():
+    assert median_words(158.33) == "amount 950.00, 6 times this customer's median of the last 20 orders (158.33)"
+    assert median_words(-3.0) == "amount 950.00, against this customer's median of the last 20 orders (-3.00)"
+    assert median_words(np.nan) == "amount 950.00, and no earlier orders of this customer to compare it with"
+    assert median_words(np.nan, customer_id=None) == "amount 950.00, and no customer given to compare it with"
+
+
+def test_every_declaration_has_words():
+    "The fields of every text exist, and each aggregate has a text, a statistic or a sentence for its theme."
+    fields = {name for name in vars(Phrases) if not name.startswith("_")}
+    for aggregate in AGGREGATES.values():
+        words = aggregate.words
+        used = re.findall(r"{(\w+)}", words.text + words.zero + words.missing)
+        assert set(used) <= fields, aggregate.name
+        assert words.text or words.statistic or words.theme in SENTENCES, aggregate.name
+
+
+def test_missing_entities_are_named():
     for feature in (
         "count_1h_by_email",
         "email_known_by_customer_id",
@@ -265,23 +303,23 @@ def test_what_is_not_given_is_said():
         "email_distinct_7d_by_customer_id",
     ):
         if feature != "email_distinct_7d_by_customer_id":
-            assert say(feature, ORDER | {"email": None}) == "no email given"
-    assert say("email_distinct_7d_by_customer_id", ORDER | {"customer_id": ""}) == "no customer given"
-    assert say("order_amount", ORDER | {"customer_id": None}, order_amount=950).endswith(
+            assert sentence(feature, ORDER | {"email": None}) == "no email given"
+    assert sentence("email_distinct_7d_by_customer_id", ORDER | {"customer_id": ""}) == "no customer given"
+    assert sentence("order_amount", ORDER | {"customer_id": None}, order_amount=950).endswith(
         "and no customer given to compare it with"
     )
 
 
 def test_other_domains_have_their_own_words():
     cards, ratings = domain("cards")[2] | {"TX_AMOUNT": 80.0}, domain("ratings")[2] | {"rating": -10.0}
-    assert say(
+    assert sentence(
         "FRAUD".lower() + "_count_7d_delay7d_by_TERMINAL_ID", cards, "cards", fraud_count_7d_delay7d_by_TERMINAL_ID=3
     ) == ("3 known frauds among earlier transactions of this terminal in the 7 days until 7 days ago")
-    assert say(
+    assert sentence(
         "TX_AMOUNT_mean_30d_delay14d_by_CUSTOMER_ID", cards, "cards", TX_AMOUNT_mean_30d_delay14d_by_CUSTOMER_ID=40
     ) == ("amount 80.00, 2 times this customer's 30-day mean until 14 days ago (40.00)")
     assert (
-        say("rating_mean_90d_by_source", ratings, "ratings", rating_mean_90d_by_source=2)
+        sentence("rating_mean_90d_by_source", ratings, "ratings", rating_mean_90d_by_source=2)
         == "rating -10.00, against this source's 90-day mean (2.00)"
     )
 
@@ -298,12 +336,12 @@ def test_decimals_are_those_of_the_currency():
     assert "950, 6 times" in words[0] and "(158)" in words[0] and "950.000" in words[1] and "(158.333)" in words[1]
 
 
-def test_features_unknown_to_the_house_are_named_as_they_are():
+def test_features_that_no_aggregate_declares_are_named_as_they_are():
     found = reasons_of(["order_amount", "margin"], np.array([950, np.nan]), ORDER, 2, np.array([0.5, -1.0]), None)
     assert found[0] == Reason("margin", None, -1.0, "margin is missing") and found[1].words == "amount 950.00"
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_rejected():
     _, names, order, booster, vectors = domain("orders")
     with pytest.raises(ValueError, match="need vectors of shape"):
         explain_many(booster, names, vectors[:3], [order] * 2, 2)

@@ -34,7 +34,9 @@ from ..core.settings import UNITS_MS, Settings, duration_ms
 from ..data.log import part_path, read_manifest, read_part, read_waiting, time_span
 from ..data.shop import scramble
 from ..data.validation import bulks
-from ..features.batch import features_folder, frozen_features, label_plans, on_dask, parts_until
+from ..features.batch import on_dask, parts_until
+from ..features.frozen_labels import frozen_features, label_plans
+from ..features.state_files import features_folder
 from ..features.table import FeatureTable, build_table
 
 # %% ../../nbs/30_dataset.ipynb #c007

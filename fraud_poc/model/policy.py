@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.files import write_aside
 from ..core.settings import Costs, Settings
-from ..features.aggregates import compiled, inner, short
+from ..features.state import compiled, inner, short
 
 # %% ../../nbs/32_policy.ipynb #c005
 LOWEST, HIGHEST = 2.0**-150, 1 - 2.0**-25  # what scores of 0 and 1 stand for: beyond every other float32

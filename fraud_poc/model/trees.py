@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..features.aggregates import compiled, inner, short
+from ..features.state import compiled, inner, short
 
 if TYPE_CHECKING:  # a scoring process does not load XGBoost
     import xgboost as xgb

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from ..core.files import read_json, sha256_of, write_aside, write_json, write_parquet
 from ..core.settings import Columns, Settings
 from ..data.log import LOG, REJECTS, part_path, read_manifest, read_part
-from ..features.batch import features_folder, find_states, open_states, write_states
+from ..features.state_files import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable
 from ..live.store import Entry
 from ..model.dataset import DATASET

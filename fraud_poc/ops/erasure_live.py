@@ -108,8 +108,8 @@ def copy_log(
         tick(len(held))
         held.clear()
 
-    for number, fields in read_entries(client, names.log, after):
-        after, new = number, erase_from_data(fields[1], plan)
+    for after, fields in read_entries(client, names.log, b"0-0"):
+        new = erase_from_data(fields[1], plan)
         if new != fields[1]:
             fields, changed = [fields[0], new, *fields[2:]], changed + 1
         held.append(hiredis.pack_command(("XADD", to, after, *fields)))

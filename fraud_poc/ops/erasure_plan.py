@@ -28,7 +28,7 @@ from ..core.events import key_of, keys_of, missing_words
 from ..core.files import write_aside
 from ..core.reading import Event, digest_of, identity_text
 from ..core.settings import Columns
-from ..features import aggregates as agg
+from ..features.state import RECENT_END, RECENT_START, most_bytes, new_state, pack, unpack
 from ..features.table import EntityPlan
 from ..live.store import Entry
 
@@ -306,9 +306,9 @@ def pseudonymise_state(
     tags: dict[tuple[int, int], int],  # time of an event (UTC ms) and its old tag -> its new tag
 ) -> bytes:
     "A packed state, rewritten; `ValueError` when it is damaged."
-    layout, space = entity.plan, np.zeros(agg.most_bytes(entity.plan), np.uint8)
-    state = agg.new_state(layout)
-    if not agg.unpack(layout, state, np.frombuffer(packed, np.uint8)):
+    layout, space = entity.plan, np.zeros(most_bytes(entity.plan), np.uint8)
+    state = new_state(layout)
+    if not unpack(layout, state, np.frombuffer(packed, np.uint8)):
         raise ValueError(f"{len(packed)} bytes are not a state of {entity.by!r}: rebuild the states from the log")
 
     def new_key(column: int, key: int) -> int:
@@ -317,11 +317,11 @@ def pseudonymise_state(
     for j, column in enumerate(layout.sets):
         for i in range(state.set_n[j]):
             state.set_key[j, i] = new_key(column, state.set_key[j, i])
-    for i in range(state.head[agg.START], state.head[agg.END]):
+    for i in range(state.head[RECENT_START], state.head[RECENT_END]):
         for a, column in enumerate(layout.same):
             state.recent[a, i] = new_key(column, state.recent[a, i])
         state.tag[i] = tags.get((int(state.ts[i]), int(state.tag[i])), state.tag[i])
-    return space[: agg.pack(layout, state, space, 0)].tobytes()
+    return space[: pack(layout, state, space, 0)].tobytes()
 
 
 def new_tags(plan: ErasurePlan) -> dict[tuple[int, int], int]:

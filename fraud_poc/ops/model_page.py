@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core.files import write_aside
 from ..core.settings import Settings, duration_ms
+from ..features.aggregates import THEMES
 from ..features.table import Row, build_table
 from ..model.bundle import Bundle, latest_bundle
 from ..model.reasons import layout, plural, readable
@@ -101,19 +102,7 @@ def evaluation_of(bundle: Bundle) -> dict:
     return json.loads((bundle.folder / "evaluation.json").read_text(encoding="utf-8"))
 
 # %% ../../nbs/83_model_page.ipynb #c017
-ABOUT = {
-    "amount": "amount against what is usual",
-    "pace": "number of events",
-    "sum": "sum of amounts",
-    "since": "time since the last event",
-    "age": "time since first seen, events so far",
-    "distinct": "different values seen",
-    "together": "seen together before, same as last",
-    "fraud": "known frauds",
-    "hour": "time of day",
-    "weekday": "day of the week",
-    "other": "other",
-}
+ABOUT = THEMES | {"other": "other"}
 
 
 def windows_in_words(rows: list[Row]) -> str:

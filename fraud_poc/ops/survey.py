@@ -22,7 +22,7 @@ from ..core.events import occurrence_of
 from ..core.files import Progress, read_json
 from ..core.settings import UNITS_MS, Settings
 from ..data.log import part_path
-from ..features.batch import features_folder
+from ..features.state_files import features_folder
 from ..features.table import FeatureTable
 
 # %% ../../nbs/81_survey.ipynb #c007
