@@ -153,14 +153,14 @@ def evaluate_step(settings: Settings, progress: Progress) -> dict:
 def written_before(settings: Settings, url: str) -> int:
     "The sequence number before which the live log is in the database."
     from fraud_poc.core.database import read_checkpoint
-    from fraud_poc.live.load import look
+    from fraud_poc.live.load import inspect_store
     from fraud_poc.live.redis_client import Client
     from fraud_poc.live.redis_store import Names
 
     with database_of(settings) as database:
         mark = read_checkpoint(database)
     with Client(url) as client:
-        meta = look(client, Names(settings.domain.name)).meta
+        meta = inspect_store(client, Names(settings.domain.name)).meta
     return mark.position + 1 if mark and meta and mark.log == meta.epoch else 0
 
 

@@ -9,7 +9,7 @@ import xgboost
 
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.features.table import build_table
-from fraud_poc.live.decide import Engine
+from fraud_poc.live.decide import Engine, ServingModel
 from fraud_poc.live.store import MemoryStore, Meta
 from fraud_poc.model.bundle import Bundle
 from fraud_poc.model.policy import plain_policy
@@ -54,9 +54,7 @@ def small_engine(settings: Settings, store=None, **more) -> Engine:
     )
     return Engine(
         settings,
-        table,
-        bundle,
-        proved_scorer(booster, vectors),
+        ServingModel(table, bundle, proved_scorer(booster, vectors)),
         store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})),
         **more,
     )

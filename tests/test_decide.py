@@ -359,9 +359,9 @@ class Far:
         return getattr(self.store, name)
 
     async def micro_batch(self, asked):
-        lot = await self.store.micro_batch(asked)
+        batch = await self.store.micro_batch(asked)
         await asyncio.sleep(0.001)
-        return lot
+        return batch
 
     async def write(self, change):
         await asyncio.sleep(0.001)
@@ -375,15 +375,15 @@ class Deaf(Far):
         self.store, self.says = store, says
 
     async def micro_batch(self, asked):
-        lot, changes = await self.store.micro_batch(asked), []
+        batch, changes = await self.store.micro_batch(asked), []
 
         async def results():
             if isinstance(self.says, Exception):
                 return [self.says for _ in changes]
             return [WriteResult(self.says) for _ in changes]
 
-        lot.add, lot.results = changes.append, results
-        return lot
+        batch.add, batch.results = changes.append, results
+        return batch
 
     async def write(self, change):
         return WriteResult(self.says)
@@ -434,7 +434,7 @@ def test_attempts_are_bounded():
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("call", ["lot", "outcomes"])
+@pytest.mark.parametrize("call", ["micro_batch", "results"])
 @pytest.mark.parametrize(
     "error, reason", [(StoreDown("x"), "store_down"), (StoreSlow("x"), "store_slow"), (StoreLost("x"), "store_lost")]
 )
@@ -446,7 +446,7 @@ def test_without_a_store_the_amount_decides(call, error, reason):
         async def broken(*_):
             raise error
 
-        if call == "lot":
+        if call == "micro_batch":
             engine.store.micro_batch = broken
         for amount, band in [(49.99, "low"), (50, "medium"), (499.99, "medium"), (500, "high")]:
             answer = await engine.decide(event_of(engine, order_amount=amount, order_id=f"o{amount}"))
@@ -475,13 +475,13 @@ class Mute:
         return getattr(self.store, name)
 
     async def micro_batch(self, asked):
-        lot = await self.store.micro_batch(asked)
+        batch = await self.store.micro_batch(asked)
 
         async def results():
             raise self.error
 
-        lot.results = results
-        return lot
+        batch.results = results
+        return batch
 
 
 @pytest.mark.parametrize("error, reason", [(StoreSlow("late"), "store_slow"), (StoreDown("gone"), "store_down")])
@@ -581,16 +581,16 @@ class Slow(Far):
     "A store that takes 20 ms to read and 30 ms to write."
 
     async def micro_batch(self, asked):
-        lot = await self.store.micro_batch(asked)
-        outcomes = lot.results
+        batch = await self.store.micro_batch(asked)
+        results = batch.results
 
         async def late():
             await asyncio.sleep(0.03)
-            return await outcomes()
+            return await results()
 
-        lot.results = late
+        batch.results = late
         await asyncio.sleep(0.02)
-        return lot
+        return batch
 
 
 class SlowScorer(PlainScorer):

@@ -31,9 +31,9 @@ from fraud_poc.features.batch import compute_features, features_of_arrays, read_
 from fraud_poc.features.state_files import features_folder
 from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import collect
-from fraud_poc.live.decide import Label
-from fraud_poc.live.labels import LabelAssertion, LabelResult, Learner, UnknownEvent, find_in_batch_log, say
-from fraud_poc.live.load import base_of, look, prepare_db
+from fraud_poc.live.decide import Engine
+from fraud_poc.live.labels import LabelAssertion, LabelResult, LabelWriter, UnknownEvent, find_in_batch_log
+from fraud_poc.live.load import base_of, inspect_store, prepare_db
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import server_for
 from fraud_poc.live.redis_store import Names, open_store
@@ -112,9 +112,10 @@ async def score_all(settings: Settings, url: str, orders: list[dict], labels: di
             answers.append(await engine.decide(event))
             assert answers[-1].degraded is None
             if order["order_id"] in labels:
-                await engine.learn(
-                    Label(event.id_key, event.time, event.time + 86_400_000, labels[order["order_id"]], -1, event.keys)
+                change = LabelAssertion(
+                    event.id, labels[event.id] == 1, settings.labels.source, event.time + 86_400_000, time=event.time
                 )
+                await LabelWriter(engine, reader.secret).assert_label(change, NOW)
     return answers
 
 
@@ -127,15 +128,15 @@ def assert_labels_on(settings: Settings, url: str, assertions: list[tuple]) -> l
 
     async def one(engine, order: str, fraud: bool, source: str, note: str = "", known: int | None = None):
         try:
-            return await say(
-                engine, settings, secret, LabelAssertion(order, fraud, source, known, note, Actor(PERSON, "bo")), NOW
+            return await LabelWriter(engine, secret).assert_label(
+                LabelAssertion(order, fraud, source, known, note, Actor(PERSON, "bo")), NOW
             )
         except UnknownEvent:
             return None
 
     async def run() -> list:
         async with open_store(settings, url) as store:
-            engine = Learner(settings, store)
+            engine = Engine(settings, None, store)
             return [await one(engine, *assertion) for assertion in assertions]
 
     return asyncio.run(run())
@@ -230,7 +231,7 @@ def store_of(settings: Settings, url: str) -> tuple[dict[bytes, bytes], list]:
     "States of the generation in use, without tokens; the live log."
     names = Names(settings.domain.name)
     with Client(url) as client:
-        prefix = names.states(look(client, names).meta.generation)
+        prefix = names.states(inspect_store(client, names).meta.generation)
         keys = [key for key in client.call("KEYS", "*") if key.startswith(prefix)]
         return (
             {key[len(prefix) :]: value[8:] for key, value in zip(keys, client.call("MGET", *keys))},
@@ -377,7 +378,7 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
             (others[0], False, "chargeback"),
         ]
         with server_for(settings) as url:
-            assert bring_in(settings, url, trim=True)["statements"] == 10
+            assert bring_in(settings, url, trim=True)["statements"] == 15
             assert None not in assert_labels_on(settings, url, more)
             asyncio.run(score_all(settings, url, shop.rest[:5], {}))
         shutil.rmtree(tmp_path / "o")
@@ -474,8 +475,8 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
             find_in_batch_log(s, [key_of(ident, secret) for ident in ids], 10**9)
             for s, ids in ((settings, [*others, *names]), (other, [*others, *mine]))
         ]
-        assert {mapping["id", key]: order.ledger for key, (order,) in ledgers[1].items()} == {
-            key: order.ledger for key, (order,) in ledgers[0].items()
+        assert {mapping["id", key]: order.history for key, (order,) in ledgers[1].items()} == {
+            key: order.history for key, (order,) in ledgers[0].items()
         } and len(ledgers[0]) == 4
         assert_nothing_left(settings, gone, url)
         assert [

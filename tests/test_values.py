@@ -19,7 +19,7 @@ from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting, write_waiting
 from fraud_poc.data.validation import UNLISTED, bulk_of
 from fraud_poc.live.label_files import file_changes
-from fraud_poc.live.labels import LabelAssertion, LabelHistory, Order, check_label_change, read_label_change
+from fraud_poc.live.labels import LabelAssertion, LabelHistory, LabelledEvent, check_label_change, read_label_change
 from fraud_poc.model.dataset import last_known, log_until
 from fraud_poc.service.schemas import missing_pattern
 
@@ -671,7 +671,7 @@ def test_a_label_of_the_future_in_a_labels_file(make, tmp_path, kind):
             problems.append(
                 item
                 if isinstance(item, list)
-                else check_label_change(settings, item, Order(NOW - 10**9, {}, LabelHistory()), NOW) or []
+                else check_label_change(settings, item, LabelledEvent(NOW - 10**9, {}, LabelHistory()), NOW) or []
             )
         except EventError as error:
             problems.append(error.errors)

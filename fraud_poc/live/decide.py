@@ -26,8 +26,7 @@ from ..core.events import Clock, system_clock
 from ..core.logs import log_event
 from ..core.reading import Event, digest_of
 from ..core.settings import Settings, duration_ms
-from ..features.aggregates import TOO_LATE
-from ..features.fold import CAPPED, NEW, NO_ENTITY
+from ..features.fold import CAPPED, NEW, NO_ENTITY, TOO_LATE
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
 from fraud_poc.live.store import (
     Entry,
@@ -425,7 +424,7 @@ class DecisionAttempt:
         sent, again = [], []
         for index, (request, present) in zip(self.undecided, requests):
             try:
-                earlier = batch.found(request)
+                earlier = batch.read(request)
                 if earlier is None:  # a copy of the event is being written
                     again.append(index)
                 elif earlier.record is not None:
@@ -436,7 +435,7 @@ class DecisionAttempt:
                 self.answered(index, self.failed(index, error, "no"))
         self.undecided = again
         if sent:
-            self.undecided = sorted(again + await self.write(batch, sent))
+            self.undecided = sorted(again + await self.commit(batch, sent))
         return None if self.undecided else True
 
     def request(self, event: Event) -> tuple[ReadRequest, list[int]]:
@@ -458,23 +457,23 @@ class DecisionAttempt:
         vector, flags, states = step_states(engine.stepper, event, present, before.states)
         stepped = time.perf_counter()
         answer, record, entry = engine.score(event, vector, flags, start)
-        batch.put(Write(request.record_key, record, request.keys, before.versions, states, entry))
+        batch.add(Write(request.record_key, record, request.keys, before.versions, states, entry))
         return answer, stepped - begun, time.perf_counter() - stepped
 
     async def commit(self, batch: MicroBatch, sent: list[tuple[int, tuple[Answer, float, float]]]) -> list[int]:
-        "Wait for the outcomes of the writes and answer; returns the indices of events to try again."
+        "Wait for the results of the writes and answer; returns the indices of events to try again."
         observer, again = self.engine.observer, []
         for place, part in ((1, "step"), (2, "model")):
             observer.spent(part, sum(made[place] for _, made in sent) / len(sent), len(sent))
         begun = time.perf_counter()
         try:
-            outcomes = await batch.outcomes()
+            results = await batch.results()
         except UNAVAILABLE as error:
-            outcomes = [error] * len(sent)
+            results = [error] * len(sent)
         observer.spent("commit", time.perf_counter() - begun, len(sent))
-        for (index, (answer, *_)), outcome in zip(sent, outcomes):
+        for (index, (answer, *_)), written in zip(sent, results):
             try:
-                result = self.concluded(index, answer, outcome)
+                result = self.concluded(index, answer, written)
             except Exception as error:
                 result = self.failed(index, error, "unknown")
             if result is None:
@@ -483,19 +482,19 @@ class DecisionAttempt:
                 self.answered(index, result)
         return again
 
-    def concluded(self, index: int, answer: Answer, outcome: WriteResult | Exception) -> Answer | Conflict | None:
+    def concluded(self, index: int, answer: Answer, written: WriteResult | Exception) -> Answer | Conflict | None:
         "The result of an event after its commit; None when it must be tried again."
-        if isinstance(outcome, Exception):
-            raise outcome
-        if outcome.kind == "known":
-            return self.repeated(index, outcome.record, outcome.seq)
-        if outcome.kind != "accepted":
-            return self.engine.commit_failed(outcome.kind)
+        if isinstance(written, Exception):
+            raise written
+        if written.kind == "known":
+            return self.repeated(index, written.record, written.seq)
+        if written.kind != "accepted":
+            return self.engine.commit_failed(written.kind)
         for status in answer.entities.values():
             if status != "known":
                 self.engine.observer.count("entity", status)
-        answer.position = outcome.seq
-        answer.stored = "no" if outcome.seq is None else "yes"  # None: a store that accepts without writing
+        answer.position = written.seq
+        answer.stored = "no" if written.seq is None else "yes"  # None: a store that accepts without writing
         return answer
 
     def repeated(self, index: int, packed: bytes, seq: int) -> Answer | Conflict:
