@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'MAX_TEXT', 'INTEGERS', 'NUMBER', 'NOT_FINITE', 'BELOW_MINIMUM', 'ABOVE_MAXIMUM', 'TOO_LARGE', 'ISO',
-           'OFFSET', 'ISO_TIME', 'EPOCH', 'UTC_EPOCH', 'NOT_ISO', 'CHUNK', 'FIRST_TIME', 'FAR', 'EMPTY', 'UNREADABLE',
+           'OFFSET', 'ISO_TIME', 'EPOCH', 'UTC_EPOCH', 'NOT_ISO', 'CHUNK', 'FIRST_US', 'FAR', 'EMPTY', 'UNREADABLE',
            'NONEXISTENT', 'AMBIGUOUS', 'TOO_EARLY', 'TOO_LATE', 'is_text', 'one_chunk', 'utf8', 'broken', 'as_text',
            'InvalidValue', 'encodes', 'identity_text', 'number_text', 'as_numbers', 'missing_markers', 'finite',
            'amount_units', 'nonexistent', 'iso_us', 'iso_ms', 'local_ms', 'cast_times', 'read_one_by_one', 'parse_iso',
@@ -136,7 +136,10 @@ def number_text(value: int | float) -> str:
         return str(value)
     if value.is_integer() and abs(value) < 2.0**53:
         return str(int(value))
-    return pa.scalar(value).cast(pa.string()).as_py()
+    data = pa.py_buffer(
+        struct.pack("<d", value)
+    )  # pa.scalar and pa.array would import pandas to look at a Python value
+    return pa.Array.from_buffers(pa.float64(), 1, [None, data]).cast(pa.string())[0].as_py()
 
 # %% ../../nbs/02_reading.ipynb #c014
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
@@ -261,7 +264,7 @@ def local_ms(ms: int, zone: ZoneInfo) -> int:
 
 # %% ../../nbs/02_reading.ipynb #c023
 CHUNK = 256  # texts that are read one by one when one of them is invalid
-FIRST_TIME = pa.scalar(datetime(1, 1, 1), pa.timestamp("us"))  # the first year of Python's calendar
+FIRST_US = -62_135_596_800_000_000  # microseconds: the first year of Python's calendar
 
 
 def cast_times(
@@ -273,7 +276,7 @@ def cast_times(
         stamps = text.cast(pa.timestamp("us", zone)).cast(pa.timestamp("us"))
     except pa.ArrowInvalid:
         return None
-    early = pc.less(stamps, FIRST_TIME)
+    early = pc.less(stamps.cast(pa.int64()), FIRST_US)
     return pc.if_else(early, None, stamps) if pc.any(early).as_py() else stamps
 
 
