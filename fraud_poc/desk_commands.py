@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .core.events import COMMAND_LINE, Actor
 from .core.files import Progress
 from .core.settings import Settings, load_settings
 from fraud_poc.core.terminal import (
@@ -46,11 +45,16 @@ from fraud_poc.core.terminal import (
     write_line,
 )
 
+if TYPE_CHECKING:  # imports that commands need stay inside them, so that `--help` is quick
+    from fraud_poc.core.events import Actor
+
 desk_app = typer.Typer()  # its commands become commands of `fraud-poc`
 
 # %% ../nbs/91_desk_commands.ipynb #c005
-def operator() -> Actor:
+def operator() -> "Actor":
     "The person at the command line, as the audit names them."
+    from fraud_poc.core.events import COMMAND_LINE, Actor
+
     try:
         return Actor(COMMAND_LINE, getpass.getuser())
     except (KeyError, OSError):

@@ -338,7 +338,7 @@ def test_the_audit_on_the_command_line(people):
     for name in ("shop", "bank"):
         people("keys", "new", name, "--scope", "read")
     code, said, _ = people("audit", "verify")
-    assert code == 0 and said["verdict"] == "whole" and said["rows"] == 2
+    assert code == 0 and said["result"] == "intact" and said["rows"] == 2
     rows = people("audit", "list", "--last", "1")[1]["audit"]
     assert [(row["number"], row["what"], row["about"]) for row in rows] == [(2, "key made", "bank")] and rows[0][
         "who"
@@ -351,7 +351,7 @@ def test_the_audit_on_the_command_line(people):
         connection.execute(sa.text("DROP TRIGGER audit_no_update"))
         connection.execute(sa.text("UPDATE audit SET who = 'nobody' WHERE number = 1"))
     code, said, _ = people("audit", "verify")
-    assert code == 1 and "audit row 1 was changed" in said["verdict"]
+    assert code == 1 and "audit row 1 was changed" in said["result"]
 
 
 # --- help ---------------------------------------------------------------------------------------------------------------------------------

@@ -430,7 +430,7 @@ class DecisionAttempt:
                 elif earlier.record is not None:
                     self.answered(index, self.repeated(index, earlier.record, earlier.seq))
                 else:
-                    sent.append((index, self.write(batch, self.events[index], request, present, earlier, start)))
+                    sent.append((index, self.write(batch, index, request, present, earlier, start)))
             except Exception as error:
                 self.answered(index, self.failed(index, error, "no"))
         self.undecided = again
@@ -444,16 +444,10 @@ class DecisionAttempt:
         return ReadRequest(event_key(event.id_key), keys), present
 
     def write(
-        self,
-        batch: MicroBatch,
-        event: Event,
-        request: ReadRequest,
-        present: list[int],
-        before: ReadResult,
-        start: float,
+        self, batch: MicroBatch, index: int, request: ReadRequest, present: list[int], before: ReadResult, start: float
     ) -> tuple[Answer, float, float]:  # without position; seconds of the step and of the model
         "Decide an event and write the decision to the micro-batch."
-        engine, begun = self.engine, time.perf_counter()
+        engine, event, begun = self.engine, self.events[index], time.perf_counter()
         vector, flags, states = step_states(engine.stepper, event, present, before.states)
         stepped = time.perf_counter()
         answer, record, entry = engine.score(event, vector, flags, start)
@@ -463,8 +457,8 @@ class DecisionAttempt:
     async def commit(self, batch: MicroBatch, sent: list[tuple[int, tuple[Answer, float, float]]]) -> list[int]:
         "Wait for the results of the writes and answer; returns the indices of events to try again."
         observer, again = self.engine.observer, []
-        for place, part in ((1, "step"), (2, "model")):
-            observer.spent(part, sum(made[place] for _, made in sent) / len(sent), len(sent))
+        for position, part in ((1, "step"), (2, "model")):
+            observer.spent(part, sum(made[position] for _, made in sent) / len(sent), len(sent))
         begun = time.perf_counter()
         try:
             results = await batch.results()

@@ -36,7 +36,6 @@ from ..core.events import Clock, system_clock
 from ..core.logs import log_config, log_event
 from ..core.processes import exit_on_sigterm
 from ..core.settings import Settings, duration_ms
-from ..data.sample import orders_table
 from ..data.shop import LARGE, batch_columns, generator, period, slices_of
 from fraud_poc.ops.scorer_client import (
     Endpoint,
@@ -72,6 +71,8 @@ def live_orders(
     clock: Clock = system_clock,  # no order is later
 ) -> Iterator[tuple[dict[str, Any], bool]]:  # order as POST /score takes it; whether it is a fraud
     "Orders without end; `ValueError` when the domain cannot be generated."
+    from fraud_poc.data.sample import orders_table  # only the feed needs it; the service imports this module too
+
     check_domain(settings)
     first = (
         datetime.fromisoformat(start).date()
