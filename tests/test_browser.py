@@ -298,7 +298,9 @@ def test_a_phone_can_do_the_work(chromium, desk):
         page.wait_for_url(re.compile(rf"case/{queue[1]}\b"))
         page.get_by_role("button", name="Undo").tap()
         page.wait_for_url(re.compile(rf"case/{queue[0]}\b"))
-    assert [type(told).__name__ for told in desk.log.said] == ["LabelAssertion", "Retraction"] and desk.log.said[0].fraud
+    assert [type(told).__name__ for told in desk.log.said] == ["LabelAssertion", "Retraction"] and desk.log.said[
+        0
+    ].fraud
 
 
 def test_what_fails_is_said(chromium, tmp_path):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # numba reads the version of scipy, so a bare `scipy` is loaded; none of its parts is
 TRAINING = ["pandas", "dask", "distributed", "matplotlib", "sklearn", "scipy.sparse", "scipy.stats", "scipy.linalg"]
 TRAINING += ["scipy.special", "xgboost", "IPython"]
-HEAVY = [*TRAINING, "xgboost", "pyarrow", "numpy", "numba", "sqlalchemy", "fastapi"]
+HEAVY = [*TRAINING, "pyarrow", "numpy", "numba", "sqlalchemy", "fastapi"]
 HELP_CPU_S = 0.5  # 0.3 on a machine that is not busy
 
 
