@@ -103,7 +103,7 @@ def fit_policy(
     settings: Settings,
     probabilities: np.ndarray,  # (n,) calibrated, of events that the model did not learn from
     amounts: np.ndarray,  # (n,) int64, minor units
-    labels: np.ndarray,  # (n,) 1 fraud, 0 honest, -1 unresolved (left out)
+    labels: np.ndarray,  # (n,) 1 fraud, 0 legitimate, -1 unresolved (left out)
     days: np.ndarray,  # (n,) UTC day numbers
     weights: np.ndarray | None = None,  # (n,) above 0: how many events each stands for; None = 1
 ) -> Policy:
@@ -296,7 +296,7 @@ def evaluate_policy(
     policy: Policy,
     probabilities: np.ndarray,  # (n,) calibrated, of events that neither model nor policy has seen
     amounts: np.ndarray,  # (n,) int64, minor units
-    labels: np.ndarray,  # (n,) 1 fraud, 0 honest, -1 unresolved (left out)
+    labels: np.ndarray,  # (n,) 1 fraud, 0 legitimate, -1 unresolved (left out)
     days: np.ndarray,  # (n,) UTC day numbers
     cards: np.ndarray,  # (n,) keys of what is resampled as a whole; 0 = missing
     weights: np.ndarray | None = None,  # (n,) above 0: how many events each stands for; None = 1
