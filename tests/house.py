@@ -20,7 +20,7 @@ from waiting import QUIET, watched
 
 from fraud_poc.core.settings import read_settings
 
-FUNCTION_LINES = 80  # most lines of an exported function, as ruff formats it
+FUNCTION_LINES = 40  # most lines of an exported function, as ruff formats it
 CLASS_LINES = 100  # most lines of an exported class, and of any exported cell: imports and blank lines are not counted
 INTRO_WORDS = 150  # most words before the first heading or code
 OUTPUT_BYTES = 20_000  # saved output of a notebook, images aside

@@ -145,16 +145,10 @@ def frozen_in_short(found: dict | None) -> dict:
 def judge_model(
     settings: Settings,
     progress: Progress | None = None,  # called with resamples done and in all
-) -> (
-    dict
-):  # folder, id, verdict, reasons, metrics, labels frozen, events, frauds, fraud rate, bands, policy, money a day
+) -> dict:  # folder, id, acceptance, reasons, metrics (also with frozen labels), events, frauds, bands, policy, money
     "Judge the model that was trained last and save it as a bundle; `ValueError` when there is no model or no dataset."
-    table, trained, newest, test = (
-        build_table(settings),
-        load_trained(settings),
-        read_split(settings, "validation"),
-        read_split(settings, "test"),
-    )
+    table, trained = build_table(settings), load_trained(settings)
+    newest, test = read_split(settings, "validation"), read_split(settings, "test")
     frozen = read_split(settings, "test", frozen=True) if read_dataset(settings)["label_features"] else None
     calibration, policy = settled(settings, newest, trained.booster.inplace_predict(newest.features))
     evaluation = measured_twice(settings, trained.booster, test, frozen, calibration, policy, progress)

@@ -403,6 +403,27 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 # %% ../../nbs/38_bundle.ipynb #c027
+def _files(
+    booster: "xgboost.Booster", sample: np.ndarray, policy: Policy, evaluation: dict, plots: Path | None
+) -> dict[str, bytes]:
+    "The files of a bundle, but for its manifest."
+    files = {
+        "booster.json": bytes(booster.save_raw("json")),
+        "sample.npy": _array(sample),
+        "sample_scores.npy": _array(booster.inplace_predict(sample)),
+        "policy.json": policy_bytes(policy),
+        "evaluation.json": _text(evaluation),
+    }
+    for path in sorted(plots.glob("*.png")) if plots else []:
+        files[f"plots/{path.name}"] = path.read_bytes()
+    return files
+
+
+def _bundle_id(created: datetime, raw: bytes) -> str:
+    "The id of a bundle: when it was made, and the beginning of its model's hash."
+    return f"{created:%Y%m%dT%H%M%S}{created.microsecond // 1000:03d}-{hashlib.sha256(raw).hexdigest()[:8]}"
+
+
 def save_bundle(
     settings: Settings,
     table: FeatureTable,
@@ -420,17 +441,9 @@ def save_bundle(
     created = (created or datetime.fromtimestamp(system_clock() / 1000, UTC)).astimezone(UTC)
     from xgboost import __version__ as xgboost_version  # here, since a scoring process does without it
 
-    raw, sample = bytes(booster.save_raw("json")), np.ascontiguousarray(sample, np.float32)
-    trees, reason = proved_trees(booster, raw, sample)
-    contents = {
-        "booster.json": raw,
-        "sample.npy": _array(sample),
-        "sample_scores.npy": _array(booster.inplace_predict(sample)),
-        "policy.json": policy_bytes(policy),
-        "evaluation.json": _text(evaluation),
-    }
-    for path in sorted(Path(plots).glob("*.png")) if plots else []:
-        contents[f"plots/{path.name}"] = path.read_bytes()
+    sample = np.ascontiguousarray(sample, np.float32)
+    files = _files(booster, sample, policy, evaluation, plots)
+    trees, reason = proved_trees(booster, files["booster.json"], sample)
     fields = {
         "format": FORMAT,
         "created": created.isoformat(timespec="milliseconds"),
@@ -441,13 +454,15 @@ def save_bundle(
         "inference": {"compiled": trees is not None, "reason": reason},
         "training": training,
         "metrics": evaluation["metrics"],
-        **{key: judgement[key] for key in ("acceptance", "reasons")},
-        **({"frozen": evaluation["frozen"]["metrics"]} if evaluation.get("frozen") else {}),
+        "acceptance": judgement["acceptance"],
+        "reasons": judgement["reasons"],
         "settings": settings.model_dump(mode="json", include=KEPT_SETTINGS),
         "versions": {"xgboost": xgboost_version, "numpy": np.__version__},
-        "id": f"{created:%Y%m%dT%H%M%S}{created.microsecond // 1000:03d}-{hashlib.sha256(raw).hexdigest()[:8]}",
+        "id": _bundle_id(created, files["booster.json"]),
     }
-    return _put(models_folder(settings) / fields["id"], fields, contents, table)
+    if evaluation.get("frozen"):
+        fields["frozen"] = evaluation["frozen"]["metrics"]
+    return _put(models_folder(settings) / fields["id"], fields, files, table)
 
 # %% ../../nbs/38_bundle.ipynb #c029
 def _put(folder: Path, fields: dict, contents: dict[str, bytes], table: FeatureTable) -> Path:

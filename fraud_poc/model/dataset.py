@@ -438,6 +438,15 @@ def _check_splits(splits: dict, windows: Windows, settings: Settings) -> None:
             )
 
 # %% ../../nbs/30_dataset.ipynb #c029
+def _install(folder: Path, manifest: dict) -> None:
+    "Write the manifest of a finished dataset, and put the dataset in the place of the last one."
+    write_json(folder / WORK / DATASET / "manifest.json", manifest)
+    if (folder / DATASET).exists():
+        os.replace(folder / DATASET, folder / WORK / "old")
+    os.replace(folder / WORK / DATASET, folder / DATASET)
+    _clear(folder)
+
+
 def make_dataset(
     settings: Settings,
     replace: bool = False,  # make it anew even if nothing has changed
@@ -449,11 +458,8 @@ def make_dataset(
     folder, table = settings.batch.folder, build_table(settings)
     log = log_until(read_manifest(folder), until)
     check_inputs(settings, table, log["parts"])
-    inputs, manifest_path, span = (
-        inputs_hash(settings, table, log),
-        folder / DATASET / "manifest.json",
-        event_span(folder, log["parts"]),
-    )
+    inputs, manifest_path = inputs_hash(settings, table, log), folder / DATASET / "manifest.json"
+    span = event_span(folder, log["parts"])
     known, later = last_known(settings, log, clock())
     if not replace and manifest_path.exists():
         manifest = read_json(manifest_path)
@@ -465,7 +471,6 @@ def make_dataset(
         counts, files = _run_rounds(settings, table, log, windows, on, progress)
         splits = _summarise(counts, files)
         _check_splits(splits, windows, settings)
-        dates = {name: as_date(ms) for name, ms in asdict(windows).items()}
         manifest = {
             "format": VERSION,
             "inputs": inputs,
@@ -473,17 +478,13 @@ def make_dataset(
             "features": table.names,
             "windows_ms": asdict(windows),
             "label_features": label_features(settings, table),
-            "windows": dates,
+            "windows": {name: as_date(ms) for name, ms in asdict(windows).items()},
             "splits": splits,
             "files": files,
             "training": settings.training.model_dump(),
             "labels_not_yet_known": later,
         }
-        write_json(folder / WORK / DATASET / "manifest.json", manifest)
-        if (folder / DATASET).exists():
-            os.replace(folder / DATASET, folder / WORK / "old")
-        os.replace(folder / WORK / DATASET, folder / DATASET)
-        _clear(folder)
+        _install(folder, manifest)
     return manifest
 
 # %% ../../nbs/30_dataset.ipynb #c030

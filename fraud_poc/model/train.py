@@ -188,9 +188,7 @@ def train_on_workers(
     progress: Progress | None = None,  # called with trees grown and most trees
 ) -> Grown:
     "Grow trees on the workers of a cluster, which read the dataset themselves."
-    from xgboost import (
-        dask as on_workers,
-    )  # here, since it brings all of dask.dataframe, and processes of the service never train
+    from xgboost import dask as on_workers  # imported here, because it loads all of dask.dataframe
 
     model, names, files = settings.model, manifest["features"], manifest["files"]
     workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
@@ -199,14 +197,8 @@ def train_on_workers(
     data = _arrays(
         client, [shard("train", [e]) for e in entries], [e["rows"] for e in entries], workers, len(names), model
     )
-    judge = _arrays(
-        client,
-        [shard("validation", files["validation"])],
-        [sum(e["rows"] for e in files["validation"])],
-        workers,
-        len(names),
-        None,
-    )
+    rows = sum(entry["rows"] for entry in files["validation"])
+    judge = _arrays(client, [shard("validation", files["validation"])], [rows], workers, len(names), None)
     matrix = on_workers.DaskQuantileDMatrix(
         client, data[0], data[1], weight=data[2], feature_names=names, max_bin=model.max_bin
     )
