@@ -250,19 +250,17 @@ def collect(
         number = max([int(part["name"].partition("_")[0]) for part in before], default=-1) + 1
         parts = list(live_parts(settings, batches, number, store.meta.epoch, tick))
         summary = {kind: sum(part[kind] for part in parts) for kind in ("events", "labels", "frauds", "statements")}
-        summary |= {"parts": len(parts), "first_seq": first}
-        summary |= {"next_seq": parts[-1]["next_seq"] if parts else first, "dropped": len(before) - len(own)}
+        summary |= {"parts": len(parts), "first_seq": first, "next_seq": first, "dropped": 0}
         if not parts:
-            return summary | {"dropped": 0}
+            return summary
+        summary |= {"next_seq": parts[-1]["next_seq"], "dropped": len(before) - len(own)}
         await_disk(client, names, last)
         name = f"{len(manifest['ingests']):06d}_{len(manifest.get('collects', [])):06d}_waiting"
-        waiting = write_waiting(
-            settings.batch.folder / LOG, name, still_waiting(settings, manifest, parts, summary["dropped"] > 0)
-        )
+        remaining = still_waiting(settings, manifest, parts, summary["dropped"] > 0)
         manifest |= {
             "next_seq": summary["next_seq"],
             "parts": manifest["parts"] + parts,
-            "waiting": waiting,
+            "waiting": write_waiting(settings.batch.folder / LOG, name, remaining),
             "collects": [*manifest.get("collects", []), summary | {"epoch": store.meta.epoch}],
         }
         write_json(settings.batch.folder / LOG / "manifest.json", manifest)

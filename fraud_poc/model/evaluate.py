@@ -467,11 +467,8 @@ def evaluate(
     times: np.ndarray,  # (n,) int64, UTC ms
     cards: np.ndarray,  # (n,) keys of the entity settings.acceptance.card; 0 = missing
     amounts: np.ndarray,  # (n,) int64, minor units
-    calibration: tuple[float, float] = (
-        1.0,
-        0.0,
-    ),  # as `calibrate` gives it; the default takes scores for probabilities
-    bands: np.ndarray | None = None,  # (n,) places in BANDS, as the policy gives them; None = no table of bands
+    calibration: tuple[float, float] = (1.0, 0.0),  # as `calibrate` gives it; default: scores are probabilities
+    bands: np.ndarray | None = None,  # (n,) indices in BANDS, as the policy gives them; None = no table of bands
     progress: Progress | None = None,  # called as progress(resamples done, resamples in all)
     weights: np.ndarray
     | None = None,  # (n,) above 0: how many events each stands for; None = 1. Card precision does not use them
