@@ -1,6 +1,6 @@
 """What does a scored order cost, against an empty endpoint and against Feast with XGBoost?
 
-    python benchmarks/score.py [--orders 100000] [--seconds 1] [--repeats 15] [--without-feast] [--plain] [--keep FOLDER]
+    python benchmarks/score.py [--orders 100000] [--seconds 1] [--repeats 15] [--without-feast] [--keep FOLDER]
 
 Orders are generated, ingested and turned into features; a model of 300 trees of depth 6 is trained, and the states are loaded into a real Redis or
 Valkey with its append-only file on. Then three services run side by side on one core, each under uvicorn with httptools and uvloop, one process each:
@@ -9,9 +9,6 @@ Valkey with its append-only file on. Then three services run side by side on one
   empty   FastAPI with a pydantic body of the same fields, which does nothing
   feast   FastAPI with the same body, the same number of features of the same entities read through Feast from the same server, the same model
           by XGBoost. It reads only: nothing learns of the order, and no answer is kept
-
-With --plain a fourth service takes turns: ours under uvicorn's own HTTP protocol instead of `service.fast_protocol`. `plain_to_ours` is its
-throughput at 16 connections as a part of ours, `plain_cpu` its processor time for an event as a multiple of ours.
 
 The client and the store share another core (on more than two, the store has a third one). Ours talks to the store through a Unix socket, as `fraud-poc serve`
 does with a server of its own; Feast can only do so through TCP, on the same server. The client is a loop over raw keep-alive connections, each with
@@ -83,16 +80,6 @@ def serve_ours(folder: Path, plan: dict) -> None:
     from fraud_poc.service.workers import serve
 
     serve(Settings.model_validate(plan["settings"]), plan["redis"])
-
-
-def serve_plain(folder: Path, plan: dict) -> None:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    from fraud_poc.service import workers
-
-    workers.FastProtocol = HttpToolsProtocol
-    plan["settings"]["service"]["port"] = plan["ports"]["plain"]
-    serve_ours(folder, plan)
 
 
 def serve_empty(folder: Path, plan: dict) -> None:
@@ -582,18 +569,11 @@ def report(found: dict, inside: dict, alone: dict, services) -> dict:
         print(f"  ours to {name:<20}{middle_one:>8.2f}, half of the turns between {low:.2f} and {high:.2f}")
         return round(middle_one, 2)
 
-    def plainly(what: str) -> float | None:
-        if "plain" not in services:
-            return None
-        return round(statistics.median(p[what] / o[what] for p, o in zip(found["plain", 16], found["ours", 16])), 3)
-
     added = statistics.median(a["p50"] - b["p50"] for a, b in zip(found["ours", 1], found["empty", 1]))
     return {
         "vs_empty": versus("empty"),
         "vs_feast": versus("feast"),
         "p50_added_ms": round(added, 3),
-        "plain_to_ours": plainly("rate"),
-        "plain_cpu": plainly("cpu"),
         "requests_per_second": round(ours["rate"]),
         "empty_requests_per_second": round(empty["rate"]),
         "p99_ms_16": round(ours["p99"], 2),
@@ -606,7 +586,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one turn")
     parser.add_argument("--repeats", type=int, default=15, help="turns of each service")
     parser.add_argument("--without-feast", action="store_true", help="install nothing, and leave Feast out")
-    parser.add_argument("--plain", action="store_true", help="also measure ours under uvicorn's own protocol")
     parser.add_argument("--keep", type=Path, help="folder for data and Feast, used again the next time")
     args = parser.parse_args()
     with ExitStack() as stack:
@@ -626,9 +605,9 @@ def main() -> None:
             "server": server,
             "key": fresh_key(settings, "bench"),
             "names": table.names,
-            "ports": {"ours": settings.service.port} | {name: free_port() for name in ("plain", "empty", "feast")},
+            "ports": {"ours": settings.service.port} | {name: free_port() for name in ("empty", "feast")},
         }
-        pythons = dict.fromkeys(["ours", "plain", "empty"] if args.plain else ["ours", "empty"], sys.executable)
+        pythons = dict.fromkeys(["ours", "empty"], sys.executable)
         if not args.without_feast:
             plan["features"], pythons["feast"] = (
                 write_feast_inputs(settings, table, bundle, folder),

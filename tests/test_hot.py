@@ -1,4 +1,4 @@
-"""POST /score over real sockets: whichever way the request takes, the answer is the same, and the service keeps to HTTP."""
+"""POST /score over real sockets: the service keeps to HTTP, whatever form the request has."""
 
 import asyncio
 import json
@@ -13,17 +13,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from waiting import LONG, until
 
 from fraud_poc.service import http
-from fraud_poc.service.fast_protocol import FastProtocol
 
 
 @contextmanager
-def listening(app, protocol):
+def listening(app):
     "The application under uvicorn, in a thread; its port."
     with socket.create_server(("127.0.0.1", 0)) as port:
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=protocol,
+                http="httptools",
                 ws="none",
                 loop="asyncio",
                 log_config=None,
@@ -41,19 +40,14 @@ def listening(app, protocol):
             thread.join(LONG)
 
 
-@pytest.fixture(scope="module", params=[FastProtocol, HttpToolsProtocol], ids=["fast", "plain"])
-def protocol(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def service(tmp_path_factory, protocol):
+def service(tmp_path_factory):
     return Service(tmp_path_factory.mktemp("hot"))
 
 
 @pytest.fixture(scope="module")
-def port(service, protocol):
-    with listening(service.app, protocol) as found:
+def port(service):
+    with listening(service.app) as found:
         yield found
 
 
@@ -131,7 +125,7 @@ def test_a_request_in_pieces_is_whole(service, port, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["pipelined", "chunked", "continue", "older", "closing"])
-def test_what_is_not_plain_is_served_as_well(service, port, how):
+def test_other_forms_of_a_request_are_served_as_well(service, port, how):
     order = ORDER | {"order_id": f"odd-{how}"}
     body, chunked = json.dumps(order).encode(), lambda data: b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
     sent = {

@@ -27,7 +27,6 @@ from ..core.reading import Event
 from ..core.settings import Settings
 from ..live.decide import Engine, step_states
 from ..live.redis_store import open_store
-from .fast_protocol import FastProtocol
 from .http import STOPPING, create_app
 from .metrics import shared_metrics
 from .scoring import ScoringService, default_engine
@@ -97,7 +96,7 @@ def server_config(settings: Settings, factory: str) -> uvicorn.Config:
         service.port,
         factory=True,
         workers=service.workers,
-        http=FastProtocol,
+        http="httptools",
         loop="uvloop",
         ws="none",
         lifespan="on",
