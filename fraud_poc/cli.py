@@ -9,9 +9,9 @@ __all__ = ['Input', 'Verdicts', 'Replace', 'Until', 'app', 'LIVE_SHARE', 'LIVE_O
            'config_command', 'ingest_command', 'features_command', 'describe_command', 'dataset_command',
            'train_command', 'evaluate_command', 'policy_step', 'policy_command', 'model_page_command',
            'prepare_command', 'replay_command', 'open_for_service', 'serve_command', 'answers_table', 'score_command',
-           'feed_command', 'demo_settings', 'live_from', 'demo_steps', 'serve_child', 'running_service', 'verdicts_of',
-           'score_live', 'show_demo', 'story_table', 'live_table', 'try_it', 'demo_service', 'run_demo', 'demo_command',
-           'main']
+           'feed_command', 'demo_settings', 'live_from', 'demo_steps', 'serve_child', 'running_service',
+           'effective_labels', 'score_live', 'show_demo', 'story_table', 'live_table', 'try_it', 'demo_service',
+           'run_demo', 'demo_command', 'main']
 
 # %% ../nbs/92_cli.ipynb #c003
 import json
@@ -144,7 +144,7 @@ def train_step(settings: Settings, progress: Progress) -> dict:
 
 
 def evaluate_step(settings: Settings, progress: Progress) -> dict:
-    "The verdict, and the bundle."
+    "Acceptance, and the bundle."
     from fraud_poc.model.acceptance import judge_model
 
     return judge_model(settings, progress)
@@ -194,7 +194,7 @@ Input = Annotated[
     str | None, typer.Option("--input", "-i", metavar="PLACE", help="Raw events: file, folder, glob or fsspec address.")
 ]
 Verdicts = Annotated[
-    str | None, typer.Option("--labels", "-l", metavar="PLACE", help="Raw verdicts, where events do not carry them.")
+    str | None, typer.Option("--labels", "-l", metavar="PLACE", help="Raw labels, where events do not carry them.")
 ]
 Replace = Annotated[bool, typer.Option("--replace", help="Start over in place of adding what is new.")]
 Until = Annotated[
@@ -247,7 +247,7 @@ def make_data_command(
         typer.Option(help="Write to its subfolders orders and labels; default: where the settings read from."),
     ] = None,
 ):
-    "Generate orders with frauds in them, and verdicts that come late."
+    "Generate orders with frauds in them, and labels that come late."
     run_step(
         "make-data",
         make_data_step(folder),
@@ -274,7 +274,7 @@ def config_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_js
 
 @app.command(
     "ingest",
-    epilog="Examples:\n\nfraud-poc ingest\n\nfraud-poc ingest --input new.csv --labels verdicts.csv"
+    epilog="Examples:\n\nfraud-poc ingest\n\nfraud-poc ingest --input new.csv --labels labels.csv"
     "\n\nfraud-poc ingest --config config/cards.toml --input 'transactions/*.parquet' --replace",
 )
 def ingest_command(
@@ -317,7 +317,7 @@ def describe_command(
         Path | None, typer.Option(help="Where plots and page go; default: describe under batch.folder.")
     ] = None,
 ):
-    "Draw volumes, fraud rates, delays, busy entities and features against verdicts."
+    "Draw volumes, fraud rates, delays, busy entities and features against labels."
     run_step("describe", describe_step(folder), config, overrides, as_json)
 
 # %% ../nbs/92_cli.ipynb #c018
@@ -461,7 +461,7 @@ def open_for_service(settings: Settings, name: str | None) -> str:
         if any(key["revoked"] is None for key in list_keys(database)):
             return ""
     raise ValueError(
-        "there is no API key yet, so nobody could get in: make one with --new-key NAME, or with `fraud-poc keys new`"
+        "there is no API key yet, so no client could get in: make one with --new-key NAME, or with `fraud-poc keys new`"
     )
 
 
@@ -475,7 +475,7 @@ def serve_command(
     as_json: Json = False,
     name: Annotated[
         str | None,
-        typer.Option("--new-key", metavar="NAME", help="Make an API key for somebody; it is shown this once."),
+        typer.Option("--new-key", metavar="NAME", help="Make an API key; it is shown this once."),
     ] = None,
 ):
     "Answer orders and show the desk over HTTP, with the newest accepted model, until stopped; decisions are written beside it."
@@ -485,10 +485,10 @@ def serve_command(
         from fraud_poc.live.redis_server import server_for
 
         about["settings"] = settings = load_settings(config, parse_overrides(overrides))
-        told = {"key": key} if (key := open_for_service(settings, name)) else {}
+        shown = {"key": key} if (key := open_for_service(settings, name)) else {}
 
         def announce(address: str) -> None:
-            places = {"address": address, "documents": f"{address}/docs", "desk": f"{address}/desk"} | told
+            places = {"address": address, "documents": f"{address}/docs", "desk": f"{address}/desk"} | shown
             out.print(table_of("serve", ["", ""], [list(item) for item in places.items()]))
             if as_json:
                 write_line({"command": "serve", "ok": True, **places})
@@ -566,7 +566,7 @@ def feed_command(
         ),
     ] = "",
 ):
-    "Send generated live orders, and later their verdicts, to every service that registers, until stopped."
+    "Send generated live orders, and later their labels, to every service that registers, until stopped."
     about, (out, _) = {}, consoles(as_json)
     with ending("feed", as_json, about):
         from fraud_poc.ops.feed import run_feed
@@ -577,7 +577,7 @@ def feed_command(
             rate = {
                 "address": address,
                 "orders a second": settings.feed.orders_per_second,
-                "verdicts after": settings.feed.label_delay,
+                "labels after": settings.feed.label_delay,
             }
             out.print(table_of("feed", ["", ""], [[name, str(value)] for name, value in rate.items()]))
             if as_json:
@@ -640,11 +640,11 @@ def demo_steps(settings: Settings, place: str | None, labels: str | None) -> dic
     }
 
 # %% ../nbs/92_cli.ipynb #c037
-def serve_child(settings: Settings, url: str, told: Any) -> None:
-    "Serve in a child process; its address goes into the queue `told`."
+def serve_child(settings: Settings, url: str, addresses: Any) -> None:
+    "Serve in a child process; its address goes into the queue `addresses`."
     from fraud_poc.app import run_service
 
-    run_service(settings, url, told.put)
+    run_service(settings, url, addresses.put)
 
 
 @contextmanager
@@ -655,11 +655,11 @@ def running_service(settings: Settings, url: str) -> Iterator[tuple[str, Any]]:
     from fraud_poc.ops.replay import is_ready
 
     context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    process = context.Process(target=serve_child, args=(settings, url, told))
+    addresses = context.Queue()
+    process = context.Process(target=serve_child, args=(settings, url, addresses))
     process.start()
     try:
-        address, until = told.get(timeout=120), time.monotonic() + 120
+        address, until = addresses.get(timeout=120), time.monotonic() + 120
         while not is_ready(address):
             if time.monotonic() > until or not process.is_alive():
                 raise OSError(f"the service at {address} did not get ready: look at its log lines above")
@@ -670,7 +670,7 @@ def running_service(settings: Settings, url: str) -> Iterator[tuple[str, Any]]:
         process.join()
 
 # %% ../nbs/92_cli.ipynb #c039
-def verdicts_of(settings: Settings) -> dict[int, int]:
+def effective_labels(settings: Settings) -> dict[int, int]:
     "What the log says of events in the end, by id key."
     from fraud_poc.data.log import read_manifest, read_part
 
@@ -685,14 +685,14 @@ def score_live(settings: Settings, address: str, key: str, after: int, progress:
     "Send the orders behind some parts of the log to a service; the frauds among them, and how often the others were stopped."
     from fraud_poc.ops.replay import ServiceClient, raw_orders
 
-    client, verdicts, frauds, stopped, times = ServiceClient(address, key), verdicts_of(settings), [], 0, []
+    client, labels, frauds, stopped, times = ServiceClient(address, key), effective_labels(settings), [], 0, []
     for number, (id_key, order) in enumerate(islice(raw_orders(settings, after), LIVE_ORDERS)):
         start = time.perf_counter()
         answer = client.score(order)
         times.append(time.perf_counter() - start)
         caught = answer["action"] != "pass"
         shown = {name: answer[name] for name in ("score", "probability", "expected_loss", "action")}
-        if verdicts.get(id_key) == 1:
+        if labels.get(id_key) == 1:
             frauds.append({"order": order, "answer": shown, "caught": caught})
         else:
             stopped += caught
@@ -716,7 +716,7 @@ def show_demo(results: dict[str, dict], out: Console) -> None:
     log, features, look, model = (results.get(name, {}) for name in ("ingest", "features", "describe", "evaluate"))
     made = {
         "events in the log": log["events"],
-        "verdicts in the log": log["labels"],
+        "labels in the log": log["labels"],
         "rows rejected": sum(log["rejected"].values()),
         "features of each event": features["features"],
         "frauds among resolved events": f"{look['frauds']:,} ({look['fraud_rate']:.2%})",

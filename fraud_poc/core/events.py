@@ -149,7 +149,7 @@ def _shift() -> int:
 
 
 def system_clock() -> int:  # UTC ms
-    "The current time by the clock of the machine, moved as the environment said when the process first asked."
+    "The current time by the clock of the machine, moved as the environment requested at the first call."
     return time.time_ns() // 1_000_000 + _shift()
 
 # %% ../../nbs/01_events.ipynb #a002

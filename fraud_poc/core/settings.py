@@ -101,7 +101,7 @@ class Columns(Section):
 
 # %% ../../nbs/00_settings.ipynb #c013
 class Labels(Section):
-    "How a verdict is read, and when it was known."
+    "How a label is read, and when it was known."
 
     column: str
     fraud_values: list[bool | int | float | str] = Field(min_length=1)
@@ -336,7 +336,7 @@ class Feed(Section):
     port: int = Field(ge=0, le=65535)  # 0 = any free one
     hosts: list[str]  # that may be registered
     orders_per_second: float = Field(gt=0)
-    label_delay: str  # after which the verdict on a sent order follows
+    label_delay: str  # after which the label of a sent order follows
 
     @model_validator(mode="after")
     def _durations(self):

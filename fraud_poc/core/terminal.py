@@ -54,7 +54,7 @@ UNITS = {
     "train": "trees",
     "evaluate": "resamples",
     "prepare-db": "states",
-    "replay": "events and verdicts",
+    "replay": "events and labels",
     "collect": "entries",
     "forget": "parts and entries",
     "write-decisions": "position in the log",
@@ -207,13 +207,13 @@ def complete_so_far(settings: Settings | None) -> list[str]:
         return [f"there is no log in {folder} yet"]
     parts = read_json(folder / "log" / "manifest.json")["parts"]
     events, labels = (sum(part[kind] for part in parts) for kind in ("events", "labels"))
-    said = [f"complete in {folder}: a log of {len(parts):,} parts, {events:,} events and {labels:,} verdicts"]
+    lines = [f"complete in {folder}: a log of {len(parts):,} parts, {events:,} events and {labels:,} labels"]
     for path in sorted(folder.glob("features/*/manifest.json")):
         done = read_json(path)["parts"]
-        said.append(
+        lines.append(
             f"complete in {path.parent}: features of {len(done):,} parts, {sum(p['rows'] for p in done):,} events; the next run goes on"
         )
-    return said
+    return lines
 
 
 @contextmanager
@@ -253,7 +253,7 @@ NOTHING = {
 
 
 def consoles(as_json: bool) -> tuple[Console, Console]:
-    "Where results and where progress are shown; text that nobody watches is not cut to 80 columns."
+    "Where results and where progress are shown; text that is not shown on a terminal is not cut to 80 columns."
 
     def make(stderr: bool) -> Console:
         watched = os.environ.get("COLUMNS") or (sys.stderr if stderr else sys.stdout).isatty()

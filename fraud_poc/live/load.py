@@ -122,7 +122,7 @@ def load_entity(
     prefix: bytes,  # of the new generation
     index: int,  # of the entity in the feature table
     tables: Iterator[pa.Table],  # of (key, state)
-    tick: Callable[[int], None],  # told of states written
+    tick: Callable[[int], None],  # called with states written
 ) -> dict:  # states, bytes of the server's memory
     "Write all states of one entity."
     before, first, count = memory_of(writer.client), index.to_bytes(1, "little"), writer.count
@@ -187,7 +187,7 @@ def replay_log(
     stepper: Stepper,
     columns: list[str],  # columns.hashed
     after: int,  # last sequence number that the states know
-    tick: Callable[[int], None],  # told of entries replayed
+    tick: Callable[[int], None],  # called with entries replayed
 ) -> int:  # last sequence number that they know now
     "Bring a generation up to the end of the live log; `ValueError` when an entry or a state is damaged."
     while found := read_log(writer.client, names, after):
@@ -365,7 +365,7 @@ def trim_log(client: Client, names: Names, base: dict, before: int) -> int:
 
 
 def _next_generation(client: Client, names: Names) -> int:
-    "A generation that nobody uses or used; stale until it is switched to."
+    "A generation that is not in use and never was; stale until it is switched to."
     generation = client.call("INCR", names.loads)
     client.call("SADD", names.stale, names.states(generation))
     return generation

@@ -61,7 +61,7 @@ def measured(
         probabilities(calibration, scores),
         2 * settings.acceptance.bootstrap,
     )
-    told = lambda before: progress and (lambda done, _: progress(before + done, most))
+    shifted = lambda before: progress and (lambda done, _: progress(before + done, most))
     found = evaluate(
         settings,
         test.label,
@@ -71,14 +71,14 @@ def measured(
         amounts,
         calibration,
         bands_of(policy, p, amounts),
-        told(0),
+        shifted(0),
         test.weight,
     )
     if not (test.label >= 0).any():
         return found | {"money": None}
     return found | {
         "money": evaluate_policy(
-            settings, policy, p, amounts, test.label, times // DAY_MS, cards, test.weight, told(most // 2)
+            settings, policy, p, amounts, test.label, times // DAY_MS, cards, test.weight, shifted(most // 2)
         )
     }
 
@@ -111,9 +111,9 @@ def measured_twice(
         else int((test.features.view(np.uint32) != frozen.features.view(np.uint32)).any(axis=1).sum())
     )
     goes = 2 if changed else 1
-    told = lambda before: progress and (lambda done, most: progress(before * most + done, goes * most))
+    shifted = lambda before: progress and (lambda done, most: progress(before * most + done, goes * most))
     find = lambda shard, before: measured(
-        settings, shard, booster.inplace_predict(shard.features), calibration, policy, told(before)
+        settings, shard, booster.inplace_predict(shard.features), calibration, policy, shifted(before)
     )
     served = find(test, 0)
     if frozen is None:

@@ -51,8 +51,8 @@ def calibrate(
         )
     aim = np.where(fraud, (bad + 1) / (bad + 2), 1 / (good + 2))
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=200)
-    both, verdict = np.concatenate([logit, logit])[:, None], np.repeat([1, 0], len(logit))
-    model.fit(both, verdict, sample_weight=np.concatenate([weight * aim, weight * (1 - aim)]))
+    both, label = np.concatenate([logit, logit])[:, None], np.repeat([1, 0], len(logit))
+    model.fit(both, label, sample_weight=np.concatenate([weight * aim, weight * (1 - aim)]))
     a, b = float(model.coef_[0, 0]), float(model.intercept_[0])
     if a >= LEAST_SLOPE:
         return a, b
@@ -400,7 +400,7 @@ def by_band(settings: Settings, bands: np.ndarray, labels: np.ndarray, amounts: 
 
 
 def by_score(probability: np.ndarray, labels: np.ndarray, steps: int = 40) -> dict:
-    "Events by verdict over equal steps of the probability's logit."
+    "Events by label over equal steps of the probability's logit."
     where = _logit(probability).clip(-12, 12)
     edges = (
         np.linspace(where.min(initial=12) - 1e-9, where.max(initial=-12) + 1e-9, steps + 1)
@@ -509,7 +509,7 @@ MINIMA = {
 def judge(
     settings: Settings,
     metrics: dict,  # of `evaluate`: name -> value, low, high
-) -> dict:  # verdict: "accepted" or "rejected"; reasons: sentences
+) -> dict:  # acceptance: "accepted" or "rejected"; reasons: sentences
     "Compare metrics with the minimum of the configuration."
     failed, passed = [], []
     for name, (words, setting) in MINIMA.items():
@@ -522,13 +522,14 @@ def judge(
                 f"{words} is not defined: the test days hold no fraud, or no legitimate event, that is resolved"
             )
             continue
-        said = f"{words} {value:.3f}" + ("" if low is None or high is None else f" ({low:.3f} to {high:.3f})")
+        reached = f"{words} {value:.3f}" + ("" if low is None or high is None else f" ({low:.3f} to {high:.3f})")
         short = low is not None and low < least
         if value < least:
-            failed.append(f"{said} is below acceptance.{setting} {least:g}")
+            failed.append(f"{reached} is below acceptance.{setting} {least:g}")
         else:
             passed.append(
-                f"{said} reaches acceptance.{setting} {least:g}" + ("; the interval reaches below it" if short else "")
+                f"{reached} reaches acceptance.{setting} {least:g}"
+                + ("; the interval reaches below it" if short else "")
             )
     return {"acceptance": "rejected" if failed else "accepted", "reasons": failed or passed}
 

@@ -85,8 +85,8 @@ def draw_calibration(result: dict, path: Path) -> Path:
     blue, error = {"color": LEGITIMATE_COLOUR}, result["metrics"]["calibration_error"]["value"]
     if not np.isnan(low).all():
         ax.vlines(expected, low.clip(edge), high.clip(edge), alpha=0.4, linewidth=3, label="95 % interval", **blue)
-    said = "a tenth of the events" + (f"; mean error {error:.2g}" if error is not None else "")
-    ax.plot(expected[there], observed[there], "o", label=said, **blue)
+    legend = "a tenth of the events" + (f"; mean error {error:.2g}" if error is not None else "")
+    ax.plot(expected[there], observed[there], "o", label=legend, **blue)
     empty = expected[~there]
     if len(empty):
         ax.plot(empty, np.full(len(empty), edge), "o", fillstyle="none", clip_on=False, label="no fraud seen", **blue)
@@ -138,8 +138,8 @@ def draw_budget(result: dict, path: Path) -> Path:
 
 # %% ../../nbs/34_evaluation_plots.ipynb #c017
 def draw_scores(result: dict, path: Path) -> Path:
-    "Distribution of the probability by verdict."
-    figure, [[ax]] = new_figure("Probabilities by verdict", size=(9, 3.2))
+    "Distribution of the probability by label."
+    figure, [[ax]] = new_figure("Probabilities by label", size=(9, 3.2))
     shown, edges = result["scores"], np.array(result["scores"]["logit_edges"])
     for name, colour in [("unresolved", GREY), ("legitimate", LEGITIMATE_COLOUR), ("fraud", FRAUD_COLOUR)]:
         counts = np.array(shown[name], np.float64)

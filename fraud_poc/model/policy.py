@@ -113,8 +113,8 @@ class Policy:
             checked = PolicyFile.model_validate_json(json.dumps(self.fields))
         except ValidationError as error:
             first = error.errors()[0]
-            said = f"{'.'.join(map(str, first['loc'])) or 'its top'}: {first['msg']} (found {first['input']!r:.60})"
-            raise ValueError(f"no policy can have this {said}") from None
+            reason = f"{'.'.join(map(str, first['loc'])) or 'its top'}: {first['msg']} (found {first['input']!r:.60})"
+            raise ValueError(f"no policy can have this {reason}") from None
         object.__setattr__(self, "terms", terms_of(checked.costs))
         object.__setattr__(self, "scale", float(10**self.decimals))
         terms = self.terms  # in the order of the compiled rule

@@ -53,7 +53,7 @@ def simulate(
 
 
 def realised_costs(policy: Policy, simulated: Simulation, fraud: np.ndarray, amounts: np.ndarray) -> np.ndarray:
-    "What (n,) orders cost by their verdicts, major units for each event."
+    "What (n,) orders cost by their labels, major units for each event."
     passed, reviewed_share, blocked = expected_costs(policy, fraud, amounts)
     other = np.where(simulated.fallback == 2, blocked, passed) + policy.terms.delay * ~fraud
     return np.choose(
@@ -157,7 +157,7 @@ def resolved(probabilities, amounts, labels, days, weights=None) -> tuple[np.nda
         raise ValueError(f"probability {p[wrong[0]]} of event {wrong[0]} is not from 0 to 1: calibrate the scores")
     if not known.any():
         raise ValueError(
-            "no event is resolved, so nothing can be said about money: raise training.validation_days or training.delay"
+            "no event is resolved, so costs cannot be computed: raise training.validation_days or training.delay"
         )
     arrays["labels"] = arrays["labels"] == 1
     return tuple(values[known] for values in arrays.values())

@@ -309,7 +309,7 @@ def operating_routes() -> APIRouter:
 
 # %% ../../nbs/64_http.ipynb #c019
 class ScorePath:
-    "ASGI middleware: the short way for POST /score, request counts, and the last resort for errors."
+    "ASGI middleware: the short path for POST /score, request counts, and the last resort for errors."
 
     def __init__(self, app: Callable, service: ScoringService):
         self.app, self.service = app, service
@@ -451,7 +451,7 @@ STOPPING = 20  # seconds that accepted requests may take after the signal to sto
 
 
 def note_signal(service: ScoringService) -> None:
-    "Mark the service as closing when the process is told to stop, and pass the signal on."
+    "Mark the service as closing when the process is asked to stop, and pass the signal on."
     if threading.current_thread() is not threading.main_thread():
         return
     for number in (signal.SIGTERM, signal.SIGINT):

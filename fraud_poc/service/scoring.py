@@ -63,7 +63,7 @@ class Admission:
     def __init__(self, limit: int):
         self.limit, self.in_flight = limit, 0
         self.late_since = None  # since when no event got its answer in good time, by time.perf_counter
-        self.closing = False  # the process was told to stop
+        self.closing = False  # the process was asked to stop
 
     def note_wait(self, start: float, now: float) -> None:
         "Note how long an event has waited for its answer, by time.perf_counter."
