@@ -265,6 +265,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                          'fraud_poc.core.terminal.parse_overrides': ( 'terminal.html#parse_overrides',
                                                                                       'fraud_poc/core/terminal.py'),
                                          'fraud_poc.core.terminal.parse_value': ('terminal.html#parse_value', 'fraud_poc/core/terminal.py'),
+                                         'fraud_poc.core.terminal.read_settings': ( 'terminal.html#read_settings',
+                                                                                    'fraud_poc/core/terminal.py'),
                                          'fraud_poc.core.terminal.rows_of': ('terminal.html#rows_of', 'fraud_poc/core/terminal.py'),
                                          'fraud_poc.core.terminal.run_step': ('terminal.html#run_step', 'fraud_poc/core/terminal.py'),
                                          'fraud_poc.core.terminal.shown_progress': ( 'terminal.html#shown_progress',
