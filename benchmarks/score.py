@@ -457,7 +457,7 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
     from fraud_poc.core.events import key_of
     from fraud_poc.core.reading import EventReader
     from fraud_poc.data.log import hash_secret
-    from fraud_poc.features.batch import read_states
+    from fraud_poc.features.state_files import read_states
     from fraud_poc.features.table import Stepper, step_event
     from fraud_poc.live.decide import Engine, ServingModel
     from fraud_poc.live.store import MemoryStore, Meta

@@ -30,11 +30,11 @@ from fraud_poc.core.terminal import (
     Json,
     Set,
     Step,
+    command_settings,
     consoles,
     ending,
     flattened,
     parse_overrides,
-    read_settings,
     run_step,
     table_of,
     timed,
@@ -405,7 +405,7 @@ def model_page_command(
     with ending("model-page", as_json, about):
         from fraud_poc.ops.model_page import write_model_page
 
-        about["settings"] = settings = read_settings(config, overrides)
+        about["settings"] = settings = command_settings(config, overrides)
         result = write_model_page(settings, page)
         out.print(table_of("model-page", ["", ""], [list(item) for item in flattened(result).items()]))
         if as_json:
@@ -491,7 +491,7 @@ def serve_command(
         from fraud_poc.app import run_service
         from fraud_poc.live.redis_server import server_for
 
-        about["settings"] = settings = read_settings(config, overrides)
+        about["settings"] = settings = command_settings(config, overrides)
         shown = {"key": key} if (key := open_for_service(settings, name)) else {}
 
         def announce(address: str) -> None:
@@ -549,7 +549,7 @@ def score_command(
         from fraud_poc.live.predict import predict, read_events
         from fraud_poc.live.redis_server import server_for
 
-        about["settings"] = settings = read_settings(config, overrides)
+        about["settings"] = settings = command_settings(config, overrides)
         events = read_events(settings, place)
         with server_for(settings) as url:
             answers = asyncio.run(predict(settings, url, events, keep, top))
@@ -578,7 +578,7 @@ def feed_command(
     with ending("feed", as_json, about):
         from fraud_poc.ops.feed import run_feed
 
-        about["settings"] = settings = read_settings(config, overrides)
+        about["settings"] = settings = command_settings(config, overrides)
 
         def announce(address: str) -> None:
             rate = {
@@ -863,7 +863,7 @@ def demo_command(
     "From raw orders to live decisions: all steps on sample data, or on a file of yours, in a folder demo under batch.folder."
     about, (out, err) = {}, consoles(as_json)
     with ending("demo", as_json, about):
-        about["settings"] = settings = demo_settings(read_settings(config, overrides))
+        about["settings"] = settings = demo_settings(command_settings(config, overrides))
         start = time.monotonic()
         results = run_demo(settings, demo_steps(settings, place, labels), err)
         show_demo(results, out)

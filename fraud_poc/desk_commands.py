@@ -28,10 +28,10 @@ from fraud_poc.core.terminal import (
     Json,
     Set,
     Step,
+    command_settings,
     consoles,
     ending,
     flattened,
-    read_settings,
     run_step,
     table_of,
     timed,
@@ -85,7 +85,7 @@ def run_on_database(
     "Run a command on the database and print its result: lists of rows as tables, other values as lines."
     about, (out, _) = {}, consoles(as_json)
     with ending(name, as_json, about):
-        about["settings"] = settings = read_settings(config, overrides)
+        about["settings"] = settings = command_settings(config, overrides)
         with database_of(settings) as database:
             result = act(settings, database)
         for title, rows in result.items():
@@ -406,7 +406,7 @@ def labels_command(
     "Assert whether events were fraud: each row becomes an entry of the live log; exit code 1 when a row is rejected."
     about, rejected, (out, err) = {}, [], consoles(as_json)
     with ending("labels", as_json, about):
-        about["settings"] = settings = read_settings(config, overrides)
+        about["settings"] = settings = command_settings(config, overrides)
         result = timed("labels", lambda progress: labels_step(path, err, rejected)(settings, progress), err)
         out.print(
             table_of(f"labels: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])

@@ -18,9 +18,9 @@ from fraud_poc.core.files import write_json
 from fraud_poc.core.settings import Columns, Settings, duration_ms
 from fraud_poc.data.log import LOG, part_path, read_manifest, read_part, write_log_part
 from fraud_poc.features.aggregates import AGGREGATES, Past
-from fraud_poc.features.batch import fold_arrays, read_items, read_states
+from fraud_poc.features.batch import fold_arrays, read_items
 from fraud_poc.features.fold import Items, own_features
-from fraud_poc.features.state_files import features_folder
+from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import FeatureTable, Row, Stepper, build_table, step_event, step_label
 
 M32 = 0xFFFFFFFF

@@ -21,9 +21,9 @@ from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import part_path, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features import batch as batch_module
-from fraud_poc.features.batch import compute_features, parts_until, read_states
+from fraud_poc.features.batch import compute_features, parts_until
 from fraud_poc.features.frozen_labels import freeze_labels
-from fraud_poc.features.state_files import features_folder
+from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import build_table
 
 ROOT = Path(__file__).resolve().parents[1]

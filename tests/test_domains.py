@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest
-from fraud_poc.features.batch import compute_features, read_states
-from fraud_poc.features.state_files import features_folder
+from fraud_poc.features.batch import compute_features
+from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import Stepper, build_table, step_event, step_label
 
 PAYMENTS = """

@@ -27,8 +27,8 @@ from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.tables import cases
-from fraud_poc.features.batch import compute_features, features_of_arrays, read_states
-from fraud_poc.features.state_files import features_folder
+from fraud_poc.features.batch import compute_features, features_of_arrays
+from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import collect
 from fraud_poc.live.decide import Engine

@@ -24,8 +24,8 @@ from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.log import read_manifest, read_part  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
-from fraud_poc.features.batch import compute_features, read_states  # noqa: E402
-from fraud_poc.features.state_files import features_folder  # noqa: E402
+from fraud_poc.features.batch import compute_features  # noqa: E402
+from fraud_poc.features.state_files import features_folder, read_states  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 from fraud_poc.live.store import decode_entry  # noqa: E402
 from fraud_poc.model.dataset import make_dataset  # noqa: E402

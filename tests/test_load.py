@@ -15,7 +15,8 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest, read_part
 from fraud_poc.data.sample import make_data
-from fraud_poc.features.batch import compute_features, read_states
+from fraud_poc.features.batch import compute_features
+from fraud_poc.features.state_files import read_states
 from fraud_poc.features.table import Stepper, build_table
 from fraud_poc.live import load as module
 from fraud_poc.live.load import inspect_store, prepare_db, step_entry, touched_keys

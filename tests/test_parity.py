@@ -25,10 +25,10 @@ from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.aggregates import AGGREGATES
-from fraud_poc.features.batch import compute_features, fold_arrays, on_dask, read_states
+from fraud_poc.features.batch import compute_features, fold_arrays, on_dask
 from fraud_poc.features.fold import Items
 from fraud_poc.features.frozen_labels import frozen_features
-from fraud_poc.features.state_files import features_folder
+from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import Stepper, build_table, step_event, step_label
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"

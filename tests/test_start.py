@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_bundle import save as save_model
+from test_bundle import settings_in
 
 ROOT = Path(__file__).resolve().parent.parent
 # numba reads the version of scipy, so a bare `scipy` is loaded; none of its parts is
@@ -26,6 +28,21 @@ def loaded_after(code: str, names: list[str]) -> list[str]:
 @pytest.mark.parametrize("module", ["fraud_poc.app", "fraud_poc.service.scoring"])
 def test_a_scoring_process_loads_nothing_of_training(module):
     assert loaded_after(f"import {module}", TRAINING) == []
+
+
+def test_an_engine_starts_and_scores_without_what_trains(tmp_path):
+    "The compiled trees were proved when the model was saved; the reasons of a decision need XGBoost, and load it then."
+    settings = settings_in(tmp_path)
+    save_model(settings)
+    code = f"""
+import json
+import numpy as np
+import fraud_poc.app, fraud_poc.desk.writer
+from fraud_poc.core.settings import Settings
+from fraud_poc.live.decide import default_engine
+model = default_engine(Settings.model_validate(json.loads({settings.model_dump_json()!r}))).model
+assert model.scorer.compiled and 0 < model.scorer.score(np.zeros(len(model.bundle.names), np.float32)) < 1"""
+    assert loaded_after(code, TRAINING) == []
 
 
 def test_the_command_line_loads_only_what_it_shows():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
 
 # %% auto #0
 __all__ = ['UNITS', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Step', 'NOTHING', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG',
-           'parse_value', 'parse_overrides', 'read_settings', 'pace', 'shown_progress', 'as_text', 'flattened',
+           'parse_value', 'parse_overrides', 'command_settings', 'pace', 'shown_progress', 'as_text', 'flattened',
            'table_of', 'rows_of', 'timed', 'complain', 'write_line', 'complete_so_far', 'ending', 'consoles',
            'run_step']
 
@@ -55,7 +55,7 @@ def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def read_settings(config: Path, overrides: list[str] | None) -> Settings:
+def command_settings(config: Path, overrides: list[str] | None) -> Settings:
     "The settings of a command: a file, changed by `--set`; `ValueError` names what is wrong."
     from fraud_poc.core.settings import load_settings
 
@@ -284,7 +284,7 @@ def run_step(
     "Run one step as a command; ends the program with an exit code when it fails."
     about, (out, err) = {}, consoles(as_json)
     with ending(name, as_json, about):
-        about["settings"] = settings = read_settings(config, overrides)
+        about["settings"] = settings = command_settings(config, overrides)
         result = timed(name, lambda progress: step(settings, progress), err)
         out.print(
             table_of(f"{name}: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])

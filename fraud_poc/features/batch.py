@@ -6,8 +6,7 @@
 __all__ = ['LABEL_COLUMNS', 'PARTITION_ROWS', 'PATIENCE_S', 'EntityItems', 'int64_of', 'read_items', 'pick_items',
            'partition_items', 'FoldResult', 'fold_arrays', 'features_of_arrays', 'FoldedPartition', 'fold_partition',
            'write_features', 'delayed_with_lists', 'save_step_states', 'fold_graph', 'step_graph', 'check_part',
-           'on_cluster', 'on_threads', 'on_dask', 'rows_of', 'step_rows', 'steps_of', 'parts_until', 'compute_features',
-           'states_of', 'read_states']
+           'on_cluster', 'on_threads', 'on_dask', 'rows_of', 'step_rows', 'steps_of', 'parts_until', 'compute_features']
 
 # %% ../../nbs/25_batch.ipynb #c003
 import math
@@ -41,7 +40,7 @@ from fraud_poc.features.state_files import (
     first_to_merge,
     load_states,
     merge_generations,
-    merged_ranges,
+    states_of,
     write_states,
 )
 from .table import EntityPlan, FeatureTable, build_table
@@ -540,17 +539,6 @@ def compute_features(
     return _summary(settings, table, manifest, sum(part["events"] for part in new))
 
 # %% ../../nbs/25_batch.ipynb #c042
-def states_of(settings: Settings, table: FeatureTable, by: str) -> list[Path]:
-    "Generations of one entity's states, oldest first."
-    folder = features_folder(settings, table)
-    return [folder / "states" / by / name for name in read_json(folder / "manifest.json")["states"][by]]
-
-
-def read_states(settings: Settings, table: FeatureTable, by: str) -> Iterator[pa.Table]:
-    "Tables of (key, packed state) of all entities of one kind after the last event of the log, in ascending key."
-    return merged_ranges(states_of(settings, table, by))
-
-
 def _summary(settings: Settings, table: FeatureTable, manifest: dict, new_events: int) -> dict:
     "What a run gave; read from the manifest, since counting states would cost what history costs."
     states = [path for e in table.entities for path in states_of(settings, table, e.by)]

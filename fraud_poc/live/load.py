@@ -24,8 +24,7 @@ from ..core.events import WAITED
 from ..core.files import Progress, read_json, sole_use, write_parquet
 from ..core.settings import Settings
 from ..data.log import read_manifest, read_waiting
-from ..features.batch import read_states
-from ..features.state_files import features_folder
+from ..features.state_files import features_folder, read_states
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
 from .labels import history_key
 from .redis_client import Client

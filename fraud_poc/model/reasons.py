@@ -15,15 +15,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xgboost as xgb
 
 from ..core.settings import duration_ms
 from ..features.aggregates import AGGREGATES
 from ..features.table import Row
 from .trees import contributions
+
+if TYPE_CHECKING:
+    import xgboost as xgb
 
 # %% ../../nbs/36_reasons.ipynb #c007
 REACH = re.compile(
@@ -441,7 +443,7 @@ def merge_by_theme(
 
 # %% ../../nbs/36_reasons.ipynb #c037
 def explain_many(
-    booster: xgb.Booster,
+    booster: "xgb.Booster",
     names: Sequence[str],  # of the features, in the order of the vectors
     vectors: np.ndarray,  # (n, F) float32, NaN = missing
     orders: Sequence[
@@ -493,7 +495,7 @@ def reasons_of(
 
 # %% ../../nbs/36_reasons.ipynb #c039
 def explain(
-    booster: xgb.Booster,
+    booster: "xgb.Booster",
     names: Sequence[str],
     vector: np.ndarray,  # (F,) float32, NaN = missing
     order: Mapping[str, Any],  # its own fields, in the order of the configuration, the amount in major units

@@ -269,8 +269,10 @@ class Scorer:
     ):
         if trees is None and booster is None:
             raise ValueError("a scorer needs trees, or a booster that scores in their place")
-        self.compiled, self.reason, self.booster = trees is not None, reason, None if booster is None else booster()
-        if trees is not None:
+        self.compiled, self.reason = trees is not None, reason
+        if trees is None:
+            self.booster = booster()
+        else:
             self.features, self.arrays, self.scratch = trees.features, trees[:7], _scratch(trees)
             self.score(np.zeros(trees.features, np.float32))  # loads the compiled code before the first request
 

@@ -36,7 +36,7 @@ from ..core.events import clock_shift, key_of
 from ..core.logs import log_event, place_of_error
 from ..core.reading import MAX_TEXT
 from ..core.settings import Settings
-from ..live.decide import Engine
+from ..live.decide import STORE_ERRORS, Engine
 from ..live.labels import LabelWriter, assert_due
 from .metrics import exposition
 from fraud_poc.service.schemas import (
@@ -52,15 +52,7 @@ from fraud_poc.service.schemas import (
     request_schemas,
     response_models,
 )
-from fraud_poc.service.scoring import (
-    KEY_HEADER,
-    STORE_ERRORS,
-    HttpReply,
-    ScoringService,
-    Status,
-    long_body,
-    sample_events,
-)
+from .scoring import KEY_HEADER, HttpReply, ScoringService, Status, long_body, sample_events
 
 # %% ../../nbs/64_http.ipynb #c005
 BODY_SECONDS = 10.0  # for a body to arrive

@@ -25,11 +25,11 @@ from ..core.logs import log_config, log_event
 from ..core.processes import environment, exit_on_sigterm
 from ..core.reading import Event
 from ..core.settings import Settings
-from ..live.decide import Engine, step_states
+from ..live.decide import Engine, default_engine, step_states
 from ..live.redis_store import open_store
 from .http import STOPPING, create_app
 from .metrics import shared_metrics
-from .scoring import ScoringService, default_engine
+from .scoring import ScoringService
 
 # %% ../../nbs/66_workers.ipynb #c005
 SETTINGS, STORE = "FRAUD_POC_SETTINGS", "FRAUD_POC_STORE"  # environment variables of workers
