@@ -11,9 +11,18 @@ from test_bundle import save as save_model
 from test_bundle import settings_in
 
 ROOT = Path(__file__).resolve().parent.parent
-# numba reads the version of scipy, so a bare `scipy` is loaded; none of its parts is
-TRAINING = ["pandas", "dask", "distributed", "matplotlib", "sklearn", "scipy.sparse", "scipy.stats", "scipy.linalg"]
-TRAINING += ["scipy.special", "xgboost", "IPython"]
+# of scipy, numba itself loads the package for its version, and scipy.linalg when it first runs compiled code
+TRAINING = [
+    "pandas",
+    "dask",
+    "distributed",
+    "matplotlib",
+    "sklearn",
+    "scipy.stats",
+    "scipy.special",
+    "xgboost",
+    "IPython",
+]
 HEAVY = [*TRAINING, "pyarrow", "numpy", "numba", "sqlalchemy", "fastapi"]
 HELP_TO_TYPER = 2  # most CPU time of `--help`, as a multiple of importing typer and rich; 1.3 when it was measured
 
