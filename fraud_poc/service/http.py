@@ -475,6 +475,7 @@ def create_app(
     service = ScoringService(settings, engine, **options)
     status = Status(service)
     app = FastAPI(
+        telemetry=dict.fromkeys(("tracing", "metrics", "logs"), False),  # which FastAPI would look for at each request
         title=f"fraud_poc: {settings.domain.name}",
         version=engine.table.hash[:12],
         redirect_slashes=False,

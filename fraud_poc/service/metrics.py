@@ -47,6 +47,7 @@ class Metrics:
             name: Counter(f"fraud_poc_{name}", text, labels, registry=self.registry)
             for name, (text, labels) in COUNTERS.items()
         }
+        self.series = {}  # name and labels -> counter of this series: looking it up in prometheus_client takes longer
         text = "Time of the parts of POST /score: of a micro-batch, and in total for each event."
         seconds = Histogram("fraud_poc_seconds", text, ["part"], buckets=BOUNDS, registry=self.registry)
         self.seconds = {part: seconds.labels(part) for part in PARTS}
@@ -66,7 +67,9 @@ class Metrics:
 
     def add(self, name: str, *labels: str) -> None:
         "Add one to a counter."
-        self.counters[name].labels(*labels).inc()
+        if (series := self.series.get((name, labels))) is None:
+            series = self.series[name, labels] = self.counters[name].labels(*labels)
+        series.inc()
 
     def totals(self, *names: str) -> dict[str, int]:
         "Counters of this process by name and labels, such as `rejected busy`; all counters when none is named."
