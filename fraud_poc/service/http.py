@@ -6,9 +6,9 @@
 __all__ = ['BODY_SECONDS', 'API_KEY', 'ServiceDep', 'StatusDep', 'ShownKey', 'DESCRIPTIONS', 'POSTED', 'RETRY_AFTER', 'ID',
            'METRICS_TYPE', 'LOGGED', 'STOPPING', 'read_body', 'slow_body', 'service_of', 'status_of', 'require_key',
            'Posted', 'read_posted', 'posted_event', 'posted_list', 'rejections', 'takes', 'as_response',
-           'deciding_routes', 'reading_routes', 'operating_routes', 'ScorePath', 'send_reply', 'route_label',
-           'openapi_document', 'add_error_handlers', 'log_counts', 'refresh_keys', 'enter_waiting_labels',
-           'watch_parent', 'note_signal', 'calm_collector', 'create_app', 'running']
+           'deciding_routes', 'reading_routes', 'operating_routes', 'ScoringApp', 'CountedRequests', 'send_reply',
+           'route_label', 'openapi_document', 'add_error_handlers', 'log_counts', 'refresh_keys',
+           'enter_waiting_labels', 'watch_parent', 'note_signal', 'calm_collector', 'create_app', 'running']
 
 # %% ../../nbs/64_http.ipynb #c003
 import asyncio
@@ -300,8 +300,33 @@ def operating_routes() -> APIRouter:
     return router
 
 # %% ../../nbs/64_http.ipynb #c019
-class ScorePath:
-    "ASGI middleware: the short path for POST /score, request counts, and the last resort for errors."
+class ScoringApp(FastAPI):
+    "FastAPI with a short path for POST /score in front of it."
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        "Serve one request."
+        if scope["type"] == "http" and scope["path"] == "/score" and scope["method"] == "POST":
+            await send_reply(await self.score(scope["headers"], receive), send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    async def score(self, headers: Sequence[tuple[bytes, bytes]], receive: Callable) -> HttpReply:
+        "The reply to POST /score, counted. A full service answers before it looks at the headers."
+        service = self.state.service
+        try:
+            if service.admission.is_full() and not service.admission.closing:
+                reply = service.replies.of_busy()
+            else:
+                posted = await read_posted(service, headers, receive, service.limits.max_body_bytes)
+                reply = await service.score(posted.body, posted.start)
+        except Exception as error:
+            reply = service.replies.of_error(error)
+        service.metrics.add("requests", "/score", str(reply.status))
+        return reply
+
+
+class CountedRequests:
+    "ASGI middleware: request counts, and the last resort for errors."
 
     def __init__(self, app: Callable, service: ScoringService):
         self.app, self.service = app, service
@@ -310,10 +335,6 @@ class ScorePath:
         "Serve one request."
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        if scope["path"] == "/score" and scope["method"] == "POST":
-            reply = await self.score(scope["headers"], receive)
-            self.service.metrics.add("requests", "/score", str(reply.status))
-            return await send_reply(reply, send)
         outer, started = scope["app"], False
 
         async def counted(message: dict) -> None:
@@ -329,17 +350,6 @@ class ScorePath:
             if started:
                 raise
             await send_reply(self.service.replies.of_error(error), counted)
-
-    async def score(self, headers: Sequence[tuple[bytes, bytes]], receive: Callable) -> HttpReply:
-        "The reply to POST /score. A full service answers before it looks at the headers."
-        service = self.service
-        if service.admission.is_full() and not service.admission.closing:
-            return service.replies.of_busy()
-        try:
-            posted = await read_posted(service, headers, receive, service.limits.max_body_bytes)
-            return await service.score(posted.body, posted.start)
-        except Exception as error:
-            return service.replies.of_error(error)
 
 
 async def send_reply(reply: HttpReply, send: Callable[[dict], Awaitable[None]]) -> None:
@@ -474,7 +484,7 @@ def create_app(
     "The scoring service as an application."
     service = ScoringService(settings, engine, **options)
     status = Status(service)
-    app = FastAPI(
+    app = ScoringApp(
         telemetry=dict.fromkeys(("tracing", "metrics", "logs"), False),  # which FastAPI would look for at each request
         title=f"fraud_poc: {settings.domain.name}",
         version=engine.table.hash[:12],
@@ -487,7 +497,7 @@ def create_app(
     for router in (deciding_routes(models), reading_routes(models), operating_routes()):
         app.include_router(router)
     add_error_handlers(app, service)
-    app.add_middleware(ScorePath, service=service)
+    app.add_middleware(CountedRequests, service=service)
     return app
 
 

@@ -159,11 +159,11 @@ def micro_batches(items: list) -> Iterator[list]:
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    "An event to score, and where its reply goes."
+    "An event to score, and where its outcome goes."
 
     start: float  # when it arrived, by time.perf_counter
     body: bytes
-    answer: Callable[[HttpReply], None]
+    outcome: asyncio.Future  # its answer, or an error
 
 
 class MicroBatcher:
@@ -315,14 +315,17 @@ class ScoringService:
         return name
 
     async def score(self, body: bytes, start: float) -> HttpReply:
-        "Score an event that arrived at `start`, by time.perf_counter."
+        "Score an event that arrived at `start`, by time.perf_counter; errors are raised."
         self.admission.enter()
-        reply = asyncio.get_running_loop().create_future()
-        self.batcher.add(PendingRequest(start, body, lambda found: reply.done() or reply.set_result(found)))
-        return await reply
+        outcome = asyncio.get_running_loop().create_future()
+        self.batcher.add(PendingRequest(start, body, outcome))
+        try:
+            return self.replies.ok(await outcome)
+        finally:
+            self.metrics.spent("total", time.perf_counter() - start)
 
     async def decide(self, requests: list[PendingRequest]) -> None:
-        "Decide a micro-batch of admitted requests, and reply to each as soon as its answer is there."
+        "Decide a micro-batch of admitted requests; each gets its outcome as soon as it is there."
         begun, events, waiting = time.perf_counter(), [], {}
         for request in requests:
             try:
@@ -339,16 +342,17 @@ class ScoringService:
             while waiting:
                 self.finish(waiting.popitem()[1], error)
 
-    def finish(self, request: PendingRequest, result: Answer | Exception) -> None:
-        "Reply to a request, which is no longer in progress."
+    def finish(self, request: PendingRequest, outcome: Answer | Exception) -> None:
+        "Give a request its outcome; it is no longer in progress."
         self.admission.leave()
-        answered = isinstance(result, Answer)
-        reply = self.replies.ok(result) if answered else self.replies.of_error(result)
-        now = time.perf_counter()
-        self.metrics.spent("total", now - request.start)
-        if answered:
-            self.admission.note_wait(request.start, now)
-        request.answer(reply)
+        if isinstance(outcome, Answer):
+            self.admission.note_wait(request.start, time.perf_counter())
+        if request.outcome.done():  # the caller is gone
+            return
+        if isinstance(outcome, Exception):
+            request.outcome.set_exception(outcome)
+        else:
+            request.outcome.set_result(outcome)
 
     async def score_list(self, body: bytes) -> HttpReply:
         "Score a list of events; raises what concerns the list."
