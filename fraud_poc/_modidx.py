@@ -2451,6 +2451,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                              'fraud_poc/service/scoring.py'),
                                            'fraud_poc.service.scoring.PendingRequest': ( 'scoring.html#pendingrequest',
                                                                                          'fraud_poc/service/scoring.py'),
+                                           'fraud_poc.service.scoring.PendingRequest.resolve': ( 'scoring.html#pendingrequest.resolve',
+                                                                                                 'fraud_poc/service/scoring.py'),
                                            'fraud_poc.service.scoring.Replies': ('scoring.html#replies', 'fraud_poc/service/scoring.py'),
                                            'fraud_poc.service.scoring.Replies.__init__': ( 'scoring.html#replies.__init__',
                                                                                            'fraud_poc/service/scoring.py'),

@@ -165,6 +165,15 @@ class PendingRequest:
     body: bytes
     outcome: asyncio.Future  # its answer, or an error
 
+    def resolve(self, outcome: Answer | Exception) -> None:
+        "Give the request its outcome, unless its caller is gone."
+        if self.outcome.done():
+            return
+        if isinstance(outcome, Exception):
+            self.outcome.set_exception(outcome)
+        else:
+            self.outcome.set_result(outcome)
+
 
 class MicroBatcher:
     "Gathers requests of one turn of the event loop."
@@ -347,12 +356,7 @@ class ScoringService:
         self.admission.leave()
         if isinstance(outcome, Answer):
             self.admission.note_wait(request.start, time.perf_counter())
-        if request.outcome.done():  # the caller is gone
-            return
-        if isinstance(outcome, Exception):
-            request.outcome.set_exception(outcome)
-        else:
-            request.outcome.set_result(outcome)
+        request.resolve(outcome)
 
     async def score_list(self, body: bytes) -> HttpReply:
         "Score a list of events; raises what concerns the list."
