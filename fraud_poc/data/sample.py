@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from ..core.events import TIME
 from ..core.files import Progress, write_aside
-from ..core.settings import Sample, Settings, load_settings
+from ..core.settings import SampleSection, Settings, load_settings
 from .ingest import ingest
 from fraud_poc.data.shop import (
     BATCH_DAYS,
@@ -167,7 +167,7 @@ def labels_table(rng: np.random.Generator, orders: dict[str, np.ndarray], order_
     )
 
 
-def batch_tables(sample: Sample, batch: int) -> Iterator[tuple[pa.Table, pa.Table, dict[str, np.ndarray]]]:
+def batch_tables(sample: SampleSection, batch: int) -> Iterator[tuple[pa.Table, pa.Table, dict[str, np.ndarray]]]:
     "Orders, labels and raw columns of a batch, one slice after the other."
     next_id = (100 + batch) * 10**9
     for part, orders in batch_columns(sample, batch):
@@ -178,7 +178,7 @@ def batch_tables(sample: Sample, batch: int) -> Iterator[tuple[pa.Table, pa.Tabl
 
 
 def orders_of_batch(
-    sample: Sample,
+    sample: SampleSection,
     batch: int,  # from 0
 ) -> tuple[pa.Table, pa.Table]:  # orders, labels
     "A whole batch in memory: for small samples and tests."
@@ -235,7 +235,7 @@ def writer_for(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def write_batch(
-    sample: Sample,
+    sample: SampleSection,
     batch: int,
     folders: tuple[Path, Path],  # for orders and for labels
     report: Callable[[int], None],  # called with the orders of each slice that is written; may raise to stop
@@ -312,7 +312,7 @@ def make_data(
 
 # %% ../../nbs/16_sample_data.ipynb #c025
 def _write_batches(
-    sample: Sample, folders: tuple[Path, Path], workers: int, report: Callable, stop: threading.Event
+    sample: SampleSection, folders: tuple[Path, Path], workers: int, report: Callable, stop: threading.Event
 ) -> Counter:
     "Write all batches with some threads; the first error stops the others and is raised."
     with ThreadPoolExecutor(workers) as pool:
