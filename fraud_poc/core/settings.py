@@ -111,15 +111,17 @@ class LabelsSection(Section):
     other_values: Literal["refuse", "legitimate", "unresolved"]  # what a value in none of the three lists means
     time_column: str  # "" = event time + delay
     delay: str  # used when time_column is ""
-    source: Literal["chargeback", "analyst", "customer", "rule"]  # who says so
+    source: Literal["chargeback", "analyst", "customer", "rule"]  # who asserts it
     priority: list[Literal["chargeback", "analyst", "customer", "rule"]] = Field(
         min_length=4, max_length=4
-    )  # whose word counts most, first
+    )  # whose assertion counts most, first
 
     @model_validator(mode="after")
     def _one_time(self):
         if bool(self.time_column) == bool(self.delay):
-            raise ValueError("set either labels.time_column or labels.delay: a label must say when it was known")
+            raise ValueError(
+                "set either labels.time_column or labels.delay: a label needs the time at which it was known"
+            )
         if self.delay and duration_ms(self.delay) < 1:
             raise ValueError("labels.delay must be at least 1ms: a label is known after its event")
         forms = [
