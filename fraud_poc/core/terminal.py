@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['STEP_UNITS', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Step', 'NOTHING_DONE', 'Config', 'Set', 'Json',
-           'DEFAULT_CONFIG', 'parse_value', 'parse_overrides', 'command_settings', 'pace', 'shown_progress',
+__all__ = ['STEP_UNITS', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step',
+           'NOTHING_DONE', 'parse_value', 'parse_overrides', 'command_settings', 'pace', 'shown_progress',
            'display_text', 'flattened', 'table_of', 'counted_rows', 'timed', 'complain', 'write_line',
            'complete_so_far', 'ending', 'consoles', 'run_step']
 
@@ -193,7 +193,7 @@ FAILED, WRONG, STOPPED = 1, 2, 130  # exit codes; 0 = done
 
 
 def complain(name: str, code: int, message: str, notes: list[str], as_json: bool) -> None:
-    "Say what went wrong on standard error and, as JSON, on standard output."
+    "Report an error on standard error and, as JSON, on standard output."
     console = Console(stderr=True, highlight=False, force_jupyter=False)
     console.print(
         "stopped:" if code == STOPPED else "error:", style="bold yellow" if code == STOPPED else "bold red", end=" "
@@ -255,6 +255,17 @@ def ending(name: str, as_json: bool, about: dict) -> Iterator[None]:
     complain(name, code, message, notes, as_json)
     raise typer.Exit(code)
 
+# %% ../../nbs/05_terminal.ipynb #c025
+Config = Annotated[Path, typer.Option("--config", "-c", help="Settings of a domain, a TOML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output; all else goes to standard error.")
+]
+DEFAULT_CONFIG = Path("config/orders.toml")
+
 # %% ../../nbs/05_terminal.ipynb #c023
 Step = Callable[["Settings", Progress], dict]  # settings, progress -> summary
 NOTHING_DONE = {
@@ -294,14 +305,3 @@ def run_step(
         if as_json:
             write_line({"command": name, "ok": True, **result})
     return result
-
-# %% ../../nbs/05_terminal.ipynb #c025
-Config = Annotated[Path, typer.Option("--config", "-c", help="Settings of a domain, a TOML file.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object on standard output; all else goes to standard error.")
-]
-DEFAULT_CONFIG = Path("config/orders.toml")
