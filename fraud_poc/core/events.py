@@ -181,7 +181,7 @@ def checked_text(
     text: str,  # that a person wrote
     most: int,  # characters
 ) -> str:  # with plain ends of lines
-    "A text that every store and page can take; `ValueError` says what is wrong."
+    "A text that every store and page can take; `ValueError` names what is wrong."
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if len(text) > most:
         raise ValueError(f"text is longer than {most:,} characters")
@@ -235,7 +235,7 @@ class LabelReader:
         )
 
     def of(self, value: object) -> tuple[int | None, bool]:
-        "The label that a value means, None = it is refused; and whether it is in one of the lists."
+        "The label that a value means, None = it is rejected; and whether it is in one of the lists."
         text = text_of(value)
         if text is None:
             return UNRESOLVED, True
@@ -243,7 +243,7 @@ class LabelReader:
         return self.words.get(word, self.other), word in self.words
 
     def column(self, text: pa.Array) -> tuple[np.ndarray, np.ndarray]:  # n texts, null where empty
-        "(n,) int8 labels, UNRESOLVED where refused; (n,) bool: values that are in none of the lists."
+        "(n,) int8 labels, UNRESOLVED where rejected; (n,) bool: values that are in none of the lists."
         coded = text.dictionary_encode()
         read = [*map(self.of, coded.dictionary.to_pylist()), (UNRESOLVED, True)]
         at = pc.fill_null(coded.indices, len(read) - 1).to_numpy(zero_copy_only=False)

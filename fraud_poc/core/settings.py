@@ -26,7 +26,7 @@ UNITS_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 def duration_ms(
     text: str,  # a whole number and a unit: ms, s, min, h or d
 ) -> int:  # milliseconds
-    "Read a duration such as `30d`; `ValueError` says what was expected."
+    "Read a duration such as `30d`; `ValueError` names what was expected."
     match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", text) if isinstance(text, str) else None
     if not match or match[2] not in UNITS_MS:
         raise ValueError(
@@ -258,7 +258,7 @@ class LiveSection(Section):
         "always", "everysec"
     ]  # of a server of its own: append-only file synced at every write, or every second
     same_id_for: str  # how long an id is remembered, to give the same answer again
-    future_skew: str  # an event that is later than the clock by more is refused
+    future_skew: str  # an event that is later than the clock by more is rejected
     store_timeout: str  # the store's time for one order; then the answer is degraded
 
     @model_validator(mode="after")
@@ -276,7 +276,7 @@ class ServiceSection(Section):
     workers: int = Field(ge=1)  # processes
     max_body_bytes: int = Field(ge=256)
     max_batch: int = Field(ge=1)  # orders in one POST /score/batch
-    max_in_flight: int = Field(ge=1)  # orders being scored at once in a process; more are refused with 429
+    max_in_flight: int = Field(ge=1)  # orders being scored at once in a process; more are rejected with 429
     optional: list[str]  # entities and categories that an order may leave empty
     degraded_medium: float = Field(ge=0)  # amount from which a degraded answer is "medium", major units
     degraded_high: float = Field(ge=0)  # likewise "high"

@@ -137,7 +137,7 @@ def prices(rng: np.random.Generator, amount: np.ndarray) -> np.ndarray:
 
 
 def orders_table(rng: np.random.Generator, orders: dict[str, np.ndarray], first_id: int) -> pa.Table:
-    "Orders as they are written; identifiers count up from `first_id` in order of time and say nothing else."
+    "Orders as they are written; identifiers count up from `first_id` in order of time and carry nothing else."
     return pa.table(
         {
             "order_id": pa.array(np.arange(first_id, first_id + len(orders["time"]))).cast(pa.string()),
@@ -277,13 +277,13 @@ def target_folders(settings: Settings, folder: Path | None) -> tuple[Path, Path]
 
 
 def make_data(
-    settings: Settings,  # its section `sample` says what to make
+    settings: Settings,  # its section `sample` sets what to make
     folder: Path | None = None,  # write to its subfolders `orders` and `labels`; None = where settings.input points
     workers: int = 0,  # threads; 0 = settings.batch.threads, and when that is 0 one for each core
     progress: Progress
     | None = None,  # called with orders written and orders expected, from any thread but one at a time
 ) -> dict:  # counts of orders, frauds, labels, corrections, files; orders by pattern; folders
-    "Write the sample of a domain; what was there before is replaced. `ValueError` when the domain has none or a folder is not ours."
+    "Write the sample of a domain; what was there before is replaced. `ValueError` when the domain has none or a folder holds other files."
     sample = settings.sample
     if sample is None:
         raise ValueError(
