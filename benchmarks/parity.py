@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import oracle  # noqa: E402
 
-from fraud_poc.core.settings import Columns, Settings, load_settings  # noqa: E402
+from fraud_poc.core.settings import ColumnsSection, Settings, load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
@@ -36,7 +36,7 @@ SLICES = 8  # of an entity's keys, each worked out by the oracle on its own
 
 @cache
 def stream(folder: Path, columns: str) -> list[dict]:
-    return oracle.log_items(folder, Columns.model_validate_json(columns))
+    return oracle.log_items(folder, ColumnsSection.model_validate_json(columns))
 
 
 def items_of(settings: Settings) -> list[dict]:

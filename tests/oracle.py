@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from fraud_poc.core.events import TIME, event_schema, label_schema
 from fraud_poc.core.files import write_json
-from fraud_poc.core.settings import Columns, Settings, duration_ms
+from fraud_poc.core.settings import ColumnsSection, Settings, duration_ms
 from fraud_poc.data.log import LOG, part_path, read_manifest, read_part, write_log_part
 from fraud_poc.features.aggregates import AGGREGATES, Past
 from fraud_poc.features.batch import fold_arrays, read_items
@@ -249,7 +249,7 @@ def write_log(settings: Settings, items: list[dict], part_items: int | list[int]
     write_json(path, manifest)
 
 
-def log_items(folder: Path, columns: Columns) -> list[dict]:
+def log_items(folder: Path, columns: ColumnsSection) -> list[dict]:
     "The stream that a log holds, in sequence order."
     items = []
     for part in read_manifest(folder)["parts"]:

@@ -453,7 +453,7 @@ def test_csv_cut_in_its_last_line(make, tmp_path):
 def test_rows_keep_their_numbers_over_many_blocks(make, tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "BLOCK", 2_000)
     for room in (readers, settle, module):
-        monkeypatch.setattr(room, "ROWS", 300)
+        monkeypatch.setattr(room, "ROWS_PER_BATCH", 300)
     settings, lines = (
         make(),
         [f"{i},2025-03-03,w,t,{'x' if i % 11 == 0 else i}" + ",more" * (i % 7 == 0) for i in range(1, 3001)],
@@ -847,7 +847,7 @@ def test_same_bytes_for_any_split_threads_and_pieces(make, tmp_path, monkeypatch
     seen = []
     for place, threads, rows in [("all.csv", 1, 500_000), ("in", 3, 700), ("in/*.csv", 2, 100)]:
         for room in (readers, settle, module):
-            monkeypatch.setattr(room, "ROWS", rows)
+            monkeypatch.setattr(room, "ROWS_PER_BATCH", rows)
         settings = make(folder=f"out{len(seen)}")
         settings = settings.model_copy(
             update={"batch": settings.batch.model_copy(update={"threads": threads, "part_rows": 1500})}

@@ -141,7 +141,7 @@ def check_audit(connection: Connection, noted: tuple[int, str] | None = None) ->
         raise ValueError("the head of the audit is gone: restore the database from a backup")
     if number < row.length:
         raise ValueError(
-            f"audit row {number + 1} is missing: the audit has {number:,} rows, and its head says {row.length:,}"
+            f"audit row {number + 1} is missing: the audit has {number:,} rows, and its head counts {row.length:,}"
         )
     if (number, last_hash) != (row.length, row.end):
         raise ValueError(f"audit row {number} was inserted or changed: it is not the one that the head names")

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .settings import BLANKS, Columns, Labels, duration_ms, plain_value
+from .settings import BLANKS, ColumnsSection, LabelsSection, duration_ms, plain_value
 
 # %% ../../nbs/01_events.ipynb #c005
 MISSING = 0  # the key of an empty or absent value
@@ -96,7 +96,7 @@ def folded(text: str) -> str:
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
-def missing_words(columns: Columns) -> frozenset[str]:
+def missing_words(columns: ColumnsSection) -> frozenset[str]:
     "The texts, folded, that stand for a missing value in a domain; the empty text is one of them."
     return frozenset(map(folded, ["", *columns.missing_values]))
 
@@ -181,7 +181,7 @@ def checked_text(
     text: str,  # that a person wrote
     most: int,  # characters
 ) -> str:  # with plain ends of lines
-    "A text that every store and page can take; `ValueError` says what is wrong."
+    "A text that every store and page can take; `ValueError` names what is wrong."
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if len(text) > most:
         raise ValueError(f"text is longer than {most:,} characters")
@@ -201,7 +201,7 @@ YES, NO = (
 
 
 def label_words(
-    labels: Labels,  # settings
+    labels: LabelsSection,  # settings
     missing: frozenset[str],  # as `missing_words` gives them
 ) -> dict[str, int]:  # plain value -> label
     "What the values of a label column mean; values that are not here are `labels.other_values`."
@@ -228,14 +228,14 @@ def text_of(value: object) -> str | None:
 class LabelReader:
     "Reads the values of a label column, one or many."
 
-    def __init__(self, labels: Labels, missing: frozenset[str]):  # settings; as `missing_words` gives them
+    def __init__(self, labels: LabelsSection, missing: frozenset[str]):  # settings; as `missing_words` gives them
         self.words, self.other = (
             label_words(labels, missing),
             {"refuse": None, "legitimate": LEGITIMATE, "unresolved": UNRESOLVED}[labels.other_values],
         )
 
     def of(self, value: object) -> tuple[int | None, bool]:
-        "The label that a value means, None = it is refused; and whether it is in one of the lists."
+        "The label that a value means, None = it is rejected; and whether it is in one of the lists."
         text = text_of(value)
         if text is None:
             return UNRESOLVED, True
@@ -243,7 +243,7 @@ class LabelReader:
         return self.words.get(word, self.other), word in self.words
 
     def column(self, text: pa.Array) -> tuple[np.ndarray, np.ndarray]:  # n texts, null where empty
-        "(n,) int8 labels, UNRESOLVED where refused; (n,) bool: values that are in none of the lists."
+        "(n,) int8 labels, UNRESOLVED where rejected; (n,) bool: values that are in none of the lists."
         coded = text.dictionary_encode()
         read = [*map(self.of, coded.dictionary.to_pylist()), (UNRESOLVED, True)]
         at = pc.fill_null(coded.indices, len(read) - 1).to_numpy(zero_copy_only=False)
@@ -253,13 +253,15 @@ class LabelReader:
 
 def yes_or_no(missing: frozenset[str]) -> LabelReader:
     "Reads a field that holds yes or no by its own meaning."
-    plain = Labels.model_construct(fraud_values=[1], legitimate_values=[0], unresolved_values=[], other_values="refuse")
+    plain = LabelsSection.model_construct(
+        fraud_values=[1], legitimate_values=[0], unresolved_values=[], other_values="refuse"
+    )
     return LabelReader(plain, missing)
 
 # %% ../../nbs/01_events.ipynb #n021
 def no_fraud_note(
     count: int,  # labels that were read
-    labels: Labels | None = None,  # settings; their values for fraud are shown
+    labels: LabelsSection | None = None,  # settings; their values for fraud are shown
 ) -> str:
     "Note of a summary in which no label means fraud."
     values = f" ({labels.fraud_values})" if labels else ""
@@ -269,7 +271,7 @@ def no_fraud_note(
 TIME = pa.timestamp("ms", tz="UTC")
 
 
-def event_schema(columns: Columns) -> pa.Schema:
+def event_schema(columns: ColumnsSection) -> pa.Schema:
     "Schema of the event log of a domain: one row for each accepted event, ordered by `seq`."
     fields = [
         ("seq", pa.int64()),
@@ -283,7 +285,7 @@ def event_schema(columns: Columns) -> pa.Schema:
     return pa.schema(fields, metadata={"minor_units": str(columns.decimals)})
 
 
-def label_schema(columns: Columns) -> pa.Schema:
+def label_schema(columns: ColumnsSection) -> pa.Schema:
     "Schema of the label log: one row for each label, in the same sequence as the events."
     fields = [
         ("seq", pa.int64()),

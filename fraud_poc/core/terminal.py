@@ -28,10 +28,10 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['UNITS', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Step', 'NOTHING', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG',
-           'parse_value', 'parse_overrides', 'command_settings', 'pace', 'shown_progress', 'as_text', 'flattened',
-           'table_of', 'rows_of', 'timed', 'complain', 'write_line', 'complete_so_far', 'ending', 'consoles',
-           'run_step']
+__all__ = ['STEP_UNITS', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step',
+           'NOTHING_DONE', 'parse_value', 'parse_overrides', 'command_settings', 'pace', 'shown_progress',
+           'display_text', 'flattened', 'table_of', 'counted_rows', 'timed', 'complain', 'write_line',
+           'complete_so_far', 'ending', 'consoles', 'run_step']
 
 # %% ../../nbs/05_terminal.ipynb #c005
 def parse_value(text: str) -> Any:
@@ -62,7 +62,7 @@ def command_settings(config: Path, overrides: list[str] | None) -> Settings:
     return load_settings(config, parse_overrides(overrides))
 
 # %% ../../nbs/05_terminal.ipynb #c009
-UNITS = {
+STEP_UNITS = {
     "train": "trees",
     "evaluate": "resamples",
     "prepare-db": "states",
@@ -89,7 +89,7 @@ def shown_progress(
     every: float = 5.0,  # seconds between plain lines
 ) -> Iterator[Progress]:
     "A progress bar on a terminal, else a line now and then."
-    unit, start = UNITS.get(title, "rows"), time.monotonic()
+    unit, start = STEP_UNITS.get(title, "rows"), time.monotonic()
     last = start
     if not console.file.isatty() or console.is_dumb_terminal:
 
@@ -120,7 +120,7 @@ def shown_progress(
         )
 
 # %% ../../nbs/05_terminal.ipynb #c012
-def as_text(value: Any) -> str:
+def display_text(value: Any) -> str:
     "A number with separators, or a path as seen from here."
     if isinstance(value, float):
         return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
@@ -138,7 +138,7 @@ def flattened(result: dict) -> dict[str, str]:
             inner = flattened({f"{name} {key}": item for key, item in value.items()})
             lines |= {key: text for key, text in inner.items() if text != "0"}
         elif not isinstance(value, (list, bool)) and value not in (None, ""):
-            lines[name.replace("_", " ")] = as_text(value)
+            lines[name.replace("_", " ")] = display_text(value)
     return lines
 
 
@@ -152,7 +152,7 @@ def table_of(title: str, heads: list[str], rows: list[list[str]]) -> Table:
     return table
 
 # %% ../../nbs/05_terminal.ipynb #c014
-def rows_of(name: str, result: dict) -> int:
+def counted_rows(name: str, result: dict) -> int:
     "Rows that a step has handled."
     counted = {
         "make-data": ["orders"],
@@ -181,7 +181,7 @@ def timed(name: str, step: Callable[[Progress], dict], console: Console) -> dict
     with shown_progress(name, console) as progress:
         result = step(progress)
     seconds = time.monotonic() - start
-    rows = rows_of(name, result)
+    rows = counted_rows(name, result)
     return result | {
         "rows": rows,
         "seconds": round(seconds, 3),
@@ -193,7 +193,7 @@ FAILED, WRONG, STOPPED = 1, 2, 130  # exit codes; 0 = done
 
 
 def complain(name: str, code: int, message: str, notes: list[str], as_json: bool) -> None:
-    "Say what went wrong on standard error and, as JSON, on standard output."
+    "Report an error on standard error and, as JSON, on standard output."
     console = Console(stderr=True, highlight=False, force_jupyter=False)
     console.print(
         "stopped:" if code == STOPPED else "error:", style="bold yellow" if code == STOPPED else "bold red", end=" "
@@ -255,9 +255,20 @@ def ending(name: str, as_json: bool, about: dict) -> Iterator[None]:
     complain(name, code, message, notes, as_json)
     raise typer.Exit(code)
 
+# %% ../../nbs/05_terminal.ipynb #c025
+Config = Annotated[Path, typer.Option("--config", "-c", help="Settings of a domain, a TOML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output; all else goes to standard error.")
+]
+DEFAULT_CONFIG = Path("config/orders.toml")
+
 # %% ../../nbs/05_terminal.ipynb #c023
 Step = Callable[["Settings", Progress], dict]  # settings, progress -> summary
-NOTHING = {
+NOTHING_DONE = {
     "features": ("new_events", "nothing new: the features of all parts of the log are there already"),
     "collect": ("parts", "nothing new: the batch log has all of the live log already"),
     "forget": ("orders", "no order of this customer is known"),
@@ -289,19 +300,8 @@ def run_step(
         out.print(
             table_of(f"{name}: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])
         )
-        if name in NOTHING and not result[NOTHING[name][0]]:
-            out.print(NOTHING[name][1])
+        if name in NOTHING_DONE and not result[NOTHING_DONE[name][0]]:
+            out.print(NOTHING_DONE[name][1])
         if as_json:
             write_line({"command": name, "ok": True, **result})
     return result
-
-# %% ../../nbs/05_terminal.ipynb #c025
-Config = Annotated[Path, typer.Option("--config", "-c", help="Settings of a domain, a TOML file.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object on standard output; all else goes to standard error.")
-]
-DEFAULT_CONFIG = Path("config/orders.toml")

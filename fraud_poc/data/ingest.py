@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COARSE', 'UNLISTED_SHOWN', 'scan', 'row_counts', 'match_log', 'run_tasks', 'drop_outliers', 'reject_outliers',
            'read_span', 'write_month', 'gather_sources', 'opened_log', 'pieces_for', 'scan_all', 'settle_all',
-           'unlisted', 'missing_words_found', 'note_of', 'summarise', 'write_rejects', 'commit', 'ingest']
+           'unlisted', 'missing_words_found', 'note_of', 'ingest_summary', 'write_rejects', 'commit', 'ingest']
 
 # %% ../../nbs/14_ingest.ipynb #c003
 import os
@@ -25,8 +25,8 @@ from ..core.files import Progress, read_json, write_aside, write_json
 from ..core.reading import FAR, date_ms, localise
 from ..core.settings import Settings
 from fraud_poc.data.log import (
-    FORMAT,
     LOG,
+    LOG_FORMAT,
     REJECTS,
     WAITING,
     WORK,
@@ -42,7 +42,7 @@ from fraud_poc.data.log import (
 from fraud_poc.data.readers import (
     ORDER,
     ROW,
-    ROWS,
+    ROWS_PER_BATCH,
     Scan,
     Source,
     check_columns,
@@ -247,7 +247,7 @@ def opened_log(settings: Settings, replace: bool) -> dict:
     if path.exists() and replace:
         check_live(folder, read_json(path).get("parts", []))
     if replace or not path.exists():
-        empty = {"format": FORMAT, "domain": settings.domain.name, "columns": columns}
+        empty = {"format": LOG_FORMAT, "domain": settings.domain.name, "columns": columns}
         return empty | {"next_seq": 0, "parts": [], "ingests": []}
     manifest = read_manifest(folder)
     for key, value in columns.items():
@@ -260,11 +260,11 @@ def opened_log(settings: Settings, replace: bool) -> dict:
 
 
 def pieces_for(scans: list[Scan]) -> int:
-    "Pieces of the ids, such that one is about `ROWS` rows: counted for Parquet, estimated for CSV at 80 bytes a row (16 when packed)."
+    "Pieces of the ids, such that one is about `ROWS_PER_BATCH` rows: counted for Parquet, estimated for CSV at 80 bytes a row (16 when packed)."
     rows = 0
     for task in scans:
         rows += task.rows or task.source.size // (16 if task.source.path.endswith(".gz") else 80)
-    return min(-(-max(rows, 1) // ROWS), 1024)
+    return min(-(-max(rows, 1) // ROWS_PER_BATCH), 1024)
 
 # %% ../../nbs/14_ingest.ipynb #c022
 def scan_all(
@@ -342,7 +342,7 @@ def note_of(counts: Counter, settings: Settings) -> str:
     return "; ".join(notes)
 
 
-def summarise(counts: Counter, settings: Settings, parts: list[dict], next_seq: int) -> dict:
+def ingest_summary(counts: Counter, settings: Settings, parts: list[dict], next_seq: int) -> dict:
     "Counts of an ingest. rows_read = events + repeats + events_rejected; labels_read + labels_waited = the six kinds of labels below them."
     rejected = counts["label_rows_rejected"]
     return {
@@ -439,7 +439,7 @@ def ingest(
     replace: bool = False,  # rebuild the log from nothing; else append
     progress: Progress | None = None,  # called as progress(rows done, rows in all; 0 = not known yet)
     clock: Clock = system_clock,
-) -> dict:  # counts, see `summarise`; files, input_bytes, bytes written, rejects by reason
+) -> dict:  # counts, see `ingest_summary`; files, input_bytes, bytes written, rejects by reason
     "Read raw files into the event log; `ValueError` on a file or setting that cannot be right, and the log stays as it was."
     with working_folder(settings.batch.folder) as work:
         sources, own = gather_sources(settings, events, labels)
@@ -460,4 +460,4 @@ def ingest(
 
         written = run_tasks(write_month, [(month, settings, log) for month in months], settings, done)
         parts = [part for found in written for part in found]
-        return commit(settings, manifest, parts, summarise(counts, settings, parts, next_seq), sources, replace)
+        return commit(settings, manifest, parts, ingest_summary(counts, settings, parts, next_seq), sources, replace)

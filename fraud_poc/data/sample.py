@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from ..core.events import TIME
 from ..core.files import Progress, write_aside
-from ..core.settings import Sample, Settings, load_settings
+from ..core.settings import SampleSection, Settings, load_settings
 from .ingest import ingest
 from fraud_poc.data.shop import (
     BATCH_DAYS,
@@ -137,7 +137,7 @@ def prices(rng: np.random.Generator, amount: np.ndarray) -> np.ndarray:
 
 
 def orders_table(rng: np.random.Generator, orders: dict[str, np.ndarray], first_id: int) -> pa.Table:
-    "Orders as they are written; identifiers count up from `first_id` in order of time and say nothing else."
+    "Orders as they are written; identifiers count up from `first_id` in order of time and carry nothing else."
     return pa.table(
         {
             "order_id": pa.array(np.arange(first_id, first_id + len(orders["time"]))).cast(pa.string()),
@@ -167,7 +167,7 @@ def labels_table(rng: np.random.Generator, orders: dict[str, np.ndarray], order_
     )
 
 
-def batch_tables(sample: Sample, batch: int) -> Iterator[tuple[pa.Table, pa.Table, dict[str, np.ndarray]]]:
+def batch_tables(sample: SampleSection, batch: int) -> Iterator[tuple[pa.Table, pa.Table, dict[str, np.ndarray]]]:
     "Orders, labels and raw columns of a batch, one slice after the other."
     next_id = (100 + batch) * 10**9
     for part, orders in batch_columns(sample, batch):
@@ -178,7 +178,7 @@ def batch_tables(sample: Sample, batch: int) -> Iterator[tuple[pa.Table, pa.Tabl
 
 
 def orders_of_batch(
-    sample: Sample,
+    sample: SampleSection,
     batch: int,  # from 0
 ) -> tuple[pa.Table, pa.Table]:  # orders, labels
     "A whole batch in memory: for small samples and tests."
@@ -235,7 +235,7 @@ def writer_for(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def write_batch(
-    sample: Sample,
+    sample: SampleSection,
     batch: int,
     folders: tuple[Path, Path],  # for orders and for labels
     report: Callable[[int], None],  # called with the orders of each slice that is written; may raise to stop
@@ -277,13 +277,13 @@ def target_folders(settings: Settings, folder: Path | None) -> tuple[Path, Path]
 
 
 def make_data(
-    settings: Settings,  # its section `sample` says what to make
+    settings: Settings,  # its section `sample` sets what to make
     folder: Path | None = None,  # write to its subfolders `orders` and `labels`; None = where settings.input points
     workers: int = 0,  # threads; 0 = settings.batch.threads, and when that is 0 one for each core
     progress: Progress
     | None = None,  # called with orders written and orders expected, from any thread but one at a time
 ) -> dict:  # counts of orders, frauds, labels, corrections, files; orders by pattern; folders
-    "Write the sample of a domain; what was there before is replaced. `ValueError` when the domain has none or a folder is not ours."
+    "Write the sample of a domain; what was there before is replaced. `ValueError` when the domain has none or a folder holds other files."
     sample = settings.sample
     if sample is None:
         raise ValueError(
@@ -312,7 +312,7 @@ def make_data(
 
 # %% ../../nbs/16_sample_data.ipynb #c025
 def _write_batches(
-    sample: Sample, folders: tuple[Path, Path], workers: int, report: Callable, stop: threading.Event
+    sample: SampleSection, folders: tuple[Path, Path], workers: int, report: Callable, stop: threading.Event
 ) -> Counter:
     "Write all batches with some threads; the first error stops the others and is raised."
     with ThreadPoolExecutor(workers) as pool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from ..core.database import add_up, checkpoints, insert_or, writing
-from ..core.settings import Costs
+from ..core.settings import PolicySection
 from .tables import MS_PER_DAY, SCORE_BUCKETS, cases, days, decisions, labels, outcomes, scores
 
 # %% ../../nbs/76_trends.ipynb #c005
@@ -198,7 +198,7 @@ def loss_sums(
 def simulate_threshold(
     span: int,  # days
     sums: Mapping[int, Sequence[int]],  # as `loss_sums` gives them
-    costs: Costs,
+    costs: PolicySection,
     decimals: int,  # of the currency
     step: int,  # the first bucket that is reviewed
     capacity: float,  # reviews a day

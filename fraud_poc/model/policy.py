@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.files import write_aside
-from ..core.settings import Costs, Settings
+from ..core.settings import PolicySection, Settings
 from ..features.state import compiled, inner, short
 
 # %% ../../nbs/32_policy.ipynb #c005
@@ -57,7 +57,7 @@ class PolicyFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     version: Literal[1]
-    costs: Costs  # as in the section `policy` of the configuration
+    costs: PolicySection  # as in the section `policy` of the configuration
     decimals: int = Field(ge=0, le=6)
     capacity: int = Field(ge=1)
     review_over: float = Field(ge=0)
@@ -77,7 +77,7 @@ class Terms(NamedTuple):
     missed: float  # share of the reviewed frauds that are not recognised
 
 
-def terms_of(costs: Costs) -> Terms:
+def terms_of(costs: PolicySection) -> Terms:
     "What the formulas take from the costs; `ValueError` when waiting costs more than being blocked."
     if costs.review_delay_cost > costs.churn_cost:
         raise ValueError(

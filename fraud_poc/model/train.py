@@ -20,13 +20,13 @@ from distributed import Client, get_worker
 
 from ..core.events import FRAUD
 from ..core.files import Progress, read_json, sha256_of, sole_use, write_aside, write_json
-from ..core.settings import Model, Settings
+from ..core.settings import ModelSection, Settings
 from ..features.table import build_table
 from .dataset import read_dataset, read_shard
 
 # %% ../../nbs/31_train.ipynb #c007
 def parameters(
-    model: Model,  # settings
+    model: ModelSection,  # settings
     seed: int,  # of row and column sampling
 ) -> dict:  # as xgboost.train takes them
     "XGBoost's parameters; `aucpr`, its average precision, judges the validation days."
@@ -44,7 +44,7 @@ def parameters(
     return fixed | {name: getattr(model, name) for name in names}
 
 
-def training_weight(model: Model, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def training_weight(model: ModelSection, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
     "(n,) float32: the weights of the dataset, times the weight of a fraud."
     return np.where(label == FRAUD, weight * np.float32(model.fraud_weight), weight).astype(np.float32)
 
@@ -57,7 +57,7 @@ Shard = Callable[
 class ShardIterator(xgb.DataIter):
     "Shards of the training set, read one after the other, each time that XGBoost goes through them."
 
-    def __init__(self, shards: list[Shard], model: Model, names: list[str]):
+    def __init__(self, shards: list[Shard], model: ModelSection, names: list[str]):
         self.shards, self.model, self.names, self.index = shards, model, names, 0
         super().__init__(release_data=True)
 
@@ -96,7 +96,7 @@ class Tell(xgb.callback.TrainingCallback):
         return False
 
 
-def stopping(model: Model, judged: bool) -> list[xgb.callback.TrainingCallback]:
+def stopping(model: ModelSection, judged: bool) -> list[xgb.callback.TrainingCallback]:
     "Stop when the validation days have not got better for a while."
     if not judged or not model.early_stopping:
         return []
@@ -107,7 +107,7 @@ def stopping(model: Model, judged: bool) -> list[xgb.callback.TrainingCallback]:
     ]
 
 
-def cut(booster: xgb.Booster, model: Model, history: list[float]) -> Grown:
+def cut(booster: xgb.Booster, model: ModelSection, history: list[float]) -> Grown:
     "The trees up to the best; all of them when nothing stops them early."
     grown = booster.num_boosted_rounds()
     best = int(np.argmax(history)) + 1 if history and model.early_stopping else grown
@@ -117,7 +117,7 @@ def cut(booster: xgb.Booster, model: Model, history: list[float]) -> Grown:
 
 # %% ../../nbs/31_train.ipynb #c013
 def train(
-    model: Model,  # settings
+    model: ModelSection,  # settings
     shards: list[Shard],  # of the training set, in a fixed order
     names: list[str],  # of the features
     seed: int,  # of row and column sampling
@@ -163,7 +163,7 @@ def tell_client(trees: int) -> None:
 
 
 def _arrays(
-    client: Client, shards: list, rows: list[int], workers: list[str], features: int, model: Model | None
+    client: Client, shards: list, rows: list[int], workers: list[str], features: int, model: ModelSection | None
 ) -> list:
     "Dask arrays of features, labels and weights, shard by shard; each shard stays on the worker that it is given."
     import dask.array as da

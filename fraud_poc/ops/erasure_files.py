@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.files import read_json, sha256_of, write_aside, write_json, write_parquet
-from ..core.settings import Columns, Settings
+from ..core.settings import ColumnsSection, Settings
 from ..data.log import LOG, REJECTS, part_path, read_manifest, read_part
 from ..features.state_files import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable
@@ -50,7 +50,7 @@ def events_of_part(settings: Settings, part: str, kind: str = "events") -> Event
     return EventKeys(rows["id_key"].to_numpy(), rows["time"].cast(pa.int64()).to_numpy(), absent | keys)
 
 
-def texts_of_customer(table: pa.Table, columns: Columns, customer: int) -> dict[str, set[str]]:
+def texts_of_customer(table: pa.Table, columns: ColumnsSection, customer: int) -> dict[str, set[str]]:
     "Raw texts in the customer's rows, by column, and their ids under the name that rejected rows use."
     own = table.filter(pa.array(table[f"{columns.entities[0]}_key"].to_numpy() == np.uint64(customer)))
     found = {name: set(own[name].to_pylist()) - {None} for name in columns.hashed}
@@ -272,7 +272,7 @@ def clear_rejects(folder: Path, texts: dict[str, set[str]]) -> dict[str, int]:
 ARCHIVES = "live_log"  # folder under settings.batch.folder
 
 
-def events_of_archive(path: Path, columns: Columns) -> EventKeys:
+def events_of_archive(path: Path, columns: ColumnsSection) -> EventKeys:
     "Events of an archived live log, and those that its labels are about; `ValueError` when it was written with other columns."
     rows = pq.read_table(path, columns=["kind", "id_key", "time", "keys"]).to_pylist()
     if any(len(row["keys"]) != len(columns.hashed) for row in rows if row["kind"] == "event"):

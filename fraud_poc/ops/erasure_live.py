@@ -30,7 +30,7 @@ import sqlalchemy as sa
 from ..core.database import checkpoints, signed, unsigned
 from ..core.events import key_of, missing_words
 from ..core.reading import identity_text
-from ..core.settings import Columns
+from ..core.settings import ColumnsSection
 from ..data.log import LOG, read_manifest, read_part
 from ..desk.tables import cases, decisions, labels, links
 from ..features.table import FeatureTable
@@ -429,7 +429,9 @@ def compact_store(client: Client) -> dict[str, str]:
     return outcomes
 
 # %% ../../nbs/86_erasure_live.ipynb #c032
-def decisions_of(connection: sa.Connection, columns: Columns, customer: int, live: dict | None = None) -> list[sa.Row]:
+def decisions_of(
+    connection: sa.Connection, columns: ColumnsSection, customer: int, live: dict | None = None
+) -> list[sa.Row]:
     "Decisions on the customer's events: id, id_key, time, body; up to the step in the store, where `live` is its note."
     linked = sa.and_(
         links.c.decision_id == decisions.c.id, links.c.entity == columns.entities[0], links.c.key == signed(customer)
@@ -441,7 +443,11 @@ def decisions_of(connection: sa.Connection, columns: Columns, customer: int, liv
 
 
 def search_database(
-    connection: sa.Connection, columns: Columns, search: CustomerSearch, texts: dict[str, set[str]], secret: bytes
+    connection: sa.Connection,
+    columns: ColumnsSection,
+    search: CustomerSearch,
+    texts: dict[str, set[str]],
+    secret: bytes,
 ) -> int:
     "Add the customer's events and texts in the database, and which values others used too; returns how many events."
     rows, missing = decisions_of(connection, columns, search.customer), missing_words(columns)

@@ -27,7 +27,7 @@ from ..core.database import signed
 from ..core.events import key_of, keys_of, missing_words
 from ..core.files import write_aside
 from ..core.reading import Event, digest_of, identity_text
-from ..core.settings import Columns
+from ..core.settings import ColumnsSection
 from ..features.state import RECENT_END, RECENT_START, most_bytes, new_state, pack, unpack
 from ..features.table import EntityPlan
 from ..live.store import Entry
@@ -63,7 +63,7 @@ class Pseudonyms:
 class ErasurePlan(NamedTuple):
     "The identifiers that lead to a customer, and what replaces them."
 
-    columns: Columns
+    columns: ColumnsSection
     customer: int  # key of the customer, in columns.entities[0]
     events: dict[int, list[int]]  # id key -> times of the customer's events with that id, UTC ms
     used: dict[str, set[int]]  # entity or category -> keys in the customer's events, without 0
@@ -98,7 +98,7 @@ class EventKeys(NamedTuple):
         return int(self.id_key[index]), int(self.time[index]), keys
 
 
-def events_of_entries(columns: Columns, entries: list[Entry]) -> EventKeys:
+def events_of_entries(columns: ColumnsSection, entries: list[Entry]) -> EventKeys:
     "Events of some entries of a live log, and those that its labels are about; keys of labels end after the entities."
     keys = np.zeros((len(entries), len(columns.hashed)), np.uint64)
     for row, entry in zip(keys, entries):
@@ -128,7 +128,7 @@ class CustomerSearch:
         if when not in times:
             times.append(when)
 
-    def add_own(self, events: EventKeys, columns: Columns) -> int:
+    def add_own(self, events: EventKeys, columns: ColumnsSection) -> int:
         "First pass: add the customer's events among some; returns how many there are."
         rows = np.flatnonzero(events.keys[columns.entities[0]] == np.uint64(self.customer))
         for index in rows.tolist():
@@ -141,7 +141,7 @@ class CustomerSearch:
                     self.met.setdefault((name, key, when), []).append(keys)
         return len(rows)
 
-    def add_others(self, events: EventKeys, columns: Columns) -> None:
+    def add_others(self, events: EventKeys, columns: ColumnsSection) -> None:
         "Second pass: add which values others used too, and which keys met."
         others = events.keys[columns.entities[0]] != np.uint64(self.customer)
         for name, used in self.used.items():
@@ -183,7 +183,7 @@ def draw_in_order(
 
 def make_plan(
     search: CustomerSearch,
-    columns: Columns,
+    columns: ColumnsSection,
     secret: bytes,  # of the keyed hashes
     salt: bytes = b"",  # of the pseudonyms, 32 bytes; empty = random, which is what an erasure needs
 ) -> ErasurePlan:
@@ -367,7 +367,7 @@ def new_journal(
     }
 
 
-def plan_of_journal(journal: dict, columns: Columns, secret: bytes) -> ErasurePlan:
+def plan_of_journal(journal: dict, columns: ColumnsSection, secret: bytes) -> ErasurePlan:
     "The plan that a journal holds."
 
     def with_keys(mapping: dict) -> dict:

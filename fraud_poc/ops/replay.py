@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from ..core.events import Actor
 from ..core.files import Progress, read_json
 from ..core.reading import Event, event_fields
-from ..core.settings import Columns, Settings
+from ..core.settings import ColumnsSection, Settings
 from ..data.log import hash_secret, part_path, read_manifest, read_part
 from ..features.batch import compute_features, fold_arrays, pick_items
 from ..features.fold import NO_ENTITY, Items, own_features
@@ -53,7 +53,7 @@ from ..model.bundle import latest_bundle
 # %% ../../nbs/80_replay.ipynb #c004
 def items_of(
     entity: EntityPlan,
-    columns: Columns,
+    columns: ColumnsSection,
     entries: list[Entry],  # of the live log, in sequence
 ) -> tuple[np.ndarray, np.ndarray, Items]:  # (n,) uint64 entity keys, (n,) index of each item's entry, n items
     "The items of a live log for one entity."
@@ -88,7 +88,7 @@ class Replayed(NamedTuple):
 
 def fold_log(
     table: FeatureTable,
-    columns: Columns,
+    columns: ColumnsSection,
     entries: list[Entry],  # of the live log, in sequence
     generations: dict[str, list[Path]],  # states before the log, by entity
 ) -> Replayed:
@@ -179,7 +179,7 @@ def with_ms(part: pa.Table) -> pa.Table:
     return part
 
 
-def recorded_events(part: pa.Table, columns: Columns) -> Iterator[tuple[int, Event]]:
+def recorded_events(part: pa.Table, columns: ColumnsSection) -> Iterator[tuple[int, Event]]:
     "Positions and events of a part."
     for row in with_ms(part).to_pylist():
         keys = {name: row[f"{name}_key"] for name in columns.hashed}

@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from ..core.processes import environment
+from ..core.processes import environment_variables
 
 # %% ../../nbs/61_metrics.ipynb #c005
 # upper bounds of the latency histogram, seconds
@@ -110,5 +110,5 @@ def exposition(metrics: Metrics, gauges: dict[str, tuple[str, float | None]]) ->
 @contextmanager
 def shared_metrics() -> Iterator[str]:
     "A folder in which the processes that are started within share their metrics; it is removed at the end."
-    with TemporaryDirectory(prefix="fraud_poc_metrics_") as folder, environment({FOLDER: folder}):
+    with TemporaryDirectory(prefix="fraud_poc_metrics_") as folder, environment_variables({FOLDER: folder}):
         yield folder

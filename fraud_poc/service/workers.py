@@ -22,7 +22,7 @@ from uvicorn.supervisors import Multiprocess
 
 from ..core.database import open_database
 from ..core.logs import log_config, log_event
-from ..core.processes import environment, exit_on_sigterm
+from ..core.processes import environment_variables, exit_on_sigterm
 from ..core.reading import Event
 from ..core.settings import Settings
 from ..live.decide import Engine, default_engine, step_states
@@ -119,7 +119,7 @@ def serve(
     service, config = settings.service, server_config(settings, factory)
     several = service.workers > 1
     with open_port(service.host, service.port) as port, shared_metrics() if several else nullcontext():
-        with environment({SETTINGS: settings.model_dump_json(), STORE: url}):
+        with environment_variables({SETTINGS: settings.model_dump_json(), STORE: url}):
             announce(f"http://{service.host}:{port.getsockname()[1]}")
             if several:
                 Workers(config, [port]).run()
