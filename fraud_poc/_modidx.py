@@ -1132,6 +1132,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                    'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.id_tag': ('decide.html#id_tag', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.pack_record': ('decide.html#pack_record', 'fraud_poc/live/decide.py'),
+                                       'fraud_poc.live.decide.sample_engine': ('decide.html#sample_engine', 'fraud_poc/live/decide.py'),
+                                       'fraud_poc.live.decide.sample_model': ('decide.html#sample_model', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.states_of_all': ('decide.html#states_of_all', 'fraud_poc/live/decide.py'),
                                        'fraud_poc.live.decide.step_label_states': ( 'decide.html#step_label_states',
                                                                                     'fraud_poc/live/decide.py'),
