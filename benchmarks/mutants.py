@@ -61,6 +61,7 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "features.batch": ("batch", "parity"),
     "live.store": ("store",),
     "live.decide": ("decide",),
+    "features.label_history": ("labels",),
     "live.labels": ("labels",),
     "live.load": ("load",),
     "data.ingest": ("ingest",),

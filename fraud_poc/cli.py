@@ -546,13 +546,13 @@ def score_command(
 
     about, (out, _) = {}, consoles(as_json)
     with ending("score", as_json, about):
-        from fraud_poc.live.predict import predict, read_events
+        from fraud_poc.live.predict import predict_decisions, read_event_file
         from fraud_poc.live.redis_server import server_for
 
         about["settings"] = settings = command_settings(config, overrides)
-        events = read_events(settings, place)
+        events = read_event_file(settings, place)
         with server_for(settings) as url:
-            answers = asyncio.run(predict(settings, url, events, keep, top))
+            answers = asyncio.run(predict_decisions(settings, url, events, keep, top))
         out.print(answers_table(answers))
         if as_json:
             write_line({"command": "score", "ok": True, "stored": keep, "answers": answers})

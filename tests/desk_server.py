@@ -21,19 +21,15 @@ from fraud_poc.desk.pages import create_desk
 from fraud_poc.desk.rows import EntryReader
 from fraud_poc.desk.tables import cases, decisions
 from fraud_poc.desk.writer import begin_log, write_entries
-from fraud_poc.live.labels import (
+from fraud_poc.features.label_history import (
     SOURCES,
-    LabelAssertion,
     LabelHistory,
-    LabelledEvent,
-    LabelResult,
-    Retraction,
     effective_source,
-    label_entry,
     next_known,
     with_assertion,
     without_assertion,
 )
+from fraud_poc.live.labels import LabelAssertion, LabelledEvent, LabelResult, Retraction, label_entry
 from fraud_poc.live.store import encode_entry
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,10 +23,11 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.readers import ORDER
 from fraud_poc.data.settle import hashed_rows
 from fraud_poc.data.validation import check_events
+from fraud_poc.features.label_history import LabelHistory
 from fraud_poc.features.table import build_table
 from fraud_poc.live import decide as module
 from fraud_poc.live.decide import Conflict, Engine, Observer, ServingModel, answer_of, entity_status, unpack_record
-from fraud_poc.live.labels import LabelAssertion, LabelHistory, LabelledEvent, LabelWriter
+from fraud_poc.live.labels import LabelAssertion, LabelledEvent, LabelWriter
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import open_store
 from fraud_poc.live.store import (

@@ -24,24 +24,26 @@ from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.batch import compute_features
+from fraud_poc.features.label_history import (
+    MAX_ASSERTIONS,
+    SOURCES,
+    LabelHistory,
+    newest_by_source,
+    with_assertion,
+    without_assertion,
+)
 from fraud_poc.features.state_files import features_folder
 from fraud_poc.features.table import build_table, step_event
 from fraud_poc.live.collect import collect
 from fraud_poc.live.decide import Engine, entity_keys, states_of_all
 from fraud_poc.live.label_files import RowReader, assert_file, file_changes
 from fraud_poc.live.labels import (
-    MAX_ASSERTIONS,
-    SOURCES,
     LabelAssertion,
-    LabelHistory,
     LabelWriter,
     Retraction,
     UnknownEvent,
     find_in_batch_log,
-    newest_by_source,
     unpack_history,
-    with_assertion,
-    without_assertion,
 )
 from fraud_poc.live.load import inspect_store, prepare_db, step_entry
 from fraud_poc.live.redis_client import Client

@@ -18,8 +18,9 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting, write_waiting
 from fraud_poc.data.validation import UNLISTED, bulk_of
+from fraud_poc.features.label_history import LabelHistory
 from fraud_poc.live.label_files import file_changes
-from fraud_poc.live.labels import LabelAssertion, LabelHistory, LabelledEvent, check_label_change, read_label_change
+from fraud_poc.live.labels import LabelAssertion, LabelledEvent, check_label_change, read_label_change
 from fraud_poc.model.dataset import last_known, log_until
 from fraud_poc.service.schemas import missing_pattern
 

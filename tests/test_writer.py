@@ -35,9 +35,10 @@ from fraud_poc.desk.tables import cases, days, decisions, labels, links, outcome
 from fraud_poc.desk.trends import count_outcomes
 from fraud_poc.desk.writer import begin_log, follow_log, remove_old, run_writer, write_entries, write_until
 from fraud_poc.desk.writer_process import writer_process
+from fraud_poc.features.label_history import SOURCES, LabelHistory, with_assertion, without_assertion
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import DecisionRecord, pack_record
-from fraud_poc.live.labels import SOURCES, LabelHistory, pack_history, with_assertion, without_assertion
+from fraud_poc.live.labels import pack_history
 from fraud_poc.live.load import ARCHIVED
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis

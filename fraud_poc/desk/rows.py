@@ -22,9 +22,10 @@ from ..core.logs import log_event
 from ..core.reading import InvalidValue, event_fields, identity_text, number_text
 from ..core.settings import Settings
 from .tables import MS_PER_DAY, OPEN, SCORE_BUCKETS, closing_sources
+from ..features.label_history import SOURCES, deciding_assertion
 from ..features.table import build_table
 from ..live.decide import entity_status, unpack_record
-from ..live.labels import SOURCES, deciding_assertion, unpack_history
+from ..live.labels import unpack_history
 from ..live.store import Entry, StoreLost, decode_assertion, decode_entry
 from ..model.bundle import Bundle, list_bundles, load_bundle
 from ..model.policy import VERSION, Policy, review_priority

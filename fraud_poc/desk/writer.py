@@ -52,7 +52,7 @@ from fraud_poc.desk.tables import (
     scores,
     update_case,
 )
-from ..live.labels import SOURCES
+from ..features.label_history import SOURCES
 from ..live.load import ARCHIVED
 from ..live.redis_server import server_for
 from ..live.redis_store import open_store

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ENTITY_STATUS', 'RECORD', 'STORE_REASONS', 'STORE_ERRORS', 'ATTEMPTS', 'LONGEST_PAUSE', 'Answer', 'entity_status',
            'DecisionRecord', 'pack_record', 'unpack_record', 'features_by_name', 'answer_of', 'check_model',
-           'ServingModel', 'degraded_band', 'degraded_reason', 'degraded_answer', 'entity_keys', 'states_of_all',
-           'id_tag', 'step_states', 'step_label_states', 'Conflict', 'Observer', 'Engine', 'DecisionAttempt',
-           'default_engine']
+           'ServingModel', 'sample_model', 'degraded_band', 'degraded_reason', 'degraded_answer', 'entity_keys',
+           'states_of_all', 'id_tag', 'step_states', 'step_label_states', 'Conflict', 'Observer', 'Engine',
+           'DecisionAttempt', 'default_engine', 'sample_engine']
 
 # %% ../../nbs/44_decide.ipynb #d003
 import asyncio
@@ -17,6 +17,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,6 +31,8 @@ from ..features.fold import CAPPED, NEW, NO_ENTITY, TOO_LATE
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
 from fraud_poc.live.store import (
     Entry,
+    MemoryStore,
+    Meta,
     MicroBatch,
     ReadRequest,
     ReadResult,
@@ -43,8 +46,9 @@ from fraud_poc.live.store import (
     state_key,
 )
 from ..model.bundle import Bundle, latest_bundle
-from ..model.policy import ACTIONS, BANDS, probability
+from ..model.policy import ACTIONS, BANDS, plain_policy, probability
 from ..model.policy import decide as cheapest_action
+from ..model.trees import proved_scorer
 
 # %% ../../nbs/44_decide.ipynb #d005
 ENTITY_STATUS = ("known", "new", "capped", "late", "too_late", "missing")
@@ -190,6 +194,30 @@ class ServingModel:
         fraud = probability(self.bundle.calibration, score)
         action, band, loss = cheapest_action(self.bundle.policy, fraud, event.amount)
         return DecisionRecord(digest_of(event), *self.hashes, score, fraud, loss, band, action, bytes(flags), vector)
+
+# %% ../../nbs/44_decide.ipynb #n004
+def sample_model(settings: Settings) -> ServingModel:
+    "A small model of a domain, for examples and tests; it is the same at each call. Needs XGBoost."
+    import xgboost  # here, since a scoring process does without it
+
+    table, rng = build_table(settings), np.random.default_rng(7)
+    vectors = rng.exponential(100, (400, len(table.names))).astype(np.float32)
+    amount = table.names.index(settings.columns.amount) if settings.columns.amount in table.names else 0
+    options = {"max_depth": 2, "seed": 7, "objective": "binary:logistic"}
+    booster = xgboost.train(options, xgboost.DMatrix(vectors, vectors[:, amount] > 250, feature_names=table.names), 5)
+    bundle = Bundle(
+        folder=Path("."),
+        hash="ab" * 32,
+        model=bytes(booster.save_raw("json")),
+        names=table.names,
+        table_hash=table.hash,
+        calibration=(1.0, 0.0),
+        policy=plain_policy(settings),
+        sample=vectors,
+        sample_scores=booster.inplace_predict(vectors),
+        manifest={},
+    )
+    return ServingModel(table, bundle, proved_scorer(booster, vectors))
 
 # %% ../../nbs/44_decide.ipynb #d018
 def degraded_band(
@@ -515,3 +543,9 @@ def default_engine(settings: Settings) -> Engine:
     if not scorer.compiled:
         log_event("model is not compiled", logging.WARNING, reason=scorer.reason)
     return Engine(settings, ServingModel(table, bundle, scorer), None)
+
+
+def sample_engine(settings: Settings, clock: Clock = system_clock) -> Engine:
+    "An engine with the model of `sample_model` and an empty store in memory."
+    model = sample_model(settings)
+    return Engine(settings, model, MemoryStore(Meta("sample", 1, model.table.hash, {"next_seq": 0})), clock=clock)

@@ -76,9 +76,7 @@ class BulkWriter:
 
     def __init__(self, client: Client, ttl_ms: int):
         self.client, self.owed, self.count, self.token = client, 0, 0, secrets.randbits(64)
-        until = str(
-            int(client.call("TIME")[0]) * 1000 + ttl_ms
-        ).encode()  # a moment: a span would be worked out for each key
+        until = str(int(client.call("TIME")[0]) * 1000 + ttl_ms).encode()
         self.tail = b"\r\n$4\r\nPXAT\r\n$%d\r\n%s\r\n" % (len(until), until)
 
     def put(self, prefix: bytes, keys: list[bytes], states: list[bytes]) -> None:
@@ -369,6 +367,26 @@ def _next_generation(client: Client, names: Names) -> int:
     client.call("SADD", names.stale, names.states(generation))
     return generation
 
+# %% ../../nbs/47_load.ipynb #c029
+def _report(meta: Meta, loaded: dict[str, dict], entries: int, fresh: bool, removed: int) -> dict:
+    "What a load did, and what it takes of the server's memory."
+    states, used = (sum(one[k] for one in loaded.values()) for k in ("states", "bytes"))
+    first = next(iter(loaded), None)
+    customers = loaded[first]["states"] if first else 0
+    return {
+        "epoch": meta.epoch,
+        "generation": meta.generation,
+        "table_hash": meta.table_hash,
+        "states": {by: one["states"] for by, one in loaded.items()},
+        "replayed": 0 if fresh else entries,
+        "archived": entries if fresh else 0,
+        "removed": removed,
+        "bytes": used,
+        "bytes_per_state": {by: round(one["bytes"] / max(one["states"], 1)) for by, one in loaded.items()},
+        "bytes_per_million": round(used / max(customers, 1) * 10**6),
+        "million_of": first,
+    }
+
 # %% ../../nbs/47_load.ipynb #c025
 ROUNDS = 1_000  # most attempts to reach the end of a growing log
 
@@ -442,23 +460,3 @@ def prepare_db(
             "trimmed": trimmed,
             "labels_waiting": waiting,
         }
-
-# %% ../../nbs/47_load.ipynb #c029
-def _report(meta: Meta, loaded: dict[str, dict], entries: int, fresh: bool, removed: int) -> dict:
-    "What a load did, and what it takes of the server's memory."
-    states, used = (sum(one[k] for one in loaded.values()) for k in ("states", "bytes"))
-    first = next(iter(loaded), None)
-    customers = loaded[first]["states"] if first else 0
-    return {
-        "epoch": meta.epoch,
-        "generation": meta.generation,
-        "table_hash": meta.table_hash,
-        "states": {by: one["states"] for by, one in loaded.items()},
-        "replayed": 0 if fresh else entries,
-        "archived": entries if fresh else 0,
-        "removed": removed,
-        "bytes": used,
-        "bytes_per_state": {by: round(one["bytes"] / max(one["states"], 1)) for by, one in loaded.items()},
-        "bytes_per_million": round(used / max(customers, 1) * 10**6),
-        "million_of": first,
-    }

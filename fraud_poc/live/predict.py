@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SHOWN_ERRORS', 'parse_json', 'parse_csv', 'read_raw_events', 'parse_events', 'ReadOnlyBatch',
-           'ReadOnlyStore', 'answer_all', 'with_reasons', 'read_events', 'predict']
+           'ReadOnlyStore', 'answer_all', 'with_reasons', 'read_event_file', 'predict_decisions']
 
 # %% ../../nbs/49_predict.ipynb #c003
 import csv
@@ -166,7 +166,7 @@ def with_reasons(
     return explained
 
 # %% ../../nbs/49_predict.ipynb #c015
-def read_events(
+def read_event_file(
     settings: Settings,
     path: str,  # a file; "-" = standard input
 ) -> list[Event]:
@@ -175,7 +175,7 @@ def read_events(
     return parse_events(read_raw_events(path, reader), reader)
 
 
-async def predict(
+async def predict_decisions(
     settings: Settings,
     url: str,  # of the store, as live.store.server_for yields it
     events: Sequence[Event],

@@ -17,7 +17,7 @@ from typing import Any
 import hiredis
 
 from ..core.settings import Settings, duration_ms
-from .redis_client import CONNECT_S, Address, Connection, Replies, connect, error_of, parse_url
+from .redis_client import CONNECT_S, Address, Connection, PendingReplies, connect, error_of, parse_url
 from .redis_server import server_for
 from fraud_poc.live.store import (
     ABSENT,
@@ -264,7 +264,7 @@ class RedisStore(Store):
                 return RedisMicroBatch(self, link, own, {}, {})
             record_keys = [records + request.record_key for request in requests]
             command = ("MGET", self.names.now, *record_keys, *[states + key for key in keys])
-            number = link.send(command, replies := Replies(link.loop, self.connection.patience))
+            number = link.send(command, replies := PendingReplies(link.loop, self.connection.patience))
             link.flush()
             values = await link.only(replies)
             if values[0] == marker:
@@ -315,7 +315,7 @@ class RedisMicroBatch(MicroBatch):
         self.store = store
         self.link = link
         self.own = own
-        self.replies = Replies(link.loop, store.connection.patience)
+        self.replies = PendingReplies(link.loop, store.connection.patience)
         self.next = []  # writes and their versions, not yet sent
         self.sent = []  # writes, number of the command, command
 
@@ -355,7 +355,7 @@ class RedisMicroBatch(MicroBatch):
     async def _again(self, replies: list) -> list:
         "The replies after the script was loaded."
         failed = [i for i, reply in enumerate(replies) if isinstance(reply, Exception)]
-        more = Replies(self.link.loop, self.store.connection.patience)
+        more = PendingReplies(self.link.loop, self.store.connection.patience)
         self.link.send(("SCRIPT", "LOAD", COMMIT), more)
         for i in failed:
             self.link.send(self.sent[i][2], more)

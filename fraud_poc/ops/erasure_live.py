@@ -33,8 +33,9 @@ from ..core.reading import identity_text
 from ..core.settings import ColumnsSection
 from ..data.log import LOG, read_manifest, read_part
 from ..desk.tables import cases, decisions, labels, links
+from ..features.label_history import SOURCES
 from ..features.table import FeatureTable
-from ..live.labels import SOURCES, assertion_key, history_key, retraction_key
+from ..live.labels import assertion_key, history_key, retraction_key
 from ..live.load import ROUNDS, inspect_store, remove_stale
 from ..live.redis_client import Client
 from ..live.redis_store import Names

@@ -31,13 +31,13 @@ from ..core.settings import ColumnsSection, Settings
 from ..data.log import hash_secret, part_path, read_manifest, read_part
 from ..features.batch import compute_features, fold_arrays, pick_items
 from ..features.fold import NO_ENTITY, Items, own_features
+from ..features.label_history import LabelHistory
 from ..features.state_files import features_folder, states_of
 from ..features.table import EntityPlan, FeatureTable, build_table
 from ..live.decide import Engine, ServingModel, unpack_record
 from fraud_poc.live.labels import (
     LabelAssertion,
     LabelChange,
-    LabelHistory,
     LabelledEvent,
     LabelWriter,
     Retraction,

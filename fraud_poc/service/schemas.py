@@ -29,8 +29,9 @@ from ..core.events import UNPRINTED
 from ..core.reading import INTEGERS, MAX_TEXT, Event, EventError, EventReader, FieldError
 from ..core.reading import Field as EventField
 from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
+from ..features.label_history import SOURCES
 from ..live.decide import ENTITY_STATUS, Answer
-from ..live.labels import MAX_NOTE, SOURCES, LabelResult, known_field
+from ..live.labels import MAX_NOTE, LabelResult, known_field
 from ..model.policy import ACTIONS, BANDS
 
 # %% ../../nbs/62_schemas.ipynb #c005
