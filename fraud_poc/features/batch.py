@@ -6,7 +6,8 @@
 __all__ = ['LABEL_COLUMNS', 'PARTITION_ROWS', 'PATIENCE_S', 'EntityItems', 'int64_of', 'read_items', 'pick_items',
            'partition_items', 'FoldResult', 'fold_arrays', 'features_of_arrays', 'FoldedPartition', 'fold_partition',
            'write_features', 'delayed_with_lists', 'save_step_states', 'fold_graph', 'step_graph', 'check_part',
-           'on_cluster', 'on_threads', 'on_dask', 'rows_of', 'step_rows', 'steps_of', 'parts_until', 'compute_features']
+           'on_cluster', 'on_threads', 'on_dask', 'rows_to_fold', 'step_rows', 'steps_of', 'parts_until',
+           'compute_features']
 
 # %% ../../nbs/25_batch.ipynb #c003
 import math
@@ -434,7 +435,7 @@ def _resumed(settings: Settings, table: FeatureTable, log: dict, replace: bool) 
     return manifest
 
 # %% ../../nbs/25_batch.ipynb #c034
-def rows_of(table: FeatureTable, part: dict) -> int:
+def rows_to_fold(table: FeatureTable, part: dict) -> int:
     "Rows of a part that have to be folded: labels only count where features use them."
     return part["events"] + part["labels"] * any(e.labels for e in table.entities)
 
@@ -449,11 +450,11 @@ def steps_of(table: FeatureTable, parts: list[dict], rows: int) -> list[list[dic
     "Parts grouped into steps of at most `rows`, at least one part each."
     steps, held = [], math.inf
     for part in parts:
-        if held + rows_of(table, part) > rows:
+        if held + rows_to_fold(table, part) > rows:
             steps.append([])
             held = 0
         steps[-1].append(part)
-        held += rows_of(table, part)
+        held += rows_to_fold(table, part)
     return steps
 
 # %% ../../nbs/25_batch.ipynb #c036
@@ -518,12 +519,12 @@ def compute_features(
             (folder / "manifest.json").unlink(missing_ok=True)  # first, since it names what is removed next
         _remove_unnamed(folder, manifest)
         new = parts_until(log["parts"], until)[len(manifest["parts"]) :]
-        total, done = sum(rows_of(table, part) for part in new), 0
+        total, done = sum(rows_to_fold(table, part) for part in new), 0
         if progress:
             progress(0, total)
         try:
             for parts in steps_of(table, new, step_rows(settings, table)):
-                size = sum(rows_of(table, part) for part in parts)
+                size = sum(rows_to_fold(table, part) for part in parts)
                 tick = lambda share: progress and progress(done + int(share * size), total)
                 partitions = settings.batch.partitions or 4 * threads
                 _run_step(settings, table, manifest, parts, partitions, partial(run, tick=tick))

@@ -7,8 +7,8 @@ __all__ = ['OPTIONS', 'compiled', 'inner', 'inlined', 'pasted', 'short', 'WINDOW
            'EXTREMES', 'LABELS', 'RETENTION', 'FORGET', 'EXACT', 'SET_SIZE', 'NEEDS', 'REACH', 'SCALE', 'RECENT_START',
            'RECENT_END', 'SEEN', 'LATEST', 'EARLIEST', 'BORN', 'OVERFLOW', 'HAS_OLD', 'OLD_LATEST', 'OLD', 'EVENTS',
            'TOTAL', 'SQUARES_LOW', 'SQUARES_CROSS', 'SQUARES_HIGH', 'LEAST', 'MOST', 'RESOLVED', 'FRAUDS',
-           'TOTAL_FIELDS', 'RECENT_KEYS', 'NO_MINIMUM', 'BEFORE_ALL', 'HALF', 'VERSION', 'U32', 'BITS_7', 'B8', 'B16',
-           'BYTE', 'Plan', 'State', 'state_shapes', 'new_state', 'clear_state', 'set_totals', 'totals_of_event',
+           'TOTAL_FIELDS', 'RECENT_KEYS', 'NO_MINIMUM', 'BEFORE_ALL', 'HALF', 'STATE_VERSION', 'U32', 'BITS_7', 'B8',
+           'B16', 'BYTE', 'Plan', 'State', 'state_shapes', 'new_state', 'clear_state', 'set_totals', 'totals_of_event',
            'merge_totals', 'tile_number', 'pack', 'unpack', 'most_bytes', 'drop_stale_cache']
 
 # %% ../../nbs/20_state.ipynb #c003
@@ -185,7 +185,7 @@ def merge_totals(total, other):
     total[MOST] = max(total[MOST], other[MOST])
 
 # %% ../../nbs/20_state.ipynb #c018
-VERSION = 1  # of the packed layout; the first byte of every packed state
+STATE_VERSION = 1  # of the packed layout; the first byte of every packed state
 U32 = np.uint64(32)
 BITS_7 = np.uint64(127)
 
@@ -375,7 +375,7 @@ def pack(
 ):  # -> offset after the last byte written
     "Write a state as bytes; the same knowledge gives the same bytes."
     head, start, end = state.head, state.head[RECENT_START], state.head[RECENT_END]
-    to[at] = VERSION
+    to[at] = STATE_VERSION
     at += 1
     for value in (
         head[LATEST],
@@ -443,7 +443,7 @@ def unpack(
 ):  # -> True when the bytes are a state of this version and plan
     "Read a packed state; False when it is cut short, damaged in its lengths or of another version."
     clear_state(state)
-    if len(data) == 0 or data[0] != VERSION:
+    if len(data) == 0 or data[0] != STATE_VERSION:
         return False
     head, at = state.head, np.int64(1)
     newest, at = _read_number(data, at)

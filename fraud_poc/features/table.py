@@ -31,7 +31,7 @@ from fraud_poc.features.state import (
     RETENTION,
     SCALE,
     SET_SIZE,
-    VERSION,
+    STATE_VERSION,
     WINDOW,
     Plan,
     most_bytes,
@@ -269,7 +269,7 @@ def build_table(
     used = [by for by in settings.columns.entities if any(row.by == by for row in table)]
     own = [[OPERATIONS[row.kind], i] for i, row in enumerate(table) if not row.by]
     bounds, columns = settings.features.model_dump(exclude={"rows"}), settings.columns.model_dump()
-    meaning = json.dumps([[asdict(row) for row in table], bounds, columns, VERSION], sort_keys=True)
+    meaning = json.dumps([[asdict(row) for row in table], bounds, columns, STATE_VERSION], sort_keys=True)
     return FeatureTable(
         tuple(table),
         tuple(plan_entity(by, table, settings) for by in used),

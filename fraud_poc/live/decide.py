@@ -43,8 +43,7 @@ from fraud_poc.live.store import (
     state_key,
 )
 from ..model.bundle import Bundle, latest_bundle
-from ..model.policy import ACTIONS, BANDS, probability
-from ..model.policy import decide as cheapest_action
+from ..model.policy import ACTIONS, BANDS, cheapest_action, probability
 
 # %% ../../nbs/44_decide.ipynb #d005
 ENTITY_STATUS = ("known", "new", "capped", "late", "too_late", "missing")
