@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEW', 'CAPPED', 'LATE', 'TOO_LATE', 'NO_ENTITY', 'TIME_AT', 'TAG_AT', 'AMOUNT_AT', 'LABEL_AT', 'PREVIOUS_AT',
-           'KEYS_AT', 'NAMES', 'Arrays', 'ARRAYS', 'index_after', 'step', 'learn_label', 'Items', 'fold',
-           'group_by_entity', 'own_features', 'EntityLayout', 'lay_out', 'step_entities']
+           'KEYS_AT', 'NAMES', 'Arrays', 'ARRAYS', 'index_after', 'step', 'learn_label', 'group_by_entity', 'Items',
+           'fold', 'own_features', 'EntityLayout', 'lay_out', 'step_entities']
 
 # %% ../../nbs/23_fold.ipynb #c003
 from typing import NamedTuple
@@ -302,57 +302,6 @@ def learn_label(plan, state, ts, tag, label, previous):
                 state.tiles[g, slot, RESOLVED] += resolved
                 state.tiles[g, slot, FRAUDS] += frauds
 
-# %% ../../nbs/23_fold.ipynb #c028
-class Items(NamedTuple):
-    "Events and labels, grouped by entity and in sequence order within each; the last three are empty for a plan without label features."
-
-    ts: np.ndarray  # (n,) int64, ms: time of the event, or of the label's event
-    amount: np.ndarray  # (n,) int64, minor units; of a label: 0
-    keys: np.ndarray  # (columns, n) int64: keys of the columns of the plan
-    tag: np.ndarray  # (n,) int64: low 32 bits of the event's id key
-    label: np.ndarray  # (n,) int8: -1 for an event; of a label: 0, 1, or -1 when it was retracted
-    previous: np.ndarray  # (n,) int8: -1 for an event; of a label: what was known before, never the same
-
-# %% ../../nbs/23_fold.ipynb #c029
-@inner
-def fold(
-    plan,
-    state,  # working space
-    items,  # n events and labels
-    bounds,  # (E + 1,) int64: where each entity's items start
-    first,  # entity to start with
-    data,  # bytes of earlier states
-    spans,  # (E, 2) int64: where each entity's lie; an empty span for a new one
-    out,  # (n, F) float: receives the features of the events; rows of labels are left as they are
-    flags,  # (n,) uint8: receives the flags
-    arena,  # uint8: receives the new states, end to end; empty: none are kept
-    ends,  # (E,) int64: receives where each new state ends
-    room,  # most bytes of one state
-):  # -> the entity to go on with (E when done), negative when an earlier state of entity -1 - r is damaged
-    "Fold the events of many entities, one entity after the other."
-    labelled, keep = len(items.label) > 0, len(arena) > 0
-    keys, at = state.keys[: len(items.keys)], np.int64(0)
-    for e in range(first, len(bounds) - 1):
-        if keep and at + room > len(arena):
-            return e
-        if spans[e, 0] == spans[e, 1]:
-            clear_state(state)
-        elif not unpack(plan, state, data[spans[e, 0] : spans[e, 1]]):
-            return -1 - e
-        for i in range(bounds[e], bounds[e + 1]):
-            if labelled and (items.label[i] >= 0 or items.previous[i] >= 0):
-                learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
-            else:
-                for c in range(len(keys)):
-                    keys[c] = items.keys[c, i]
-                flags[i] = step(
-                    plan, state, items.ts[i], items.tag[i] if labelled else 0, items.amount[i], keys, out[i]
-                )
-        if keep and state.head[SEEN]:
-            at = pack(plan, state, arena, at)
-        ends[e] = at
-    return len(bounds) - 1
-
 # %% ../../nbs/23_fold.ipynb #c031
 @inlined
 def _sort_bucket(keys, order):
@@ -403,6 +352,57 @@ def group_by_entity(
             entities += 1
     bounds[entities] = len(keys)
     return order, bounds[: entities + 1].copy()
+
+# %% ../../nbs/23_fold.ipynb #c028
+class Items(NamedTuple):
+    "Events and labels, grouped by entity and in sequence order within each; the last three are empty for a plan without label features."
+
+    ts: np.ndarray  # (n,) int64, ms: time of the event, or of the label's event
+    amount: np.ndarray  # (n,) int64, minor units; of a label: 0
+    keys: np.ndarray  # (columns, n) int64: keys of the columns of the plan
+    tag: np.ndarray  # (n,) int64: low 32 bits of the event's id key
+    label: np.ndarray  # (n,) int8: -1 for an event; of a label: 0, 1, or -1 when it was retracted
+    previous: np.ndarray  # (n,) int8: -1 for an event; of a label: what was known before, never the same
+
+# %% ../../nbs/23_fold.ipynb #c029
+@inner
+def fold(
+    plan,
+    state,  # working space
+    items,  # n events and labels
+    bounds,  # (E + 1,) int64: where each entity's items start
+    first,  # entity to start with
+    data,  # bytes of earlier states
+    spans,  # (E, 2) int64: where each entity's lie; an empty span for a new one
+    out,  # (n, F) float: receives the features of the events; rows of labels are left as they are
+    flags,  # (n,) uint8: receives the flags
+    arena,  # uint8: receives the new states, end to end; empty: none are kept
+    ends,  # (E,) int64: receives where each new state ends
+    room,  # most bytes of one state
+):  # -> the entity to go on with (E when done), negative when an earlier state of entity -1 - r is damaged
+    "Fold the events of many entities, one entity after the other."
+    labelled, keep = len(items.label) > 0, len(arena) > 0
+    keys, at = state.keys[: len(items.keys)], np.int64(0)
+    for e in range(first, len(bounds) - 1):
+        if keep and at + room > len(arena):
+            return e
+        if spans[e, 0] == spans[e, 1]:
+            clear_state(state)
+        elif not unpack(plan, state, data[spans[e, 0] : spans[e, 1]]):
+            return -1 - e
+        for i in range(bounds[e], bounds[e + 1]):
+            if labelled and (items.label[i] >= 0 or items.previous[i] >= 0):
+                learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
+            else:
+                for c in range(len(keys)):
+                    keys[c] = items.keys[c, i]
+                flags[i] = step(
+                    plan, state, items.ts[i], items.tag[i] if labelled else 0, items.amount[i], keys, out[i]
+                )
+        if keep and state.head[SEEN]:
+            at = pack(plan, state, arena, at)
+        ends[e] = at
+    return len(bounds) - 1
 
 # %% ../../nbs/23_fold.ipynb #c036
 @inner
