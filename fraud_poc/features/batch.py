@@ -205,7 +205,7 @@ def fold_arrays(
     return FoldResult(order, features, flags, states, new)
 
 # %% ../../nbs/26_batch.ipynb #c017
-PARTITION_ROWS = 1 << 18  # items folded at once: what the processor's caches like
+PARTITION_ROWS = 1 << 18  # items folded at once: what fits into the processor's caches
 
 
 @inner
