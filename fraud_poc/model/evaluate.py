@@ -87,7 +87,7 @@ def example_events(
 class Ranked(NamedTuple):
     "Events from the highest score to the lowest."
 
-    order: np.ndarray  # (n,) places of the events
+    order: np.ndarray  # (n,) indices of the events
     last: np.ndarray  # (m,) of the sorted events, the last one of each distinct score
 
 
@@ -116,7 +116,7 @@ def curve_metrics(
     frauds: np.ndarray,  # (m + 1,) as `totals` gives them
     legitimate: np.ndarray,  # (m + 1,)
 ) -> dict[str, float]:  # auc, average_precision, recall_at_1_percent
-    "What the curves say; NaN where there is no fraud or no legitimate event."
+    "Areas and recall of the curves; NaN where there is no fraud or no legitimate event."
     bad, good = frauds[-1], legitimate[-1]
     if not bad or not good:
         return dict.fromkeys(["auc", "average_precision", "recall_at_1_percent"], math.nan)
@@ -132,9 +132,9 @@ def curve_metrics(
 class Queue(NamedTuple):
     "Events in the order of review: day by day, the highest score first."
 
-    order: np.ndarray  # (n,) places of the events
+    order: np.ndarray  # (n,) indices of the events
     day: np.ndarray  # (n,) of the sorted events, 0 for the first day that has any
-    starts: np.ndarray  # (days,) place of each day's first event
+    starts: np.ndarray  # (days,) rank of each day's first event
 
 
 def queue(
@@ -152,7 +152,7 @@ def reviewed(
     weights: np.ndarray,  # (n,) how often each event counts
     budget: int,  # events a day
 ) -> np.ndarray:  # (n,) how much of each sorted event is looked at
-    "What the budget reaches."
+    "How much of each event the budget reaches."
     weight = weights[line.order]
     before = np.cumsum(weight) - weight
     return np.clip(budget - (before - before[line.starts][line.day]), 0, weight)
