@@ -121,7 +121,7 @@ def counted(number: float, word: str) -> str:
 
 
 def number_words(number: float) -> str:
-    "A number with two or three digits, as a person would say it."
+    "A number with two or three digits, as in a sentence."
     if abs(number) >= 9.95:
         return f"{number:,.0f}"
     return f"{number:.1f}".removesuffix(".0") if abs(number) >= 0.95 else f"{number:.1g}"
@@ -493,7 +493,7 @@ def reasons_of(
         reasons.append(Reason(names[index], None if value != value else value, total, words))
     return reasons
 
-# %% ../../nbs/36_reasons.ipynb #c039
+
 def explain(
     booster: "xgb.Booster",
     names: Sequence[str],
