@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUANTILES', 'SMALLER', 'COMPARED_RULES', 'THRESHOLDS', 'CAPACITIES', 'WHOLE', 'Simulation', 'reviewed_shares',
-           'simulate', 'realised_costs', 'rounded_up', 'capacity_price', 'candidates', 'fit_policy', 'resolved',
-           'curve_point', 'PolicyDays', 'queue_of', 'reviewed_weights', 'prepare_days', 'cost_of_policy',
+           'simulate', 'realised_costs', 'rounded_up', 'capacity_price', 'candidates', 'resolved', 'curve_point',
+           'fit_policy', 'PolicyDays', 'queue_of', 'reviewed_weights', 'prepare_days', 'cost_of_policy',
            'cost_by_threshold', 'by_capacity', 'daily_money', 'figures', 'with_ends', 'named', 'evaluate_policy',
            'action_counts', 'shade', 'draw_cost', 'draw_choice', 'draw_savings', 'draw_capacity', 'draw_policy']
 
@@ -25,10 +25,10 @@ from .policy import ACTIONS, Policy, actions_of, bands_of, expected_costs, plain
 
 # %% ../../nbs/37_simulation.ipynb #c005
 class Simulation(NamedTuple):
-    "What a policy does on a slice of days."
+    "What a policy does on some days."
 
-    actions: np.ndarray  # (n,) places in ACTIONS
-    reviewed_share: np.ndarray  # (n,) from 0 to 1: how much of a reviewed order people get to
+    actions: np.ndarray  # (n,) indices into ACTIONS
+    reviewed_share: np.ndarray  # (n,) from 0 to 1: how much of an order that is to be reviewed is looked at
     fallback: np.ndarray  # (n,) 0 or 2: what is done with it otherwise
 
 
@@ -98,6 +98,40 @@ def candidates(
         ]
     return tried
 
+# %% ../../nbs/37_simulation.ipynb #c011
+def resolved(probabilities, amounts, labels, days, weights=None) -> tuple[np.ndarray, ...]:
+    "(n,) arrays without unresolved events: probabilities, amounts, fraud (bool), days, weights."
+    weights = np.ones(len(labels)) if weights is None else weights
+    arrays = {
+        "probabilities": np.asarray(probabilities, np.float64),
+        "amounts": np.asarray(amounts),
+        "labels": np.asarray(labels),
+        "days": np.asarray(days),
+        "weights": np.asarray(weights, np.float64),
+    }
+    lengths, p = {name: len(values) for name, values in arrays.items()}, arrays["probabilities"]
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"arrays of different lengths: {lengths}; give one value of each for every event")
+    wrong, known = np.flatnonzero(~((p >= 0) & (p <= 1))), arrays["labels"] >= 0
+    if len(wrong):
+        raise ValueError(f"probability {p[wrong[0]]} of event {wrong[0]} is not from 0 to 1: calibrate the scores")
+    if not known.any():
+        raise ValueError(
+            "no event is resolved, so costs cannot be computed: raise training.validation_days or training.delay"
+        )
+    arrays["labels"] = arrays["labels"] == 1
+    return tuple(values[known] for values in arrays.values())
+
+
+def curve_point(policy: Policy, cost: float, reviews: float) -> dict[str, float]:
+    "A point of the cost curve; cost and reviews a day."
+    return {
+        "review_over": policy.review_over,
+        "block_over": policy.block_over,
+        "cost_a_day": round(float(cost), 2),
+        "reviews_a_day": round(float(reviews), 2),
+    }
+
 # %% ../../nbs/37_simulation.ipynb #c009
 def fit_policy(
     settings: Settings,
@@ -138,46 +172,12 @@ def fit_policy(
     }
     return replace(tried[kept], fitted=about)
 
-# %% ../../nbs/37_simulation.ipynb #c011
-def resolved(probabilities, amounts, labels, days, weights=None) -> tuple[np.ndarray, ...]:
-    "(n,) arrays without unresolved events: probabilities, amounts, fraud (bool), days, weights."
-    weights = np.ones(len(labels)) if weights is None else weights
-    arrays = {
-        "probabilities": np.asarray(probabilities, np.float64),
-        "amounts": np.asarray(amounts),
-        "labels": np.asarray(labels),
-        "days": np.asarray(days),
-        "weights": np.asarray(weights, np.float64),
-    }
-    lengths, p = {name: len(values) for name, values in arrays.items()}, arrays["probabilities"]
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"arrays of different lengths: {lengths}; give one value of each for every event")
-    wrong, known = np.flatnonzero(~((p >= 0) & (p <= 1))), arrays["labels"] >= 0
-    if len(wrong):
-        raise ValueError(f"probability {p[wrong[0]]} of event {wrong[0]} is not from 0 to 1: calibrate the scores")
-    if not known.any():
-        raise ValueError(
-            "no event is resolved, so costs cannot be computed: raise training.validation_days or training.delay"
-        )
-    arrays["labels"] = arrays["labels"] == 1
-    return tuple(values[known] for values in arrays.values())
-
-
-def curve_point(policy: Policy, cost: float, reviews: float) -> dict[str, float]:
-    "A point of the cost curve; cost and reviews a day."
-    return {
-        "review_over": policy.review_over,
-        "block_over": policy.block_over,
-        "cost_a_day": round(float(cost), 2),
-        "reviews_a_day": round(float(reviews), 2),
-    }
-
 # %% ../../nbs/37_simulation.ipynb #c015
 COMPARED_RULES = {"policy": "the policy", "pass": "let all pass", "block": "block all", "fixed": "block from 0.5"}
 THRESHOLDS = 1 / (
     1 + np.exp(-np.linspace(-8, 8, 65))
 )  # probabilities at which a fixed threshold is tried; 0.5 is one of them
-CAPACITIES = np.array([0.125, 0.25, 0.5, 1, 2, 4, 8])  # multiples of the reviews a day at which people are tried
+CAPACITIES = np.array([0.125, 0.25, 0.5, 1, 2, 4, 8])  # multiples of the reviews a day that are tried
 
 
 class PolicyDays(NamedTuple):
@@ -189,20 +189,20 @@ class PolicyDays(NamedTuple):
     cards: np.ndarray  # (n,) numbers, from 0
     span: int  # days
     costs: np.ndarray  # (3, n) realised, of pass, review and block
-    simulated: Simulation  # with everybody's own weight
-    review_queue: tuple  # places of orders that the policy sends to review, and their queue
-    saving_queue: tuple  # places of orders that a review would save money on, and their queue
+    simulated: Simulation  # with each order's own weight
+    review_queue: tuple  # indices of orders that the policy sends to review, and their queue
+    saving_queue: tuple  # indices of orders that a review would save money on, and their queue
     blocked: np.ndarray  # (n,) how many of THRESHOLDS are at or below the probability
 
 
 def queue_of(chosen: np.ndarray, value: np.ndarray, days: np.ndarray) -> tuple[np.ndarray, Any]:
-    "Places of (n,) chosen orders and their queue, by falling value within a day."
+    "Indices of (n,) chosen orders and their queue, by falling value within a day."
     mine = np.flatnonzero(chosen)
     return mine, queue(days[mine], value[mine])
 
 
 def reviewed_weights(line: tuple, weights: np.ndarray, capacity: float) -> tuple[np.ndarray, np.ndarray]:
-    "Places of a queue's orders in its order, and the weight of each that people get to."
+    "Indices of a queue's orders in its order, and how much of each one's weight is reviewed."
     mine, inner = line
     return mine[inner.order], reviewed(inner, weights[mine], capacity)
 
