@@ -40,7 +40,7 @@ from fraud_poc.model.acceptance import columns_of, judge_model  # noqa: E402
 from fraud_poc.model.bundle import load_bundle  # noqa: E402
 from fraud_poc.model.dataset import make_dataset, read_split  # noqa: E402
 from fraud_poc.model.policy import probabilities  # noqa: E402
-from fraud_poc.model.simulation import RULES, evaluate_policy  # noqa: E402
+from fraud_poc.model.simulation import COMPARED_RULES, evaluate_policy  # noqa: E402
 from fraud_poc.model.train import train_model  # noqa: E402
 
 TEST_WEEK = np.datetime64("2018-08-08")
@@ -112,7 +112,7 @@ def tell(name: str, found: dict) -> None:
     )
     print(f"a review must save {found['review_over']:.2f}, a block {found['block_over']:.2f}")
     print(f"{'rule':<18}{'cost':<30}{'saved by the policy':<30}")
-    for rule, words in RULES.items():
+    for rule, words in COMPARED_RULES.items():
         print(
             f"{words:<18}{span(found['costs'][rule]):<30}{span(found['savings'][rule]) if rule in found['savings'] else '':<30}"
         )

@@ -54,6 +54,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 TESTS = {  # the tests of each module of the heart, nearest first
     "features.state": ("parity", "batch"),
     "features.aggregates": ("parity", "reasons"),
+    "features.readers": ("parity",),
     "features.fold": ("parity", "batch"),
     "features.state_files": ("batch", "parity"),
     "features.frozen_labels": ("parity", "batch"),
@@ -65,6 +66,7 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "live.labels": ("labels",),
     "live.load": ("load",),
     "data.ingest": ("ingest",),
+    "model.label_delay": ("dataset", "labels"),
     "model.dataset": ("dataset",),
     "model.evaluate": ("evaluate",),
     "model.policy": ("policy",),
@@ -89,7 +91,7 @@ STAGES = ("module", "notebook", "rest")
 SURVIVORS = 0.05  # most of the mutants that are not equivalent
 PATIENCE = 60  # seconds of silence on top of three times a stage
 # compiled functions of other modules may hold these
-OWN_CACHE = {"features.state", "features.aggregates", "features.fold"}
+OWN_CACHE = {"features.state", "features.aggregates", "features.readers", "features.fold"}
 STOP = threading.Event()
 
 

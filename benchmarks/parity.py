@@ -4,7 +4,7 @@
     python benchmarks/parity.py --config config/ratings.toml --input ratings.parquet
 
 The input is ingested to a temporary folder. Its features are computed in 1, 2 and 7 pieces on Dask, event by event through packed bytes, and by the
-naive oracle of notebook 22, which recomputes each feature from all that an entity ever did: that takes minutes. Compared are the bits of each
+naive oracle of the tests, which recomputes each feature from all that an entity ever did: that takes minutes. Compared are the bits of each
 float32 value, the flags, and the packed states. The last line is one JSON object; the exit code is 1 when anything differs.
 """
 

@@ -391,7 +391,7 @@ def make_categorical(learner, trees):
         (put("left_children", 0, "x"), "not XGBoost's JSON format"),
         (put("left_children", 0, [1]), "not XGBoost's JSON format"),
         (put("left_children", 0, 10**400), "JSON format"),
-        *[(cut(name), f"another number of {name}") for name in module.WALKED + module.VALUES],
+        *[(cut(name), f"another number of {name}") for name in module.NODE_LINKS + module.NODE_NUMBERS],
         (lambda learner, trees: trees[2]["tree_param"].update(num_nodes="0"), "has 0 nodes"),
         (lambda learner, trees: trees[2]["tree_param"].update(num_deleted="2"), "2 were pruned"),
         (lambda learner, trees: trees[2]["tree_param"].update(size_leaf_vector="2"), "vectors in its leaves"),
@@ -451,7 +451,7 @@ numbers = st.one_of(
 )
 
 
-@given(st.integers(0, 11), st.sampled_from([*module.WALKED, *module.VALUES]), st.integers(0, 30), numbers)
+@given(st.integers(0, 11), st.sampled_from([*module.NODE_LINKS, *module.NODE_NUMBERS]), st.integers(0, 30), numbers)
 @profile(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_written_into_a_tree_is_refused_or_harmless(made, tree, name, place, value):
     folder, table, _ = made

@@ -22,12 +22,17 @@ from fraud_poc.model import dataset as module
 from fraud_poc.model.acceptance import judge_model
 from fraud_poc.model.bundle import latest_bundle
 from fraud_poc.model.dataset import (
-    count_waits,
     kept,
-    labels_before,
     make_dataset,
     read_dataset,
     read_split,
+)
+from fraud_poc.model.label_delay import (
+    LEAST_KNOWN,
+    LatestLabels,
+    count_waits,
+    label_events,
+    labels_before,
     share_known,
     waiting_weights,
 )
@@ -331,10 +336,10 @@ def test_an_event_weighs_what_its_own_class_leaves_open_at_its_age():
 
 def test_events_without_a_verdict_have_no_label_and_no_time_of_one():
     keys = np.array([5, 7, 9, 1], np.uint64)
-    some = module.LatestLabels(np.array([5, 9], np.uint64), np.array([1, 0], np.int8), np.array([100, 200]))
-    none = module.LatestLabels(*(values[:0] for values in some))
-    assert [values.tolist() for values in module.label_events(keys, some)] == [[1, -1, 0, -1], [100, 0, 200, 0]]
-    assert [values.tolist() for values in module.label_events(keys, none)] == [[-1] * 4, [0] * 4]
+    some = LatestLabels(np.array([5, 9], np.uint64), np.array([1, 0], np.int8), np.array([100, 200]))
+    none = LatestLabels(*(values[:0] for values in some))
+    assert [values.tolist() for values in label_events(keys, some)] == [[1, -1, 0, -1], [100, 0, 200, 0]]
+    assert [values.tolist() for values in label_events(keys, none)] == [[-1] * 4, [0] * 4]
 
 
 def test_share_known_of_truncated_waits():
@@ -347,7 +352,7 @@ def test_share_known_of_truncated_waits():
     for c, mean in [(0, 60), (1, 20)]:
         assert np.abs(known[c, at] - (1 - np.exp(-(at + 1) / mean))).max() < 0.03
     weight = waiting_weights(label[seen], age[seen], known)
-    assert (weight[known.min(0)[age[seen]] < module.LEAST_KNOWN] == 0).all() and weight.max() <= 1 / module.LEAST_KNOWN
+    assert (weight[known.min(0)[age[seen]] < LEAST_KNOWN] == 0).all() and weight.max() <= 1 / LEAST_KNOWN
 
 
 def message(settings: Settings) -> str:
@@ -620,6 +625,6 @@ def test_tables_without_label_features_have_one_figure(log, copy):
 def test_a_dataset_of_an_earlier_format_is_made_again(copy):
     make_dataset(copy)
     path = copy.batch.folder / "dataset" / "manifest.json"
-    path.write_text(path.read_text().replace(f'"format": {module.VERSION}', '"format": 1'))
+    path.write_text(path.read_text().replace(f'"format": {module.DATASET_VERSION}', '"format": 1'))
     with pytest.raises(ValueError, match="is of format 1, and this version reads 3: run `fraud-poc dataset` again"):
         read_dataset(copy)

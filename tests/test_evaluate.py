@@ -208,7 +208,7 @@ def test_calibration_is_the_best_there_is():
     weights = np.where(part["labels"] == 0, rng.integers(1, 9, 20_000), 1).astype(float)
     a, b = calibrate(part["labels"], part["scores"], weights)
     known = part["labels"] >= 0
-    fraud, z, w = part["labels"][known] == 1, module._logit(part["scores"][known]), weights[known]
+    fraud, z, w = part["labels"][known] == 1, module._logits(part["scores"][known]), weights[known]
     bad, good = w[fraud].sum(), w[~fraud].sum()
     aim = np.where(fraud, (bad + 1) / (bad + 2), 1 / (good + 2))
     loss = lambda x: float((w * (np.logaddexp(0, x[0] * z + x[1]) - aim * (x[0] * z + x[1]))).sum())

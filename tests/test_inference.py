@@ -12,12 +12,12 @@ from fraud_poc.model.trees import (
     Scorer,
     contributions,
     edge_vectors,
-    predict,
     prove,
     proved_scorer,
     proved_trees,
     read_trees,
     rounds_of,
+    score_many,
 )
 
 EXTREMES = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38, 1.0]
@@ -61,7 +61,7 @@ def bits(scores: np.ndarray) -> np.ndarray:
 def assert_same(booster: xgb.Booster, vectors: np.ndarray) -> None:
     "Batch, single vectors and both of XGBoost's ways agree on the bits."
     trees, theirs = trees_of(booster), booster.inplace_predict(vectors)
-    assert (bits(predict(trees, vectors)) == bits(theirs)).all()
+    assert (bits(score_many(trees, vectors)) == bits(theirs)).all()
     finite = ~np.isinf(vectors).any(1)
     if finite.any():
         assert (
@@ -187,7 +187,7 @@ def test_single_scores_are_plain_floats_equal_to_the_batch(model):
     with pytest.raises(ValueError, match="6 features, not 5"):
         scorer.score(x[0, :5])
     with pytest.raises(ValueError, match="vectors of 6 features"):
-        predict(trees_of(booster), x[:, :5])
+        score_many(trees_of(booster), x[:, :5])
     with pytest.raises(ValueError, match="proved on feature vectors"):
         proved_scorer(booster, x[:0])
 

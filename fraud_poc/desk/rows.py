@@ -28,7 +28,7 @@ from ..live.decide import entity_status, unpack_record
 from ..live.labels import unpack_history
 from ..live.store import Entry, StoreLost, decode_assertion, decode_entry
 from ..model.bundle import Bundle, list_bundles, load_bundle
-from ..model.policy import VERSION, Policy, review_priority
+from ..model.policy import POLICY_VERSION, Policy, review_priority
 from ..model.reasons import explain_many
 
 # %% ../../nbs/71_decision_rows.ipynb #c005
@@ -42,7 +42,7 @@ class ModelCache:
         self.settings, self.table = settings, build_table(settings)
         self.loaded: dict[str, Bundle | None] = {}  # None = not available
         costs, decimals = settings.policy.model_dump(), settings.columns.decimals
-        self.default = Policy(VERSION, costs, decimals, settings.acceptance.reviews_a_day, 0.0, 0.0, {})
+        self.default = Policy(POLICY_VERSION, costs, decimals, settings.acceptance.reviews_a_day, 0.0, 0.0, {})
 
     def bundle(self, model: str) -> Bundle | None:
         "A model by its hash; None, with a warning the first time, when it is not available."

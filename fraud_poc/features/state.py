@@ -7,9 +7,10 @@ __all__ = ['OPTIONS', 'compiled', 'inner', 'inlined', 'pasted', 'short', 'WINDOW
            'EXTREMES', 'LABELS', 'RETENTION', 'FORGET', 'EXACT', 'SET_SIZE', 'NEEDS', 'REACH', 'SCALE', 'RECENT_START',
            'RECENT_END', 'SEEN', 'LATEST', 'EARLIEST', 'BORN', 'OVERFLOW', 'HAS_OLD', 'OLD_LATEST', 'OLD', 'EVENTS',
            'TOTAL', 'SQUARES_LOW', 'SQUARES_CROSS', 'SQUARES_HIGH', 'LEAST', 'MOST', 'RESOLVED', 'FRAUDS',
-           'TOTAL_FIELDS', 'RECENT_KEYS', 'NO_MINIMUM', 'BEFORE_ALL', 'HALF', 'VERSION', 'U32', 'BITS_7', 'B8', 'B16',
-           'BYTE', 'Plan', 'State', 'state_shapes', 'new_state', 'clear_state', 'set_totals', 'totals_of_event',
-           'merge_totals', 'tile_number', 'pack', 'unpack', 'most_bytes', 'drop_stale_cache']
+           'TOTAL_FIELDS', 'RECENT_KEYS', 'NO_MINIMUM', 'BEFORE_ALL', 'HALF', 'U32', 'M32', 'STATE_VERSION', 'BITS_7',
+           'B8', 'B16', 'BYTE', 'Plan', 'State', 'state_shapes', 'new_state', 'clear_state', 'set_totals',
+           'totals_of_event', 'merge_totals', 'spread_of', 'tile_number', 'most_bytes', 'pack', 'unpack',
+           'drop_stale_cache']
 
 # %% ../../nbs/20_state.ipynb #c003
 from pathlib import Path
@@ -184,9 +185,39 @@ def merge_totals(total, other):
     total[LEAST] = min(total[LEAST], other[LEAST])
     total[MOST] = max(total[MOST], other[MOST])
 
+# %% ../../nbs/20_state.ipynb #m002
+U32, M32 = np.uint64(32), np.uint64(0xFFFFFFFF)  # the bits of half a number, and their mask
+
+
+@inner
+def _multiply(a, b):
+    "Product of two uint64 as (high, low) uint64."
+    a0, a1, b0, b1 = a & M32, a >> U32, b & M32, b >> U32
+    middle = ((a0 * b0) >> U32) + ((a0 * b1) & M32) + ((a1 * b0) & M32)
+    low = ((a0 * b0) & M32) | (middle << U32)
+    return a1 * b1 + ((a0 * b1) >> U32) + ((a1 * b0) >> U32) + (middle >> U32), low
+
+
+@inner
+def spread_of(total):
+    "n * sum of squares - square of the sum, exact, as float64; at least 0."
+    low = np.uint64(total[SQUARES_LOW])
+    high = np.uint64(0)
+    for part, shift in (
+        (np.uint64(total[SQUARES_CROSS]), np.uint64(19)),
+        (np.uint64(total[SQUARES_HIGH]), np.uint64(36)),
+    ):
+        high += part >> (np.uint64(64) - shift)
+        low += part << shift
+        high += np.uint64(1) if low < (part << shift) else np.uint64(0)
+    n = np.uint64(total[EVENTS])
+    carry, product = _multiply(n, low)
+    square_high, square_low = _multiply(np.uint64(abs(total[TOTAL])), np.uint64(abs(total[TOTAL])))
+    borrow = np.uint64(1) if product < square_low else np.uint64(0)
+    return float(n * high + carry - square_high - borrow) * 2.0**64 + float(product - square_low)
+
 # %% ../../nbs/20_state.ipynb #c018
-VERSION = 1  # of the packed layout; the first byte of every packed state
-U32 = np.uint64(32)
+STATE_VERSION = 1  # of the packed layout; the first byte of every packed state
 BITS_7 = np.uint64(127)
 
 
@@ -365,6 +396,21 @@ def _read_tiles(plan, state, data, at):
                 state.tiles[g, state.spare[i] % slots, field] = state.spare[slots + i]
     return at
 
+# %% ../../nbs/20_state.ipynb #c038
+def most_bytes(plan: Plan) -> int:
+    "Upper bound of a packed state's size."
+    keep, size, windows = plan.limits[EXACT], plan.limits[SET_SIZE], plan.groups[plan.groups[:, 0] == WINDOW]
+    column = lambda n: 11 + 8 * int(n)
+    return (
+        64
+        + 4 * column(keep)
+        + len(plan.same) * column(RECENT_KEYS)
+        + len(plan.sets) * (10 + 3 * column(size))
+        + 10
+        + column(TOTAL_FIELDS)
+        + sum(10 + (1 + TOTAL_FIELDS) * column(slots) for slots in windows[:, 4])
+    )
+
 # %% ../../nbs/20_state.ipynb #c033
 @inner
 def pack(
@@ -375,7 +421,7 @@ def pack(
 ):  # -> offset after the last byte written
     "Write a state as bytes; the same knowledge gives the same bytes."
     head, start, end = state.head, state.head[RECENT_START], state.head[RECENT_END]
-    to[at] = VERSION
+    to[at] = STATE_VERSION
     at += 1
     for value in (
         head[LATEST],
@@ -443,7 +489,7 @@ def unpack(
 ):  # -> True when the bytes are a state of this version and plan
     "Read a packed state; False when it is cut short, damaged in its lengths or of another version."
     clear_state(state)
-    if len(data) == 0 or data[0] != VERSION:
+    if len(data) == 0 or data[0] != STATE_VERSION:
         return False
     head, at = state.head, np.int64(1)
     newest, at = _read_number(data, at)
@@ -468,21 +514,6 @@ def unpack(
         head[OLD_LATEST], at = _read_number(data, at)
         at = _read_tiles(plan, state, data, _read_column(data, at, head[OLD:], 0))
     return at == len(data)
-
-# %% ../../nbs/20_state.ipynb #c038
-def most_bytes(plan: Plan) -> int:
-    "Upper bound of a packed state's size."
-    keep, size, windows = plan.limits[EXACT], plan.limits[SET_SIZE], plan.groups[plan.groups[:, 0] == WINDOW]
-    column = lambda n: 11 + 8 * int(n)
-    return (
-        64
-        + 4 * column(keep)
-        + len(plan.same) * column(RECENT_KEYS)
-        + len(plan.sets) * (10 + 3 * column(size))
-        + 10
-        + column(TOTAL_FIELDS)
-        + sum(10 + (1 + TOTAL_FIELDS) * column(slots) for slots in windows[:, 4])
-    )
 
 # %% ../../nbs/20_state.ipynb #c043
 def drop_stale_cache(

@@ -46,8 +46,7 @@ from fraud_poc.live.store import (
     state_key,
 )
 from ..model.bundle import Bundle, latest_bundle
-from ..model.policy import ACTIONS, BANDS, plain_policy, probability
-from ..model.policy import decide as cheapest_action
+from ..model.policy import ACTIONS, BANDS, cheapest_action, plain_policy, probability
 from ..model.trees import proved_scorer
 
 # %% ../../nbs/44_decide.ipynb #d005

@@ -29,7 +29,7 @@ PROOF_VECTORS = 400  # vectors that a bundle keeps
 
 
 def columns_of(settings: Settings, shard: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Times (int64, ms), keys of cards and amounts (minor units) of a fold, (n,) each."
+    "Times (int64, ms), keys of cards and amounts (minor units) of a split, (n,) each."
     rows = shard.rows
     return (
         rows["time"].cast("int64").to_numpy(),

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LEAST_SLOPE', 'FALSE_POSITIVES', 'GRID', 'MINIMA', 'calibrate', 'example_events', 'Ranked', 'rank', 'totals',
            'curve_metrics', 'Queue', 'queue', 'reviewed', 'CardDays', 'card_days', 'card_precision', 'equal_groups',
-           'calibration_of', 'Slice', 'number_cards', 'sort_slice', 'measure', 'curves', 'bootstrap', 'point_metrics',
-           'by_day', 'by_band', 'by_score', 'check_arrays', 'evaluate', 'judge', 'frozen_means']
+           'calibration_of', 'EvaluationSlice', 'number_cards', 'sort_slice', 'measure', 'curves', 'bootstrap',
+           'point_metrics', 'reviews_by_day', 'by_band', 'scores_by_label', 'check_arrays', 'evaluate', 'judge',
+           'frozen_means']
 
 # %% ../../nbs/33_evaluate.ipynb #c003
 import math
@@ -25,7 +26,7 @@ from .policy import BANDS, HIGHEST, LOWEST, probabilities
 LEAST_SLOPE = 0.01  # of a calibration: scores that tell nothing give nearly the same probability to all
 
 
-def _logit(scores: np.ndarray) -> np.ndarray:
+def _logits(scores: np.ndarray) -> np.ndarray:
     "Logit of scores from 0 to 1, with their ends moved in."
     inside = np.clip(np.asarray(scores, np.float64), LOWEST, HIGHEST)
     return np.log(inside / (1 - inside))
@@ -40,7 +41,7 @@ def calibrate(
     weights, resolved = np.ones(len(labels)) if weights is None else weights, np.asarray(labels) >= 0
     fraud, logit, weight = (
         np.asarray(labels)[resolved] == 1,
-        _logit(scores)[resolved],
+        _logits(scores)[resolved],
         np.asarray(weights, np.float64)[resolved],
     )
     bad, good = float(weight[fraud].sum()), float(weight[~fraud].sum())
@@ -86,7 +87,7 @@ def example_events(
 class Ranked(NamedTuple):
     "Events from the highest score to the lowest."
 
-    order: np.ndarray  # (n,) places of the events
+    order: np.ndarray  # (n,) indices of the events
     last: np.ndarray  # (m,) of the sorted events, the last one of each distinct score
 
 
@@ -115,7 +116,7 @@ def curve_metrics(
     frauds: np.ndarray,  # (m + 1,) as `totals` gives them
     legitimate: np.ndarray,  # (m + 1,)
 ) -> dict[str, float]:  # auc, average_precision, recall_at_1_percent
-    "What the curves say; NaN where there is no fraud or no legitimate event."
+    "Areas and recall of the curves; NaN where there is no fraud or no legitimate event."
     bad, good = frauds[-1], legitimate[-1]
     if not bad or not good:
         return dict.fromkeys(["auc", "average_precision", "recall_at_1_percent"], math.nan)
@@ -131,9 +132,9 @@ def curve_metrics(
 class Queue(NamedTuple):
     "Events in the order of review: day by day, the highest score first."
 
-    order: np.ndarray  # (n,) places of the events
+    order: np.ndarray  # (n,) indices of the events
     day: np.ndarray  # (n,) of the sorted events, 0 for the first day that has any
-    starts: np.ndarray  # (days,) place of each day's first event
+    starts: np.ndarray  # (days,) rank of each day's first event
 
 
 def queue(
@@ -151,7 +152,7 @@ def reviewed(
     weights: np.ndarray,  # (n,) how often each event counts
     budget: int,  # events a day
 ) -> np.ndarray:  # (n,) how much of each sorted event is looked at
-    "What the budget reaches."
+    "How much of each event the budget reaches."
     weight = weights[line.order]
     before = np.cumsum(weight) - weight
     return np.clip(budget - (before - before[line.starts][line.day]), 0, weight)
@@ -222,7 +223,7 @@ def calibration_of(
     return size, np.bincount(group, weights * probability) / there, np.bincount(group, weights * fraud) / there
 
 # %% ../../nbs/33_evaluate.ipynb #c025
-class Slice(NamedTuple):
+class EvaluationSlice(NamedTuple):
     "Resolved events of a test slice, sorted once in each way that the metrics need."
 
     fraud: np.ndarray  # (n,) bool
@@ -248,11 +249,11 @@ def number_cards(
     return np.unique(number, return_inverse=True)[1].astype(np.int64)
 
 
-def sort_slice(fraud, scores, probability, amounts, cards, times, weights=None) -> Slice:
+def sort_slice(fraud, scores, probability, amounts, cards, times, weights=None) -> EvaluationSlice:
     "Prepare resolved events: (n,) arrays as in `evaluate`."
     days, numbers = times // DAY_MS, number_cards(cards)
     weights = np.ones(len(fraud)) if weights is None else np.asarray(weights, np.float64)
-    return Slice(
+    return EvaluationSlice(
         fraud,
         scores,
         probability,
@@ -272,7 +273,7 @@ GRID = np.linspace(0, 1, 51)  # recalls and rates of false positives at which cu
 
 def measure(
     settings: Settings,
-    part: Slice,
+    part: EvaluationSlice,
     copies: np.ndarray,  # (cards,) float64: how often each card counts
 ) -> tuple[
     dict[str, float], dict[str, np.ndarray]
@@ -309,7 +310,7 @@ def curves(frauds: np.ndarray, legitimate: np.ndarray) -> dict[str, np.ndarray]:
 
 def bootstrap(
     settings: Settings,
-    part: Slice,
+    part: EvaluationSlice,
     progress: Progress | None = None,  # called as progress(resamples done, resamples in all)
 ) -> tuple[
     dict[str, np.ndarray], dict[str, np.ndarray]
@@ -332,7 +333,7 @@ def bootstrap(
     return tuple({name: np.array([run[k][name] for run in runs]) for name in runs[0][k]} for k in (0, 1))
 
 # %% ../../nbs/33_evaluate.ipynb #c032
-def point_metrics(settings: Settings, part: Slice) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def point_metrics(settings: Settings, part: EvaluationSlice) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     "Metrics and curves of the slice itself, by scikit-learn where it has them."
     metrics, shape = measure(settings, part, np.ones(int(part.cards.max(initial=-1)) + 1))
     if not part.fraud.any() or part.fraud.all():
@@ -368,7 +369,7 @@ def _interval(spread: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | tupl
     return np.where(there, low, math.nan), np.where(there, high, math.nan)
 
 # %% ../../nbs/33_evaluate.ipynb #c034
-def by_day(settings: Settings, part: Slice) -> list[dict]:
+def reviews_by_day(settings: Settings, part: EvaluationSlice) -> list[dict]:
     "What each day's reviews found."
     weight, bad = part.weights[part.line.order], part.fraud[part.line.order]
     looked, starts = reviewed(part.line, part.weights, settings.acceptance.reviews_a_day), part.line.starts
@@ -399,9 +400,9 @@ def by_band(settings: Settings, bands: np.ndarray, labels: np.ndarray, amounts: 
     ]
 
 
-def by_score(probability: np.ndarray, labels: np.ndarray, steps: int = 40) -> dict:
+def scores_by_label(probability: np.ndarray, labels: np.ndarray, steps: int = 40) -> dict:
     "Events by label over equal steps of the probability's logit."
-    where = _logit(probability).clip(-12, 12)
+    where = _logits(probability).clip(-12, 12)
     edges = (
         np.linspace(where.min(initial=12) - 1e-9, where.max(initial=-12) + 1e-9, steps + 1)
         if len(where)
@@ -434,7 +435,7 @@ def check_arrays(**arrays: np.ndarray) -> None:
         )
 
 
-def _tables(part: Slice, shape: dict, spread: dict, ends: dict) -> dict:
+def _tables(part: EvaluationSlice, shape: dict, spread: dict, ends: dict) -> dict:
     "Curves with their intervals, and groups of the calibration."
     size, expected, observed = calibration_of(part.group, part.probability, part.fraud, part.weights)
     groups = zip(size, expected, observed, *(ends["observed"] if spread else [np.full(len(size), math.nan)] * 2))
@@ -494,9 +495,9 @@ def evaluate(
         "fraud_rate": _plain(np.average(part.fraud, weights=part.weights)) if known.any() else None,
         "reviews_a_day": settings.acceptance.reviews_a_day,
         "metrics": {name: {"value": _plain(value), **interval(name)} for name, value in metrics.items()},
-        "days": by_day(settings, part),
+        "days": reviews_by_day(settings, part),
         "bands": by_band(settings, np.asarray(bands), labels, amounts) if bands is not None else [],
-        "scores": by_score(p, labels),
+        "scores": scores_by_label(p, labels),
     } | _tables(part, shape, spread, ends)
 
 # %% ../../nbs/33_evaluate.ipynb #c041

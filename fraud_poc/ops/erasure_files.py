@@ -27,8 +27,7 @@ from ..data.log import LOG, REJECTS, part_path, read_manifest, read_part
 from ..features.state_files import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable
 from ..live.store import Entry
-from ..model.dataset import DATASET
-from ..model.dataset import WORK as DATASET_WORK
+from ..model.dataset import DATASET, DATASET_WORK
 from fraud_poc.ops.erasure_plan import (
     CustomerSearch,
     ErasurePlan,

@@ -27,8 +27,7 @@ from ..live.redis_client import Client
 from ..live.redis_server import server_for
 from ..live.redis_store import Names
 from ..live.store import decode_entry
-from ..model.dataset import DATASET
-from ..model.dataset import WORK as DATASET_WORK
+from ..model.dataset import DATASET, DATASET_WORK
 from fraud_poc.ops.erasure_files import (
     ARCHIVES,
     clear_rejects,
