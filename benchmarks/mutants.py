@@ -66,7 +66,7 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "live.labels": ("labels",),
     "live.load": ("load",),
     "data.ingest": ("ingest",),
-    "model.label_delay": ("dataset", "labels"),
+    "features.label_delay": ("dataset", "labels"),
     "model.dataset": ("dataset",),
     "model.evaluate": ("evaluate",),
     "model.policy": ("policy",),

@@ -27,7 +27,7 @@ from fraud_poc.model.dataset import (
     read_dataset,
     read_split,
 )
-from fraud_poc.model.label_delay import (
+from fraud_poc.features.label_delay import (
     LEAST_KNOWN,
     LatestLabels,
     count_waits,

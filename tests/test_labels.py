@@ -51,7 +51,7 @@ from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store
 from fraud_poc.live.store import Entry, MemoryStore, Meta, StoreDown, Write, decode_entry, encode_entry, event_key
 from fraud_poc.model.dataset import read_labels
-from fraud_poc.model.label_delay import labels_before
+from fraud_poc.features.label_delay import labels_before
 from fraud_poc.ops.replay import differing_states, fold_log
 from fraud_poc.service.http import create_app
 from fraud_poc.service.keys import new_key

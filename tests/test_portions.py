@@ -29,7 +29,7 @@ from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store
 from fraud_poc.live.store import MemoryStore, Meta, WaitingLabel, decode_entry, encode_waiting
 from fraud_poc.model.dataset import read_labels
-from fraud_poc.model.label_delay import labels_before
+from fraud_poc.features.label_delay import labels_before
 
 HOUR, DAY, START = 3_600_000, 86_400_000, 1_700_000_000_000
 ROWS = [

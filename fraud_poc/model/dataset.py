@@ -36,9 +36,9 @@ from ..data.validation import bulks
 from ..features.aggregates import DAY_MS, HOUR_MS
 from ..features.batch import on_dask, parts_until
 from ..features.frozen_labels import frozen_features, label_plans
+from ..features.label_delay import count_waits, label_events, labels_before, share_known, waiting_weights
 from ..features.state_files import features_folder
 from ..features.table import FeatureTable, build_table
-from .label_delay import count_waits, label_events, labels_before, share_known, waiting_weights
 
 # %% ../../nbs/30_dataset.ipynb #c007
 DATASET, DATASET_WORK = "dataset", ".dataset"  # folders under settings.batch.folder
