@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['items_of', 'Replayed', 'fold_log', 'differing_bits', 'compare', 'differing_states', 'RecordedLabel', 'with_ms',
-           'recorded_events', 'recorded_changes', 'earlier_events', 'recorded', 'Driver', 'drive', 'base_states',
-           'live_entries', 'verify', 'borrowed', 'replay_into', 'replay', 'raw_orders', 'ServiceClient', 'is_ready']
+           'recorded_events', 'recorded_changes', 'earlier_events', 'recorded', 'Driver', 'send_recorded',
+           'base_states', 'served_entries', 'verify', 'borrowed', 'replay_into', 'replay', 'raw_orders',
+           'ServiceClient', 'is_ready']
 
 # %% ../../nbs/80_replay.ipynb #c002
 import asyncio
@@ -294,7 +295,7 @@ class Driver:
         self.sent["labels"] += 1
 
 
-async def drive(
+async def send_recorded(
     writers: list[LabelWriter],  # each with an engine of its own
     items: Iterator[Event | RecordedLabel],
     again: float = 0.0,  # share of events that are sent twice
@@ -334,7 +335,7 @@ def base_states(
     return {entity.by: states_of(settings, table, entity.by) if parts else [] for entity in table.entities}
 
 
-async def live_entries(store: Store, after: int) -> list[Entry]:
+async def served_entries(store: Store, after: int) -> list[Entry]:
     "All entries of the live log after a position, in sequence."
     entries = []
     while batch := await store.entries(after, 5_000):
@@ -351,7 +352,7 @@ async def verify(
     "Fold the whole live log in batch and compare with what was served and with the states in the store."
     base = (await engine.store.meta()).base
     generations = base_states(settings, table, base)
-    entries = await live_entries(engine.store, base["next_seq"] - 1)
+    entries = await served_entries(engine.store, base["next_seq"] - 1)
     if not entries:
         raise ValueError("the live log is empty: there is nothing to compare. Score some orders first")
     replayed = fold_log(table, settings.columns, entries, generations)
@@ -380,7 +381,7 @@ async def replay_into(
         stores = [await stack.enter_async_context(open_store(settings, url)) for _ in range(connections)]
         model, secret = ServingModel(table, bundle, scorer), hash_secret(settings.batch.folder)
         writers = [LabelWriter(Engine(settings, model, store), secret) for store in stores]
-        sent = await drive(
+        sent = await send_recorded(
             writers, recorded(settings, after, events), again, at_once=1 if len(writers) == 1 else 16, progress=progress
         )
         return {"sent": sent, "compiled_model": scorer.compiled, **await verify(settings, table, writers[0].engine)}
