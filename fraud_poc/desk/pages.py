@@ -322,7 +322,7 @@ def valid_note(text: str) -> str:
     except ValueError as error:
         raise HTTPException(422, f"The note is not valid: {error}. Nothing was recorded.") from None
 
-
+# %% ../../nbs/78_pages.ipynb #n008
 def to_next_case(site: Site, case: Mapping, filters: Filters) -> Response:
     "Redirect to the next case; after an undo, to the case itself."
     if case["status"] != "open":

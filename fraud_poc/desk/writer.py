@@ -120,7 +120,7 @@ def money_saved(
     costs = expected_costs(policy, np.array([float(label)]), np.array([amount]))[:, 0]
     return round(float(costs[0] - costs[ACTIONS.index(action)]) * 10**policy.decimals)
 
-
+# %% ../../nbs/72_writer.ipynb #n005
 def case_columns(
     connection: sa.Connection,
     row: dict,  # of the label, in the database already
