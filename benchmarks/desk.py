@@ -67,9 +67,9 @@ def wanted(folder: Path, count: int) -> dict[str, list[str]]:
     rng, engine = np.random.default_rng(7), open_database(settings_of(folder))
     with engine.connect() as connection:
         waiting = connection.execute(
-            sa.select(cases.c.urgency, cases.c.decision_id)
+            sa.select(cases.c.review_priority, cases.c.decision_id)
             .where(cases.c.status == "open")
-            .order_by(cases.c.urgency.desc(), cases.c.decision_id)
+            .order_by(cases.c.review_priority.desc(), cases.c.decision_id)
         ).all()
         at = [waiting[place] for place in rng.choice(len(waiting), count)]
         bodies = [
@@ -98,7 +98,7 @@ def wanted(folder: Path, count: int) -> dict[str, list[str]]:
     entities = ("customer_id", "email", "ip_addr", "device", "order_id")
     return {
         "queue": [f"queue?least={number}" if number else "queue" for number in range(count)],
-        "queue, deep": [f"queue?after={urgency!r}~{number}" for urgency, number in at],
+        "queue, deep": [f"queue?after={review_priority!r}~{number}" for review_priority, number in at],
         "queue, filtered": [
             f"queue?band={pick('medium', 'high')}&action={pick('', 'review', 'block')}&least={rng.integers(1, 400)}&most={rng.integers(300, 2000)}&age={pick('', 'hour', 'day', 'older', 'week')}"
             for _ in range(count)
@@ -106,7 +106,9 @@ def wanted(folder: Path, count: int) -> dict[str, list[str]]:
         "queue, nothing found": [f"queue?least={10**6 + number}&age=week" for number in range(count)],
         "queue, one entity": [f"queue?find={body[entities[place % 5]]}" for place, body in enumerate(bodies)],
         "queue, by customer": [f"queue?group=customer&least={number}" for number in range(count)],
-        "queue, by customer, deep": [f"queue?group=customer&after={urgency!r}~{number}" for urgency, number in at],
+        "queue, by customer, deep": [
+            f"queue?group=customer&after={review_priority!r}~{number}" for review_priority, number in at
+        ],
         "queue, closed": [f"queue?status={pick('cleared', 'flagged')}&least={number}" for number in range(count)],
         "pulse": [
             f"pulse?newest={waiting[0][1] - place}&"

@@ -300,7 +300,7 @@ def parse_noted(text: str) -> tuple[int, str] | None:
         f"--noted {text!r} is not what `fraud-poc audit verify` prints: a number, ':' and 64 digits of a hash"
     )
 
-
+# %% ../nbs/91_desk_commands.ipynb #n004
 @audit_app.command(
     "verify",
     epilog="Examples:\n\nfraud-poc audit verify\n\nfraud-poc audit verify --noted 12:$HASH || echo tampered",

@@ -122,7 +122,7 @@ def fill(
         waiting, fraud = now - when < 3 * DAY, bool(rng.random() < p * 1.05)
         saved = round((p * lost * 0.95 - 3.2) * 100) if action != "pass" else 0
         if action != "pass":
-            urgency = round((p * lost * 0.95 - 3.2) / 4, 4)
+            review_priority = round((p * lost * 0.95 - 3.2) / 4, 4)
             closed = {"status": "open", "closed": None, "closed_by": None, "assertion": None, "source": None}
             if not waiting:
                 closed = {
@@ -137,7 +137,7 @@ def fill(
                     "decision_id": number,
                     "opened": when,
                     "note": "",
-                    "urgency": urgency,
+                    "review_priority": review_priority,
                     "band": band,
                     "action": action,
                     "amount": units,
@@ -156,7 +156,7 @@ def fill(
                     "order_id": order["order_id"],
                     "decision_id": number,
                     "kind": "assert",
-                    "said": int(fraud),
+                    "asserted": int(fraud),
                     "label": int(fraud),
                     "previous": -1,
                     "source": "analyst" if action != "pass" else "chargeback",

@@ -148,6 +148,6 @@ def open_numbers(engine: sa.Engine) -> list[int]:
             connection.execute(
                 sa.select(cases.c.decision_id)
                 .where(cases.c.status == "open")
-                .order_by(cases.c.urgency.desc(), cases.c.decision_id)
+                .order_by(cases.c.review_priority.desc(), cases.c.decision_id)
             ).scalars()
         )

@@ -125,7 +125,7 @@ def test_ten_cases_by_keyboard_and_one_undone(chromium, desk):
     assert (
         len(rows) == 11
         and rows[0]["note"] == "stolen card, the customer f c u said"
-        and [row["said"] for row in rows] == [int(key == "f") for key in keys + keys[-1]]
+        and [row["asserted"] for row in rows] == [int(key == "f") for key in keys + keys[-1]]
         and rows[10]["retracts"] == rows[9]["position"]
     )
 

@@ -18,15 +18,6 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import part_path, read_manifest, read_part
 from fraud_poc.features.batch import compute_features
-from fraud_poc.model import dataset as module
-from fraud_poc.model.acceptance import judge_model
-from fraud_poc.model.bundle import latest_bundle
-from fraud_poc.model.dataset import (
-    kept,
-    make_dataset,
-    read_dataset,
-    read_split,
-)
 from fraud_poc.features.label_delay import (
     LEAST_KNOWN,
     LatestLabels,
@@ -35,6 +26,15 @@ from fraud_poc.features.label_delay import (
     labels_before,
     share_known,
     waiting_weights,
+)
+from fraud_poc.model import dataset as module
+from fraud_poc.model.acceptance import judge_model
+from fraud_poc.model.bundle import latest_bundle
+from fraud_poc.model.dataset import (
+    kept,
+    make_dataset,
+    read_dataset,
+    read_split,
 )
 from fraud_poc.model.train import train_model
 from fraud_poc.ops.model_page import model_page

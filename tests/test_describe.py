@@ -122,7 +122,7 @@ def test_sample_is_joined_with_features_and_last_labels(log, seen):
 def test_a_small_sample_and_small_batches_give_the_same_counts(log, seen, monkeypatch):
     settings, events, _ = log
     monkeypatch.setattr(module, "SAMPLE", 2_000)
-    monkeypatch.setattr(module, "ROWS", 700)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 700)
     tally, sample, _ = survey(settings, build_table(settings), read_manifest(settings.batch.folder))
     assert (
         (tally.days == seen[0].days).all()

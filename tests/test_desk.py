@@ -264,7 +264,7 @@ def truth(desk, *wanted) -> list[int]:
         query = (
             sa.select(cases.c.decision_id)
             .where(cases.c.status == "open", *wanted)
-            .order_by(cases.c.urgency.desc(), cases.c.decision_id)
+            .order_by(cases.c.review_priority.desc(), cases.c.decision_id)
         )
         return list(connection.execute(query).scalars())
 
@@ -327,8 +327,8 @@ def test_pages_hold_each_case_once_while_cases_come_and_go(fresh):
     seen = all_pages(person, "queue", meddle)
     assert len(seen) == len(set(seen)) and set(before) - set(seen) <= {gone}
     with fresh.engine.connect() as connection:
-        urgency = dict(connection.execute(sa.select(cases.c.decision_id, cases.c.urgency)).all())
-    places = [(-urgency[number], number) for number in seen]
+        review_priority = dict(connection.execute(sa.select(cases.c.decision_id, cases.c.review_priority)).all())
+    places = [(-review_priority[number], number) for number in seen]
     assert places == sorted(places) and any(number >= 5000 for number in seen)
 
 
@@ -444,7 +444,7 @@ def case_of(fresh, number: int) -> tuple:
 def label_rows(fresh, number: int) -> list[tuple]:
     with fresh.engine.connect() as connection:
         return [
-            (row["kind"], row["said"], row["label"], row["by"]) for row in queries.label_entries(connection, number)
+            (row["kind"], row["asserted"], row["label"], row["by"]) for row in queries.label_entries(connection, number)
         ]
 
 

@@ -22,13 +22,13 @@ from fraud_poc.core.settings import load_settings
 from fraud_poc.ops.feed import (
     GIVE_UP_AFTER,
     MAX_SCORERS,
-    Feed,
+    OrderFeed,
     OrderStream,
     RegisteredScorer,
     Timer,
     create_feed,
     deliver,
-    drive,
+    feed_scorer,
     keep_registered,
     live_orders,
     register,
@@ -361,7 +361,7 @@ def played(settings, seconds, answer, takes=0.0):
 
     async def run():
         with suppress(asyncio.CancelledError):
-            await drive(scorer, settings, send, timer)
+            await feed_scorer(scorer, settings, send, timer)
 
     asyncio.run(run())
     return scorer, got
@@ -470,7 +470,7 @@ def test_a_broken_answer_is_an_answer_and_a_broken_feed_is_visible(settings):
 
         broken = RegisteredScorer(scorer.endpoint, "k", OrderStream(live_orders(settings, 1, "s")))
         with pytest.raises(KeyError):
-            await drive(broken, settings, send, QuickTimer())
+            await feed_scorer(broken, settings, send, QuickTimer())
         return broken
 
     assert asyncio.run(run()).problem == "the feed failed: KeyError"
@@ -597,7 +597,7 @@ def test_stopping_leaves_no_task_behind(settings):
             await asyncio.Event().wait()  # never answers
 
         asked = []
-        feed = Feed(settings, send=send)
+        feed = OrderFeed(settings, send=send)
         for port in (1, 2):
             await feed.register(f"http://127.0.0.1:{port}", "")
         await until_so(lambda: len(asked) == 2, "both are asked")

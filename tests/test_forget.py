@@ -793,7 +793,7 @@ def test_the_database_is_erased_too(shop, database_url):
             case = {
                 "status": "open",
                 "opened": 0,
-                "urgency": 1.0,
+                "review_priority": 1.0,
                 "band": "high",
                 "action": "review",
                 "amount": 1,

@@ -24,6 +24,7 @@ from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.features.batch import compute_features
+from fraud_poc.features.label_delay import labels_before
 from fraud_poc.features.label_history import (
     MAX_ASSERTIONS,
     SOURCES,
@@ -51,7 +52,6 @@ from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store
 from fraud_poc.live.store import Entry, MemoryStore, Meta, StoreDown, Write, decode_entry, encode_entry, event_key
 from fraud_poc.model.dataset import read_labels
-from fraud_poc.features.label_delay import labels_before
 from fraud_poc.ops.replay import differing_states, fold_log
 from fraud_poc.service.http import create_app
 from fraud_poc.service.keys import new_key

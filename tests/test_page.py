@@ -16,7 +16,7 @@ from fraud_poc.ops.model_page import (
     markdown_table,
     model_page,
     money_tables,
-    number_text,
+    number_cell,
     share_text,
     write_model_page,
 )
@@ -236,7 +236,7 @@ def test_money_and_numbers():
     assert money_tables(MONEY).splitlines()[2].startswith(
         "| the policy |"
     ) and "| of them not reached | 1 |  |" in money_tables(MONEY)
-    assert (number_text(None), number_text(1234.567, 1), share_text(0.1234, 2)) == (
+    assert (number_cell(None), number_cell(1234.567, 1), share_text(0.1234, 2)) == (
         "–",
         "1,234.6",
         "12.34%",

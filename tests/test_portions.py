@@ -19,6 +19,7 @@ from fraud_poc.core.settings import Settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting
 from fraud_poc.features.batch import compute_features
+from fraud_poc.features.label_delay import labels_before
 from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import collect
 from fraud_poc.live.decide import Engine
@@ -29,7 +30,6 @@ from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store
 from fraud_poc.live.store import MemoryStore, Meta, WaitingLabel, decode_entry, encode_waiting
 from fraud_poc.model.dataset import read_labels
-from fraud_poc.features.label_delay import labels_before
 
 HOUR, DAY, START = 3_600_000, 86_400_000, 1_700_000_000_000
 ROWS = [

@@ -12,9 +12,9 @@ import house
 import pytest
 import yaml
 
-from fraud_poc.cli import demo_settings
 from fraud_poc.core.settings import load_settings
 from fraud_poc.core.terminal import parse_overrides
+from fraud_poc.demo import demo_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {

@@ -340,7 +340,7 @@ def test_labels_settle_cases_and_move_the_counts(engine, reader):
         -honest,
     )  # says fraud, and the chargeback's word still counts
     assert rows(engine, cases, "status", "closed_by")[0] == ("cleared", "key somebody") and rows(
-        engine, labels, "said", "label"
+        engine, labels, "asserted", "label"
     )[-1] == (1, 0)
     assert then(told.label(1, retracts=2, at=NOW + 4))["high"] == (
         1,
@@ -498,7 +498,7 @@ def test_rollups_are_what_the_rows_add_up_to(engine, reader):
         assert events == sum(row[0] // DAY == day and bucket / 20 <= row[4] < (bucket + 1) / 20 for row in found)
 
 
-def test_reasons_and_urgency_come_from_the_model_that_decided(engine, settings, monkeypatch):
+def test_reasons_and_review_priority_come_from_the_model_that_decided(engine, settings, monkeypatch):
     table, rng = domain()[1], np.random.default_rng(1)
     values = rng.normal(size=(200, len(table.names))).astype(np.float32)
     booster = xgboost.train(
@@ -524,7 +524,7 @@ def test_reasons_and_urgency_come_from_the_model_that_decided(engine, settings, 
         ]
         and reasons
     )
-    assert [found for (found,) in rows(engine, cases, "urgency")] == pytest.approx(
+    assert [found for (found,) in rows(engine, cases, "review_priority")] == pytest.approx(
         [review_priority(policy, p, 9_000) for p in (0.2, 0.45)]
     )
 

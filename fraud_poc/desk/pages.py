@@ -7,7 +7,7 @@ __all__ = ['MAX_ID', 'MAX_QUERY', 'QueryFilters', 'FormFilters', 'RowId', 'NUMBE
            'filters_from_query', 'filters_from_form', 'invalid_queue', 'exception_handlers', 'login_routes',
            'queue_routes', 'existing_decision', 'case_page', 'case_routes', 'CaseChanged', 'OnlyLogged',
            'send_from_thread', 'locked_case', 'case_after', 'record_decision', 'analyst_assertion',
-           'analyst_retraction', 'valid_note', 'to_next_case', 'decide', 'decision_routes', 'start_counting',
+           'analyst_retraction', 'valid_note', 'to_next_case', 'decide_and_answer', 'decision_routes', 'start_counting',
            'listed_span', 'trend_routes', 'audit_rows', 'admin_routes', 'create_desk']
 
 # %% ../../nbs/78_pages.ipynb #c003
@@ -48,7 +48,7 @@ from fraud_poc.desk.views import (
     is_part,
     link_query,
     may_undo,
-    policy_step,
+    policy_loss_step,
     queue_values,
     role_may,
     trend_values,
@@ -275,7 +275,7 @@ def case_after(site: Site, result: LabelResult, change: LabelChange) -> dict[str
         return None if result.source in closing_sources(site.settings) else OPEN
     if result.source != change.source:
         return None
-    label = {"said": change.fraud, "noted": site.clock(), "actor": change.by.kind, "by": change.by.name}
+    label = {"asserted": change.fraud, "noted": site.clock(), "actor": change.by.kind, "by": change.by.name}
     return closed_columns(label | {"note": change.note, "position": result.position, "source": result.source})
 
 
@@ -322,20 +322,20 @@ def valid_note(text: str) -> str:
     except ValueError as error:
         raise HTTPException(422, f"The note is not valid: {error}. Nothing was recorded.") from None
 
-
+# %% ../../nbs/78_pages.ipynb #n008
 def to_next_case(site: Site, case: Mapping, filters: Filters) -> Response:
     "Redirect to the next case; after an undo, to the case itself."
     if case["status"] != "open":
         return RedirectResponse(f"{site.path}/case/{case['decision_id']}?{urlencode(filters.query)}", 303)
     with site.engine.connect() as connection:
-        following = queries.next_case(connection, site.context(), filters, case["urgency"], case["decision_id"])
+        following = queries.next_case(connection, site.context(), filters, case["review_priority"], case["decision_id"])
     if following is None:
         return RedirectResponse(f"{site.path}/queue?{urlencode(filters.query)}", 303)
     query = urlencode(filters.query | {"done": case["decision_id"]})
     return RedirectResponse(f"{site.path}/case/{following}?{query}", 303)
 
 
-async def decide(
+async def decide_and_answer(
     site: Site,
     show: Callable[..., HTMLResponse],  # the page of the case; takes status and values of the template
     filters: Filters,
@@ -382,14 +382,14 @@ def decision_routes(site: Site) -> APIRouter:
         assertion = partial(analyst_assertion, fraud=decision == "flag", note=text, account=session.account)
         record = partial(record_decision, site, asyncio.get_running_loop(), number, ("open",), assertion)
         show = partial(case_page, site, request, session, number, filters)
-        return await decide(site, show, filters, note, record)
+        return await decide_and_answer(site, show, filters, note, record)
 
     @router.post("/case/{number}/undo")
     async def undo(request: Request, number: int, filters: FormFilters, session: Session = analyst):
         retraction = partial(analyst_retraction, account=session.account)
         record = partial(record_decision, site, asyncio.get_running_loop(), number, ("cleared", "flagged"), retraction)
         show = partial(case_page, site, request, session, number, filters)
-        return await decide(site, show, filters, "", record)
+        return await decide_and_answer(site, show, filters, "", record)
 
     return router
 
@@ -423,7 +423,7 @@ def trend_routes(site: Site) -> APIRouter:
     def trends_page(request: Request, span: Span, session: Session = viewer):
         settings = site.settings
         capacity, an_hour = settings.acceptance.reviews_a_day, settings.policy.review_cost_per_hour
-        query = WhatIfQuery(span=span, step=policy_step(site), capacity=capacity, an_hour=an_hour)
+        query = WhatIfQuery(span=span, step=policy_loss_step(site), capacity=capacity, an_hour=an_hour)
         steps = ["0.00", *[f"{step:,.2f}" for step in trends.LOSS_STEPS]]
         values = {"span": span, "spans": SPANS, "charts": CHARTS, "steps": steps, "step": query.step}
         values |= {"capacity": capacity, "an_hour": f"{an_hour:g}"}

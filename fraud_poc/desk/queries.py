@@ -7,7 +7,7 @@ __all__ = ['STATUSES', 'AGES', 'MAX_AMOUNT', 'DECISION_COLUMNS', 'COUNT_LIMIT', 
            'BRIEF_COLUMNS', 'LINKED_SHOWN', 'LINKED_SCANNED', 'SIMILAR_POOL', 'Filters', 'filter_message',
            'QueryContext', 'matching_decisions', 'conditions', 'sort_column', 'after_cursor', 'cursor_of',
            'with_decisions', 'queue_page', 'count_cases', 'newest_case', 'count_new', 'closed_among', 'customer_page',
-           'next_case', 'find_decision', 'effective_label', 'customer_history', 'label_entries', 'linked_decisions',
+           'next_case', 'find_decision', 'label_column', 'customer_history', 'label_entries', 'linked_decisions',
            'case_distance', 'similar_cases']
 
 # %% ../../nbs/75_queries.ipynb #c003
@@ -125,7 +125,7 @@ def conditions(context: QueryContext, filters: Filters) -> list[sa.ColumnElement
 # %% ../../nbs/75_queries.ipynb #c010
 def sort_column(filters: Filters) -> sa.Column:
     "The column by which cases are sorted, in descending order."
-    return cases.c.urgency if filters.status == "open" else cases.c.closed
+    return cases.c.review_priority if filters.status == "open" else cases.c.closed
 
 
 def after_cursor(filters: Filters, cursor: str) -> sa.ColumnElement:
@@ -274,7 +274,7 @@ def next_case(
     return None
 
 # %% ../../nbs/75_queries.ipynb #c025
-CASE_COLUMNS = ("status", "opened", "closed", "closed_by", "note", "urgency", "assertion", "source")
+CASE_COLUMNS = ("status", "opened", "closed", "closed_by", "note", "review_priority", "assertion", "source")
 BRIEF_COLUMNS = tuple(
     decisions.c[name] for name in ("id", "order_id", "time", "amount", "probability", "band", "action", "customer")
 )
@@ -290,7 +290,7 @@ def find_decision(
     return connection.execute(wanted.where(decisions.c.id == number)).mappings().first()
 
 
-def effective_label() -> sa.ScalarSelect:
+def label_column() -> sa.ScalarSelect:
     "The effective label of a decision, as a column `label`: 1, 0 or null."
     newest = labels.alias()
     query = sa.select(sa.func.nullif(newest.c.label, UNRESOLVED)).where(newest.c.decision_id == decisions.c.id)
@@ -301,7 +301,7 @@ def customer_history(connection: sa.Connection, customer: str, limit: int = 60) 
     "The last events of a customer, newest first, with their effective label."
     if not customer:
         return []
-    wanted = sa.select(*BRIEF_COLUMNS, effective_label()).where(decisions.c.customer == customer)
+    wanted = sa.select(*BRIEF_COLUMNS, label_column()).where(decisions.c.customer == customer)
     wanted = wanted.order_by(decisions.c.time.desc(), decisions.c.id.desc()).limit(limit)
     return connection.execute(wanted).mappings().all()
 
@@ -332,7 +332,7 @@ def linked_decisions(
         near = sa.select(links.c.decision_id).where(links.c.entity == entity, links.c.key == keys[entity])
         near = near.where(links.c.decision_id != decision["id"]).order_by(links.c.decision_id.desc())
         near = near.limit(LINKED_SCANNED).subquery()
-        others = sa.select(*BRIEF_COLUMNS, effective_label())
+        others = sa.select(*BRIEF_COLUMNS, label_column())
         others = others.join_from(near, decisions, near.c.decision_id == decisions.c.id)
         others = others.where(decisions.c.customer != decision["customer"]).order_by(decisions.c.id.desc())
         rows = connection.execute(others.limit(LINKED_SHOWN + 1)).mappings().all()

@@ -179,7 +179,7 @@ class EntryReader:
         if row["action"] != "pass":
             saving = review_priority(self.policy(row["model"]), row["probability"], entry.amount)
             shared = {name: row[name] for name in ("band", "action", "amount", "customer", "time")}
-            rows.cases.append((index, OPEN | shared | {"opened": entry.at, "urgency": saving}))
+            rows.cases.append((index, OPEN | shared | {"opened": entry.at, "review_priority": saving}))
 
     def _add_label(self, rows: Rows, log: str, position: int, entry: Entry) -> None:
         rows.label_context.append((entry.time, self.closing_assertion(entry.decision)))
@@ -251,7 +251,7 @@ def label_row(
         "kind": assertion.kind,
         "retracts": assertion.retracts,
         "label": entry.label,
-        "said": entry.label if assertion.said < 0 else assertion.said,
+        "asserted": entry.label if assertion.said < 0 else assertion.said,
         "previous": entry.previous,
         "known": entry.known,
         "noted": entry.at,

@@ -70,9 +70,7 @@ cases = new_table(
     sa.Column("closed", INT64),  # UTC ms; null = open
     sa.Column("closed_by", sa.Text),  # as `str(Actor)` writes it
     sa.Column("note", sa.Text, nullable=False),
-    sa.Column(
-        "urgency", sa.Double, nullable=False
-    ),  # review priority: expected saving per minute of review, major units
+    sa.Column("review_priority", sa.Double, nullable=False),  # expected saving per minute of review, major units
     sa.Column("band", sa.Text, nullable=False),
     sa.Column("action", sa.Text, nullable=False),
     sa.Column("amount", INT64, nullable=False),
@@ -84,7 +82,7 @@ cases = new_table(
     # position and source of the assertion that closed the case; null = open
     sa.Column("assertion", INT64),
     sa.Column("source", sa.Text),
-    sa.Index("ix_cases_status_urgency", "status", sa.text("urgency DESC"), "decision_id"),
+    sa.Index("ix_cases_status_priority", "status", sa.text("review_priority DESC"), "decision_id"),
 )
 
 # %% ../../nbs/70_tables.ipynb #c010
@@ -97,7 +95,7 @@ labels = new_table(
     sa.Column("decision_id", INT64, sa.ForeignKey("decisions.id", ondelete="SET NULL"), index=True),
     sa.Column("kind", sa.Text, nullable=False),  # assert or retract
     sa.Column("retracts", INT64),  # position of the retracted assertion
-    sa.Column("said", sa.Integer, nullable=False),  # asserted or retracted: 0 legitimate, 1 fraud
+    sa.Column("asserted", sa.Integer, nullable=False),  # asserted or retracted: 0 legitimate, 1 fraud
     sa.Column("label", sa.Integer, nullable=False),  # effective afterwards: -1 unresolved, 0 or 1
     sa.Column("previous", sa.Integer, nullable=False),  # effective before
     sa.Column("source", sa.Text, nullable=False),  # chargeback, analyst, customer or rule
@@ -151,8 +149,8 @@ def _indexes(c: sa.ColumnCollection) -> list[sa.Index]:
     "Indexes for the queue, its filters and its counts."
     covered = (c.decision_id, c.band, c.action, c.amount, c.opened)
     return [
-        sa.Index("ix_cases_queue", c.status, c.urgency.desc(), *covered, c.customer),
-        sa.Index("ix_cases_customer", c.status, c.customer, c.urgency.desc(), *covered),
+        sa.Index("ix_cases_queue", c.status, c.review_priority.desc(), *covered, c.customer),
+        sa.Index("ix_cases_customer", c.status, c.customer, c.review_priority.desc(), *covered),
         sa.Index("ix_cases_closed", c.status, c.closed.desc(), c.decision_id, c.band),
         sa.Index("ix_cases_opened", c.status, c.opened),
     ]
@@ -174,11 +172,11 @@ def closing_sources(settings: Settings) -> frozenset[str]:
 
 
 def closed_columns(
-    label: Mapping[str, Any],  # a row of `labels`: said, noted, actor, by, note, position, source
+    label: Mapping[str, Any],  # a row of `labels`: asserted, noted, actor, by, note, position, source
 ) -> dict[str, Any]:
     "The columns of a case that an assertion closes."
     return {
-        "status": "flagged" if label["said"] else "cleared",
+        "status": "flagged" if label["asserted"] else "cleared",
         "closed": label["noted"],
         "closed_by": str(Actor(label["actor"], label["by"])),
         "note": label["note"],

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PAGES', 'PACKAGE', 'SendLabel', 'CONTENT_POLICY', 'SECURITY_HEADERS', 'TITLES', 'LABEL_WORDS', 'SPANS', 'CHARTS',
            'ago', 'moment', 'percent', 'count_words', 'cell_text', 'PageLink', 'Site', 'role_may', 'may_undo',
-           'static_hashes', 'environment', 'SecurityHeaders', 'is_part', 'error_page', 'link_query', 'queue_values',
-           'drawings', 'case_values', 'ChartText', 'iso_day', 'weekly_rates', 'trend_values', 'WhatIfQuery',
-           'policy_step', 'what_if_values']
+           'static_hashes', 'template_environment', 'SecurityHeaders', 'is_part', 'error_page', 'link_query',
+           'queue_values', 'drawings', 'case_values', 'ChartText', 'iso_day', 'weekly_rates', 'trend_values',
+           'WhatIfQuery', 'policy_loss_step', 'what_if_values']
 
 # %% ../../nbs/77_views.ipynb #c003
 import asyncio
@@ -112,7 +112,7 @@ class Site:
         self.review_over, self.read_keys = review_over, read_keys
         self.gate = Gate(settings, engine, clock)
         self.path, self.clock = self.gate.path, clock
-        self.env = environment(settings, self.path)
+        self.env = template_environment(settings, self.path)
         self.counting: asyncio.Task | None = None  # counts outcomes while it runs
 
     def context(self) -> QueryContext:
@@ -149,7 +149,7 @@ def static_hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in folder.iterdir()}
 
 
-def environment(settings: Settings, path: str) -> Environment:
+def template_environment(settings: Settings, path: str) -> Environment:
     "Jinja2 with the templates of the package; escapes everything."
     loader = FileSystemLoader(str(PACKAGE / "templates"))
     env = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -326,7 +326,7 @@ def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: F
     shown = event | {columns.amount: site.env.filters["money"](case["amount"])}
     following = None
     if case["status"] == "open":
-        following = queries.next_case(connection, site.context(), filters, case["urgency"], number)
+        following = queries.next_case(connection, site.context(), filters, case["review_priority"], number)
     return {
         "case": case,
         "fields": [(name, value, (case["entities"] or {}).get(name)) for name, value in shown.items()],
@@ -397,7 +397,7 @@ def trend_values(
     first, wanted = last - span + 1, range(last - span + 1, last + 1)
     volume = {band: dict.fromkeys(wanted, 0) for band in BANDS}
     saved, events, acted = dict.fromkeys(wanted, 0.0), 0, 0
-    for row in trends.by_day(connection, first):
+    for row in trends.day_sums(connection, first):
         if row["day"] in saved:
             count = int(row["events"])
             volume[row["band"]][row["day"]] += count
@@ -417,7 +417,7 @@ def trend_values(
         "volume": {band: list(counts.values()) for band, counts in volume.items()},
         "saved": [round(value, 2) for value in saved.values()],
         "rates": weekly_rates(trends.fraud_rates(connection, first), weeks),
-        "scores": trends.by_score(connection, first),
+        "scores": trends.score_counts(connection, first),
         "ages": ages,
         "tiles": tiles,
         "empty": not events,
@@ -434,7 +434,7 @@ class WhatIfQuery(BaseModel):
     an_hour: float = Field(ge=0, le=1e5, allow_inf_nan=False)  # cost of a reviewer's hour, major units
 
 
-def policy_step(site: Site) -> int:
+def policy_loss_step(site: Site) -> int:
     "The bucket of expected loss from which the policy sends events to review."
     costs = site.settings.policy
     review_cost = costs.review_minutes / 60 * costs.review_cost_per_hour + costs.review_delay_cost

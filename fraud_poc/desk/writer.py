@@ -120,7 +120,7 @@ def money_saved(
     costs = expected_costs(policy, np.array([float(label)]), np.array([amount]))[:, 0]
     return round(float(costs[0] - costs[ACTIONS.index(action)]) * 10**policy.decimals)
 
-
+# %% ../../nbs/72_writer.ipynb #n005
 def case_columns(
     connection: sa.Connection,
     row: dict,  # of the label, in the database already
@@ -129,7 +129,7 @@ def case_columns(
     "The state of a case after a label."
     if closing is None:
         return OPEN
-    wanted = {"source": SOURCES[closing[0]], "said": closing[1], "known": closing[2], "kind": ASSERT}
+    wanted = {"source": SOURCES[closing[0]], "asserted": closing[1], "known": closing[2], "kind": ASSERT}
     if wanted.items() <= row.items():
         return closed_columns(row)
     same = [labels.c[name] == value for name, value in wanted.items()]
@@ -142,7 +142,9 @@ def case_columns(
 
 def label_audit(row: dict) -> AuditEntry:
     "The audit entry of a label."
-    what = "assertion retracted" if row["kind"] != ASSERT else f"{'fraud' if row['said'] else 'legitimate'} asserted"
+    what = (
+        "assertion retracted" if row["kind"] != ASSERT else f"{'fraud' if row['asserted'] else 'legitimate'} asserted"
+    )
     about = f"decision {row['decision_id']}" if row["decision_id"] else f"entry {row['position']}"
     detail = {name: row[name] for name in ("log", "position", "source", "label", "retracts") if row[name] is not None}
     return AuditEntry(str(Actor(row["actor"], row["by"])), what, about, detail, row["noted"])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DAYS_OF_WEEK', 'PAGE', 'sums_by_step', 'step_days', 'step_dates', 'draw_volume', 'draw_fraud_rate', 'amount_edges',
-           'draw_amounts', 'draw_delays', 'draw_rhythm', 'draw_skew', 'short_number', 'draw_feature', 'draw_features',
-           'html_row', 'html_table', 'story_html', 'summarise', 'summarise_keys', 'summary_rows', 'write_page',
+           'draw_amounts', 'draw_delays', 'draw_rhythm', 'draw_skew', 'tick_text', 'draw_feature', 'draw_features',
+           'html_row', 'html_table', 'story_html', 'describe_tally', 'summarise_keys', 'summary_rows', 'write_page',
            'draw_all', 'describe']
 
 # %% ../../nbs/82_describe.ipynb #c003
@@ -206,7 +206,7 @@ def draw_skew(tally: Tally, path: Path) -> Path:
     return save(figure, path)
 
 # %% ../../nbs/82_describe.ipynb #c025
-def short_number(value: float, seconds: bool = False) -> str:
+def tick_text(value: float, seconds: bool = False) -> str:
     "A number for a small space: 0.25, 12, 3.4k; or a time: 45 s, 12 min, 3 h, 8 d."
     times = [(86_400, " d"), (3_600, " h"), (60, " min"), (1, " s")]
     for size, unit in times if seconds else [(1e9, "G"), (1e6, "M"), (1e3, "k")]:
@@ -228,7 +228,7 @@ def draw_feature(ax: Any, row: dict, values: np.ndarray, fraud: np.ndarray, seco
     ax.axhline(fraud.mean(), color=INK, linewidth=0.9, linestyle=":")
     title = f"{row['name']}\nAUC {row['auc']:.2f}, {row['missing']:.0%} missing"
     ax.set_title(title, fontsize=8.5, loc="left", color=INK)
-    ax.set_xticks(x, ["none" if np.isnan(value) else short_number(value, seconds) for value in median], fontsize=7.5)
+    ax.set_xticks(x, ["none" if np.isnan(value) else tick_text(value, seconds) for value in median], fontsize=7.5)
     ax.tick_params(axis="y", labelsize=8)
     ax.yaxis.set_major_formatter(PERCENT)
     ax.set_ylim(bottom=0)
@@ -282,7 +282,7 @@ def story_html(story: list[dict]) -> str:
     return "<h2>A fraud as it unfolds</h2>" + html_table(heads, rows)
 
 # %% ../../nbs/82_describe.ipynb #c032
-def summarise(tally: Tally, sample: EventSample, decimals: int) -> dict:
+def describe_tally(tally: Tally, sample: EventSample, decimals: int) -> dict:
     "Numbers of a log; shares and rates from 0 to 1, delays in days, amounts in major units, None where nothing is known."
     events, known, resolved, frauds = map(int, tally.days.sum(axis=1))
 
@@ -391,7 +391,7 @@ def describe(
     kept = distinct_features(table.names, sample.features, ranked)
     plots = draw_all(settings, table, tally, sample, kept, folder)
     result = {"folder": str(folder), "plots": [path.name for path in plots]}
-    result |= summarise(tally, sample, settings.columns.decimals) | {"features": kept}
+    result |= describe_tally(tally, sample, settings.columns.decimals) | {"features": kept}
     result["labels_waiting"] = (manifest.get("waiting") or {"labels": 0})["labels"]  # known later than the newest event
     result["story"] = fraud_story(settings, table, sample, stories) if has_features else []
     return result | {"page": str(write_page(settings, result, ranked, folder))}

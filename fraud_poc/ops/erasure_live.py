@@ -9,7 +9,7 @@ __all__ = ['NOTE', 'EMPTY_NOTE', 'ERASE_SCRIPT', 'REPLACE', 'STILL', 'read_entri
            'records_in_store', 'records_in_log', 'rewrite_waiting_labels', 'check_feature_table', 'erase_live',
            'new_last_entries', 'update_base', 'persistence', 'rewrite_server_file', 'compact_store', 'decisions_of',
            'search_database', 'update_rows', 'rewrite_links', 'assertions_without_decision', 'clear_database_notes',
-           'rewrite_database', 'fence_writer', 'await_writer', 'compact_database']
+           'fence_writer', 'await_writer', 'rewrite_database', 'compact_database']
 
 # %% ../../nbs/86_erasure_live.ipynb #c003
 import hashlib
@@ -520,6 +520,28 @@ def clear_database_notes(connection: sa.Connection, plan: ErasurePlan) -> int:
         count += update_rows(connection, column, {row[0]: {"note": ""} for row in rows if plan.named_in(row.note)})
     return count
 
+# %% ../../nbs/86_erasure_live.ipynb #c037
+STILL = 3.0  # seconds without progress after which a writer is taken for stopped
+
+
+def fence_writer(connection: sa.Connection, live: dict) -> None:
+    "Make the writer of decisions read again what it has read and not yet written."
+    connection.execute(sa.update(checkpoints).where(checkpoints.c.log == live["epoch"]).values(log=""))
+
+
+def await_writer(database: sa.Engine, live: dict, still: float = STILL) -> None:
+    "Wait while the writer processes an earlier log, until it has finished or has made no progress for `still` seconds."
+    earlier = sa.select(sa.func.min(checkpoints.c.position)).where(checkpoints.c.log.not_in(["", live["epoch"]]))
+    before, since = None, time.monotonic()
+    while time.monotonic() < since + still:
+        with database.connect() as connection:
+            position = connection.execute(earlier).scalar()
+        if position is None:
+            return
+        if position != before:
+            before, since = position, time.monotonic()
+        time.sleep(0.05)
+
 # %% ../../nbs/86_erasure_live.ipynb #c035
 def rewrite_database(connection: sa.Connection, plan: ErasurePlan, live: dict) -> dict[str, int]:
     "Rewrite the rows of the customer's events; returns how many, by table."
@@ -542,28 +564,6 @@ def rewrite_database(connection: sa.Connection, plan: ErasurePlan, live: dict) -
     unlinked = {number: {"order_id": ident, "note": ""} for number, ident in others.items()}
     changed["statements"] = update_rows(connection, labels.c.id, unlinked)
     return changed | {"notes": clear_database_notes(connection, plan)}
-
-# %% ../../nbs/86_erasure_live.ipynb #c037
-STILL = 3.0  # seconds without progress after which a writer is taken for stopped
-
-
-def fence_writer(connection: sa.Connection, live: dict) -> None:
-    "Make the writer of decisions read again what it has read and not yet written."
-    connection.execute(sa.update(checkpoints).where(checkpoints.c.log == live["epoch"]).values(log=""))
-
-
-def await_writer(database: sa.Engine, live: dict, still: float = STILL) -> None:
-    "Wait while the writer processes an earlier log, until it has finished or has made no progress for `still` seconds."
-    earlier = sa.select(sa.func.min(checkpoints.c.position)).where(checkpoints.c.log.not_in(["", live["epoch"]]))
-    before, since = None, time.monotonic()
-    while time.monotonic() < since + still:
-        with database.connect() as connection:
-            position = connection.execute(earlier).scalar()
-        if position is None:
-            return
-        if position != before:
-            before, since = position, time.monotonic()
-        time.sleep(0.05)
 
 # %% ../../nbs/86_erasure_live.ipynb #c039
 def compact_database(database: sa.Engine, patience: float = 30.0) -> None:
