@@ -48,36 +48,45 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import house  # noqa: E402
+from support import house  # noqa: E402
 
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 TESTS = {  # the tests of each module of the heart, nearest first
+    "core.audit": ("access", "database"),
+    "core.reading": ("values", "ingest"),
+    "data.log": ("ingest", "database"),
+    "data.validation": ("ingest", "values"),
+    "data.settle": ("ingest", "labels"),
+    "data.ingest": ("ingest",),
     "features.state": ("parity", "batch"),
     "features.aggregates": ("parity", "reasons"),
     "features.readers": ("parity",),
     "features.fold": ("parity", "batch"),
-    "features.state_files": ("batch", "parity"),
-    "features.frozen_labels": ("parity", "batch"),
     "features.table": ("parity", "domains"),
+    "features.state_files": ("batch", "parity"),
     "features.batch": ("batch", "parity"),
-    "live.store": ("store",),
-    "live.decide": ("decide",),
+    "features.frozen_labels": ("parity", "batch"),
     "features.label_history": ("labels",),
-    "live.labels": ("labels",),
-    "live.load": ("load",),
-    "data.ingest": ("ingest",),
     "features.label_delay": ("dataset", "labels"),
     "model.dataset": ("dataset",),
     "model.evaluate": ("evaluate",),
     "model.policy": ("policy",),
-    "core.audit": ("access", "database"),
+    "live.store": ("store",),
+    "live.redis_store": ("store",),
+    "live.decide": ("decide",),
+    "live.labels": ("labels",),
+    "live.load": ("load",),
+    "service.keys": ("access",),
+    "service.scoring": ("scoring", "hot"),
     "desk.rows": ("writer",),
     "desk.writer": ("writer",),
     "desk.writer_process": ("writer",),
     "desk.accounts": ("access",),
     "desk.login": ("access",),
-    "service.keys": ("access",),
-    "desk.forget": ("forget",),
+    "ops.erasure_plan": ("forget",),
+    "ops.erasure_files": ("forget",),
+    "ops.erasure_live": ("forget",),
+    "ops.forget": ("forget",),
 }
 NOT_RUN = (
     "notebooks",

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import oracle  # noqa: E402
+from support import oracle  # noqa: E402
 
 from fraud_poc.core.reading import Event  # noqa: E402
 from fraud_poc.core.settings import Settings, load_settings  # noqa: E402

@@ -12,11 +12,10 @@ import pytest
 
 # A thread of OpenMP that has nothing to do sleeps: by default it burns its core, which other processes of the tests need. The results are the same. Read once, at import
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-import databases
-import house
 import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
 from hypothesis import HealthCheck, Phase, settings
-from waiting import PATIENCE, until
+from support import databases, house
+from support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "FRAUD_POC_TEST_RUN"  # environment variable, of this run

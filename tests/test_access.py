@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import sqlalchemy as sa
-from doors import door_problems, ways
 from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from scoring_worker import settings_in, small_engine
-from waiting import LONG, line_of, until_so
+from support.doors import door_problems, ways
+from support.scoring_worker import settings_in, small_engine
+from support.waiting import LONG, line_of, until_so
 
 from fraud_poc.core import audit as audit_module
 from fraud_poc.core.audit import GENESIS_HASH, list_audit, record, verify_audit

@@ -19,15 +19,15 @@ import schemathesis
 import sqlalchemy as sa
 import uvicorn
 from conftest import NOW
-from doors import door_problems, ways
 from fastapi import Depends
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
-from scoring_worker import settings_in, small_engine
+from support.doors import door_problems, ways
+from support.scoring_worker import settings_in, small_engine
+from support.waiting import LONG, until
 from typer.testing import CliRunner
-from waiting import LONG, until
 
 from fraud_poc.app import with_desk
 from fraud_poc.cli import app as commands

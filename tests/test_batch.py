@@ -8,13 +8,13 @@ import signal
 import time
 from pathlib import Path
 
-import oracle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from children import Child, child
-from cluster import cluster
-from waiting import until
+from support import oracle
+from support.children import Child, child
+from support.cluster import cluster
+from support.waiting import until
 
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest

@@ -5,11 +5,10 @@ import re
 import shutil
 from contextlib import contextmanager
 
-import desk_data
-import desk_server
 import pytest
 import sqlalchemy as sa
-from waiting import CLICK
+from support import desk_data, desk_server
+from support.waiting import CLICK
 
 from fraud_poc.core.database import writing
 from fraud_poc.desk.tables import cases, labels

@@ -9,8 +9,8 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from command_line import PAYMENTS, as_json, call, options_of, payments_in
-from waiting import LONG, until
+from support.command_line import PAYMENTS, as_json, call, options_of, payments_in
+from support.waiting import LONG, until
 
 from fraud_poc.core.terminal import parse_overrides, parse_value
 

@@ -6,7 +6,7 @@ import re
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-from command_line import as_json, call, options_of, payments_in
+from support.command_line import as_json, call, options_of, payments_in
 
 from fraud_poc.core.database import open_database, writing
 from fraud_poc.core.settings import load_settings

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from waiting import LONG
+from support.waiting import LONG
 
 import fraud_poc.desk
 import fraud_poc.service.keys  # noqa: F401  adds its table

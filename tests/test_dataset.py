@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import oracle
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from support import oracle
 
 from fraud_poc.core.files import read_json
 from fraud_poc.core.settings import Settings, load_settings

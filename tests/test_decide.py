@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from waiting import STORE, in_time
+from support.waiting import STORE, in_time
 
 from fraud_poc.core.reading import EventError, EventReader, digest_of
 from fraud_poc.core.settings import Settings, load_settings

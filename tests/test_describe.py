@@ -3,12 +3,12 @@
 import html.parser
 from types import SimpleNamespace
 
-import house
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import house
 
 from fraud_poc.core.files import read_json
 from fraud_poc.core.settings import load_settings

@@ -9,13 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
-import desk_data
-import desk_server
 import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi.routing import APIRoute, iter_route_contexts
 from setuptools import find_packages
+from support import desk_data, desk_server
 
 from fraud_poc.core.audit import list_audit, verify_audit
 from fraud_poc.core.database import writing

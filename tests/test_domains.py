@@ -1,9 +1,9 @@
 """A new domain is a configuration file and nothing else."""
 
-import house
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from support import house
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from waiting import LONG, until, watched
+from support.waiting import LONG, until, watched
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.live.redis_client import Client

@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
-from waiting import ended, line_of, until, until_so
+from support.waiting import ended, line_of, until, until_so
 
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import load_settings

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-from databases import empty_database, start_postgresql
-from scoring_worker import small_engine
-from waiting import STORE
+from support.databases import empty_database, start_postgresql
+from support.scoring_worker import small_engine
+from support.waiting import STORE
 
 from fraud_poc.core.audit import list_audit, verify_audit
 from fraud_poc.core.database import open_database, read_checkpoint, signed, unsigned, writing

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from scoring_worker import small_engine  # noqa: E402
+from support.scoring_worker import small_engine  # noqa: E402
 
 from fraud_poc.core.database import open_database  # noqa: E402
 from fraud_poc.core.settings import load_settings  # noqa: E402

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
+from support.waiting import LONG, until
 from test_scoring import ORDER, Service
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from waiting import LONG, until
 
 from fraud_poc.service import http
 

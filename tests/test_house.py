@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import house
 import pytest
+from support import house
 
 HERE = Path(__file__).resolve().parent
 
@@ -273,9 +273,9 @@ def test_a_changed_tree_is_seen(tmp_path):
 
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "two_workers"])
 def test_tests_that_leave_something_behind_fail_the_run(tmp_path, options):
-    (tmp_path / "tests").mkdir()
-    for name in ("databases.py", "house.py", "waiting.py"):
-        (tmp_path / "tests" / name).write_text((HERE / name).read_text())
+    (tmp_path / "tests" / "support").mkdir(parents=True)
+    for name in ("__init__.py", "databases.py", "house.py", "waiting.py"):
+        (tmp_path / "tests" / "support" / name).write_text((HERE / "support" / name).read_text())
     quick = [
         line
         for line in (HERE / "conftest.py").read_text().splitlines(keepends=True)

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import fsspec
-import house
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from waiting import LONG
+from support import house
+from support.waiting import LONG
 
 from fraud_poc.core.events import key_of
 from fraud_poc.core.files import sole_use

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from scoring_worker import settings_in, small_engine
-from waiting import STORE
+from support.scoring_worker import settings_in, small_engine
+from support.waiting import STORE
 
 from fraud_poc.core.database import open_database
 from fraud_poc.core.events import KEY, PERSON, Actor, key_of, occurrence_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from waiting import STORE, until_so
+from support.waiting import STORE, until_so
 
 from fraud_poc.core.files import read_json, sole_use, write_json
 from fraud_poc.core.settings import Settings, load_settings

@@ -2,8 +2,8 @@
 
 import json
 
-import house
 import pytest
+from support import house
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,14 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-import house
 import numpy as np
-import oracle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import event, given, note
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from support import house, oracle
 
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest

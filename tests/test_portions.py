@@ -6,12 +6,12 @@ import shutil
 from collections import defaultdict
 
 import numpy as np
-import oracle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
+from support import oracle
 from test_parity import BASE, examples, folder_of
 
 from fraud_poc.core.files import read_json, write_json

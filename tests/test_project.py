@@ -8,9 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import house
 import pytest
 import yaml
+from support import house
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.core.terminal import parse_overrides

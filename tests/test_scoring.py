@@ -20,8 +20,8 @@ import schemathesis
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from scoring_worker import filled, settings_in, small_engine
-from waiting import LONG, STORE, ended, line_of, until, until_so
+from support.scoring_worker import filled, settings_in, small_engine
+from support.waiting import LONG, STORE, ended, line_of, until, until_so
 
 from fraud_poc.core.database import open_database
 from fraud_poc.core.events import Clock, system_clock
@@ -728,7 +728,7 @@ def running(folder: Path, url: str, **changes):
     "The service in processes of its own: its address, its process, a key. Stopped at the end."
     settings = settings_in(folder, **{"service.port": 0, "live.store_timeout": STORE} | changes)
     key = fresh_key(settings, "tests")
-    code = "import sys; from scoring_worker import serve_here; serve_here(sys.argv[1], sys.argv[2])"
+    code = "import sys; from support.scoring_worker import serve_here; serve_here(sys.argv[1], sys.argv[2])"
     (folder / "temporary").mkdir()
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
-from waiting import LONG, ended, in_time, line_of, until, until_so
+from support.waiting import LONG, ended, in_time, line_of, until, until_so
 
 from fraud_poc.core import processes
 from fraud_poc.live import redis_client, redis_server

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xgboost as xgb
-from cluster import cluster
 from sklearn.metrics import average_precision_score, roc_auc_score
+from support.cluster import cluster
 
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest

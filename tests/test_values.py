@@ -4,13 +4,13 @@ import json
 import re
 from collections import Counter
 
-import house
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import house
 
 from fraud_poc.core.events import LabelReader, folded, is_missing, label_words, missing_words, without_missing
 from fraud_poc.core.reading import EventError, EventReader

@@ -6,7 +6,7 @@ import sys
 
 import psutil
 import pytest
-from waiting import ended, in_time, line_of, until, until_so, watched
+from support.waiting import ended, in_time, line_of, until, until_so, watched
 
 
 def python(code: str, **more) -> subprocess.Popen:

@@ -19,7 +19,7 @@ import xgboost
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from waiting import LONG, ended, in_time, until, until_so
+from support.waiting import LONG, ended, in_time, until, until_so
 
 from fraud_poc.core.audit import audit, verify_audit
 from fraud_poc.core.database import Checkpoint, checkpoints, open_database, read_checkpoint, unsigned, writing

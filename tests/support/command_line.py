@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import house
 from typer.testing import CliRunner
 
 from fraud_poc.cli import app
+from support import house
 
 PAYMENTS = """
 domain = {name = "payments"}

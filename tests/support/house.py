@@ -16,9 +16,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from waiting import QUIET, watched
 
 from fraud_poc.core.settings import read_settings
+from support.waiting import QUIET, watched
 
 FUNCTION_LINES = 40  # most lines of an exported function, as ruff formats it
 CLASS_LINES = 100  # most lines of an exported class, and of any exported cell: imports and blank lines are not counted

@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import dask
-from children import child
-from waiting import LONG, until
+
+from support.children import child
+from support.waiting import LONG, until
 
 
 def serve(tell, name: str, folder: Path, arguments: list[str]) -> None:

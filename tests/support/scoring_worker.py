@@ -16,7 +16,7 @@ from fraud_poc.model.policy import plain_policy
 from fraud_poc.model.trees import proved_scorer
 from fraud_poc.service import workers
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     'Value("order_amount")',
     'Count(by=["customer_id", "email"], over=["1h", "30d"])',
@@ -78,5 +78,5 @@ def serve_here(settings: str, url: str) -> None:
         Settings.model_validate(json.loads(settings)),
         url,
         lambda address: print(address, flush=True),
-        factory="scoring_worker:worker",
+        factory="support.scoring_worker:worker",
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from waiting import LONG, QUIET, told
+from support.waiting import LONG, QUIET, told
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(

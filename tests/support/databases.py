@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from waiting import ended, until
+
+from support.waiting import ended, until
 
 
 @contextmanager

@@ -12,13 +12,13 @@ import httpx
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import Engine, insert
 from starlette.routing import Mount, Route, WebSocketRoute
-from waiting import LONG
 
 from fraud_poc.core.database import writing
 from fraud_poc.core.events import system_clock
 from fraud_poc.desk.accounts import ROLES, accounts, open_session
 from fraud_poc.desk.login import CSRF_HEADER
 from fraud_poc.service.keys import SCOPES, new_key, revoke_key
+from support.waiting import LONG
 
 HARMLESS = ("GET", "HEAD", "OPTIONS")
 

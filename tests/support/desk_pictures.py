@@ -1,14 +1,14 @@
-"""Pictures of the desk for the documents, from generated decisions: python tests/desk_pictures.py [FOLDER]"""
+"""Pictures of the desk for the documents, from generated decisions: python tests/support/desk_pictures.py [FOLDER]"""
 
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
-
-import desk_server  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fraud_poc.desk import queries  # noqa: E402
+from support import desk_server  # noqa: E402
 
 PICTURES = (
     ("queue", "queue", 1280, 760, "light"),
@@ -55,4 +55,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "docs" / "images")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images")

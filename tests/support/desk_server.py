@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import desk_data
 import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
-from waiting import LONG, until
 
 from fraud_poc.core.database import open_database, read_checkpoint
 from fraud_poc.core.events import system_clock
@@ -31,8 +29,10 @@ from fraud_poc.features.label_history import (
 )
 from fraud_poc.live.labels import LabelAssertion, LabelledEvent, LabelResult, Retraction, label_entry
 from fraud_poc.live.store import encode_entry
+from support import desk_data
+from support.waiting import LONG, until
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PASSWORD, SECRET = "a sentence of hers", bytes(range(32))
 PEOPLE = {"analyst-1": "analyst", "analyst-2": "analyst", "viewer-1": "viewer", "admin-1": "admin"}
 

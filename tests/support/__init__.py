@@ -1,0 +1,1 @@
+"What the tests share: house rules, the naive definition of each feature, servers, processes, waiting."
