@@ -412,8 +412,8 @@ def labels_command(
             table_of(f"labels: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])
         )
         if as_json:
-            write_line({"command": "labels", "ok": not result["refused"], **result, "refused_rows": rejected})
-        if result["refused"]:
+            write_line({"command": "labels", "ok": not result["rejected"], **result, "rejected_rows": rejected})
+        if result["rejected"]:
             raise typer.Exit(FAILED)
 
 

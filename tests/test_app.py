@@ -442,7 +442,7 @@ def fed(shop: Shop, feed: str, address: str) -> None:
 
     until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, "orders and labels of the feed")
     found = httpx.delete(f"{feed}/register", params={"url": address}).json()
-    assert found["url"] == address and found["refused"] == found["labels_refused"] == 0 and found["state"] == "sending"
+    assert found["url"] == address and found["rejected"] == found["labels_rejected"] == 0 and found["state"] == "sending"
     until(shop.written, "the writer has the orders of the feed")
     said = shop.ask(sa.select(labels))
     assert {row["source"] for row in said} <= {"chargeback", "customer"} and all(
@@ -548,7 +548,7 @@ def weeks_later(shop: Shop, client: httpx.Client) -> None:
     results = client.post("/score/batch", json=rows).json()["results"]
     assert len(results) > 300 and {result["status"] for result in results} == {200}
     for path in sorted((folder / "labels").iterdir()):
-        assert shop.command("labels", str(path))["refused"] == 0
+        assert shop.command("labels", str(path))["rejected"] == 0
     until(shop.written, "the writer has the next weeks")
 
 

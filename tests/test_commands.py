@@ -186,8 +186,8 @@ def test_verdicts_and_live_orders_come_home(sample, tmp_path):
     assert (
         done.exit_code == 1
         and not told["ok"]
-        and told["statements"] == 20
-        and [(row["row"], row["column"]) for row in told["refused_rows"]] == [(21, "order"), (22, "fraud")]
+        and told["assertions"] == 20
+        and [(row["row"], row["column"]) for row in told["rejected_rows"]] == [(21, "order"), (22, "fraud")]
     )
     assert (
         "row 22, fraud: 'maybe' is neither yes nor no: write true or false, yes or no, 1 or 0" in done.stderr
@@ -211,7 +211,7 @@ def test_prepare_db_trims_what_is_collected_and_written(sample, tmp_path):
     as_json("prepare-db", *options)
     ids = pq.read_table(next((folder / "log" / "events").glob("*.parquet")), columns=["id"])["id"].to_pylist()[:5]
     said = "\n".join(["order,fraud", *[f"{ident},1" for ident in ids]])
-    assert as_json("labels", "-", *options, typed=said)["statements"] == 5
+    assert as_json("labels", "-", *options, typed=said)["assertions"] == 5
     for name in ("collect", "features"):
         as_json(name, *options)
     assert as_json("prepare-db", "--trim", *options)["trimmed"] == 0, "nothing is in the database yet"

@@ -447,8 +447,8 @@ def test_rejected_orders_and_labels_are_counted_and_degraded_ones_get_no_label(s
         ),
     )
     assert (
-        10 <= scorer.counts["refused"] <= 11
-        and scorer.counts["labels_refused"] > 20
+        10 <= scorer.counts["rejected"] <= 11
+        and scorer.counts["labels_rejected"] > 20
         and scorer.state == "sending"
         and not scorer.counts["labels"]
     )

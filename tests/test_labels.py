@@ -710,8 +710,8 @@ def test_a_file_of_verdicts_on_history_is_taken_once(shop, tmp_path):
         for _ in range(2)
     ]
     assert (
-        told[0]["statements"] == told[1]["known_before"] == 30
-        and told[0]["refused"] == 1
+        told[0]["assertions"] == told[1]["known_before"] == 30
+        and told[0]["rejected"] == 1
         and complaints == 2 * [(31, "order")]
     )
     with Client(url) as client:
@@ -743,12 +743,12 @@ def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch)
             progress=lambda *done: told.append(done),
         )
     )
-    assert {name: summary[name] for name in ("rows", "statements", "known_before", "unresolved", "refused")} == {
+    assert {name: summary[name] for name in ("rows", "assertions", "known_before", "unresolved", "rejected")} == {
         "rows": 9,
-        "statements": 4,
+        "assertions": 4,
         "known_before": 1,
         "unresolved": 2,
-        "refused": 3,
+        "rejected": 3,
     }
     assert told == [(2, "order"), (4, 0), (6, "order"), (7, "source"), (7, "known"), (8, 0), (9, 0)]
     assert (

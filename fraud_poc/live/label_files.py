@@ -55,7 +55,7 @@ def json_row(line: str) -> dict | str:
         row = json.loads(line)
     except ValueError as error:
         return f"JSON is broken: {error}"
-    return row if isinstance(row, dict) else "input should be an object with the fields of a statement"
+    return row if isinstance(row, dict) else "input should be an object with the fields of a label assertion"
 
 
 def file_rows(
@@ -181,8 +181,8 @@ ROWS_AT_A_TIME = 5_000
 def count_of(result: LabelResult | list[FieldError]) -> dict[str, int]:
     "What a result adds to the summary."
     if isinstance(result, list):
-        return {"refused": 1}
-    return {"statements": 1, "changed": result.changed, "known_before": result.known_before}
+        return {"rejected": 1}
+    return {"assertions": 1, "changed": result.changed, "known_before": result.known_before}
 
 
 async def assert_file(
@@ -192,7 +192,7 @@ async def assert_file(
     report: Callable[[int, FieldError], Any],  # called with each rejected row, from 1, and what is wrong with it
     by: Actor = Actor(COMMAND_LINE),
     progress: Progress | None = None,
-) -> dict:  # rows, statements, frauds among them, changed, known_before, unresolved, refused, note, reasons
+) -> dict:  # rows, assertions, frauds among them, changed, known_before, unresolved, rejected, note, reasons
     "Apply the label changes of a file. Errors of the store are raised, and the same file can then be given again."
     patient = settings.model_copy(update={"live": settings.live.model_copy(update={"store_timeout": "30s"})})
     secret, counts, reasons = hash_secret(settings.batch.folder), Counter(), Counter()
@@ -212,8 +212,8 @@ async def assert_file(
             counts.update(rows=len(rows), unresolved=sum(item is None for _, item in rows))
             if progress:
                 progress(counts["rows"], 0)
-    names = ("rows", "statements", "frauds", "changed", "known_before", "unresolved", "refused")
+    names = ("rows", "assertions", "frauds", "changed", "known_before", "unresolved", "rejected")
     note = ""
-    if counts["statements"] and not counts["frauds"]:
-        note = no_fraud_note(counts["statements"], settings.labels)
+    if counts["assertions"] and not counts["frauds"]:
+        note = no_fraud_note(counts["assertions"], settings.labels)
     return {name: counts[name] for name in names} | {"note": note, "reasons": dict(sorted(reasons.items()))}

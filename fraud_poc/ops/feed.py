@@ -114,7 +114,7 @@ class RegisteredScorer:
     endpoint: Endpoint
     key: str = field(repr=False)
     orders: OrderStream = field(repr=False)
-    counts: Counter = field(default_factory=Counter)  # orders, frauds, frauds_stopped, refused, labels, labels_refused
+    counts: Counter = field(default_factory=Counter)  # orders, frauds, frauds_stopped, rejected, labels, labels_rejected
     due: list[tuple[float, str, bool]] = field(
         default_factory=list, repr=False
     )  # a heap: when a label is due, order's id, fraud
@@ -132,7 +132,7 @@ class RegisteredScorer:
             "waiting_labels": len(self.due),
             **{
                 name: self.counts[name]
-                for name in ("orders", "frauds", "frauds_stopped", "refused", "labels", "labels_refused")
+                for name in ("orders", "frauds", "frauds_stopped", "rejected", "labels", "labels_rejected")
             },
         }
 
@@ -157,7 +157,7 @@ FIRST_PAUSE, LONGEST_PAUSE, GIVE_UP_AFTER, MAX_SCORERS = 1.0, 30.0, 300.0, 16  #
 
 
 def next_step(path: str, status: int) -> tuple[str, str]:
-    'What to do after an answer: "done", "refused", "again" or "drop", and why.'
+    'What to do after an answer: "done", "rejected", "again" or "drop", and why.'
     if status < 300:
         return "done", ""
     if status < 400:
@@ -166,7 +166,7 @@ def next_step(path: str, status: int) -> tuple[str, str]:
         return "drop", f"{path} refuses the key ({status})"
     if status == 429 or status >= 500:
         return "again", f"{path} answers {status}"
-    return ("drop", f"there is no {path} ({status})") if path == "/score" and status in (404, 405) else ("refused", "")
+    return ("drop", f"there is no {path} ({status})") if path == "/score" and status in (404, 405) else ("rejected", "")
 
 
 class Timer:
@@ -207,7 +207,7 @@ async def deliver(
             then, why = "again", f"{path} cannot be reached ({type(error).__name__})"
         else:
             (then, why), wait = next_step(path, reply.status), reply.wait
-        if then in ("done", "refused"):
+        if then in ("done", "rejected"):
             scorer.state, scorer.problem, scorer.since = "sending", "", None
             return reply if then == "done" else None
         scorer.since = timer.now() if scorer.since is None else scorer.since
@@ -226,7 +226,7 @@ async def send_order(scorer: RegisteredScorer, settings: Settings, send: Send, t
     answer = reply.body if reply and isinstance(reply.body, dict) else {}
     stopped = fraud and answer.get("action", "pass") != "pass"
     scorer.counts.update(
-        orders=reply is not None, refused=reply is None, frauds=fraud and reply is not None, frauds_stopped=stopped
+        orders=reply is not None, rejected=reply is None, frauds=fraud and reply is not None, frauds_stopped=stopped
     )
     if reply and not answer.get("degraded"):
         heapq.heappush(
@@ -239,7 +239,7 @@ async def send_label(scorer: RegisteredScorer, send: Send, timer: Timer) -> None
     _, ident, fraud = heapq.heappop(scorer.due)
     reply = await deliver(scorer, "/labels", label_of(ident, fraud), send, timer)
     if scorer.state != "dropped":
-        scorer.counts.update(labels=reply is not None, labels_refused=reply is None)
+        scorer.counts.update(labels=reply is not None, labels_rejected=reply is None)
 
 # %% ../../nbs/89_feed.ipynb #c021
 async def feed_scorer(scorer: RegisteredScorer, settings: Settings, send: Send, timer: Timer) -> None:

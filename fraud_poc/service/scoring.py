@@ -238,7 +238,7 @@ async def assert_items(
     results, valid = {}, []
     for index, item in enumerate(items):
         try:
-            valid.append((index, read_pairs(item, lambda given: read_label_change(reader, given, by), "a statement")))
+            valid.append((index, read_pairs(item, lambda given: read_label_change(reader, given, by), "a label assertion")))
         except EventError as error:
             results[index] = error.errors
     results |= dict(await LabelWriter(engine, reader.secret).assert_labels(valid, now))
@@ -372,7 +372,7 @@ class ScoringService:
         "Take label assertions in, by the name of an API key; raises what concerns all of them."
         value = strict_json(body)
         items = value if type(value) is list else [value]
-        check_count(items, self.limits.max_batch, "a list", "statements")
+        check_count(items, self.limits.max_batch, "a list", "assertions")
         with self.admission.admitted():
             results = await assert_items(self.engine, self.reader, items, Actor(KEY, key), self.clock())
         for result in results:
