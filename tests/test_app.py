@@ -442,7 +442,9 @@ def fed(shop: Shop, feed: str, address: str) -> None:
 
     until(lambda: shown()["orders"] >= 40 and shown()["labels"] >= 30, "orders and labels of the feed")
     found = httpx.delete(f"{feed}/register", params={"url": address}).json()
-    assert found["url"] == address and found["rejected"] == found["labels_rejected"] == 0 and found["state"] == "sending"
+    assert (
+        found["url"] == address and found["rejected"] == found["labels_rejected"] == 0 and found["state"] == "sending"
+    )
     until(shop.written, "the writer has the orders of the feed")
     said = shop.ask(sa.select(labels))
     assert {row["source"] for row in said} <= {"chargeback", "customer"} and all(

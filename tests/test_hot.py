@@ -12,17 +12,27 @@ from support.waiting import LONG, until
 from test_scoring import ORDER, Service
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fraud_poc.service import http
+from fraud_poc.service.connections import Connections, LimitedProtocol
 
 
 @contextmanager
-def listening(app):
-    "The application under uvicorn, in a thread; its port."
+def listening(service, **limits):
+    "The application of a service under uvicorn, in a thread, with some limits of connections; its port."
+    connections = Connections(
+        service.settings.service.model_copy(update=limits), service.scoring.replies, service.scoring.metrics
+    )
+    service.app.state.connections = connections
+
+    async def serve(server, port):
+        watching = asyncio.create_task(connections.watch(0.05))
+        await server.serve([port])
+        watching.cancel()
+
     with socket.create_server(("127.0.0.1", 0)) as port:
         server = uvicorn.Server(
             uvicorn.Config(
-                app,
-                http="httptools",
+                service.app,
+                http=LimitedProtocol,
                 ws="none",
                 loop="asyncio",
                 log_config=None,
@@ -30,7 +40,7 @@ def listening(app):
                 lifespan="off",
             )
         )
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([port])))
+        thread = threading.Thread(target=lambda: asyncio.run(serve(server, port)))
         thread.start()
         try:
             until(lambda: server.started or not thread.is_alive(), "the server starts")
@@ -47,7 +57,7 @@ def service(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(service):
-    with listening(service.app) as found:
+    with listening(service) as found:
         yield found
 
 
@@ -174,10 +184,13 @@ def test_a_chunked_body_beyond_the_limit_is_refused_when_it_passes_it(service, p
     ] == [413]
 
 
-def test_a_body_that_does_not_come_is_given_up(service, port, monkeypatch):
-    monkeypatch.setattr(http, "BODY_SECONDS", 0.2)
-    status, headers, _ = replies(port, request(service, ORDER)[:-10])[0]
+def test_a_body_that_does_not_come_is_given_up(tmp_path):
+    service = Service(tmp_path)
+    with listening(service, request_timeout="200ms") as port:
+        status, headers, _ = replies(port, request(service, ORDER)[:-10])[0]
     assert status == 408 and headers[b"connection"] == b"close"
+    until(lambda: service.scoring.metrics.totals("requests") == {"requests /score 400": 1}, "the request has ended")
+    assert service.scoring.admission.in_flight == 0
 
 
 def test_an_order_whose_caller_left_is_taken_all_the_same(service, port):

@@ -463,25 +463,6 @@ def test_a_burst_may_take_the_whole_limit_and_a_standing_queue_half(fresh, monke
     admission.in_flight = 0
 
 
-def test_a_body_that_drips_holds_no_place_and_is_given_up(fresh, monkeypatch):
-    monkeypatch.setattr(http, "BODY_SECONDS", 0.05)
-    sent = []
-
-    async def receive():
-        await asyncio.Event().wait()
-
-    async def send(message):
-        sent.append(message)
-
-    headers = [(b"content-type", b"application/json"), (b"x-api-key", fresh.key.encode())]
-    asyncio.run(
-        fresh.app(
-            {"type": "http", "method": "POST", "path": "/score", "query_string": b"", "headers": headers}, receive, send
-        )
-    )
-    assert sent[0]["status"] == 408 and fresh.scoring.admission.in_flight == 0
-
-
 def test_store_down_is_answered_and_recovers(fresh):
     async def down(*_):
         raise StoreDown("refused")

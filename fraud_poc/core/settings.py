@@ -274,12 +274,22 @@ class ServiceSection(Section):
     host: str
     port: int = Field(ge=0, le=65535)  # 0 = any free one
     workers: int = Field(ge=1)  # processes
+    max_connections: int = Field(ge=1)  # open at once in a process
+    max_connections_per_address: int = Field(ge=1)  # of these, from one address
+    max_head_bytes: int = Field(ge=1_024)  # request line and headers
+    max_headers: int = Field(ge=10)
+    request_timeout: str  # for a request to arrive in full
     max_body_bytes: int = Field(ge=256)
     max_batch: int = Field(ge=1)  # orders in one POST /score/batch
     max_in_flight: int = Field(ge=1)  # orders being scored at once in a process; more are rejected with 429
     optional: list[str]  # entities and categories that an order may leave empty
     degraded_medium: float = Field(ge=0)  # amount from which a degraded answer is "medium", major units
     degraded_high: float = Field(ge=0)  # likewise "high"
+
+    @model_validator(mode="after")
+    def _durations(self):
+        duration_ms(self.request_timeout)
+        return self
 
 # %% ../../nbs/00_settings.ipynb #c026
 class PolicySection(Section):

@@ -114,7 +114,9 @@ class RegisteredScorer:
     endpoint: Endpoint
     key: str = field(repr=False)
     orders: OrderStream = field(repr=False)
-    counts: Counter = field(default_factory=Counter)  # orders, frauds, frauds_stopped, rejected, labels, labels_rejected
+    counts: Counter = field(
+        default_factory=Counter
+    )  # orders, frauds, frauds_stopped, rejected, labels, labels_rejected
     due: list[tuple[float, str, bool]] = field(
         default_factory=list, repr=False
     )  # a heap: when a label is due, order's id, fraud

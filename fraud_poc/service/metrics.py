@@ -31,6 +31,7 @@ COUNTERS = {
     "degraded": ("Answers without a score, by reason.", ("reason",)),
     "uncertain": ("Answers without a score to events that may have been stored all the same, by reason.", ("reason",)),
     "rejected": ("Rejected requests, by reason.", ("reason",)),
+    "closed_connections": ("Connections closed at a limit, by the limit.", ("limit",)),
     "label_assertions": ("Label assertions and retractions, by outcome.", ("outcome",)),
 }
 # what the engine reports -> counter

@@ -238,7 +238,9 @@ async def assert_items(
     results, valid = {}, []
     for index, item in enumerate(items):
         try:
-            valid.append((index, read_pairs(item, lambda given: read_label_change(reader, given, by), "a label assertion")))
+            valid.append(
+                (index, read_pairs(item, lambda given: read_label_change(reader, given, by), "a label assertion"))
+            )
         except EventError as error:
             results[index] = error.errors
     results |= dict(await LabelWriter(engine, reader.secret).assert_labels(valid, now))

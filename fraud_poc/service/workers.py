@@ -6,6 +6,7 @@
 __all__ = ['SETTINGS', 'STORE', 'IDLE', 'warm', 'worker_app', 'Workers', 'server_config', 'serve', 'open_port']
 
 # %% ../../nbs/66_workers.ipynb #c003
+import asyncio
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from ..core.reading import Event
 from ..core.settings import Settings
 from ..live.decide import Engine, default_engine, step_states
 from ..live.redis_store import open_store
+from .connections import Connections, LimitedProtocol
 from .http import STOPPING, create_app
 from .metrics import shared_metrics
 from .scoring import ScoringService
@@ -55,14 +57,18 @@ def worker_app(
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Any]:
+        watching = asyncio.create_task(app.state.connections.watch())
         try:
             async with open_store(settings, url) as store:
                 yield store
         finally:
+            watching.cancel()
             database.dispose()
 
     app = create_app(settings, engine, opened, database=database)
-    warm(app.state.service)
+    service = app.state.service
+    app.state.connections = Connections(settings.service, service.replies, service.metrics)
+    warm(service)
     return complete(app, database) if complete else app
 
 # %% ../../nbs/66_workers.ipynb #c008
@@ -96,7 +102,7 @@ def server_config(settings: Settings, factory: str) -> uvicorn.Config:
         service.port,
         factory=True,
         workers=service.workers,
-        http="httptools",
+        http=LimitedProtocol,
         loop="uvloop",
         ws="none",
         lifespan="on",
