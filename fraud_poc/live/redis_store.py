@@ -58,7 +58,7 @@ class Names:
         return self.root + b"w%s" % epoch.encode()
 
 # %% ../../nbs/43_redis_store.ipynb #c008
-AT_ONCE = 4  # writes in one call, at most
+AT_ONCE = 8  # writes in one call, at most: those of a micro-batch of the service
 
 COMMIT = """
 local function commit(k, v, states)
