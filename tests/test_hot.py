@@ -193,6 +193,16 @@ def test_a_body_that_does_not_come_is_given_up(tmp_path):
     assert service.scoring.admission.in_flight == 0
 
 
+@pytest.mark.parametrize("path", ["/score/batch", "/labels"])
+def test_a_caller_that_leaves_within_a_body_is_no_error_of_ours(tmp_path, path, caplog):
+    service = Service(tmp_path)
+    with listening(service) as port, connected(port) as wire:
+        wire.sendall(request(service, ORDER).replace(b"/score", path.encode(), 1)[:-10])
+    until(lambda: service.scoring.metrics.totals("requests"), "the request has ended")
+    assert list(service.scoring.metrics.totals("requests")) == [f"requests {path} 400"]
+    assert "internal" not in str(service.scoring.metrics.totals("rejected")) and "ERROR" not in caplog.text
+
+
 def test_an_order_whose_caller_left_is_taken_all_the_same(service, port):
     order = ORDER | {"order_id": "left"}
     before = len(service.engine.store.log)

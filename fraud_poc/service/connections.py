@@ -9,7 +9,7 @@ __all__ = ['RESERVED_FILES', 'limit_rejection', 'http_bytes', 'most_connections'
 import asyncio
 import resource
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -142,9 +142,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self.since, self.head_bytes, self.in_body = None, 0, False
         super().on_message_complete()
 
-    async def reject_headers(self, scope: dict, receive: Any, send: Any) -> None:
-        "An application that ends the connection."
-        self.limits.end(self, "max_headers")
+    async def reject_headers(self, scope: dict, receive: Any, send: Callable[[dict], Awaitable[None]]) -> None:
+        "An application that rejects a request with too many headers; the connection then ends."
+        self.limits.metrics.add("closed_connections", "max_headers")
+        reply = self.limits.replies.of_error(limit_rejection("max_headers", self.limits.limits))
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(reply.body))]
+        headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
 
     def reply_and_close(self, reply: bytes) -> None:
         "End the connection, with a reply unless one is on its way already."
