@@ -182,9 +182,9 @@ async def all_written(address: str, key: str) -> None:
     client = ServiceClient(address, key)
 
     def behind() -> float:
-        return float(
-            re.search(r"^fraud_poc_decisions_behind (\S+)$", client.ask("GET", "/metrics")[1], re.MULTILINE)[1]
-        )
+        "Entries that are not in the database yet; -1 when the store was too busy to say."
+        found = re.search(r"^fraud_poc_decisions_behind (\S+)$", client.ask("GET", "/metrics")[1], re.MULTILINE)
+        return float(found[1]) if found else -1
 
     progress = Progress("no decision went into the database", behind)
     while await asyncio.to_thread(progress.look):
