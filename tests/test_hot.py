@@ -220,3 +220,166 @@ def test_a_full_service_refuses_without_a_task(service, port):
     finally:
         service.scoring.admission.in_flight = 0
     assert (status, headers[b"retry-after"]) == (429, b"1") and service.state() == before
+
+
+# --- limits of connections -------------------------------------------------------------------------------------------------------------
+
+HEAD = b"GET /healthz HTTP/1.1\r\nhost: here\r\n"
+HEALTH = HEAD + b"\r\n"
+
+
+def connected_from(port: int, address: str = "127.0.0.1") -> socket.socket:
+    "A connection from an address of this machine."
+    return socket.create_connection(("127.0.0.1", port), LONG, (address, 0))
+
+
+def ended(wire: socket.socket) -> bytes:
+    "What comes until the other side closes."
+    found = b""
+    try:
+        while piece := wire.recv(65_536):
+            found += piece
+    except ConnectionResetError:  # closed while bytes of ours were on their way
+        pass
+    return found
+
+
+@pytest.fixture
+def counted(service):
+    "Counts of closed connections since the test began."
+    before = service.scoring.metrics.totals("closed_connections")
+
+    def found() -> dict[str, int]:
+        now = service.scoring.metrics.totals("closed_connections")
+        return {name.split()[1]: now[name] - before.get(name, 0) for name in now if now[name] > before.get(name, 0)}
+
+    return found
+
+
+@pytest.mark.parametrize(
+    "limit,pieces",
+    [
+        ("max_head_bytes", [b"GET /" + b"a" * 3_000]),
+        ("max_head_bytes", [b"GET /" + b"a" * 3_000 + b" HTTP/1.1\r\nhost: here\r\n\r\n"]),
+        ("max_head_bytes", [HEAD + b"x: " + b"a" * 3_000]),
+        ("max_head_bytes", [HEAD + b"a" * 3_000]),
+        ("max_head_bytes", [HEAD, *[b"x%d: %s\r\n" % (number, b"a" * 200) for number in range(12)]]),
+        ("max_head_bytes", [HEALTH, HEAD + b"x: " + b"a" * 3_000]),
+        ("max_headers", [HEAD + b"".join(b"x%d:\r\n" % number for number in range(30)) + b"\r\n"]),
+        ("request_timeout", []),
+        ("request_timeout", [b"G"]),
+        ("request_timeout", [b"\r\n"]),
+        ("request_timeout", [HEAD]),
+        ("request_timeout", [HEAD + b"content-length: 10\r\n\r\n", b"12345"]),
+        ("request_timeout", [HEAD + b"transfer-encoding: chunked\r\n\r\n", b"5\r\n123"]),
+        ("request_timeout", [HEALTH, HEAD]),
+        ("request_timeout", [HEALTH + HEAD]),
+    ],
+)
+def test_a_request_beyond_a_limit_is_told_so_and_its_connection_ends(service, counted, limit, pieces):
+    with listening(service, max_head_bytes=2_000, max_headers=20, request_timeout="300ms") as port:
+        with connected(port) as wire:
+            for piece in pieces:
+                wire.sendall(piece)
+                if piece == HEALTH:
+                    assert read(wire, 1)[0][0] == 200
+            said = ended(wire)
+        assert counted() == {limit: 1}
+        assert [status for status, _, _ in replies(port, HEALTH)] == [200]
+    status = b"408 Request Timeout" if limit == "request_timeout" else b"431 Request Header Fields Too Large"
+    last = said.rpartition(b"HTTP/1.1 ")[2]
+    assert last.startswith(status) or not said, said
+    if said:
+        assert b"connection: close" in last and json.loads(last.partition(b"\r\n\r\n")[2])["detail"][0]["type"] == limit
+
+
+def test_a_request_within_the_limits_is_served_however_slowly_its_connection_is_used(service, counted):
+    with listening(service, request_timeout="300ms") as port, connected(port) as wire:
+        for number in range(3):
+            wire.sendall(request(service, ORDER | {"order_id": f"calm-{number}"}))
+            assert read(wire, 1)[0][0] == 200
+            assert counted() == {}
+            threading.Event().wait(0.5)  # between two requests
+
+
+def test_a_client_that_takes_no_reply_is_closed(service, counted):
+    "Replies pile up in front of a client that sends request after request and reads nothing."
+    with listening(service, request_timeout="300ms") as port, connected(port) as wire:
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        wire.settimeout(0.2)
+        many = b"GET /openapi.json HTTP/1.1\r\nhost: here\r\n\r\n" * 200
+
+        def closed() -> bool:
+            try:
+                wire.send(many)
+            except TimeoutError:
+                pass
+            except OSError:
+                return True
+            return bool(counted())
+
+        until(closed, "the connection is closed")
+        until(lambda: counted() == {"reply_timeout": 1}, "it is counted")
+        assert [status for status, _, _ in replies(port, HEALTH)] == [200]
+
+
+@pytest.mark.parametrize("kind", ["silent", "idle", "slow", "unfinished body"])
+def test_connections_of_one_address_make_room_for_each_other_alone(service, counted, kind):
+    first = {"silent": b"", "idle": HEALTH, "slow": HEAD, "unfinished body": HEAD + b"content-length: 9\r\n\r\n1"}[kind]
+    with listening(service, max_connections_per_address=5) as port, connected_from(port) as ours:
+        ours.sendall(HEALTH)
+        assert read(ours, 1)[0][0] == 200
+        held = []
+        for number in range(12):
+            held.append(connected_from(port, "127.0.0.2"))
+            held[-1].sendall(first)
+            if kind == "idle":
+                assert read(held[-1], 1)[0][0] == 200
+            until(lambda: counted().get("max_connections_per_address", 0) == max(0, number - 4), "room is made")
+        for wire in held[:7]:
+            ended(wire)
+        ours.sendall(HEALTH)
+        assert read(ours, 1)[0][0] == 200  # the oldest of all, but of another address
+        with connected_from(port, "127.0.0.2") as other:
+            other.sendall(HEALTH)
+            assert read(other, 1)[0][0] == 200
+        for wire in held:
+            wire.close()
+
+
+def test_when_all_connections_are_used_up_the_address_with_most_of_them_gives_one(service, counted):
+    with listening(service, max_connections=8) as port, connected_from(port) as ours:
+        ours.sendall(HEALTH)
+        assert read(ours, 1)[0][0] == 200
+        held = []
+        for number in range(20):
+            held.append(connected_from(port, f"127.0.0.{2 + number % 2}"))
+            until(lambda: counted().get("max_connections", 0) == max(0, number - 6), "room is made")
+        ours.sendall(HEALTH)
+        assert read(ours, 1)[0][0] == 200
+        assert [status for status, _, _ in replies(port, HEALTH)] == [200]
+        for wire in held:
+            wire.close()
+
+
+def test_a_request_in_progress_keeps_its_connection(service, counted, monkeypatch):
+    "Only the new connection can go when no other is quiet."
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def unready(*_) -> list:
+        begun.set()
+        await asyncio.to_thread(go_on.wait, LONG)
+        return []
+
+    monkeypatch.setattr(service.app.state.status, "unready", unready)
+    with listening(service, max_connections=1, request_timeout="200ms") as port, connected(port) as busy:
+        busy.sendall(b"GET /readyz HTTP/1.1\r\nhost: here\r\n\r\n" + HEAD)
+        assert begun.wait(LONG)
+        with connected(port) as second:
+            assert ended(second) == b""
+        assert counted() == {"max_connections": 1}
+        threading.Event().wait(0.5)  # longer than a request may take
+        go_on.set()
+        busy.sendall(b"\r\n")
+        assert [status for status, _, _ in read(busy, 2)] == [200, 200]
+    assert counted() == {"max_connections": 1}

@@ -278,7 +278,7 @@ class ServiceSection(Section):
     max_connections_per_address: int = Field(ge=1)  # of these, from one address
     max_head_bytes: int = Field(ge=1_024)  # request line and headers
     max_headers: int = Field(ge=10)
-    request_timeout: str  # for a request to arrive in full
+    request_timeout: str  # for a request to arrive in full, and for its reply to be taken
     max_body_bytes: int = Field(ge=256)
     max_batch: int = Field(ge=1)  # orders in one POST /score/batch
     max_in_flight: int = Field(ge=1)  # orders being scored at once in a process; more are rejected with 429
