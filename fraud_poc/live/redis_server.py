@@ -227,11 +227,12 @@ class RedisServer:
 
     def stop(self) -> None:
         "Stop the server in good order and wait for its end; one that does not end is killed, or reported."
-        for command in (("SHUTDOWN",), ("SHUTDOWN", "NOW", "FORCE")):  # refused when it cannot save; then nothing helps
+        until, options = time.monotonic() + STOP_S, ()
+        while server_runs(self.folder) and time.monotonic() < until:
             with suppress(StoreDown), Client(self.url, 10) as client:
-                client.call(*command)
-            if self._ended(STOP_S / 2):
-                break
+                client.call("SHUTDOWN", *options)
+            self._ended(0.5)
+            options = "NOW", "FORCE"  # it was refused, or not there yet
         if self.process and server_runs(self.folder):
             self.process.kill()
         if self.process:
