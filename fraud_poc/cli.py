@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
@@ -28,6 +27,7 @@ from fraud_poc.command_steps import (
     replay_step,
     train_step,
 )
+from .core.logs import printable
 from fraud_poc.core.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -360,7 +360,7 @@ def answers_table(answers: list[dict]) -> Table:
         if a["known_before"]:
             why.insert(0, "decided before: this is that decision")
         sure = ("", "") if a["degraded"] else (f"{a['probability']:.2%}", f"{a['expected_loss']:,.2f}")
-        table.add_row(escape(a["id"]), f"{a['action']} ({a['band']})", *sure, escape("\n".join(why)))
+        table.add_row(printable(a["id"]), f"{a['action']} ({a['band']})", *sure, "\n".join(map(printable, why)))
     return table
 
 # %% ../nbs/94_cli.ipynb #c036
