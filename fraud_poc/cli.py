@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
@@ -21,6 +20,7 @@ from fraud_poc.command_steps import (
     describe_step,
     evaluate_step,
     features_step,
+    import_step,
     ingest_step,
     make_data_step,
     policy_step,
@@ -28,6 +28,7 @@ from fraud_poc.command_steps import (
     replay_step,
     train_step,
 )
+from .core.logs import printable
 from fraud_poc.core.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -51,9 +52,9 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
 # %% auto #0
 __all__ = ['Input', 'Labels', 'Replace', 'Until', 'app', 'show_version', 'top', 'make_data_command', 'config_command',
            'ingest_command', 'features_command', 'describe_command', 'dataset_command', 'train_command',
-           'evaluate_command', 'policy_command', 'model_page_command', 'prepare_command', 'replay_command',
-           'open_for_service', 'serve_command', 'answers_table', 'score_command', 'feed_command', 'demo_command',
-           'main']
+           'evaluate_command', 'policy_command', 'import_command', 'model_page_command', 'prepare_command',
+           'replay_command', 'open_for_service', 'serve_command', 'answers_table', 'score_command', 'feed_command',
+           'demo_command', 'main']
 
 # %% ../nbs/94_cli.ipynb #c005
 Input = Annotated[
@@ -227,6 +228,21 @@ def policy_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_js
     "What the newest accepted model does at which cost: the policy, and what it saved on the test days."
     run_step("policy", policy_step, config, overrides, as_json)
 
+# %% ../nbs/94_cli.ipynb #n001
+@app.command(
+    "import-model",
+    epilog="Examples:\n\nfraud-poc import-model /mnt/lyon/models/20250701T120000000-a3e645ba --from 'risk team, Lyon'",
+)
+def import_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model that another installation made.")],
+    source: Annotated[str, typer.Option("--from", metavar="NAME", help="Whose it is; recorded with the model.")],
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+):
+    "Check a model of another installation, say whose it is, and sign it, so that it can be served here."
+    run_step("import-model", import_step(folder, source), config, overrides, as_json)
+
 # %% ../nbs/94_cli.ipynb #c024
 @app.command(
     "model-page",
@@ -360,7 +376,7 @@ def answers_table(answers: list[dict]) -> Table:
         if a["known_before"]:
             why.insert(0, "decided before: this is that decision")
         sure = ("", "") if a["degraded"] else (f"{a['probability']:.2%}", f"{a['expected_loss']:,.2f}")
-        table.add_row(escape(a["id"]), f"{a['action']} ({a['band']})", *sure, escape("\n".join(why)))
+        table.add_row(printable(a["id"]), f"{a['action']} ({a['band']})", *sure, "\n".join(map(printable, why)))
     return table
 
 # %% ../nbs/94_cli.ipynb #c036

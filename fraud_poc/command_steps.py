@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
 
 # %% auto #0
 __all__ = ['make_data_step', 'ingest_step', 'features_step', 'describe_step', 'dataset_step', 'train_step', 'evaluate_step',
-           'policy_step', 'written_before', 'prepare_step', 'replay_step']
+           'policy_step', 'import_step', 'written_before', 'prepare_step', 'replay_step']
 
 # %% ../nbs/92_command_steps.ipynb #c006
 def make_data_step(folder: Path | None = None) -> Step:
@@ -139,6 +139,18 @@ def policy_step(settings: Settings, progress: Progress) -> dict:
         "events": found["events"],
         **in_short(found["money"]),
     }
+
+# %% ../nbs/92_command_steps.ipynb #n001
+def import_step(folder: Path, source: str) -> Step:
+    "Take over a model of another installation."
+
+    def step(settings: Settings, progress: Progress) -> dict:
+        from fraud_poc.features.table import build_table
+        from fraud_poc.model.bundle import import_bundle
+
+        return {"events": 0} | import_bundle(settings, build_table(settings), folder, source)
+
+    return step
 
 # %% ../nbs/92_command_steps.ipynb #c022
 def written_before(settings: Settings, url: str) -> int:

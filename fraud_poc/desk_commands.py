@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from .core.files import Progress
+from .core.logs import printable
 from fraud_poc.core.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -117,7 +117,7 @@ def rows_table(title: str, rows: list[dict]) -> Table:
     for name in rows[0]:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*[escape(shown(name, value)) for name, value in row.items()])
+        table.add_row(*[printable(shown(name, value)) for name, value in row.items()])
     return table
 
 # %% ../nbs/91_desk_commands.ipynb #c010

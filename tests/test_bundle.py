@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,13 +21,20 @@ from fraud_poc.core.settings import load_settings
 from fraud_poc.features.table import build_table
 from fraud_poc.model import bundle as module
 from fraud_poc.model.bundle import (
+    SECRET,
+    SIGNATURE,
+    import_bundle,
+    installation_secret,
     latest_bundle,
     list_bundles,
     load_bundle,
     model_problem,
     read_manifest_of,
+    read_signature,
     save_bundle,
     sealed,
+    sign_bundle,
+    signature,
 )
 from fraud_poc.model.evaluate import evaluate, judge
 from fraud_poc.model.policy import plain_policy
@@ -101,7 +109,14 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def copy(made, tmp_path):
-    return shutil.copytree(made[0], tmp_path / "copy")
+    return moved(made, tmp_path / "models" / "copy")
+
+
+def moved(made, to: Path) -> Path:
+    "A copy of the bundle in another folder of the same installation."
+    to.parents[1].mkdir(exist_ok=True)
+    shutil.copy(made[2].batch.folder / SECRET, to.parents[1])
+    return shutil.copytree(made[0], to)
 
 
 def reseal(folder: Path, **fields) -> None:
@@ -113,6 +128,7 @@ def reseal(folder: Path, **fields) -> None:
         if (folder / name).exists()
     }
     (folder / "manifest.json").write_bytes(sealed(old | {"files": files} | fields))
+    sign_bundle(folder)
 
 
 def edited(content: bytes, edit) -> bytes:
@@ -162,11 +178,13 @@ def test_nothing_of_this_machine_and_no_secret_is_kept(made):
 def test_the_same_model_gives_the_same_bytes_and_may_move(made, tmp_path):
     again = save(settings_in(tmp_path / "again"), evaluation=measured(made[2]), plots=made[0] / "plots")
     there = lambda folder: {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != SIGNATURE
     }
     assert there(again) == there(made[0]) and again.name == made[0].name
     assert (
-        load_bundle(shutil.copytree(again, tmp_path / "elsewhere" / "model"), made[1]).hash
+        load_bundle(shutil.copytree(tmp_path / "again", tmp_path / "moved") / "models" / again.name, made[1]).hash
         == load_bundle(made[0], made[1]).hash
     )
 
@@ -339,10 +357,12 @@ def test_numbers_that_are_none_are_refused(copy, made, value):
     )
     fields = rest | {"calibration": [0.5, number]}
     (copy / "manifest.json").write_bytes(text(fields | {"seal": hashlib.sha256(text(fields)).hexdigest()}))
+    sign_bundle(copy)
     with pytest.raises(ValueError, match="manifest.json"):
         load_bundle(copy, made[1])
     fields = rest | {"metrics": {"auc": number}}
     (copy / "manifest.json").write_bytes(text(fields | {"seal": hashlib.sha256(text(fields)).hexdigest()}))
+    sign_bundle(copy)
     with pytest.raises(ValueError, match="manifest.json was changed"):
         load_bundle(copy, made[1])
 
@@ -479,7 +499,7 @@ def test_whatever_is_written_into_a_tree_is_refused_or_harmless(made, tree, name
         ("sample.npy", np.zeros((200, 4)), "holds float64"),
         ("sample.npy", np.zeros((0, 4), np.float32), "shape"),
         ("sample.npy", np.zeros(4, np.float32), "shape"),
-        ("sample.npy", np.array([[None] * 4] * 200, object), "is no array .*allow_pickle"),
+        ("sample.npy", np.array([[None] * 4] * 200, object), "holds object of shape"),
         ("sample_scores.npy", np.zeros(199, np.float32), r"where float32 of shape \(200,\)"),
         ("sample_scores.npy", np.full(200, np.nan, np.float32), "gives 200 of 200 sample vectors another score"),
     ],
@@ -505,7 +525,7 @@ def test_several_arrays_in_place_of_one_are_refused(copy, made):
     with open(copy / "sample.npy", "wb") as handle:
         np.savez(handle, a=np.zeros(3))
     reseal(copy)
-    with pytest.raises(ValueError, match="sample.npy holds several arrays"):
+    with pytest.raises(ValueError, match="sample.npy is no array"):
         load_bundle(copy, made[1])
 
 
@@ -635,3 +655,103 @@ def test_figures_with_labels_frozen_are_kept_and_earlier_bundles_have_none(made,
             bundle.manifest.get("frozen") == (figures and figures["metrics"])
             and json.loads((bundle.folder / "evaluation.json").read_text())["frozen"] == figures
         )
+
+
+# --- whose it is --------------------------------------------------------------------------------------------------------------------------
+
+
+def resealed_only(folder: Path, **fields) -> None:
+    "Every checksum is made anew, as a stranger can, and not the signature."
+    kept = (folder / SIGNATURE).read_bytes()
+    reseal(folder, **fields)
+    (folder / SIGNATURE).write_bytes(kept)
+
+
+def signed_by(folder: Path, secret: bytes) -> None:
+    digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    (folder / SIGNATURE).write_bytes(signature(secret, digest))
+
+
+def linked(path: Path) -> None:
+    "The same content, behind a link."
+    target = path.rename(path.with_name(f"{path.name}.elsewhere"))
+    path.symlink_to(target)
+
+
+FOREIGN = {
+    "a calibration that blocks nothing": (lambda f: resealed_only(f, calibration=(1.0, -50.0)), "does not match"),
+    "no signature": (lambda f: (f / SIGNATURE).unlink(), "import-model"),
+    "a signature that is no JSON": (lambda f: (f / SIGNATURE).write_bytes(b"["), "import-model"),
+    "a signature that is a list": (lambda f: (f / SIGNATURE).write_bytes(b"[]"), "import-model"),
+    "a link as signature": (lambda f: linked(f / SIGNATURE), "import-model"),
+    "another installation": (lambda f: signed_by(f, bytes(32)), "is of installation"),
+    "our name and not our secret": (
+        lambda f: (f / SIGNATURE).write_text(json.dumps(read_signature(f) | {"mac": "0" * 64})),
+        "does not match",
+    ),
+    "whose it is said to be": (
+        lambda f: (f / SIGNATURE).write_text(json.dumps(read_signature(f) | {"imported": {"from": "us"}})),
+        "does not match",
+    ),
+    "a secret that is gone": (lambda f: (f.parents[1] / SECRET).unlink(), "and this is none"),
+    "a secret that is damaged": (lambda f: (f.parents[1] / SECRET).write_text("abc"), "64 hexadecimal digits"),
+    "a link as manifest": (lambda f: linked(f / "manifest.json"), "manifest.json is a link"),
+    "a link as folder": (linked, "copy is a link"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_bundle_that_this_installation_did_not_sign_is_not_loaded(copy, made, case):
+    damage, words = FOREIGN[case]
+    load_bundle(copy, made[1])
+    damage(copy)
+    with pytest.raises(ValueError, match=words):
+        load_bundle(copy, made[1])
+
+
+def test_the_secret_is_for_its_owner_alone_and_no_bundle_holds_it(made):
+    path = made[2].batch.folder / SECRET
+    assert path.stat().st_mode & 0o777 == 0o600
+    secret = installation_secret(made[2].batch.folder)
+    assert all(secret.hex().encode() not in one.read_bytes() for one in made[0].rglob("*") if one.is_file())
+
+
+def test_a_bundle_of_another_installation_is_imported_with_its_hash_and_whose_it_is(made, tmp_path):
+    ours, table = settings_in(tmp_path / "ours"), made[1]
+    with pytest.raises(ValueError, match="--from is empty"):
+        import_bundle(ours, table, made[0], "  ")
+    told = import_bundle(ours, table, made[0], "risk team, Lyon")
+    theirs = read_signature(made[0])["installation"]
+    assert (told["from"], told["installation"]) == ("risk team, Lyon", theirs)
+    bundle = latest_bundle(ours, table)
+    assert bundle.hash == told["hash"] == load_bundle(made[0], table).hash
+    assert read_signature(bundle.folder)["imported"] == {"from": "risk team, Lyon", "installation": theirs}
+    with pytest.raises(ValueError, match="never overwritten"):
+        import_bundle(ours, table, made[0], "risk team, Lyon")
+    (bundle.folder / SIGNATURE).unlink()  # as an earlier version saved it
+    with pytest.raises(ValueError, match="import-model"):
+        latest_bundle(ours, table)
+    assert import_bundle(ours, table, bundle.folder, "ourselves")["installation"] == "unknown"
+    assert latest_bundle(ours, table).hash == told["hash"]
+
+
+def test_a_damaged_bundle_is_not_imported(copy, made, tmp_path):
+    flip(copy / "booster.json", 500)
+    with pytest.raises(ValueError, match="booster.json has checksum"):
+        import_bundle(settings_in(tmp_path / "ours"), made[1], copy, "Lyon")
+    assert not list((tmp_path / "ours").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("shape", [(10**15, 4), (2**62, 4), (200, 4, 1), (201, 4), (199, 4), (-200, 4), (10**30, 4)])
+def test_an_array_that_claims_other_bytes_than_it_has_takes_no_memory(copy, made, shape):
+    content = (copy / "sample.npy").read_bytes()
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    (copy / "sample.npy").write_bytes(content[:8] + len(head).to_bytes(2, "little") + head + content[128:])
+    reseal(copy)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="sample.npy"):
+            load_bundle(copy, made[1])
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()

@@ -1,18 +1,28 @@
 """The command as a shell sees it: what it prints where, how it ends, and what it leaves behind."""
 
+import io
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import unicodedata
+from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import pyarrow.parquet as pq
 import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
 from support.command_line import PAYMENTS, as_json, call, options_of, payments_in
 from support.waiting import LONG, until
 
-from fraud_poc.core.terminal import parse_overrides, parse_value
+from fraud_poc.cli import answers_table
+from fraud_poc.core.logs import JsonLines, printable
+from fraud_poc.core.terminal import Screen, ending, parse_overrides, parse_value, table_of
+from fraud_poc.desk_commands import rows_table
 
 ROWS = [f"p{i},2025-03-{1 + i % 20:02} 10:00:00,ann,{10 + i}.50,{int(i % 7 == 0)}" for i in range(60)]
 
@@ -283,3 +293,55 @@ def test_ctrl_c_in_a_shell(root, tmp_path):
     said = json.loads(out)
     assert said["exit_code"] == 130 and "there is no log" in err and "Traceback" not in err
     assert not list(tmp_path.rglob("*.parquet")), "half of a sample is left"
+
+
+HOSTILE = st.text(
+    st.sampled_from("\x00\x07\x08\x0b\x1b\x7f\x85\x9b\u200b\u2028\u202e\u2066\ufeff\ud800[]/:\\")
+    | st.characters(exclude_categories=()),
+    max_size=30,
+)
+
+
+@given(HOSTILE, HOSTILE)
+def test_text_from_data_is_shown_and_never_obeyed(text, other):
+    "Every way to a terminal or a log: lines, titles, cells, answers, rows of the database, errors, JSON."
+    answer = {
+        "id": text,
+        "action": "pass",
+        "band": "low",
+        "degraded": other or "down",
+        "known_before": False,
+        "reasons": [],
+    }
+    tables = [
+        table_of(text, [text, other], [[text, other]]),
+        answers_table([answer]),
+        rows_table(text, [{"name": text, "words": [other, text], "more": {other: text}}]),
+    ]
+    screen = Screen(file=io.StringIO(), width=200, highlight=False)
+    for shown in [*tables, text]:
+        screen.print(shown)
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        with suppress(typer.Exit), ending("score", True, {}):
+            raise KeyError(text, other)
+    record = logging.makeLogRecord({"msg": text, "fields": {other: text}})
+    for found in (screen.file.getvalue(), err.getvalue(), out.getvalue(), JsonLines().format(record)):
+        assert all(one.isprintable() or one in "\n\t" or unicodedata.category(one) == "Zs" for one in found), found
+    assert json.loads(out.getvalue())["error"] == f"KeyError: {KeyError(text, other)}"
+    assert printable(printable(text)) == printable(text) and printable(text).count("\n") == 0
+
+
+def test_nothing_reaches_a_terminal_by_another_door(root):
+    raw = re.compile(r"(?<![\w.])(?:Console|print|secho|echo)\(|print_exc|sys\.std(?:out|err)\.write")
+    found = {
+        (path.stem, line.strip())
+        for path in sorted((root / "fraud_poc").rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if raw.search(line)
+    }
+    assert found == {
+        ("cli", 'print(f"fraud-poc {__version__}")'),
+        ("terminal", 'sys.stdout.write(json_line(result) + "\\n")'),
+        ("terminal", "sys.stderr.write(printable(traceback.format_exc(), lines=True))"),
+    }

@@ -367,6 +367,7 @@ def test_the_audit_on_the_command_line(people):
         "score",
         "policy",
         "model-page",
+        "import-model",
         "feed",
         "serve",
         "prepare-db",

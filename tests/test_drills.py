@@ -108,7 +108,7 @@ def test_a_server_that_cannot_start_is_told_of_and_tried_again(tmp_path, caplog)
         def failing():
             tries.append(1)
             if len(tries) < 2:
-                raise RuntimeError("no room")
+                raise StoreDown("no room")
             ensure()
 
         server.ensure = failing

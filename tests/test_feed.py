@@ -264,7 +264,7 @@ def test_a_name_is_looked_up_once_and_the_checked_address_is_used(settings):
 
     with scorer_at() as server:
         chosen = settings.model_copy(update={"feed": settings.feed.model_copy(update={"hosts": ["scorer.invalid"]})})
-        with TestClient(create_feed(chosen, resolve_host=resolve_host)) as client:
+        with TestClient(create_feed(chosen, resolve_host=resolve_host), base_url="http://localhost") as client:
             assert (
                 client.post("/register", json={"url": f"http://scorer.invalid:{server.server_address[1]}"}).status_code
                 == 200
@@ -273,9 +273,35 @@ def test_a_name_is_looked_up_once_and_the_checked_address_is_used(settings):
         assert {headers["Host"] for _, _, headers in server.got} == {f"scorer.invalid:{server.server_address[1]}"}
 
 
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        ("localhost:8100", True),
+        ("127.0.0.1:8100", True),
+        ("[::1]:8100", True),
+        ("feed.internal:8100", True),
+        ("LOCALHOST", True),
+        ("rebound.example", False),
+        ("localhost.rebound.example:8100", False),
+        ("feed.internal.rebound.example", False),
+        ("", False),
+    ],
+)
+def test_the_feed_answers_under_its_own_names_only(settings, host, answered):
+    "A page of a foreign name that leads to this machine can neither list nor register."
+    named = settings.model_copy(update={"feed": settings.feed.model_copy(update={"url": "http://feed.internal:8100"})})
+    with TestClient(create_feed(named), base_url="http://localhost") as client:
+        found = [
+            client.get("/registered", headers={"Host": host}),
+            client.post("/register", headers={"Host": host}, json={"url": "http://10.0.0.1:1", "key": "k"}),
+            client.get("/docs", headers={"Host": host}),
+        ]
+    assert [reply.status_code for reply in found] == ([200, 422, 200] if answered else [400] * 3)
+
+
 def test_redirects_are_not_followed(settings):
     with scorer_at() as other, scorer_at(lambda path, body: (307, {"Location": url_of(other) + path}, {})) as server:
-        with TestClient(create_feed(settings)) as client:
+        with TestClient(create_feed(settings), base_url="http://localhost") as client:
             client.post("/register", json={"url": url_of(server), "key": "secret"})
             until(lambda: client.get("/registered").json()[0]["state"] == "dropped", "the scorer is dropped")
             assert "redirect (307), which is not followed" in client.get("/registered").json()[0]["problem"]
@@ -498,7 +524,11 @@ def test_delivery_goes_on_after_a_broken_connection(settings):
 
 
 def test_orders_and_their_labels_reach_a_real_scorer(settings):
-    with scorer_at() as server, scorer_at() as other, TestClient(create_feed(settings)) as client:
+    with (
+        scorer_at() as server,
+        scorer_at() as other,
+        TestClient(create_feed(settings), base_url="http://localhost") as client,
+    ):
         answer = client.post("/register", json={"url": url_of(server), "key": "top-secret"})
         assert answer.status_code == 200 and answer.json()["state"] == "sending"
         until(lambda: client.get("/registered").json()[0]["labels"] >= 20, "labels arrive")
@@ -520,7 +550,12 @@ def test_orders_and_their_labels_reach_a_real_scorer(settings):
 
 
 def test_two_scorers_have_streams_of_their_own_and_one_that_is_down_holds_up_nobody(settings):
-    with scorer_at() as one, scorer_at() as two, socket.socket() as closed, TestClient(create_feed(settings)) as client:
+    with (
+        scorer_at() as one,
+        scorer_at() as two,
+        socket.socket() as closed,
+        TestClient(create_feed(settings), base_url="http://localhost") as client,
+    ):
         closed.bind(("127.0.0.1", 0))
         for address in (url_of(one), url_of(two), f"http://127.0.0.1:{closed.getsockname()[1]}"):
             client.post("/register", json={"url": address})
@@ -534,7 +569,7 @@ def test_two_scorers_have_streams_of_their_own_and_one_that_is_down_holds_up_nob
 def test_registering_again_goes_on_and_revives(settings):
     with (
         scorer_at(lambda path, body: (200, {}, {}) if keys[-1] == "good" else (401, {}, {})) as server,
-        TestClient(create_feed(settings)) as client,
+        TestClient(create_feed(settings), base_url="http://localhost") as client,
     ):
         keys = ["bad"]
         client.post("/register", json={"url": url_of(server), "key": "bad"})
@@ -552,7 +587,7 @@ def test_refusals_of_the_routes(settings):
     async def send(scorer, path, body):
         return ScorerReply(200, {}, 0.0)
 
-    with TestClient(create_feed(settings, send=send)) as client:
+    with TestClient(create_feed(settings, send=send), base_url="http://localhost") as client:
         for body in (
             {"url": "http://evil.example", "key": "secret-word"},
             {"key": "secret-word"},
@@ -583,7 +618,10 @@ def test_refusals_of_the_routes(settings):
 
 def test_the_key_is_in_no_log_and_no_repr(settings, caplog):
     caplog.set_level("DEBUG")
-    with scorer_at(lambda path, body: (500, {}, {})) as server, TestClient(create_feed(settings)) as client:
+    with (
+        scorer_at(lambda path, body: (500, {}, {})) as server,
+        TestClient(create_feed(settings), base_url="http://localhost") as client,
+    ):
         client.post("/register", json={"url": url_of(server), "key": "top-secret"})
         until(lambda: client.get("/registered").json()[0]["state"] == "waiting", "the scorer's failure is seen")
         assert "top-secret" not in repr(client.app.state.feed.scorers)

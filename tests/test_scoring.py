@@ -30,7 +30,7 @@ from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import load_settings
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import open_store
-from fraud_poc.live.store import StoreDown
+from fraud_poc.live.store import StoreDown, StoreRefuses
 from fraud_poc.service import http, scoring, workers
 from fraud_poc.service.http import create_app
 from fraud_poc.service.keys import SCOPES, fresh_key, new_key, revoke_key
@@ -487,6 +487,17 @@ def test_store_down_is_answered_and_recovers(fresh):
     )
     fresh.engine.store = small_engine(fresh.settings).store
     assert fresh.post(BODY).json()["degraded"] is None and fresh.call("GET", "/readyz").json()["ready"]
+
+
+def test_a_store_that_refuses_writes_makes_the_service_unready_with_the_reason(fresh):
+    async def refusing():
+        raise StoreRefuses("the store at 10.0.0.7:6379 refuses writes", "it is a read-only replica")
+
+    assert fresh.call("GET", "/readyz").json()["ready"]
+    fresh.engine.store.check_writes = refusing
+    ready = fresh.call("GET", "/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["reasons"] == ["the store refuses writes: it is a read-only replica"]
 
 
 def test_what_fails_inside_is_a_500_that_tells_nothing(fresh, caplog):

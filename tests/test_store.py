@@ -35,6 +35,7 @@ from fraud_poc.live.store import (
     ReadRequest,
     StoreDown,
     StoreLost,
+    StoreRefuses,
     StoreSlow,
     Write,
     WriteResult,
@@ -120,8 +121,19 @@ async def add_one(store, number: int, keys: Sequence[bytes] = (KEY,)) -> list[st
             return kinds
 
 
+@asynccontextmanager
+async def reading_store(url: str):
+    "A store of a process that only reads."
+    store = RedisStore(url, "test", 60_000, 60_000, round(1000 * LONG), writes=False)
+    try:
+        await store.connect()
+        yield store
+    finally:
+        await store.close()
+
+
 async def until_up(store) -> None:
-    await until_so(lambda: store.connection.link, "the store is connected")
+    await until_so(lambda: (link := store.connection.link) and not link.broken, "the store is connected")
 
 
 # --- one contract -----------------------------------------------------------------------------------------------------------------------
@@ -507,19 +519,85 @@ async def test_wrong_password_and_eviction_are_refused(tmp_path):
                 pass
 
 
+def cannot_save(client: Client, folder: Path) -> None:
+    "The server cannot write its snapshot, as on a full disk: a folder has its name."
+    (folder / "dump.rdb").mkdir()
+    client.call("CONFIG", "SET", "save", "3600 1")
+    client.call("BGSAVE")
+
+    def failed() -> bool:
+        return b"rdb_last_bgsave_status:err" in client.call("INFO", "persistence")
+
+    until(failed, "the snapshot fails")
+
+
+REFUSING = {  # code -> how a server comes to refuse writes, how it recovers, a word of what is said
+    "READONLY": (
+        lambda client, folder: client.call("REPLICAOF", "127.0.0.1", 1),
+        lambda client: client.call("REPLICAOF", "NO", "ONE"),
+        "set live.redis_url to the primary",
+    ),
+    "OOM": (
+        lambda client, folder: client.call("CONFIG", "SET", "maxmemory", 100_000),
+        lambda client: client.call("CONFIG", "SET", "maxmemory", 0),
+        "out of memory",
+    ),
+    "NOREPLICAS": (
+        lambda client, folder: client.call("CONFIG", "SET", "min-replicas-to-write", 1),
+        lambda client: client.call("CONFIG", "SET", "min-replicas-to-write", 0),
+        "too few replicas",
+    ),
+    "MISCONF": (cannot_save, lambda client: client.call("CONFIG", "SET", "save", ""), "free space on its disk"),
+}
+
+
+@pytest.mark.parametrize("code", REFUSING)
 @runs
-async def test_a_full_server_refuses_and_changes_nothing(tmp_path):
-    with start_redis(tmp_path) as own:
+async def test_a_server_that_refuses_writes_is_down_until_it_takes_them(tmp_path, caplog, code):
+    refuse, recover, words = REFUSING[code]
+    with start_redis(tmp_path) as own, Client(own.url) as client:
+        fill(own.url)
+        async with redis_store(own.url) as store, reading_store(own.url) as reader:
+            await add_one(store, 1)
+            await store.check_writes()
+            first = store.connection.link
+            await asyncio.to_thread(refuse, client, tmp_path)
+            with pytest.raises(StoreRefuses, match=code) as caught:  # a probe finds it before an order does
+                await store.check_writes()
+            assert words in caught.value.reason and str(store.address) not in caught.value.reason
+            for attempt in (add_one(store, 2), store.meta(), store.check_writes()):
+                with pytest.raises(StoreRefuses, match=code):
+                    await attempt
+            await asyncio.sleep(0.2)  # it tries again meanwhile
+            assert store.connection.link is None
+            with pytest.raises(StoreRefuses, match=code):
+                await add_one(reader, 3)  # who only reads is connected, and learns it at the first write
+            await until_up(reader)
+            assert await reader.log_length() == 1
+            recover(client)
+            await until_up(store)
+            assert store.connection.link is not first and await add_one(store, 2) == ["accepted"]
+            assert await store.log_length() == 2
+    told = [record.fields["reason"] for record in caplog.records if record.getMessage() == "the store refuses writes"]
+    assert told and all(code in reason for reason in told)
+
+
+@runs
+async def test_replies_in_flight_arrive_before_a_refused_connection_ends(tmp_path):
+    with start_redis(tmp_path) as own, Client(own.url) as client:
         fill(own.url)
         async with redis_store(own.url) as store:
             await add_one(store, 1)
-            with Client(own.url) as client:
-                client.call("CONFIG", "SET", "maxmemory", 100_000)
-            with pytest.raises(StoreDown, match="OOM"):
-                await add_one(store, 2)
-            with Client(own.url) as client:
-                client.call("CONFIG", "SET", "maxmemory", 0)
-            assert await store.log_length() == 1 and await add_one(store, 2) == ["accepted"]
+            client.call("REPLICAOF", "127.0.0.1", 1)
+            reads = [ReadRequest(event_key(1), []), ReadRequest(event_key(2), [])]
+            found = await asyncio.gather(
+                store.write(Write(event_key(2), b"r", [], [], [], b"e")),
+                store.read(*reads[0]),
+                store.read(*reads[1]),
+                return_exceptions=True,
+            )
+            assert isinstance(found[0], StoreRefuses)
+            assert [read.record for read in found[1:]] == [b"r1", None]
 
 
 @runs
@@ -669,9 +747,104 @@ def test_what_is_on_the_path_wins_when_it_is_new_enough(tmp_path, monkeypatch):
         redis_server.find_server()
 
 
+def program(folder: Path, name: str, says: str) -> Path:
+    "A program that says which server it is."
+    (folder / name).write_text(f"#!/bin/sh\necho {says} sha=0\n")
+    (folder / name).chmod(0o755)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("maker", "installed", "reads"),
+    [
+        ("valkey 9.1.2", "Valkey server v=9.1.9", True),
+        ("valkey 9.1.2", "Valkey server v=10.0.0", True),
+        ("valkey 9.1.2", "Valkey server v=9.0.4", False),
+        ("valkey 9.1.2", "Redis server v=9.1.2", False),
+        ("redis 7.2.4", "Valkey server v=8.0.0", False),
+        ("redis 7.2.4", "Redis server v=7.0.15", False),
+        ("redis 7.2.4", "Redis server v=8.2.0", True),
+        ("", "Redis server v=7.0.0", True),
+    ],
+)
+def test_files_of_another_server_are_refused_with_both_names(tmp_path, monkeypatch, maker, installed, reads):
+    monkeypatch.setattr(redis_server, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    found, store = program(tmp_path, "redis-server", installed), tmp_path / "store"
+    (store / "appendonlydir").mkdir(parents=True)
+    if maker:
+        brand, release = maker.encode().split()
+        head = b"HEAD0011\xfa" + bytes([len(brand) + 4]) + brand + b"-ver" + bytes([len(release)]) + release + b"\xfa"
+        (store / "appendonlydir" / "appendonly.aof.1.base.rdb").write_bytes(head + b"\nredis-bits\xc0@")
+    if reads:
+        assert redis_server.find_server(store) == str(found)
+        return
+    with pytest.raises(ValueError) as caught, start_redis(store):
+        pass
+    for word in (maker.title(), installed.replace(" server v=", " "), str(found), "prepare-db"):
+        assert word in str(caught.value)
+    assert not server_runs(store)
+
+
+def test_of_several_programs_the_one_that_reads_the_files_is_taken(tmp_path, monkeypatch):
+    with start_redis(tmp_path / "store"):
+        pass
+    maker = redis_server.maker_of(tmp_path / "store")
+    assert maker in redis_server.server_programs().values()  # what a real server wrote
+    program(tmp_path, "valkey-server", "Valkey server v=7.2.0")
+    program(tmp_path, "redis-server", "Redis server v=99.0.0")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert redis_server.server_name(redis_server.find_server(tmp_path / "store")) == maker
+
+
+def test_a_server_that_refuses_writes_is_no_wait_and_holds_no_lock(tmp_path):
+    with start_redis(tmp_path) as own, Client(own.url) as client:
+        cannot_save(client, tmp_path)
+        for _ in range(2):  # the first try holds nothing that the second one waits for
+            start = time.monotonic()
+            with pytest.raises(StoreRefuses, match="free space on its disk"), start_redis(tmp_path):
+                pass
+            assert time.monotonic() - start < redis_server.START_S / 4
+        client.call("CONFIG", "SET", "save", "")
+        with start_redis(tmp_path) as again:
+            assert again.url == own.url
+    assert not server_runs(tmp_path)
+
+
+def test_a_server_that_gives_no_answer_is_given_up_and_said_to_be_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_server, "START_S", 0.2)
+    with start_redis(tmp_path) as own:
+        os.kill(own.process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreDown, match="no answer for"), start_redis(tmp_path):
+                pass
+        finally:
+            os.kill(own.process.pid, signal.SIGCONT)
+
+
+def test_leaving_waits_for_no_lock(tmp_path):
+    with redis_server.locked(tmp_path / "other.lock"):
+        with pytest.raises(BlockingIOError), redis_server.locked(tmp_path / "other.lock", patience=0.05):
+            pass
+    with start_redis(tmp_path) as own:
+        held = redis_server.locked(tmp_path / "start.lock")  # as a process that starts a server, and hangs
+        held.__enter__()
+    assert not server_runs(tmp_path) and own.closing.is_set()
+    held.__exit__(None, None, None)
+
+
+def test_a_start_ends_when_its_process_is_stopped(tmp_path):
+    with start_redis(tmp_path) as own, redis_server.kept_running(own):
+        own._state, first = lambda: "reading its files", own.process  # for ever
+        first.kill()
+        until(lambda: own.process is not first, "it is started again, and waited for")
+        leaving = time.monotonic()
+    assert time.monotonic() - leaving < redis_server.START_S / 2
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(redis_server, "CONFIG", redis_server.CONFIG + "nonsense yes\n")
-    with pytest.raises(RuntimeError, match="nonsense"):
+    with pytest.raises(StoreDown, match="nonsense"):
         with start_redis(tmp_path):
             pass
     assert not server_runs(tmp_path)

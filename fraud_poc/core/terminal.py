@@ -21,17 +21,30 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from .files import Progress, read_json
+from .logs import json_line, printable
 
 if TYPE_CHECKING:  # settings are imported when a command reads them, so that `--help` is quick
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
 __all__ = ['STEP_UNITS', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step',
-           'NOTHING_DONE', 'parse_value', 'parse_overrides', 'command_settings', 'pace', 'shown_progress',
+           'NOTHING_DONE', 'Screen', 'parse_value', 'parse_overrides', 'command_settings', 'pace', 'shown_progress',
            'display_text', 'flattened', 'table_of', 'counted_rows', 'timed', 'complain', 'write_line',
            'complete_so_far', 'ending', 'consoles', 'run_step']
+
+# %% ../../nbs/05_terminal.ipynb #n005
+class Screen(Console):
+    "A console on which a text, wherever it comes from, is shown and never obeyed."
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"markup": False, "emoji": False, "force_jupyter": False} | options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        "The text in rich's form."
+        return super().render_str(printable(text, lines=True), **options)
 
 # %% ../../nbs/05_terminal.ipynb #c005
 def parse_value(text: str) -> Any:
@@ -98,9 +111,7 @@ def shown_progress(
             if time.monotonic() - last < every:
                 return
             last = time.monotonic()
-            console.print(
-                f"{title}: {pace(done, total, last - start, unit)}", markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(f"{title}: {pace(done, total, last - start, unit)}", highlight=False, soft_wrap=True)
 
         yield line
         return
@@ -194,19 +205,19 @@ FAILED, WRONG, STOPPED = 1, 2, 130  # exit codes; 0 = done
 
 def complain(name: str, code: int, message: str, notes: list[str], as_json: bool) -> None:
     "Report an error on standard error and, as JSON, on standard output."
-    console = Console(stderr=True, highlight=False, force_jupyter=False)
+    console = Screen(stderr=True, highlight=False)
     console.print(
         "stopped:" if code == STOPPED else "error:", style="bold yellow" if code == STOPPED else "bold red", end=" "
     )
     for text in [message, *notes]:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
     if as_json:
         write_line({"command": name, "ok": False, "exit_code": code, "error": message, "notes": notes})
 
 
 def write_line(result: dict) -> None:
     "One JSON object on standard output."
-    sys.stdout.write(json.dumps(result, default=str) + "\n")
+    sys.stdout.write(json_line(result) + "\n")
     sys.stdout.flush()
 
 # %% ../../nbs/05_terminal.ipynb #c020
@@ -244,7 +255,7 @@ def ending(name: str, as_json: bool, about: dict) -> Iterator[None]:
     except typer.Exit:
         raise
     except Exception as error:
-        traceback.print_exc()
+        sys.stderr.write(printable(traceback.format_exc(), lines=True))
         code, message, notes = (
             FAILED,
             f"{type(error).__name__}: {error}",
@@ -280,7 +291,7 @@ def consoles(as_json: bool) -> tuple[Console, Console]:
 
     def make(stderr: bool) -> Console:
         watched = os.environ.get("COLUMNS") or (sys.stderr if stderr else sys.stdout).isatty()
-        return Console(stderr=stderr, width=None if watched else 120, force_jupyter=False)
+        return Screen(stderr=stderr, width=None if watched else 120)
 
     return make(as_json), make(True)
 

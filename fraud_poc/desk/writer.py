@@ -395,7 +395,7 @@ async def write_until(
         while not stop.is_set():
             try:
                 engine = engine or await asyncio.to_thread(open_database, settings)
-                async with open_store(settings, url) as store:
+                async with open_store(settings, url, writes=False) as store:
                     checkpoint = await follow_log(store, engine, reader, stop, to_end, succeeded)
                 if to_end:
                     break

@@ -184,6 +184,6 @@ async def predict_decisions(
 ) -> list[dict[str, Any]]:  # for each event its answer and `reasons`
     "Decide events with the newest accepted model; raises `ValueError` that says what is wrong with model or store."
     engine = default_engine(settings)
-    async with open_store(settings, url) as store:
+    async with open_store(settings, url, writes=keep) as store:
         engine.store = store
         return with_reasons(engine, events, await answer_all(engine, events, keep), top)

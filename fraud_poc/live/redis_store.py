@@ -9,6 +9,7 @@ __all__ = ['AT_ONCE', 'COMMIT', 'LONGEST_PAUSE_S', 'PATIENT_S', 'MOVED', 'Names'
 # %% ../../nbs/43_redis_store.ipynb #c003
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 import hiredis
 
+from ..core.logs import log_event
 from ..core.settings import Settings, duration_ms
 from .redis_client import CONNECT_S, Address, Connection, PendingReplies, connect, error_of, parse_url
 from .redis_server import server_for
@@ -27,6 +29,7 @@ from fraud_poc.live.store import (
     Store,
     StoreDown,
     StoreLost,
+    StoreRefuses,
     StoreSlow,
     Write,
     WriteResult,
@@ -92,13 +95,19 @@ LONGEST_PAUSE_S = 1.0  # between two attempts
 class Reconnecting:
     "A connection that is replaced whenever it breaks."
 
-    def __init__(self, url: str, patience: float):  # seconds
+    def __init__(
+        self,
+        url: str,
+        patience: float,  # seconds
+        probe: tuple = (),  # a command that fails when the server refuses writes; () = it may
+    ):
         self.address = parse_url(url)
         self.patience = patience
+        self.probe = probe
         self.link: Connection | None = None
         self.script = b""  # its name on the server
         self.unacknowledged = Unacknowledged()
-        self.down = "not connected yet"  # why there is no connection
+        self.down = StoreDown("not connected yet")  # why there is no connection
         self.task = None
 
     async def connect(self) -> None:
@@ -106,13 +115,21 @@ class Reconnecting:
         try:
             await self._dial()
         except StoreDown as error:
-            self.down = str(error)
+            self._note(error)
         self.task = asyncio.create_task(self._keep())
+
+    def _note(self, error: StoreDown) -> None:
+        "Keep why there is no connection; a refusal is logged once, as the server itself seems to be well."
+        if isinstance(error, StoreRefuses) and str(error) != str(self.down):
+            log_event("the store refuses writes", logging.ERROR, "store", reason=str(error))
+        self.down = error
 
     async def _dial(self) -> None:
         link = await connect(self.address, self.patience)
         try:
             script = await link.ask(("SCRIPT", "LOAD", COMMIT), CONNECT_S)
+            if self.probe:
+                await link.ask(self.probe, CONNECT_S)
         except BaseException as error:
             link.drop()
             if isinstance(error, StoreSlow):
@@ -125,18 +142,19 @@ class Reconnecting:
         while True:
             if self.link:
                 await self.link.gone
-                self.down, self.link, pause = self.link.broken, None, 0.02
+                self._note(self.link.error())
+                self.link, pause = None, 0.02
             try:
                 await self._dial()
             except (StoreDown, ValueError) as error:
-                self.down = str(error)
+                self._note(error if isinstance(error, StoreDown) else StoreDown(str(error)))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def up(self) -> Connection:
         "The connection; `StoreDown` says why there is none."
         if self.link is None or self.link.broken:
-            raise StoreDown(self.link.broken if self.link else self.down)
+            raise self.link.error() if self.link else self.down.with_traceback(None)
         return self.link
 
     async def close(self) -> None:
@@ -146,7 +164,7 @@ class Reconnecting:
             await asyncio.wait([self.task])
         if self.link:
             self.link.drop()
-        self.link, self.down = None, "closed"
+        self.link, self.down = None, StoreDown("closed")
 
 # %% ../../nbs/43_redis_store.ipynb #c012
 class Unacknowledged:
@@ -210,9 +228,11 @@ class RedisStore(Store):
         record_ms: int,  # how long records are kept, ms
         state_ms: int,  # how long states are kept, ms
         timeout_ms: int,  # longest time for one call about an event, ms
+        writes: bool = True,  # whether a server that refuses writes counts as down; False for those who only read
     ):
-        self.connection = Reconnecting(url, timeout_ms / 1000)
         self.names = Names(domain)
+        self.probe = ("SETRANGE", self.names.root + b"probe", 0, b"")  # a write that changes nothing
+        self.connection = Reconnecting(url, timeout_ms / 1000, self.probe if writes else ())
         self.record_ms = str(record_ms)
         self.state_ms = str(state_ms)
         self.writes = secrets.randbits(64)
@@ -297,6 +317,9 @@ class RedisStore(Store):
 
     async def newest(self) -> int:
         return int(await self.call("GET", self.names.seq) or -1)
+
+    async def check_writes(self) -> None:
+        await self.connection.up().ask(self.probe, self.connection.patience)
 
     async def due(self, now: int, count: int) -> list[bytes]:
         epoch = (self.known or await self.meta()).epoch
@@ -403,15 +426,16 @@ def state_ms(settings: Settings) -> int:
 async def open_store(
     settings: Settings,  # of a domain
     url: str = "",  # "" = as the settings say, with a server of its own when they name none
+    writes: bool = True,  # as for `RedisStore`
 ) -> AsyncIterator[RedisStore]:
     "The store of a domain, connected. It may be down or empty: its calls then say so, until it is there."
     if not url:
         with server_for(settings) as own:
-            async with open_store(settings, own) as store:
+            async with open_store(settings, own, writes) as store:
                 yield store
         return
     record_ms, timeout_ms = duration_ms(settings.live.same_id_for), duration_ms(settings.live.store_timeout)
-    store = RedisStore(url, settings.domain.name, record_ms, state_ms(settings), timeout_ms)
+    store = RedisStore(url, settings.domain.name, record_ms, state_ms(settings), timeout_ms, writes)
     try:
         await store.connect()
         yield store

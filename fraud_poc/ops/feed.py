@@ -6,7 +6,7 @@
 __all__ = ['ORDERS_AT_ONCE', 'FIRST_PAUSE', 'LONGEST_PAUSE', 'GIVE_UP_AFTER', 'MAX_SCORERS', 'Send', 'check_domain',
            'live_orders', 'OrderStream', 'RegisteredScorer', 'label_of', 'post', 'send_over_http', 'next_step', 'Timer',
            'drop', 'deliver', 'send_order', 'send_label', 'feed_scorer', 'close_for_good', 'OrderFeed', 'Registration',
-           'error_response', 'add_routes', 'create_feed', 'run_feed', 'register', 'keep_registered']
+           'error_response', 'add_routes', 'own_hosts', 'create_feed', 'run_feed', 'register', 'keep_registered']
 
 # %% ../../nbs/89_feed.ipynb #c003
 import asyncio
@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -378,6 +379,12 @@ def add_routes(app: FastAPI, feed: OrderFeed) -> None:
         )
 
 # %% ../../nbs/89_feed.ipynb #c033
+def own_hosts(settings: Settings) -> list[str]:
+    "Names under which the feed answers: where it listens, this machine, and the host of `feed.url`."
+    named = urlsplit(settings.feed.url).hostname
+    return sorted({"localhost", "127.0.0.1", "[::1]", "::1", settings.feed.host, *([named] if named else [])})
+
+
 def create_feed(
     settings: Settings,
     start: str = "",  # ISO date of the first orders; "" = the day after the sample's last
@@ -392,6 +399,7 @@ def create_feed(
         await feed.stop()
 
     app = FastAPI(title="fraud_poc: feed", lifespan=lifespan)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_hosts(settings), www_redirect=False)
     app.state.feed = feed
     add_routes(app, feed)
 

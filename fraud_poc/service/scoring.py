@@ -29,7 +29,7 @@ from ..core.settings import Settings
 from ..data.log import hash_secret, read_manifest, read_part
 from ..live.decide import STORE_ERRORS, Answer, Conflict, Engine
 from ..live.labels import LabelResult, LabelWriter, read_label_change
-from ..live.store import StoreDown, StoreLost, StoreSlow
+from ..live.store import StoreDown, StoreLost, StoreRefuses, StoreSlow
 from .keys import Keys
 from .metrics import Metrics
 from fraud_poc.service.schemas import (
@@ -413,6 +413,10 @@ class Status:
                     f"the store holds feature table {found[:12]}, this process serves {ours[:12]}: "
                     "run `fraud-poc prepare-db`"
                 )
+            async with asyncio.timeout(self.patience):
+                await self.engine.store.check_writes()
+        except StoreRefuses as error:
+            reasons.append(f"the store refuses writes: {error.reason}")
         except (StoreDown, StoreSlow, TimeoutError):
             reasons.append("the store cannot be reached")
         except StoreLost:
