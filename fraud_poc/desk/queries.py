@@ -133,7 +133,7 @@ def after_cursor(filters: Filters, cursor: str) -> sa.ColumnElement:
     try:
         text, _, ident = cursor.partition("~")
         value, number = (float if filters.status == "open" else int)(text), int(ident)
-        if not math.isfinite(value) or abs(number) >= 2**63:
+        if not math.isfinite(value) or max(abs(value), abs(number)) >= 2**63:
             raise ValueError
     except (ValueError, OverflowError):
         raise ValueError("this page of the queue does not exist: begin with the first") from None

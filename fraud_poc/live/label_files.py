@@ -55,6 +55,8 @@ def json_row(line: str) -> dict | str:
         row = json.loads(line)
     except ValueError as error:
         return f"JSON is broken: {error}"
+    except RecursionError:
+        return "JSON is nested too deeply"
     return row if isinstance(row, dict) else "input should be an object with the fields of a label assertion"
 
 

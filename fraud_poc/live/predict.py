@@ -32,11 +32,14 @@ FORMATS = "give a JSON object or list, JSON Lines (one object a line), or CSV wi
 
 
 def parse_json(text: str) -> list[Any]:
-    "The values of a JSON document, or of JSON Lines."
+    "The values of a JSON document, or of JSON Lines; `ValueError` when it is neither."
     try:
-        values = json.loads(text)
-    except ValueError:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        try:
+            values = json.loads(text)
+        except ValueError:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply: write each event as an object of plain values") from None
     return values if isinstance(values, list) else [values]
 
 

@@ -210,7 +210,8 @@ def deciding_routes(models: ResponseModels) -> APIRouter:
 # %% ../../nbs/64_http.ipynb #c015
 ID = Path(
     description="the order's id; the parts of one that has several are joined by ':'",
-    json_schema_extra={"minLength": 1, "maxLength": 4 * MAX_TEXT},
+    min_length=1,
+    max_length=4 * MAX_TEXT,
 )
 
 

@@ -321,7 +321,7 @@ class ScoringService:
         if found.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise rejection(415, ["header", "Content-Type"], "content type must be application/json", "content_type")
         length = found.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > most:
+        if not length.isdigit() or len(length) > 18 or int(length) > most:
             raise long_body(most)
         return name
 
