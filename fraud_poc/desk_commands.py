@@ -28,6 +28,7 @@ from fraud_poc.core.terminal import (
     Json,
     Set,
     Step,
+    all_rejected,
     command_settings,
     consoles,
     ending,
@@ -408,6 +409,8 @@ def labels_command(
     with ending("labels", as_json, about):
         about["settings"] = settings = command_settings(config, overrides)
         result = timed("labels", lambda progress: labels_step(path, err, rejected)(settings, progress), err)
+        if nothing := all_rejected("labels", result):
+            err.print(f"error: {nothing}", markup=False, highlight=False, soft_wrap=True)
         out.print(
             table_of(f"labels: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])
         )

@@ -492,7 +492,7 @@ def test_truncated_and_empty_files(make, tmp_path):
         ("damaged.parquet", damaged, "damaged.parquet is not a whole Parquet file"),
         ("none.parquet", b"", "none.parquet is not a whole Parquet file"),
         ("cut.csv.gz", packed[:-200], "cut.csv.gz is not a whole CSV file"),
-        ("no.csv.gz", b"id,at\n", "no.csv.gz is not a whole CSV file"),
+        ("no.csv.gz", b"\x1f\x8bid,at\n", "no.csv.gz is not a whole CSV file"),
         ("none.csv", b"", "none.csv is empty"),
         ("none.csv.gz", gzip.compress(b""), "none.csv.gz is empty"),
     ]:

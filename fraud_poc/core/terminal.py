@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
 __all__ = ['STEP_UNITS', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step',
            'NOTHING_DONE', 'Screen', 'parse_value', 'parse_overrides', 'command_settings', 'pace', 'shown_progress',
            'display_text', 'flattened', 'table_of', 'counted_rows', 'timed', 'complain', 'write_line',
-           'complete_so_far', 'ending', 'consoles', 'run_step']
+           'complete_so_far', 'ending', 'all_rejected', 'consoles', 'run_step']
 
 # %% ../../nbs/05_terminal.ipynb #n005
 class Screen(Console):
@@ -286,6 +286,22 @@ NOTHING_DONE = {
 }  # what a summary without this item means
 
 
+def all_rejected(name: str, result: dict) -> str:
+    "What to say first of a step of whose input nothing was taken; empty where something was."
+    found = [f"every row of {display_text(path)} was rejected" for path in result.get("files_rejected", [])]
+    if name == "ingest" and 0 < result["labels_read"] <= result["labels_rejected"] and not found:
+        found = [f"all {result['labels_read']:,} labels were rejected"]
+    if name == "labels" and 0 < result["rows"] == result["rejected"]:
+        found = [f"all {result['rows']:,} rows were rejected"]
+    if not found:
+        return ""
+    reasons = result.get("rejected") if isinstance(result.get("rejected"), dict) else result.get("reasons", {})
+    why = ", ".join(f"{rows:,} x {reason}" for reason, rows in sorted(reasons.items(), key=lambda item: -item[1])[:3])
+    return f"{'; '.join(found)} ({why})" + (
+        f"; the rows are in {display_text(place)}" if (place := result.get("rejects")) else ""
+    )
+
+
 def consoles(as_json: bool) -> tuple[Console, Console]:
     "Where results and where progress are shown; text that is not shown on a terminal is not cut to 80 columns."
 
@@ -308,11 +324,15 @@ def run_step(
     with ending(name, as_json, about):
         about["settings"] = settings = command_settings(config, overrides)
         result = timed(name, lambda progress: step(settings, progress), err)
+        if nothing := all_rejected(name, result):
+            err.print(f"error: {nothing}", markup=False, highlight=False, soft_wrap=True)
         out.print(
             table_of(f"{name}: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])
         )
         if name in NOTHING_DONE and not result[NOTHING_DONE[name][0]]:
             out.print(NOTHING_DONE[name][1])
         if as_json:
-            write_line({"command": name, "ok": True, **result})
+            write_line({"command": name, "ok": not nothing, **result})
+        if nothing:
+            raise typer.Exit(FAILED)
     return result

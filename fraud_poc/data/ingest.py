@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COARSE', 'UNLISTED_SHOWN', 'scan', 'row_counts', 'match_log', 'run_tasks', 'drop_outliers', 'reject_outliers',
            'read_span', 'write_month', 'gather_sources', 'opened_log', 'pieces_for', 'scan_all', 'settle_all',
-           'unlisted', 'missing_words_found', 'note_of', 'ingest_summary', 'write_rejects', 'commit', 'ingest']
+           'unlisted', 'missing_words_found', 'note_of', 'rejected_files', 'ingest_summary', 'write_rejects', 'commit',
+           'ingest']
 
 # %% ../../nbs/14_ingest.ipynb #c003
 import os
@@ -110,6 +111,9 @@ def scan(
             if coarse:
                 seen[key >> np.uint64(64 - COARSE)] = True
             counts.update(checked.counts + more + row_counts(len(table) + len(lines), len(key), len(rejected), labels))
+            counts.update(
+                {("read", task.source.number): len(table) + len(lines), ("kept", task.source.number): len(key)}
+            )
     return {"counts": counts, "seen": np.packbits(seen), "days": days}
 
 
@@ -342,6 +346,11 @@ def note_of(counts: Counter, settings: Settings) -> str:
     return "; ".join(notes)
 
 
+def rejected_files(sources: list[Source], counts: Counter) -> list[str]:
+    "Files that have rows, all of which were rejected as they were read."
+    return [source.path for source in sources if counts["read", source.number] and not counts["kept", source.number]]
+
+
 def ingest_summary(counts: Counter, settings: Settings, parts: list[dict], next_seq: int) -> dict:
     "Counts of an ingest. rows_read = events + repeats + events_rejected; labels_read + labels_waited = the six kinds of labels below them."
     rejected = counts["label_rows_rejected"]
@@ -460,4 +469,6 @@ def ingest(
 
         written = run_tasks(write_month, [(month, settings, log) for month in months], settings, done)
         parts = [part for found in written for part in found]
-        return commit(settings, manifest, parts, ingest_summary(counts, settings, parts, next_seq), sources, replace)
+        summary = ingest_summary(counts, settings, parts, next_seq)
+        summary = commit(settings, manifest, parts, summary, sources, replace)
+        return summary | {"files_rejected": rejected_files(sources, counts)}

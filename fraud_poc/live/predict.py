@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +21,7 @@ import numpy as np
 from ..core.reading import Event, EventError, EventReader
 from ..core.settings import Settings
 from ..data.log import hash_secret
+from ..data.readers import open_bytes, reading_text
 from .decide import Answer, Conflict, Engine, default_engine
 from .redis_store import open_store
 from .store import MicroBatch, ReadRequest, Write, WriteResult
@@ -63,12 +63,13 @@ def read_raw_events(
     reader: EventReader,
 ) -> list[dict[str, Any]]:
     "Events of a file, as given; raises `ValueError` that says what is wrong with it."
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
     where = "standard input" if path == "-" else path
+    with reading_text(where):
+        text = sys.stdin.read() if path == "-" else open_bytes(path).read().decode("utf-8-sig")
     numbers = {field.name for field in reader.fields if field.part in ("amount", "number")}
     try:
         events = parse_json(text) if text.lstrip()[:1] in ("{", "[") else parse_csv(text, numbers)
-    except ValueError as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"{where} cannot be read ({error}): {FORMATS}") from None
     if not events:
         raise ValueError(f"{where} holds no orders: {FORMATS}")
