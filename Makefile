@@ -22,7 +22,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13; do \
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
-demo: $(VENV)/.ready ## the main job: sample data, ingest, features and a report, end to end
+demo: $(VENV)/.ready ## from generated orders to live decisions; a second time in seconds, ARGS=--fresh anew
 	$(IN_VENV) fraud-poc demo $(ARGS)
 
 test: $(VENV)/.ready ## everything: house rules, notebooks, unit and property tests

@@ -56,6 +56,7 @@ def with_desk(app: FastAPI, database: sa.Engine) -> FastAPI:
     app.mount("/desk", desk_of(app.state.service, database))
 
     @app.get("/", include_in_schema=False)
+    @app.get("/desk", include_in_schema=False)
     async def home() -> RedirectResponse:
         return RedirectResponse("/desk/")
 

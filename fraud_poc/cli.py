@@ -449,7 +449,7 @@ def feed_command(
 # %% ../nbs/94_cli.ipynb #c042
 @app.command(
     "demo",
-    epilog="Examples:\n\nfraud-poc demo\n\nfraud-poc demo --set sample.orders=50000"
+    epilog="Examples:\n\nfraud-poc demo\n\nfraud-poc demo --fresh --set sample.orders=50000"
     "\n\nfraud-poc demo --config config/cards.toml --input transactions.parquet",
 )
 def demo_command(
@@ -458,34 +458,44 @@ def demo_command(
     as_json: Json = False,
     place: Input = None,
     labels: Labels = None,
+    end: Annotated[
+        str, typer.Option(metavar="DATE", help="When the generated orders end, UTC; default: in this hour.")
+    ] = "",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Make everything anew, also where an earlier demo did.")
+    ] = False,
     stay: Annotated[
         bool | None,
         typer.Option("--stay/--no-stay", help="Keep serving until Ctrl-C; the default where a person watches."),
     ] = None,
 ):
-    "From raw orders to live decisions: all steps on sample data, or on a file of yours, in a folder demo under batch.folder."
+    "From raw orders to live decisions, in a folder demo under batch.folder: all steps on sample data, or on a file of yours. A second run starts what is there."
     about, (out, err) = {}, consoles(as_json)
     with ending("demo", as_json, about):
-        from fraud_poc.demo import demo_service, demo_settings, demo_steps, run_demo, show_demo
+        from fraud_poc.demo import demo_request, demo_service, demo_settings, made_demo
 
-        about["settings"] = settings = demo_settings(command_settings(config, overrides))
-        start = time.monotonic()
-        results = run_demo(settings, demo_steps(settings, place, labels), err)
-        show_demo(results, out)
+        domain = command_settings(config, overrides)
+        about["settings"] = settings = demo_settings(domain, end)
+        start, asked = time.monotonic(), demo_request(domain, place, labels, end)
+        made, why_not = made_demo(settings, asked, place, labels, fresh, out, err)
         watched = sys.stdout.isatty() and not as_json if stay is None else stay
-        live = demo_service(settings, results, watched, out, err) if "prepare-db" in results else {}
+        live = {} if why_not else demo_service(settings, made, watched, out, err)
         if as_json:
             write_line(
                 {
                     "command": "demo",
-                    "ok": True,
+                    "ok": not why_not,
                     "seconds": round(time.monotonic() - start, 3),
                     "folder": str(settings.batch.folder),
-                    "story": results["describe"]["story"],
-                    "steps": results,
+                    "story": made["steps"]["describe"]["story"],
+                    "steps": made["steps"],
                     "live": live,
                 }
+                | ({"exit_code": FAILED, "error": why_not} if why_not else {})
             )
+        if why_not:
+            err.print(why_not, markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(FAILED)
 
 # %% ../nbs/94_cli.ipynb #c043
 def main() -> None:

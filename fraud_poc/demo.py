@@ -5,13 +5,15 @@
 # %% ../nbs/93_demo.ipynb #c003
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -27,7 +29,7 @@ from fraud_poc.command_steps import (
     prepare_step,
     train_step,
 )
-from .core.files import Progress, read_json
+from .core.files import Progress, read_json, write_aside, write_json
 from .core.terminal import Step, flattened, table_of, timed
 from .desk_commands import operator
 
@@ -35,13 +37,36 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['LIVE_SHARE', 'MODEL_STEPS', 'LIVE_ORDERS', 'SHOWN_FRAUDS', 'demo_settings', 'live_from', 'demo_steps', 'run_demo',
-           'story_table', 'show_demo', 'serve_child', 'running_service', 'effective_labels', 'score_live', 'live_table',
-           'try_it', 'demo_service']
+__all__ = ['LIVE_SHARE', 'MODEL_STEPS', 'RECORD', 'LIVE_ORDERS', 'SHOWN_FRAUDS', 'sample_start', 'demo_settings', 'live_from',
+           'demo_steps', 'run_demo', 'demo_request', 'save_record', 'made_before', 'story_table', 'show_demo',
+           'serve_child', 'running_service', 'effective_labels', 'sample_outcomes', 'live_money', 'seconds_of',
+           'live_summary', 'score_live', 'live_table', 'live_words', 'try_it', 'wait_for_stop', 'ways_in',
+           'demo_service', 'made_demo']
 
 # %% ../nbs/93_demo.ipynb #c005
-def demo_settings(settings: Settings) -> Settings:
-    "The same settings with a folder, a store and a database for the demo alone, small parts, and any free port."
+def sample_start(
+    days: int,
+    end: str,  # ISO date, or date and hour, UTC; "" = the hour that has begun
+) -> str:
+    "The first moment of a sample that ends at a moment. Raises `ValueError` when that is none, or lies in the future."
+    from fraud_poc.core.events import system_clock
+
+    now = datetime.fromtimestamp(system_clock() / 1000, UTC)
+    try:
+        last = datetime.fromisoformat(end or f"{now:%Y-%m-%dT%H}")
+    except ValueError:
+        raise ValueError(
+            f"--end {end!r} is no date: write one as in 2025-06-30, or with an hour, 2025-06-30T14"
+        ) from None
+    last = last.replace(tzinfo=UTC) if last.tzinfo is None else last.astimezone(UTC)
+    if last > now:
+        raise ValueError(f"--end {end!r} lies in the future: orders that have not happened are rejected")
+    return f"{last - timedelta(days=days):%Y-%m-%dT%H}"
+
+
+def demo_settings(settings: Settings, end: str = "") -> Settings:
+    "The same settings with a folder, a store and a database for the demo alone, small parts, any free port, and a sample that ends now."
+    sample = settings.sample and settings.sample.model_copy(update={"start": sample_start(settings.sample.days, end)})
     batch = settings.batch.model_copy(
         update={"folder": settings.batch.folder / "demo", "part_rows": min(settings.batch.part_rows, 20_000)}
     )
@@ -49,7 +74,7 @@ def demo_settings(settings: Settings) -> Settings:
     database, feed = settings.database.model_copy(update={"url": ""}), settings.feed.model_copy(update={"url": ""})
     service = settings.service.model_copy(update={"port": 0})
     return settings.model_copy(
-        update={"batch": batch, "live": own, "service": service, "database": database, "feed": feed}
+        update={"batch": batch, "live": own, "service": service, "database": database, "feed": feed, "sample": sample}
     )
 
 # %% ../nbs/93_demo.ipynb #c008
@@ -92,8 +117,10 @@ def demo_steps(settings: Settings, place: str | None, labels: str | None) -> dic
 MODEL_STEPS = ("dataset", "train", "evaluate")
 
 
-def run_demo(settings: Settings, steps: dict[str, Step], err: Console) -> dict[str, dict]:
-    "Run steps in turn; those of the model end where the data gives none, with the reason."
+def run_demo(
+    settings: Settings, steps: dict[str, Step], err: Console
+) -> tuple[dict[str, dict], str]:  # results by step; why there is no service, "" = nothing is in its way
+    "Run steps in turn, up to the first that leaves no model to serve."
     results = {}
     for name, step in steps.items():
         try:
@@ -101,16 +128,50 @@ def run_demo(settings: Settings, steps: dict[str, Step], err: Console) -> dict[s
         except ValueError as error:
             if name not in MODEL_STEPS:
                 raise
-            err.print(
-                f"there is no model of this data, and so no service: {error}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-            break
+            return results, f"there is no model of this data, and so no service: {error}"
         if name == "evaluate" and results[name]["acceptance"] != "accepted":
-            break
-    return results
+            return results, f"the model was rejected, and so it is not served: {'; '.join(results[name]['reasons'])}"
+    return results, ""
+
+# %% ../nbs/93_demo.ipynb #n002
+RECORD = "demo.json"  # in the demo's folder
+
+
+def demo_request(
+    settings: Settings,  # of the domain
+    place: str | None,
+    labels: str | None,
+    end: str,
+) -> str:
+    "A hash of what a demo is asked: settings that shape its results, its files as they are now, its end."
+    files = [path for path in (Path(place or ""), Path(labels or "")) if path.is_file()]
+    seen = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    shaping = settings.model_dump(mode="json", exclude={"service", "desk", "database", "feed"})
+    return hashlib.sha256(json.dumps([shaping, place, labels, end, seen]).encode()).hexdigest()
+
+
+def save_record(settings: Settings, made: dict) -> None:
+    "Keep what a demo made; steps stay in their order."
+    with write_aside(settings.batch.folder / RECORD) as aside:
+        aside.write_text(json.dumps(made, default=str), encoding="utf-8")
+
+
+def made_before(settings: Settings, asked: str) -> tuple[dict | None, str]:  # record; else why there is none
+    "What an earlier demo made, where it was asked the same and its model can be served."
+    from fraud_poc.features.table import build_table
+    from fraud_poc.model.bundle import latest_bundle
+
+    path = settings.batch.folder / RECORD
+    if not path.exists():
+        return None, ""
+    made = read_json(path)
+    if made["asked"] != asked:
+        return None, f"the demo in {settings.batch.folder} was made with other settings or files: it is made anew"
+    try:
+        latest_bundle(settings, build_table(settings))
+    except ValueError as error:
+        return None, f"the demo in {settings.batch.folder} is made anew: {error}"
+    return made, ""
 
 # %% ../nbs/93_demo.ipynb #c015
 def story_table(story: list[dict], entity: str) -> Table:
@@ -202,32 +263,110 @@ def effective_labels(settings: Settings) -> dict[int, int]:
         known |= dict(zip(labels["id_key"].to_pylist(), labels["label"].to_pylist()))
     return known
 
+# %% ../nbs/93_demo.ipynb #n010
+def sample_outcomes(settings: Settings, since: str) -> dict[str, int]:
+    "Whether generated orders are fraud (1 or 0), by id, for all months that a moment (ISO) or a later one lies in."
+    from fraud_poc.data.sample import batch_tables
+    from fraud_poc.data.shop import BATCH_DAYS, period, slices_of
+
+    start, found = period(settings.sample)[0] / 1000, {}
+    first = int((datetime.fromisoformat(since).replace(tzinfo=UTC).timestamp() - start) // (BATCH_DAYS * 86_400))
+    for batch in range(max(first, 0), slices_of(settings.sample)[-1].batch + 1):
+        for table, _, orders in batch_tables(settings.sample, batch):
+            found |= dict(zip(table["order_id"].to_pylist(), orders["fraud"].astype(int).tolist()))
+    return found
+
 # %% ../nbs/93_demo.ipynb #c023
 LIVE_ORDERS = 10_000  # sent at most
 
 
-def score_live(settings: Settings, address: str, key: str, after: int, progress: Progress) -> dict:
-    "Send the orders behind some parts of the log to a service; the frauds among them, and how often the others were stopped."
+def live_money(
+    settings: Settings,
+    sent: list[dict],  # order, answer and label (1, 0, -1 = not known) of each
+) -> dict[str, float]:  # major units
+    "What rules cost on orders, by their labels; an order without a label counts as legitimate. Degraded answers are left out."
+    import numpy as np
+
+    from fraud_poc.features.table import build_table
+    from fraud_poc.model.bundle import latest_bundle
+    from fraud_poc.model.policy import expected_costs
+    from fraud_poc.model.simulation import realised_costs, simulate
+
+    policy, columns = latest_bundle(settings, build_table(settings)).policy, settings.columns
+    sent = [one for one in sent if one["answer"]["probability"] is not None]
+    probabilities = np.array([one["answer"]["probability"] for one in sent])
+    amounts = np.array([round(one["order"][columns.amount] * 10**columns.decimals) for one in sent], np.int64)
+    fraud = np.array([one["label"] == 1 for one in sent], bool)
+    days = np.array([int(seconds_of(settings, one["order"]) // 86_400) for one in sent])
+    passed, _, blocked = expected_costs(policy, fraud, amounts)
+    simulated = simulate(policy, probabilities, amounts, days, np.ones(len(sent)))
+    costs = {
+        "policy": realised_costs(policy, simulated, fraud, amounts),
+        "pass": passed,
+        "fixed": np.where(probabilities >= 0.5, blocked, passed),
+    }
+    return {name: round(float(cost.sum()), 2) for name, cost in costs.items()}
+
+
+def seconds_of(settings: Settings, order: dict) -> float:
+    "When an order happened, seconds since 1970."
+    value, columns = order[settings.columns.time], settings.columns
+    if columns.time_format == "iso":
+        return datetime.fromisoformat(value).timestamp()
+    return value / 1000 if columns.time_format == "epoch_ms" else value
+
+# %% ../nbs/93_demo.ipynb #n004
+def live_summary(settings: Settings, sent: list[dict]) -> dict:
+    "Counts, amounts and money of orders with their answers and labels, and one order to try for each action."
+    amount, columns = settings.columns.amount, settings.columns
+    frauds = [one for one in sent if one["label"] == 1]
+    others = [one for one in sent if one["label"] != 1]
+    caught = lambda one: one["answer"]["action"] != "pass"
+    newest = {one["answer"]["action"]: one["order"] for one in sent}
+    named = lambda number: {columns.id[0]: f"try-{number}"} if len(columns.id) == 1 else {}
+    times = [seconds_of(settings, one["order"]) for one in sent]
+    return {
+        "events": len(sent),
+        "days": round((max(times) - min(times)) / 86_400, 1),
+        "frauds": [{"order": one["order"], "answer": one["answer"], "caught": caught(one)} for one in frauds],
+        "caught": sum(map(caught, frauds)),
+        "fraud_amount": round(sum(one["order"][amount] for one in frauds), 2),
+        "fraud_amount_caught": round(sum(one["order"][amount] for one in frauds if caught(one)), 2),
+        "others": len(others),
+        "others_reviewed": sum(one["answer"]["action"] == "review" for one in others),
+        "others_blocked": sum(one["answer"]["action"] == "block" for one in others),
+        "not_labelled": sum(one["known"] == -1 for one in sent),
+        "money": live_money(settings, sent),
+        "try": [order | named(number + 1) for number, order in enumerate(newest.values())],
+    }
+
+
+def score_live(
+    settings: Settings,
+    address: str,
+    key: str,
+    after: int,  # parts of the log that are history
+    generated: bool,  # the generator knows how orders end
+    progress: Progress,
+) -> dict:
+    "Send the orders behind some parts of the log to a service; see `live_summary`. Raises `ValueError` when there are none."
     from fraud_poc.ops.replay import ServiceClient, raw_orders
 
-    client, labels, frauds, stopped, times = ServiceClient(address, key), effective_labels(settings), [], 0, []
+    client, labels, sent, times = ServiceClient(address, key), effective_labels(settings), [], []
+    ends, name = sample_outcomes(settings, live_from(settings)) if generated else {}, settings.columns.id[0]
     for number, (id_key, order) in enumerate(islice(raw_orders(settings, after), LIVE_ORDERS)):
         start = time.perf_counter()
         answer = client.score(order)
         times.append(time.perf_counter() - start)
-        caught = answer["action"] != "pass"
         shown = {name: answer[name] for name in ("score", "probability", "expected_loss", "action")}
-        if labels.get(id_key) == 1:
-            frauds.append({"order": order, "answer": shown, "caught": caught})
-        else:
-            stopped += caught
+        known = labels.get(id_key, -1)
+        label = ends[order[name]] if generated else known
+        sent.append({"order": order, "answer": shown, "label": label, "known": known})
         progress(number + 1, 0)
-    return {
-        "events": len(times),
-        "frauds": frauds,
-        "caught": sum(f["caught"] for f in frauds),
-        "others_stopped": stopped,
-        "last_order": order,
+    if not sent:
+        raise ValueError("the log has no orders that the features step left for the service: name a longer file")
+    return live_summary(settings, sent) | {
+        "generated": generated,
         "median_ms": round(1000 * sorted(times)[len(times) // 2], 2),
     }
 
@@ -243,47 +382,125 @@ def live_table(settings: Settings, live: dict) -> Table:
             [
                 str(order[columns.time])[:19].replace("T", " "),
                 f"{order[columns.amount]:,.2f}",
-                f"{answer['score']:.4f}",
-                f"{answer['probability']:.1%}",
-                f"{answer['expected_loss']:,.2f}",
+                *(
+                    ("", "", "")
+                    if answer["probability"] is None
+                    else (f"{answer['score']:.4f}", f"{answer['probability']:.1%}", f"{answer['expected_loss']:,.2f}")
+                ),
                 answer["action"],
                 "caught" if caught else "missed",
             ]
         )
-    title = (
-        f"{live['caught']} of {len(live['frauds'])} frauds among {live['events']:,} live orders were caught (blocked or sent to review); "
-        f"{live['others_stopped']:,} others were stopped as well; median answer {live['median_ms']} ms"
-        + (f"; the first {SHOWN_FRAUDS}" if len(live["frauds"]) > SHOWN_FRAUDS else "")
+    title = f"The frauds among {live['events']:,} live orders" + (
+        f": the first {SHOWN_FRAUDS} of {len(live['frauds'])}" if len(live["frauds"]) > SHOWN_FRAUDS else ""
     )
     return table_of(title, ["time", "amount", "score", "probability", "expected loss", "action", "outcome"], rows)
 
+# %% ../nbs/93_demo.ipynb #n006
+def live_words(settings: Settings, results: dict, live: dict) -> list[str]:
+    "What the service did with the live orders, in sentences: money, the defrauded amount, the customers who were disturbed; and why it differs."
+    money = lambda value: f"{value:,.0f} {settings.domain.currency}".strip()
+    share = lambda part, whole: f" ({part / whole:.1%})" if whole else ""
+    cost, found, disturbed = live["money"], results["evaluate"], live["others_reviewed"] + live["others_blocked"]
+    saved = cost["pass"] - cost["policy"]
+    unknown = (
+        "here they count as the generator made them"
+        if live["generated"]
+        else "they count as legitimate here, so the true saving is higher"
+    )
+    lines = [
+        f"The policy {'saved' if saved >= 0 else 'lost'} {money(abs(saved))} on the newest {live['events']:,} orders: they cost {money(cost['policy'])}; "
+        f"letting all pass would have cost {money(cost['pass'])}, and blocking from a probability of 0.5 {money(cost['fixed'])}.",
+        f"Stopped (blocked or sent to review): {money(live['fraud_amount_caught'])} of {money(live['fraud_amount'])} defrauded"
+        f"{share(live['fraud_amount_caught'], live['fraud_amount'])}, {live['caught']:,} of {len(live['frauds']):,} frauds.",
+        f"Disturbed: {disturbed:,} of {live['others']:,} other orders{share(disturbed, live['others'])}; {live['others_reviewed']:,} waited for a "
+        f"review, {live['others_blocked']:,} were blocked.",
+        f"Why this differs from the test days: these are the newest {live['days']:g} days, few and later than all that the model learned from, and single large "
+        f"frauds weigh much. {live['not_labelled']:,} of the orders have no label yet, since fraud is reported weeks later: {unknown}.",
+    ]
+    if saved_a_day := found.get("saved_a_day"):
+        lines[-1] += (
+            f" On the test days, whose labels have arrived, the policy saved {money(saved_a_day['pass'])} a day against letting all pass."
+        )
+    return lines
+
 # %% ../nbs/93_demo.ipynb #c026
-def try_it(settings: Settings, address: str, key: str, order: dict) -> str:
-    "A line for a shell that scores an order like the last one."
-    order = order | ({settings.columns.id[0]: "try-1"} if len(settings.columns.id) == 1 else {})
+def try_it(address: str, key: str, order: dict) -> str:
+    "A line for a shell that scores an order."
     return f"curl -s {address}/score -H 'X-API-Key: {key}' -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(order))}"
 
 # %% ../nbs/93_demo.ipynb #c029
-def demo_service(settings: Settings, results: dict, stay: bool, out: Console, err: Console) -> dict:
-    "Serve the demo's model, score the live orders, show them; with `stay`, go on until Ctrl-C."
+def wait_for_stop(process: Any, out: Console) -> None:
+    "Wait for Ctrl-C; `OSError` when the service ends before."
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        out.print("\nThe demo has stopped; the same command starts it again in seconds.", highlight=False)
+    else:
+        raise OSError(f"the service ended by itself, with code {process.exitcode}: look at its log lines above")
+
+
+def ways_in(settings: Settings, address: str, line: str, password: str) -> list[str]:
+    "What to try next: addresses and commands, to be copied."
+    folder = settings.batch.folder
+    return [
+        f"Desk: {address}/desk, account demo, password {password}",
+        f"API:  {address}/docs",
+        f"Score an order:\n{line}",
+        f"Score orders of a file:\nfraud-poc score {shlex.quote(str(folder / 'orders.json'))} --set batch.folder={shlex.quote(str(folder))}",
+    ]
+
+
+def demo_service(settings: Settings, made: dict, stay: bool, out: Console, err: Console) -> dict:
+    "Serve the demo's model, score the live orders unless an earlier run did, show them; with `stay`, go on until Ctrl-C."
     from fraud_poc.desk.accounts import fresh_account
     from fraud_poc.live.redis_server import server_for
     from fraud_poc.service.keys import fresh_key
 
-    key, password = (
-        fresh_key(settings, "demo", who=str(operator())),
-        fresh_account(settings, "demo", "admin", str(operator())),
-    )
-    after = results["features"]["parts"]
+    key = fresh_key(settings, "demo", who=str(operator()))
+    password = fresh_account(settings, "demo", "admin", str(operator()))
+    results = made["steps"]
     with server_for(settings) as url, running_service(settings, url) as (address, process):
-        live = timed("live orders", lambda progress: score_live(settings, address, key, after, progress), err)
+        if not made["live"]:
+            after = results["features"]["parts"]
+            generated = "make-data" in results
+            send = lambda progress: score_live(settings, address, key, after, generated, progress)
+            made["live"] = timed("live orders", send, err)
+            write_json(settings.batch.folder / "orders.json", made["live"]["try"])
+            save_record(settings, made)
+        live = made["live"]
+        line = try_it(address, key, live["try"][0])
+        for text in live_words(settings, results, live):
+            out.print(text, markup=False, highlight=False, soft_wrap=True)
         out.print(live_table(settings, live))
-        line = try_it(settings, address, key, live["last_order"])
-        out.print(f"\nTry it: the documents are at {address}/docs, and this scores an order:\n", highlight=False)
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-        desk = f"The desk, with the orders to look at: {address}/desk, account demo, password {password}"
-        out.print(f"\n{desk}", markup=False, highlight=False, soft_wrap=True)
+        for text in ways_in(settings, address, line, password):
+            out.print(text, markup=False, highlight=False, soft_wrap=True)
         if stay:
             out.print("\nThe service runs until Ctrl-C.", highlight=False)
-            process.join()
-    return live | {"try": line}
+            wait_for_stop(process, out)
+    return live | {"line": line}
+
+# %% ../nbs/93_demo.ipynb #n008
+def made_demo(
+    settings: Settings,  # of the demo
+    asked: str,  # by `demo_request`
+    place: str | None,
+    labels: str | None,
+    fresh: bool,  # also where an earlier demo was asked the same
+    out: Console,
+    err: Console,
+) -> tuple[dict, str]:  # record; why there is no service, "" = nothing is in its way
+    "What an earlier demo made; else run all steps and show what they made."
+    found, why = (None, "") if fresh else made_before(settings, asked)
+    say = lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True)
+    if found:
+        say(f"The demo in {settings.batch.folder} is made already: its service starts. --fresh makes it anew.")
+        return found, ""
+    if why:
+        say(why)
+    steps = demo_steps(settings, place, labels)
+    say(f"From raw files to live decisions, in {settings.batch.folder}:\n{' → '.join(steps)} → live orders → desk")
+    (settings.batch.folder / RECORD).unlink(missing_ok=True)  # a run that is stopped leaves nothing to start again
+    results, why_not = run_demo(settings, steps, err)
+    show_demo(results, out)
+    return {"asked": asked, "steps": results, "live": {}}, why_not

@@ -105,6 +105,7 @@ OPEN = [
     "/docs/oauth2-redirect",
     "/redoc",  # of the service; documents say what is asked for, not what is held
     "GET /",
+    "GET /desk",
     "GET /desk/login",
     "POST /desk/login",
     "GET /desk/static/*",

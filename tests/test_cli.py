@@ -125,7 +125,10 @@ def test_replaced_log_wants_replaced_features(payments, tmp_path):
 def test_demo_on_a_file_leaves_the_log_alone(payments, tmp_path):
     as_json("ingest", *payments, "--input", csv(tmp_path, *ROWS))
     before = (tmp_path / "out" / "log" / "manifest.json").read_bytes()
-    said = as_json("demo", *payments, "--input", csv(tmp_path, *ROWS, "z,2025-04-01,bob,1,0", name="other.csv"))
+    done = call("demo", *payments, "--input", csv(tmp_path, *ROWS, "z,2025-04-01,bob,1,0", name="other.csv"), "--json")
+    said = json.loads(done.stdout)
+    assert done.exit_code == said["exit_code"] == 1 and not said["ok"] and said["live"] == {}
+    assert "there is no model of this data" in said["error"] and said["error"] in done.stderr
     assert list(said["steps"]) == ["ingest", "features", "describe"] and said["steps"]["describe"]["events"] == 61
     assert (tmp_path / "out" / "log" / "manifest.json").read_bytes() == before and said["folder"] == str(
         tmp_path / "out" / "demo"
@@ -136,7 +139,7 @@ def test_demo_on_a_file_leaves_the_log_alone(payments, tmp_path):
 def test_demo_makes_its_own_data(orders):
     options, *_ = orders
     done = call("demo", *options, "--set", "sample.orders=8000")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1 and "there is no model" in done.stderr.splitlines()[-1], done.output
     for word in ("make-data", "ingest", "features", "describe", "index.html", "states of customer id"):
         assert word in done.stdout
     assert not re.search(r"Traceback|Warning", done.stderr)
@@ -146,6 +149,35 @@ def test_naming_events_leaves_out_other_verdicts(orders, tmp_path):
     options, _, home = orders
     result = as_json("ingest", *options, "--set", f"batch.folder={tmp_path}", "--input", home / "raw" / "orders")
     assert result["events"] > 7000 and result["labels"] == result["labels_read"] == 0
+
+
+@pytest.mark.parametrize(
+    "end, remedy", [("soon", "2025-06-30"), ("2999-01-01", "future"), ("2025-06-31", "2025-06-30T14")]
+)
+def test_a_demo_ends_at_a_moment_that_was(orders, end, remedy):
+    options, *_ = orders
+    failed = call("demo", *options, "--end", end)
+    assert failed.exit_code == 2 and repr(end) in failed.stderr and remedy in failed.stderr and not failed.stdout
+
+
+def test_the_demo_ends_in_this_hour_and_the_same_end_gives_the_same_bytes(root, tmp_path):
+    from fraud_poc.core.events import system_clock
+    from fraud_poc.core.settings import load_settings
+    from fraud_poc.data.sample import make_data
+    from fraud_poc.data.shop import HOUR, period
+    from fraud_poc.demo import demo_settings
+
+    small = {"sample.orders": 2_000, "sample.customers": 300, "sample.days": 40, "batch.folder": str(tmp_path)}
+    settings = load_settings(root / "config" / "orders.toml", small)
+    assert period(demo_settings(settings).sample)[1] == system_clock() // HOUR * HOUR
+    texts = []
+    for name, end in (("a", "2025-06-30T14"), ("b", "2025-06-30T16:00+02:00"), ("c", "2025-06-30T15")):
+        made = demo_settings(settings, end)
+        make_data(made, tmp_path / name)
+        texts.append({p.name: p.read_bytes() for p in sorted((tmp_path / name).rglob("*.parquet"))})
+        times = pq.read_table(tmp_path / name / "orders", columns=["order_date"])["order_date"].to_pylist()
+        assert period(made.sample)[1] / 1000 - 86_400 < max(times).timestamp() < period(made.sample)[1] / 1000
+    assert texts[0] == texts[1] != texts[2]
 
 
 # --- overrides and help -----------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,12 @@ def payments(root, tmp_path):
 
 def settings_in(root, folder, **changes):
     return load_settings(root / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": ""} | changes)
+
+
+def demo_words(options: list) -> list:
+    "Options of the demo but for its folder."
+    pairs = list(zip(options[2::2], options[3::2]))
+    return [*options[:2], *[word for pair in pairs if "batch.folder" not in str(pair[1]) for word in pair]]
 
 
 # --- the demo, and what its model can do --------------------------------------------------------------------------------------------------
@@ -60,13 +67,44 @@ def test_demo_goes_to_live_decisions(demo):
     assert (
         live["events"] > 200 and live["frauds"] and live["caught"] == sum(fraud["caught"] for fraud in live["frauds"])
     )
-    assert live["try"].startswith(f"curl -s http://{ADDRESS}:") and "X-API-Key: fp_" in live["try"]
+    assert live["line"].startswith(f"curl -s http://{ADDRESS}:") and "X-API-Key: fp_" in live["line"]
     assert not (settings.batch.folder / "redis" / "redis.sock").exists()
     as_json("write-decisions", "--to-end", *options)  # what the service had not written when it was stopped
     engine, own = open_database(settings), ~decisions.c.order_id.startswith("example-")
     with engine.connect() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(decisions).where(own)) == live["events"]
     engine.dispose()
+
+
+def test_demo_says_what_counts_first(demo):
+    "Money, the defrauded amount, the customers who were disturbed; all as the orders turn out."
+    live, cost = demo[0]["live"], demo[0]["live"]["money"]
+    assert set(cost) == {"policy", "pass", "fixed"} and cost["policy"] < cost["pass"] and live["generated"]
+    amounts = [fraud["order"]["order_amount"] for fraud in live["frauds"] if fraud["caught"]]
+    assert round(sum(amounts), 2) == live["fraud_amount_caught"] <= live["fraud_amount"]
+    assert live["others"] + len(live["frauds"]) == live["events"] > live["not_labelled"] > 0.5 * live["events"]
+    assert live["others_reviewed"] + live["others_blocked"] < 0.2 * live["others"]
+
+
+def test_a_second_demo_starts_what_is_there(demo):
+    "The same words, a new key; its orders can be scored with the command that it prints."
+    told, options, settings = demo
+    made = ["--set", f"batch.folder={settings.batch.folder.parent}", *demo_words(options)]
+    before = (settings.batch.folder / "log" / "manifest.json").read_bytes()
+    done = call("demo", *made, "--no-stay")
+    assert done.exit_code == 0 and "is made already" in done.stderr and "ingest ..." not in done.stderr
+    assert done.stdout.startswith("The policy saved ") and "The frauds among" in done.stdout
+    assert re.search(r"^Desk: http://\S+/desk, account demo, password \S+$", done.stdout, re.MULTILINE)
+    assert (settings.batch.folder / "log" / "manifest.json").read_bytes() == before
+    again = as_json("demo", *made)
+    assert again["steps"] == told["steps"]
+    assert {**again["live"], "line": ""} == {**told["live"], "line": ""} and again["live"]["line"] != told["live"][
+        "line"
+    ]
+    words = shlex.split(re.search(r"^fraud-poc (score .*)$", done.stdout, re.MULTILINE)[1])
+    tried = as_json(*words, *demo_words(options))
+    assert [a["id"] for a in tried["answers"]] == [order["order_id"] for order in told["live"]["try"]]
+    assert not any(a["degraded"] or a["known_before"] for a in tried["answers"])
 
 
 def test_policy_says_what_is_served(demo):

@@ -60,6 +60,7 @@ class DomainSection(Section):
     "What the events are."
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")  # folder and report name
+    currency: str = Field(max_length=8)  # of amounts and costs, as texts for people write it after them; "" = none
 
 
 class InputSection(Section):
@@ -197,7 +198,7 @@ class SampleSection(Section):
 
     seed: int
     orders: int = Field(ge=1)
-    start: str  # ISO date
+    start: str  # ISO date, perhaps with an hour
     days: int = Field(ge=1)
     customers: int = Field(ge=1)
     fraud_rate: float = Field(ge=0, le=0.5)

@@ -28,11 +28,13 @@ WEEK = np.array([1.0, 0.97, 0.96, 1.0, 1.08, 1.22, 1.18])  # how busy the days a
 
 
 def period(sample: SampleSection) -> tuple[int, int]:
-    "First moment of the period and the one after its last, UTC milliseconds; `ValueError` when the start is no date."
+    "First moment of the period and the one after its last, UTC milliseconds; `ValueError` when the start is no date or hour."
     try:
-        start = int(np.datetime64(sample.start, "D").astype("datetime64[ms]").astype(np.int64))
-    except ValueError:
-        raise ValueError(f"sample.start is {sample.start!r}: write an ISO date, as in '2025-01-01'") from None
+        start = int(np.datetime64(sample.start, "h").astype("datetime64[ms]").astype(np.int64))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"sample.start is {sample.start!r}: write an ISO date, as in '2025-01-01', perhaps with an hour, as in '2025-01-01T14'"
+        ) from None
     return start, start + sample.days * DAY
 
 

@@ -360,6 +360,7 @@ def add_routes(app: FastAPI, feed: OrderFeed) -> None:
         except ValueError as error:
             return error_response(422, ["body", "url"], str(error), "address")
 
+    @app.get("/", include_in_schema=False)  # the address that the command prints
     @app.get("/registered")
     async def registered() -> list[dict[str, Any]]:
         "Status of all scorers."
