@@ -108,15 +108,19 @@ def test_nobody_gets_anything_without_a_session(desk):
         path = path.lstrip("/").replace("{number}", "1")
         answer = nobody.ask((method, path, {"decision": "clear"} if method == "POST" else None))[0]
         assert answer.status_code == (303 if method == "GET" else 401), path
-        assert answer.headers.get("location", "/desk/login") == "/desk/login" and "o48" not in answer.text
-        if method == "GET":
-            assert nobody.part(path).status_code == 401 and nobody.part(path).headers["hx-redirect"] == "/desk/login"
+        of_case = path.startswith("case/")
+        login = "/desk/login" + "?case=1" * of_case
+        assert answer.headers.get("location", login) == login and "o48" not in answer.text
+        if method == "GET":  # a page of a case stays, since a reviewer may be writing in it
+            assert nobody.part(path).status_code == 401
+            assert nobody.part(path).headers.get("hx-redirect") == (None if of_case else "/desk/login")
         seen += 1
     assert seen >= 14
 
 
 def test_every_role_gets_what_it_may_and_no_more(desk):
-    admin_only, analyst_only = {"/accounts", "/keys", "/audit"}, {"/case/{number}/decision", "/case/{number}/undo"}
+    admin_only = {"/accounts", "/keys", "/audit"}
+    analyst_only = {f"/case/{{number}}/{word}" for word in ("decision", "undo", "note")}
     for name, role in (("viewer-1", "viewer"), ("analyst-1", "analyst"), ("admin-1", "admin")):
         person = Browser(desk, name)
         for method, path in routes(desk):
@@ -610,6 +614,98 @@ def test_two_people_on_one_case(fresh):
         ]
     )
     assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 2
+
+
+def note_in(answer: httpx.Response) -> str:
+    "The text that an answer shows in a field or carries along."
+    found = re.search(r"<textarea[^>]*>([^<]*)</textarea>", answer.text)
+    hidden = re.search(r'name="note" value="([^"]*)"', answer.text)
+    return (found and found[1]) or (hidden and hidden[1]) or ""
+
+
+MINE = "the bank called:\nsame card, other name"
+LONG_NOTE = MINE + "x" * 2_000
+
+
+@pytest.mark.parametrize("deed", ["decision", "note"])
+@pytest.mark.parametrize(
+    "how", ["session over", "old page", "colleague", "gone", "log down", "too long", "wrong filters", "database down"]
+)
+def test_a_note_is_never_lost(fresh, how, deed):
+    "Whatever rejects the request that brings a note, the answer has the note."
+    person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
+    text, data, status = MINE, {"decision": "flag", "query": "least=1"}, None
+    if how == "session over":
+        person.cookies, status = httpx.Cookies(), 401
+    elif how == "old page":
+        person.csrf, status = "guess", 403
+    elif how == "colleague":
+        Browser(fresh, "analyst-2").post(f"case/{number}/decision", decision="clear")
+        status = {"decision": 409, "note": 303}[deed]
+    elif how == "gone":
+        number, status = 999_999, 404
+    elif how == "log down":
+        fresh.log.down, status = True, {"decision": 503, "note": 303}[deed]
+    elif how == "too long":
+        text, status = LONG_NOTE, 422
+    elif how == "wrong filters":
+        data["query"], status = "band=huge", 422
+    else:
+        with fresh.engine.begin() as connection:
+            connection.execute(sa.text("ALTER TABLE decisions RENAME TO lost"))
+        status = 503
+    answer = person.post(f"case/{number}/{deed}", note=text, **data)
+    assert answer.status_code == status, (answer.status_code, answer.text)
+    if status == 303:
+        answer = person.get(f"case/{number}")
+        assert MINE in answer.text
+    else:
+        assert note_in(answer).replace("\r\n", "\n") == text
+    if how == "session over":
+        fields = dict(re.findall(r'name="(case|query|note)" value="([^"]*)"', answer.text))
+        again = person.post("login", name="analyst-2", password="wrong", **fields)
+        assert again.status_code == 401 and note_in(again) == text
+        back = person.post("login", name="analyst-2", password=desk_server.PASSWORD, **fields)
+        assert back.status_code == 200 and note_in(back) == text and f"/case/{number}/decision" in back.text
+        assert 'value="least=1"' in back.text and person.get("queue").status_code == 200
+    assert fresh.log.said == [] or how == "colleague"
+
+
+def test_a_session_that_is_over_leads_back_to_the_case(fresh):
+    number = desk_server.open_numbers(fresh.engine)[0]
+    for path, expected in ((f"case/{number}?band=high", f"case/{number}?band=high"), ("trends", "queue")):
+        person = Browser(fresh)
+        address = person.get(path).headers["location"].removeprefix("/desk/")
+        fields = dict(re.findall(r'name="(case|query|note)" value="([^"]*)"', person.get(address).text))
+        answer = person.post("login", name="viewer-1", password=desk_server.PASSWORD, **fields)
+        assert answer.status_code == 303 and answer.headers["location"] == f"/desk/{expected}"
+
+
+def test_notes_stand_on_open_closed_and_passed_events_and_are_no_labels(fresh):
+    person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
+    with fresh.engine.connect() as connection:
+        low = connection.execute(sa.select(decisions.c.id).where(decisions.c.action == "pass").limit(1)).scalar()
+        closed = connection.execute(sa.select(cases.c.decision_id).where(cases.c.status != "open").limit(1)).scalar()
+    for one in (number, low, closed):
+        before = case_of(fresh, one)
+        answer = person.post(f"case/{one}/note", note=f" seen {one} ", query="least=1")
+        assert answer.headers["location"] == f"/desk/case/{one}?least=1" and case_of(fresh, one) == before
+        assert f"<blockquote>seen {one}</blockquote>" in person.get(f"case/{one}").text
+    assert person.post(f"case/{number}/note", note="  ").status_code == 422
+    assert Browser(fresh, "viewer-1").post(f"case/{number}/note", note="mine").status_code == 403
+    foreign = person.ask(("POST", f"case/{number}/note", {"note": "planted"}), **{"sec-fetch-site": "cross-site"})[0]
+    assert foreign.status_code == 403 and "planted" not in foreign.text
+    rows = list_audit(fresh.engine)
+    assert [row["what"] for row in rows if row["what"] == "note added"] == ["note added"] * 3
+    assert "seen" not in str(rows) and fresh.log.said == []
+
+
+def test_a_colleague_who_closes_the_case_leaves_the_field_alone(fresh):
+    "The part of the page that is replaced when a case is closed holds no field."
+    person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
+    page = person.get(f"case/{number}").text
+    replaced = page[page.index('<div id="decision"') : page.index("</aside>")]
+    assert "<textarea" not in replaced and "<textarea" in page
 
 
 def test_decisions_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monkeypatch):

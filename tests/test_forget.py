@@ -26,7 +26,7 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
-from fraud_poc.desk.tables import cases
+from fraud_poc.desk.tables import cases, notes
 from fraud_poc.features.batch import compute_features, features_of_arrays
 from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import build_table
@@ -805,6 +805,7 @@ def test_the_database_is_erased_too(shop, database_url):
                 (other, f"see {shop.customer}, same phone", "x"),
             ):
                 connection.execute(sa.insert(cases).values(decision_id=number, note=note, customer=customer, **case))
+                connection.execute(sa.insert(notes).values(decision_id=number, note=note, at=0, by="bo"))
         # a portion that was read before, and is not yet written, is refused
         late = [row for row in shop.rest if row["customer_id"] == shop.customer][:1]
         asyncio.run(score_all(settings, url, late, {}))
@@ -842,6 +843,7 @@ def test_the_database_is_erased_too(shop, database_url):
     assert all(keys[row["id"], "customer_id"] == key_of(row["customer"], secret) for row in after["decisions"])
     assert (
         {row["note"] for row in after["cases"]} == {""}
+        and [(row["decision_id"], row["note"]) for row in after["notes"]] == [(other, "")]
         and list_audit(database)[-1]["who"] == "admin"
         and verify_audit(database)
     )

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['COOKIE', 'CSRF_HEADER', 'CSRF_FIELD', 'SAFE_METHODS', 'MAX_FORM', 'FORM_TYPES', 'LONG_FORM', 'MAX_LOGINS', 'is_short',
-           'check_origin', 'check_csrf', 'Gate', 'login_first']
+           'check_origin', 'check_csrf', 'case_number', 'Gate', 'login_first']
 
 # %% ../../nbs/74_login.ipynb #c003
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlencode
 
 from fastapi import HTTPException, Request, Response
 from sqlalchemy import Engine
@@ -57,6 +58,12 @@ async def check_csrf(request: Request, session: Session) -> None:
 
 # %% ../../nbs/74_login.ipynb #c008
 MAX_LOGINS = 4  # processed at the same time
+
+
+def case_number(request: Request) -> int:
+    "The number of the case that a request is about; 0 when it is about none."
+    text = str(request.path_params.get("number", ""))
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 class Gate:
@@ -118,8 +125,12 @@ class Gate:
 
 def login_first(request: Request, path: str) -> HTTPException:
     "The answer to a request without session: a redirect for pages and for parts of pages that htmx asks for, else 401."
+    case = case_number(request)
     is_part = "hx-request" in request.headers
     accepts_page = request.method in SAFE_METHODS and "text/html" in request.headers.get("accept", "")
     if accepts_page and not is_part:
-        return HTTPException(303, headers={"Location": f"{path}/login"})
-    return HTTPException(401, "log in first", {"HX-Redirect": f"{path}/login"})
+        query = request.scope.get("query_string", b"").decode("latin-1")
+        back = {"case": case} | ({"query": query} if query else {})
+        return HTTPException(303, headers={"Location": f"{path}/login" + (f"?{urlencode(back)}" if case else "")})
+    # a page of a case is not left: a reviewer may be writing in it
+    return HTTPException(401, "log in first", {} if case else {"HX-Redirect": f"{path}/login"})

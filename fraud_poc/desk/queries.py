@@ -7,8 +7,8 @@ __all__ = ['STATUSES', 'AGES', 'MAX_AMOUNT', 'DECISION_COLUMNS', 'COUNT_LIMIT', 
            'BRIEF_COLUMNS', 'LINKED_SHOWN', 'LINKED_SCANNED', 'SIMILAR_POOL', 'Filters', 'filter_message',
            'QueryContext', 'matching_decisions', 'conditions', 'sort_column', 'after_cursor', 'cursor_of',
            'with_decisions', 'queue_page', 'count_cases', 'newest_case', 'count_new', 'closed_among', 'customer_page',
-           'next_case', 'find_decision', 'label_column', 'customer_history', 'label_entries', 'linked_decisions',
-           'case_distance', 'similar_cases']
+           'next_case', 'find_decision', 'label_column', 'customer_history', 'label_entries', 'notes_of',
+           'linked_decisions', 'case_distance', 'similar_cases']
 
 # %% ../../nbs/75_queries.ipynb #c003
 import math
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from ..core.database import signed
 from ..core.events import UNRESOLVED, checked_text, key_of
 from ..core.settings import Settings
-from .tables import MS_PER_DAY, cases, decisions, labels, links
+from .tables import MS_PER_DAY, cases, decisions, labels, links, notes
 
 # %% ../../nbs/75_queries.ipynb #c005
 STATUSES = ("open", "cleared", "flagged")
@@ -312,6 +312,15 @@ def label_entries(
 ) -> list[Mapping]:
     "All assertions and retractions about a decision, oldest first."
     wanted = sa.select(labels).where(labels.c.decision_id == number).order_by(labels.c.id)
+    return connection.execute(wanted).mappings().all()
+
+
+def notes_of(
+    connection: sa.Connection,
+    number: int,  # id of the decision
+) -> list[Mapping]:
+    "The notes on a decision that came without a label, oldest first."
+    wanted = sa.select(notes).where(notes.c.decision_id == number, notes.c.note != "").order_by(notes.c.id)
     return connection.execute(wanted).mappings().all()
 
 # %% ../../nbs/75_queries.ipynb #c027

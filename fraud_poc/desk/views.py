@@ -234,12 +234,13 @@ def error_page(
     status: int,
     text: str,
     headers: Mapping[str, str] | None = None,
+    note: str = "",  # that the request brought and that is not recorded
 ) -> Response:
     "A sentence about what went wrong, as a page, a part of one, or JSON."
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse({"detail": text}, status, dict(headers or {}))
     template, title = "_error.html" if is_part(request) else "error.html", TITLES.get(status, "That did not work")
-    answer = site.page(request, template, None, status, title=title, text=text)
+    answer = site.page(request, template, None, status, title=title, text=text, note=note)
     answer.headers.update(headers or {})
     return answer
 
@@ -339,6 +340,7 @@ def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: F
         "reasons": [reason | {"width": 100 * abs(reason["contribution"]) / largest} for reason in reasons],
         "similar": queries.similar_cases(connection, case),
         "label_entries": queries.label_entries(connection, number),
+        "notes": queries.notes_of(connection, number),
         **drawings(site, case, past, linked, event),
         "query": link_query(filters),
         "find_query": lambda value: urlencode({"find": value}),

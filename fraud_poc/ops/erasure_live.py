@@ -32,7 +32,7 @@ from ..core.events import key_of, missing_words
 from ..core.reading import identity_text
 from ..core.settings import ColumnsSection
 from ..data.log import LOG, read_manifest, read_part
-from ..desk.tables import cases, decisions, labels, links
+from ..desk.tables import cases, decisions, labels, links, notes
 from ..features.label_history import SOURCES
 from ..features.table import FeatureTable
 from ..live.labels import assertion_key, history_key, retraction_key
@@ -515,7 +515,7 @@ def assertions_without_decision(connection: sa.Connection, plan: ErasurePlan, li
 def clear_database_notes(connection: sa.Connection, plan: ErasurePlan) -> int:
     "Empty the notes that name the customer; returns how many."
     count = 0
-    for column in (cases.c.decision_id, labels.c.id):
+    for column in (cases.c.decision_id, labels.c.id, notes.c.id):
         rows = connection.execute(sa.select(column, column.table.c.note).where(column.table.c.note != "")).all()
         count += update_rows(connection, column, {row[0]: {"note": ""} for row in rows if plan.named_in(row.note)})
     return count
@@ -561,6 +561,7 @@ def rewrite_database(connection: sa.Connection, plan: ErasurePlan, live: dict) -
     changed["decisions"] = update_rows(connection, decisions.c.id, new_decisions)
     update_rows(connection, cases.c.decision_id, new_cases)
     update_rows(connection, labels.c.decision_id, new_labels)
+    connection.execute(sa.delete(notes).where(notes.c.decision_id.in_(list(new_decisions))))
     unlinked = {number: {"order_id": ident, "note": ""} for number, ident in others.items()}
     changed["statements"] = update_rows(connection, labels.c.id, unlinked)
     return changed | {"notes": clear_database_notes(connection, plan)}
@@ -570,7 +571,7 @@ def compact_database(database: sa.Engine, patience: float = 30.0) -> None:
     "Have the database write its files again; `TimeoutError` when a reader blocks it for longer than `patience` seconds."
     with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if connection.dialect.name == "postgresql":
-            for table in (decisions, links, cases, labels):
+            for table in (decisions, links, cases, labels, notes):
                 connection.exec_driver_sql(f"VACUUM FULL {table.name}")
             return
     until, raw = time.monotonic() + patience, database.raw_connection()
