@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
+import queue
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -28,16 +29,17 @@ from fraud_poc.command_steps import (
     train_step,
 )
 from .core.files import Progress, read_json
-from .core.terminal import Step, flattened, table_of, timed
+from .core.processes import exit_on_sigterm
+from .core.terminal import Step, flattened, spoken, table_of, timed
 from .desk_commands import operator
 
 if TYPE_CHECKING:  # settings are imported when a command reads them, so that `--help` is quick
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['LIVE_SHARE', 'MODEL_STEPS', 'LIVE_ORDERS', 'SHOWN_FRAUDS', 'demo_settings', 'live_from', 'demo_steps', 'run_demo',
-           'story_table', 'show_demo', 'serve_child', 'running_service', 'effective_labels', 'score_live', 'live_table',
-           'try_it', 'demo_service']
+__all__ = ['LIVE_SHARE', 'MODEL_STEPS', 'START_S', 'STOP_S', 'LIVE_ORDERS', 'SHOWN_FRAUDS', 'demo_settings', 'live_from',
+           'demo_steps', 'run_demo', 'story_table', 'show_demo', 'serve_child', 'started_service', 'running_service',
+           'effective_labels', 'score_live', 'live_table', 'try_it', 'demo_service']
 
 # %% ../nbs/93_demo.ipynb #c005
 def demo_settings(settings: Settings) -> Settings:
@@ -166,30 +168,46 @@ def serve_child(settings: Settings, url: str, addresses: Any) -> None:
     "Serve in a child process; its address goes into the queue `addresses`."
     from fraud_poc.app import run_service
 
-    run_service(settings, url, addresses.put)
+    with exit_on_sigterm():
+        run_service(settings, url, addresses.put)
+
+
+START_S, STOP_S = 240.0, 60.0  # longest times for the service to get ready, and to end
+
+
+def started_service(process: Any, addresses: Any) -> str:
+    "The address of a service that has become ready; `OSError` when its process ends, or takes too long."
+    from fraud_poc.ops.replay import is_ready
+
+    address, until = "", time.monotonic() + START_S
+    while not address or not is_ready(address):
+        if time.monotonic() > until or not process.is_alive():
+            raise OSError("the service did not get ready: look at its log lines above")
+        with suppress(queue.Empty):
+            address = address or addresses.get(timeout=0.1)
+        time.sleep(0.1)
+    return address
 
 
 @contextmanager
-def running_service(settings: Settings, url: str) -> Iterator[tuple[str, Any]]:
+def running_service(settings: Settings, url: str, err: Console) -> Iterator[tuple[str, Any]]:
     "Address and process of a service that is ready; `OSError` when it does not get ready."
     import multiprocessing
-
-    from fraud_poc.ops.replay import is_ready
 
     context = multiprocessing.get_context("spawn")
     addresses = context.Queue()
     process = context.Process(target=serve_child, args=(settings, url, addresses))
     process.start()
     try:
-        address, until = addresses.get(timeout=120), time.monotonic() + 120
-        while not is_ready(address):
-            if time.monotonic() > until or not process.is_alive():
-                raise OSError(f"the service at {address} did not get ready: look at its log lines above")
-            time.sleep(0.1)
+        with spoken(err, "the service starts: the model is loaded, and compiled at the first start"):
+            address = started_service(process, addresses)
         yield address, process
     finally:
         process.terminate()
-        process.join()
+        process.join(STOP_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 # %% ../nbs/93_demo.ipynb #c021
 def effective_labels(settings: Settings) -> dict[int, int]:
@@ -275,7 +293,7 @@ def demo_service(settings: Settings, results: dict, stay: bool, out: Console, er
         fresh_account(settings, "demo", "admin", str(operator())),
     )
     after = results["features"]["parts"]
-    with server_for(settings) as url, running_service(settings, url) as (address, process):
+    with server_for(settings) as url, running_service(settings, url, err) as (address, process):
         live = timed("live orders", lambda progress: score_live(settings, address, key, after, progress), err)
         out.print(live_table(settings, live))
         line = try_it(settings, address, key, live["last_order"])
