@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from . import __version__
@@ -29,6 +33,7 @@ from fraud_poc.command_steps import (
     train_step,
 )
 from .core.logs import printable
+from .core.processes import TERMINATED, exit_on_sigterm
 from fraud_poc.core.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -41,6 +46,7 @@ from fraud_poc.core.terminal import (
     flattened,
     parse_overrides,
     run_step,
+    spoken,
     table_of,
     write_line,
 )
@@ -53,8 +59,8 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
 __all__ = ['Input', 'Labels', 'Replace', 'Until', 'app', 'show_version', 'top', 'make_data_command', 'config_command',
            'ingest_command', 'features_command', 'describe_command', 'dataset_command', 'train_command',
            'evaluate_command', 'policy_command', 'import_command', 'model_page_command', 'prepare_command',
-           'replay_command', 'open_for_service', 'serve_command', 'answers_table', 'score_command', 'feed_command',
-           'demo_command', 'main']
+           'replay_command', 'open_for_service', 'told_when_ready', 'serve_command', 'answers_table', 'score_command',
+           'feed_command', 'demo_command', 'main']
 
 # %% ../nbs/94_cli.ipynb #c005
 Input = Annotated[
@@ -74,7 +80,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or input, 130 stopped by Ctrl-C.\n\nFirst steps: fraud-poc demo",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or input, 130 stopped by Ctrl-C, 143 by SIGTERM or the end of the terminal.\n\nFirst steps: fraud-poc demo",
 )
 
 
@@ -325,6 +331,37 @@ def open_for_service(settings: Settings, name: str | None) -> str:
         "there is no API key yet, so no client could get in: make one with --new-key NAME, or with `fraud-poc keys new`"
     )
 
+# %% ../nbs/94_cli.ipynb #n003
+@contextmanager
+def told_when_ready(err: Console) -> Iterator[Callable[[str], None]]:
+    "Yields a function that takes the address of a service that starts; it is then told on `err` when it is ready, and why it is not."
+    from fraud_poc.ops.replay import unready_reasons
+
+    over, threads = threading.Event(), []
+
+    def watch(address: str) -> None:
+        start, told = time.monotonic(), ["no answer"]
+        with spoken(err, "serve: the model is loaded, and compiled at the first start"):
+            while (reasons := unready_reasons(address)) == told and not over.wait(0.2):
+                pass
+        while reasons and not over.wait(0.2):
+            if reasons != told:
+                err.print("serve: not ready,", "; ".join(reasons), highlight=False, soft_wrap=True)
+            told, reasons = reasons, unready_reasons(address)
+        if not over.is_set():
+            err.print(f"serve: ready after {time.monotonic() - start:.0f} s", highlight=False)
+
+    def begun(address: str) -> None:
+        threads.append(threading.Thread(target=watch, args=(address,), name="ready", daemon=True))
+        threads[-1].start()
+
+    try:
+        yield begun
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(5)
+
 # %% ../nbs/94_cli.ipynb #c033
 @app.command(
     "serve",
@@ -340,7 +377,7 @@ def serve_command(
     ] = None,
 ):
     "Answer orders and show the desk over HTTP, with the newest accepted model, until stopped; decisions are written beside it."
-    about, (out, _) = {}, consoles(as_json)
+    about, (out, err) = {}, consoles(as_json)
     with ending("serve", as_json, about):
         from fraud_poc.app import run_service
         from fraud_poc.live.redis_server import server_for
@@ -354,8 +391,11 @@ def serve_command(
             if as_json:
                 write_line({"command": "serve", "ok": True, **places})
 
-        with server_for(settings) as url:
-            run_service(settings, url, announce)
+        with ExitStack() as stack:
+            with spoken(err, "serve: the store starts and reads its files"):
+                url = stack.enter_context(server_for(settings))
+            begun = stack.enter_context(told_when_ready(err))
+            run_service(settings, url, lambda address: [announce(address), begun(address)])
 
 # %% ../nbs/94_cli.ipynb #c035
 def answers_table(answers: list[dict]) -> Table:
@@ -398,14 +438,14 @@ def score_command(
     "Decide orders of a file, with reasons, without the service; nothing is changed unless --store is given."
     import asyncio
 
-    about, (out, _) = {}, consoles(as_json)
+    about, (out, err) = {}, consoles(as_json)
     with ending("score", as_json, about):
         from fraud_poc.live.predict import predict_decisions, read_event_file
         from fraud_poc.live.redis_server import server_for
 
         about["settings"] = settings = command_settings(config, overrides)
         events = read_event_file(settings, place)
-        with server_for(settings) as url:
+        with spoken(err, "score: the store and the model are loaded"), server_for(settings) as url:
             answers = asyncio.run(predict_decisions(settings, url, events, keep, top))
         out.print(answers_table(answers))
         if as_json:
@@ -500,4 +540,5 @@ def demo_command(
 # %% ../nbs/94_cli.ipynb #c043
 def main() -> None:
     "Entry point of `fraud-poc`."
-    app(prog_name="fraud-poc")
+    with exit_on_sigterm(TERMINATED):
+        app(prog_name="fraud-poc")

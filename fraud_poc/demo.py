@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -30,18 +31,19 @@ from fraud_poc.command_steps import (
     train_step,
 )
 from .core.files import Progress, read_json, write_aside, write_json
-from .core.terminal import Step, flattened, table_of, timed
+from .core.processes import exit_on_sigterm
+from .core.terminal import Step, flattened, spoken, table_of, timed
 from .desk_commands import operator
 
 if TYPE_CHECKING:  # settings are imported when a command reads them, so that `--help` is quick
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['LIVE_SHARE', 'MODEL_STEPS', 'RECORD', 'LIVE_ORDERS', 'SHOWN_FRAUDS', 'sample_start', 'demo_settings', 'live_from',
-           'demo_steps', 'run_demo', 'demo_request', 'save_record', 'made_before', 'story_table', 'show_demo',
-           'serve_child', 'running_service', 'effective_labels', 'sample_outcomes', 'live_money', 'seconds_of',
-           'live_summary', 'score_live', 'live_table', 'live_words', 'try_it', 'wait_for_stop', 'ways_in',
-           'demo_service', 'made_demo']
+__all__ = ['LIVE_SHARE', 'MODEL_STEPS', 'RECORD', 'START_S', 'STOP_S', 'LIVE_ORDERS', 'SHOWN_FRAUDS', 'sample_start',
+           'demo_settings', 'live_from', 'demo_steps', 'run_demo', 'demo_request', 'save_record', 'made_before',
+           'story_table', 'show_demo', 'serve_child', 'started_service', 'running_service', 'effective_labels',
+           'sample_outcomes', 'live_money', 'seconds_of', 'live_summary', 'score_live', 'live_table', 'live_words',
+           'try_it', 'wait_for_stop', 'ways_in', 'demo_service', 'made_demo']
 
 # %% ../nbs/93_demo.ipynb #c005
 def sample_start(
@@ -227,30 +229,46 @@ def serve_child(settings: Settings, url: str, addresses: Any) -> None:
     "Serve in a child process; its address goes into the queue `addresses`."
     from fraud_poc.app import run_service
 
-    run_service(settings, url, addresses.put)
+    with exit_on_sigterm():
+        run_service(settings, url, addresses.put)
+
+
+START_S, STOP_S = 240.0, 60.0  # longest times for the service to get ready, and to end
+
+
+def started_service(process: Any, addresses: Any) -> str:
+    "The address of a service that has become ready; `OSError` when its process ends, or takes too long."
+    from fraud_poc.ops.replay import is_ready
+
+    address, until = "", time.monotonic() + START_S
+    while not address or not is_ready(address):
+        if time.monotonic() > until or not process.is_alive():
+            raise OSError("the service did not get ready: look at its log lines above")
+        with suppress(queue.Empty):
+            address = address or addresses.get(timeout=0.1)
+        time.sleep(0.1)
+    return address
 
 
 @contextmanager
-def running_service(settings: Settings, url: str) -> Iterator[tuple[str, Any]]:
+def running_service(settings: Settings, url: str, err: Console) -> Iterator[tuple[str, Any]]:
     "Address and process of a service that is ready; `OSError` when it does not get ready."
     import multiprocessing
-
-    from fraud_poc.ops.replay import is_ready
 
     context = multiprocessing.get_context("spawn")
     addresses = context.Queue()
     process = context.Process(target=serve_child, args=(settings, url, addresses))
     process.start()
     try:
-        address, until = addresses.get(timeout=120), time.monotonic() + 120
-        while not is_ready(address):
-            if time.monotonic() > until or not process.is_alive():
-                raise OSError(f"the service at {address} did not get ready: look at its log lines above")
-            time.sleep(0.1)
+        with spoken(err, "the service starts: the model is loaded, and compiled at the first start"):
+            address = started_service(process, addresses)
         yield address, process
     finally:
         process.terminate()
-        process.join()
+        process.join(STOP_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 # %% ../nbs/93_demo.ipynb #c021
 def effective_labels(settings: Settings) -> dict[int, int]:
@@ -460,7 +478,7 @@ def demo_service(settings: Settings, made: dict, stay: bool, out: Console, err: 
     key = fresh_key(settings, "demo", who=str(operator()))
     password = fresh_account(settings, "demo", "admin", str(operator()))
     results = made["steps"]
-    with server_for(settings) as url, running_service(settings, url) as (address, process):
+    with server_for(settings) as url, running_service(settings, url, err) as (address, process):
         if not made["live"]:
             after = results["features"]["parts"]
             generated = "make-data" in results

@@ -1,13 +1,17 @@
 """The command as a shell sees it: what it prints where, how it ends, and what it leaves behind."""
 
+import fcntl
 import io
 import json
 import logging
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
+import time
 import unicodedata
 from contextlib import redirect_stderr, redirect_stdout, suppress
 
@@ -17,12 +21,13 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from support.command_line import PAYMENTS, as_json, call, options_of, payments_in
-from support.waiting import LONG, until
+from support.waiting import LONG, ended, until
 
 from fraud_poc.cli import answers_table
 from fraud_poc.core.logs import JsonLines, printable
 from fraud_poc.core.terminal import Screen, ending, parse_overrides, parse_value, table_of
 from fraud_poc.desk_commands import rows_table
+from fraud_poc.live.redis_server import server_runs
 
 ROWS = [f"p{i},2025-03-{1 + i % 20:02} 10:00:00,ann,{10 + i}.50,{int(i % 7 == 0)}" for i in range(60)]
 
@@ -377,3 +382,67 @@ def test_nothing_reaches_a_terminal_by_another_door(root):
         ("terminal", 'sys.stdout.write(json_line(result) + "\\n")'),
         ("terminal", "sys.stderr.write(printable(traceback.format_exc(), lines=True))"),
     }
+
+
+HOLDS = """
+import sys, time
+from fraud_poc.core.processes import TERMINATED, exit_on_sigterm
+from fraud_poc.live.redis_server import start_redis
+with exit_on_sigterm(TERMINATED), start_redis(sys.argv[1]):
+    time.sleep(1_000)
+"""  # as a command at work that takes no signals itself
+WRITES = "from fraud_poc.cli import main; main()"  # with `write-decisions`, which does
+
+
+def starting(program: str, folder, root, terminal: int | None = None, ignored: bool = False) -> subprocess.Popen:
+    "A process with a store of its own in a session of its own, on a terminal or not, as under nohup or not."
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        if terminal is not None:
+            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+    sets = {"batch.folder": folder.parent, "live.redis_url": "", "database.url": ""}
+    more = [str(folder)] if program == HOLDS else ["write-decisions", *options_of(root, sets)]
+    place = subprocess.DEVNULL if terminal is None else terminal
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *more],
+        env=dict(os.environ) | {"PYTHONPATH": str(root)},
+        start_new_session=True,
+        preexec_fn=prepare,
+        stdin=place,
+        stdout=place,
+        stderr=place,
+    )
+    until(lambda: (folder / "server.lock").exists() and server_runs(folder), "the store runs", process)
+    time.sleep(0.2)
+    return process
+
+
+@pytest.mark.parametrize("program", [HOLDS, WRITES], ids=["at work", "follows the log"])
+@pytest.mark.parametrize("end", ["SIGINT", "SIGTERM", "SIGHUP", "twice", "the terminal is closed"])
+def test_every_way_of_ending_a_command_stops_what_it_started(root, tmp_path, program, end):
+    folder, ends = tmp_path / "redis", pty.openpty() if end == "the terminal is closed" else (None, None)
+    process = starting(program, folder, root, ends[1])
+    try:
+        if ends[0] is not None:
+            for one in ends:
+                os.close(one)
+        else:
+            for number in {"twice": [signal.SIGHUP, signal.SIGTERM]}.get(end) or [getattr(signal, end)]:
+                process.send_signal(number)
+        code = ended(process)
+    finally:
+        process.kill()
+    assert not server_runs(folder)
+    assert ends[0] is not None or code in {0, 130 if end == "SIGINT" else 143, -signal.SIGINT if end == "SIGINT" else 0}
+
+
+def test_a_command_under_nohup_outlives_its_terminal(root, tmp_path):
+    process = starting(HOLDS, tmp_path / "redis", root, ignored=True)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None and server_runs(tmp_path / "redis")
+    process.terminate()
+    assert ended(process) == 143 and not server_runs(tmp_path / "redis")

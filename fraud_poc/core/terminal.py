@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import tomllib
 import traceback
@@ -30,9 +31,9 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['STEP_UNITS', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step',
-           'NOTHING_DONE', 'Screen', 'parse_value', 'parse_overrides', 'command_settings', 'pace', 'shown_progress',
-           'display_text', 'flattened', 'table_of', 'counted_rows', 'timed', 'complain', 'write_line',
+__all__ = ['STEP_UNITS', 'QUIET_S', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step',
+           'NOTHING_DONE', 'Screen', 'parse_value', 'parse_overrides', 'command_settings', 'pace', 'spoken',
+           'shown_progress', 'display_text', 'flattened', 'table_of', 'counted_rows', 'timed', 'complain', 'write_line',
            'complete_so_far', 'ending', 'all_rejected', 'consoles', 'run_step']
 
 # %% ../../nbs/05_terminal.ipynb #n005
@@ -95,6 +96,34 @@ def pace(done: int, total: int, seconds: float, unit: str = "rows") -> str:
     return words
 
 
+QUIET_S = 10.0  # seconds without a word, at most
+
+
+@contextmanager
+def spoken(
+    console: Console,
+    words: str,  # what goes on
+    every: float = QUIET_S,  # seconds
+) -> Iterator[Callable[[], None]]:
+    "Within it, say after every so many seconds what goes on. Yields a function to call when something else was said."
+    over, start = threading.Event(), time.monotonic()
+    last = [start]
+
+    def speak() -> None:
+        while every and not over.wait(max(last[0] + every - time.monotonic(), 0.01)):
+            if time.monotonic() - last[0] >= every:
+                last[0] = time.monotonic()
+                console.print(f"{words}, {last[0] - start:.0f} s so far", highlight=False, soft_wrap=True)
+
+    thread = threading.Thread(target=speak, name="spoken", daemon=True)
+    thread.start()
+    try:
+        yield lambda: last.__setitem__(0, time.monotonic())
+    finally:
+        over.set()
+        thread.join()
+
+
 @contextmanager
 def shown_progress(
     title: str,
@@ -105,15 +134,17 @@ def shown_progress(
     unit, start = STEP_UNITS.get(title, "rows"), time.monotonic()
     last = start
     if not console.file.isatty() or console.is_dumb_terminal:
+        with spoken(console, f"{title}: at work", 3 * every) as heard:
 
-        def line(done: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last < every:
-                return
-            last = time.monotonic()
-            console.print(f"{title}: {pace(done, total, last - start, unit)}", highlight=False, soft_wrap=True)
+            def line(done: int, total: int) -> None:
+                nonlocal last
+                if time.monotonic() - last < every:
+                    return
+                last = time.monotonic()
+                heard()
+                console.print(f"{title}: {pace(done, total, last - start, unit)}", highlight=False, soft_wrap=True)
 
-        yield line
+            yield line
         return
     columns = [
         TextColumn("{task.description}"),

@@ -6,7 +6,7 @@
 __all__ = ['RecordedLabel', 'with_ms', 'recorded_events', 'recorded_changes', 'earlier_events', 'recorded', 'Driver',
            'send_recorded', 'items_of', 'Replayed', 'fold_log', 'differing_bits', 'compare', 'differing_states',
            'borrowed', 'base_states', 'served_entries', 'verify', 'replay_into', 'replay', 'raw_orders',
-           'ServiceClient', 'is_ready']
+           'ServiceClient', 'unready_reasons', 'is_ready']
 
 # %% ../../nbs/80_replay.ipynb #c002
 import asyncio
@@ -445,9 +445,15 @@ class ServiceClient:
         return answer
 
 
+def unready_reasons(url: str) -> list[str]:
+    "Why a service would not score; empty when it is ready."
+    try:
+        status, body = ServiceClient(url, "").ask("GET", "/readyz")
+    except OSError:
+        return ["no answer"]  # its port is not open yet
+    return [] if status == 200 else list(body.get("reasons", [])) or [f"status {status}"]
+
+
 def is_ready(url: str) -> bool:
     "Whether a service answers and is ready to score."
-    try:
-        return ServiceClient(url, "").ask("GET", "/readyz")[0] == 200
-    except ConnectionError:
-        return False  # its port is not open yet
+    return not unready_reasons(url)

@@ -34,6 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..core.events import clock_shift, key_of
 from ..core.logs import log_event, place_of_error
+from ..core.processes import hang_up_as_sigterm
 from ..core.reading import MAX_TEXT
 from ..core.settings import Settings
 from ..live.decide import STORE_ERRORS, Engine
@@ -443,6 +444,7 @@ def note_signal(service: ScoringService) -> None:
     "Mark the service as closing when the process is asked to stop, and pass the signal on."
     if threading.current_thread() is not threading.main_thread():
         return
+    hang_up_as_sigterm()
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
         if not callable(before):

@@ -75,6 +75,10 @@ def worker_app(
 class Workers(Multiprocess):
     "Worker processes, each replaced when it dies."
 
+    def handle_hup(self) -> None:
+        "The end of the terminal ends the service; uvicorn would start its workers again."
+        self.should_exit.set()
+
     def keep_subprocess_alive(self) -> None:
         "Replace those that died; stop when one could not start."
         for number, worker in enumerate(self.processes):
@@ -126,7 +130,8 @@ def serve(
     several = service.workers > 1
     with open_port(service.host, service.port) as port, shared_metrics() if several else nullcontext():
         with environment_variables({SETTINGS: settings.model_dump_json(), STORE: url}):
-            announce(f"http://{service.host}:{port.getsockname()[1]}")
+            host = f"[{service.host}]" if ":" in service.host else service.host
+            announce(f"http://{host}:{port.getsockname()[1]}")
             if several:
                 Workers(config, [port]).run()
             else:
