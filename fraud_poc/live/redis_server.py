@@ -22,7 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
-from ..core.processes import children_of, free_port, go_last, port_is_free
+from ..core.files import OWNER_FILE, private_folder
+from ..core.processes import OWNER_ONLY, children_of, free_port, go_last, port_is_free
 from ..core.settings import Settings
 from .redis_client import Client, parse_url
 from .store import StoreDown
@@ -79,7 +80,7 @@ def write_config(folder: Path, durability: str) -> str:
         (url, address),
         (folder / "redis.conf", CONFIG.format(password=password, listen=listen, durability=durability)),
     ):
-        with open(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as handle:
+        with open(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, OWNER_FILE), "w") as handle:
             handle.write(text)
     return address
 
@@ -87,7 +88,7 @@ def write_config(folder: Path, durability: str) -> str:
 @contextmanager
 def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[int]:
     "Hold a lock on a file; with `LOCK_NB` in `kind`, `BlockingIOError` when another process holds it."
-    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, OWNER_FILE)
     try:
         fcntl.flock(handle, kind)
         yield handle
@@ -131,7 +132,8 @@ class RedisServer:
     def _spawn(self) -> None:
         (self.folder / "redis.sock").unlink(missing_ok=True)
         write_config(self.folder, self.durability)
-        with locked(self.folder / "server.lock") as lock, open(self.folder / "redis.log", "ab") as log:
+        path, flags = self.folder / "redis.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND
+        with locked(self.folder / "server.lock") as lock, open(os.open(path, flags, OWNER_FILE), "ab") as log:
             self.process = subprocess.Popen(
                 [find_server(), "redis.conf"],
                 cwd=self.folder,
@@ -140,6 +142,7 @@ class RedisServer:
                 stderr=log,
                 pass_fds=[lock],
                 process_group=0,
+                umask=OWNER_ONLY,
             )
 
     def _answers(self) -> bool:
@@ -183,8 +186,7 @@ def start_redis(
     durability: str = "everysec",  # or "always"
 ) -> Iterator[RedisServer]:
     "Start a server, or use the one that runs in this folder; the last user stops it. `ValueError` or `RuntimeError` say why it does not start."
-    folder = Path(folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = private_folder(Path(folder).resolve())
     server = RedisServer(folder, durability)
     with locked(folder / "users.lock", fcntl.LOCK_SH) as users:
         try:
