@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -143,8 +144,11 @@ class Domain:
 
 
 @contextmanager
-def serving(domain: Domain, log: Path, writer_last: bool = True) -> Iterator[tuple[str, subprocess.Popen]]:
-    "The command `serve` in a process of its own: address and process, when it is ready. A decision writer that goes last may never get a core of a busy machine."
+def serving(
+    domain: Domain, log: Path, writer_last: bool = True, files: int | None = None
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The command `serve` in a process of its own: address and process, when it is ready. A decision writer that goes last may never get a core of a busy
+    machine. With `files`, each of its processes may have only so many open files."""
     sets = [word for name, value in domain.changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     before = (
         "" if writer_last else "from fraud_poc.desk import writer_process; writer_process.go_last = lambda pid: None; "
@@ -168,6 +172,8 @@ def serving(domain: Domain, log: Path, writer_last: bool = True) -> Iterator[tup
             env=os.environ
             | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])},
         )
+    if files:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (files, files))
     try:
         told, until = json.loads(process.stdout.readline() or b"{}"), time.monotonic() + STUCK_S
         while "address" not in told or not is_ready(told["address"]):

@@ -33,7 +33,7 @@ from fraud_poc.command_steps import (
     train_step,
 )
 from .core.logs import printable
-from .core.processes import TERMINATED, exit_on_sigterm
+from .core.processes import TERMINATED, exit_on_sigterm, private_files
 from fraud_poc.core.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -98,11 +98,13 @@ for name, part in (("keys", keys_app), ("accounts", accounts_app), ("audit", aud
 
 @app.callback()
 def top(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
     ] = False,
 ):
     "Fraud detection from raw files to live decisions: features equal in training and live, a judged model, a service that learns from every order."
+    context.with_resource(private_files())
 
 # %% ../nbs/94_cli.ipynb #c008
 @app.command(

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from support.command_line import as_json, call, options_of, payments_in
+from support.private import careless_umask, open_to_others
 
 from fraud_poc.core.database import open_database, writing
 from fraud_poc.core.settings import load_settings
@@ -51,7 +52,8 @@ def demo(root, tmp_path_factory):
         "acceptance.min_auc": 0.6,
         "acceptance.min_average_precision": 0.01,
     }
-    told = as_json("demo", *options_of(root, sets))
+    with careless_umask():
+        told = as_json("demo", *options_of(root, sets))
     return (
         told,
         options_of(root, sets | {"batch.folder": told["folder"], "database.url": "''"}),
@@ -105,6 +107,11 @@ def test_a_second_demo_starts_what_is_there(demo):
     tried = as_json(*words, *demo_words(options))
     assert [a["id"] for a in tried["answers"]] == [order["order_id"] for order in told["live"]["try"]]
     assert not any(a["degraded"] or a["known_before"] for a in tried["answers"])
+
+
+def test_what_the_demo_leaves_is_for_its_owner_alone(demo):
+    folder = demo[2].batch.folder
+    assert len(list(folder.rglob("*"))) > 30 and open_to_others(folder) == []
 
 
 def test_policy_says_what_is_served(demo):

@@ -1,5 +1,6 @@
 """The drills of benchmarks/ on a small scale: the service under kills, and under more orders than it can answer."""
 
+import asyncio
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.private import careless_umask, open_to_others
 from support.waiting import LONG, until, watched
 
 from fraud_poc.core.settings import load_settings
@@ -18,14 +20,15 @@ from fraud_poc.service.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from drill import Domain  # noqa: E402
+from drill import Domain, ask, connection, serving  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     "A domain that both drills copy: history, a model, a filled store and 600 orders that come after it."
     folder = tmp_path_factory.mktemp("domain")
-    Domain(folder, 600, 2500)
+    with careless_umask():
+        Domain(folder, 600, 2500)
     return folder
 
 
@@ -65,6 +68,33 @@ def test_overload_is_refused_cleanly(made):
         and found["memory_growth"]["writer"] < 0.5
     ), found["said"]
     assert found["loads"]["twice the rate"]["accepted"] > 0 and not found["store_left_running"]
+
+
+@pytest.mark.parametrize("files", [[], ["--files", 256]], ids=["all files", "256 files"])
+def test_callers_without_a_key_keep_no_order_from_its_score(made, files):
+    found = run("doors.py", made, "--seconds", 4, "--patterns", 300, "--rate", 40, "--busy-machine", *files)
+    assert found["failed"] == 0 and found["recovered_s"] < LONG, found["said"]
+    assert sum(found["callers"].values()) >= 600 and found["closed"]["max_head_bytes"] > 100
+    assert ("max_connections" in found["closed"]) == bool(files)
+
+
+def test_what_a_service_and_the_steps_before_it_leave_is_for_their_owner_alone(made, tmp_path):
+    "Made by functions, without a command and its umask; then served."
+    assert open_to_others(made / "orders") == []
+    domain = Domain(tmp_path / "copy", 600, 2500, made)
+    folder = domain.settings.batch.folder
+    with careless_umask(), serving(domain, tmp_path / "service.log", writer_last=False) as (address, _):
+        orders = asyncio.run(score_all(address, [domain.request(order) for _, order in domain.orders(20)]))
+        assert orders == [200] * 20
+        assert {"appendonlydir", "redis.sock"} <= {path.name for path in (folder / "redis").iterdir()}
+        assert open_to_others(folder) == []
+    assert open_to_others(folder) == [] and (folder / "desk.sqlite").stat().st_size
+
+
+async def score_all(address: str, requests: list[bytes]) -> list[int]:
+    "The statuses of requests that are sent one after the other."
+    link = await connection(address)
+    return [(await ask(link, request, LONG))[0] for request in requests]
 
 
 # --- what they rest on -----------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 
+from .files import OWNER_FILE, private_folder
 from .settings import Settings
 
 # %% ../../nbs/08_database.ipynb #c005
@@ -117,8 +118,8 @@ def _to_wal(connection) -> None:
 
 def _sqlite_engine(url: sa.URL, **more) -> sa.Engine:
     "An engine for SQLite; creates the file, readable by its owner only, if it is missing."
-    os.makedirs(os.path.dirname(os.path.abspath(url.database)), exist_ok=True)
-    os.close(os.open(url.database, os.O_CREAT | os.O_RDWR, 0o600))
+    private_folder(os.path.dirname(os.path.abspath(url.database)))
+    os.close(os.open(url.database, os.O_CREAT | os.O_RDWR, OWNER_FILE))
     engine = sa.create_engine(url, **more)
 
     @sa.event.listens_for(engine, "connect")

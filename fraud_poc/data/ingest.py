@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.events import Clock, event_schema, label_schema, no_fraud_note, system_clock
-from ..core.files import Progress, read_json, write_aside, write_json
+from ..core.files import Progress, private_folder, read_json, write_aside, write_json
 from ..core.reading import FAR, date_ms, localise
 from ..core.settings import Settings
 from fraud_poc.data.log import (
@@ -428,7 +428,7 @@ def commit(
     first = not (log / "manifest.json").exists()
     if replace:
         shutil.rmtree(rejects, ignore_errors=True)
-    rejects.mkdir(exist_ok=True)
+    private_folder(rejects)
     if reasons:
         os.replace(work / name, rejects / name)
     if parts or first or new != old:

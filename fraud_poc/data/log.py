@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.events import FRAUD
-from ..core.files import read_json, remove_partials, sole_use, write_aside, write_parquet
+from ..core.files import private_folder, read_json, remove_partials, sole_use, write_aside, write_parquet
 from ..core.reading import FAR
 
 # %% ../../nbs/10_event_log.ipynb #c007
@@ -216,7 +216,7 @@ def working_folder(folder: Path) -> Iterator[Path]:  # settings.batch.folder -> 
             os.replace(work / "old", log)
         try:
             clear(folder)
-            work.mkdir()
+            private_folder(work)
             yield work
         finally:
             clear(folder)

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.events import TIME
-from ..core.files import Progress, write_aside
+from ..core.files import Progress, private_folder, write_aside
 from ..core.settings import SampleSection, Settings, load_settings
 from .ingest import ingest
 from fraud_poc.data.shop import (
@@ -206,7 +206,7 @@ def folder_aside(
         old.rename(folder)  # an earlier run was killed between the two renames
     for left in (aside, old):
         shutil.rmtree(left, ignore_errors=True)
-    aside.mkdir(parents=True)
+    private_folder(aside)
     try:
         yield aside
         if folder.exists():

@@ -23,7 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
-from ..core.processes import children_of, free_port, go_last, port_is_free
+from ..core.files import OWNER_FILE, private_folder
+from ..core.processes import OWNER_ONLY, children_of, free_port, go_last, port_is_free
 from ..core.settings import Settings
 from .redis_client import REFUSALS, Client, parse_url
 from .store import StoreDown, StoreRefuses
@@ -113,7 +114,7 @@ def write_config(folder: Path, durability: str) -> str:
         (url, address),
         (folder / "redis.conf", CONFIG.format(password=password, listen=listen, durability=durability)),
     ):
-        with open(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as handle:
+        with open(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, OWNER_FILE), "w") as handle:
             handle.write(text)
     return address
 
@@ -125,7 +126,7 @@ def locked(
     patience: float = 0.0,  # seconds
 ) -> Iterator[int]:
     "Hold a lock on a file; `BlockingIOError` when another process holds it for longer than `patience`."
-    handle, until = os.open(path, os.O_CREAT | os.O_RDWR, 0o600), time.monotonic() + patience
+    handle, until = os.open(path, os.O_CREAT | os.O_RDWR, OWNER_FILE), time.monotonic() + patience
     try:
         while True:
             try:
@@ -191,9 +192,10 @@ class RedisServer:
         program = find_server(self.folder)
         (self.folder / "redis.sock").unlink(missing_ok=True)
         write_config(self.folder, self.durability)
+        path, flags = self.folder / "redis.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND
         with (
             locked(self.folder / "server.lock", patience=START_S) as lock,
-            open(self.folder / "redis.log", "ab") as log,
+            open(os.open(path, flags, OWNER_FILE), "ab") as log,
         ):
             self.process = subprocess.Popen(
                 [program, "redis.conf"],
@@ -203,6 +205,7 @@ class RedisServer:
                 stderr=log,
                 pass_fds=[lock],
                 process_group=0,
+                umask=OWNER_ONLY,
             )
 
     def _state(self) -> str:
@@ -264,8 +267,7 @@ def start_redis(
     durability: str = "everysec",  # or "always"
 ) -> Iterator[RedisServer]:
     "Start a server, or use the one that runs in this folder; the last user stops it. `ValueError` or `StoreDown` say why it does not start."
-    folder = Path(folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = private_folder(Path(folder).resolve())
     server = RedisServer(folder, durability)
     with ExitStack() as stack:
         try:

@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.events import system_clock
-from ..core.files import PARTIAL, sole_use, write_aside
+from ..core.files import OWNER_FILE, PARTIAL, private_folder, sole_use, write_aside
 from ..core.settings import Settings
 from ..features.table import FeatureTable
 from .policy import Policy, policy_bytes, read_policy
@@ -468,8 +468,8 @@ def models_folder(settings: Settings) -> Path:
 
 def _write(path: Path, content: bytes) -> str:
     "Write and sync a file of a folder that is not in place yet; its sha256."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as handle:
+    private_folder(path.parent)
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, OWNER_FILE), "wb") as handle:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())

@@ -36,7 +36,7 @@ from ..core.events import clock_shift, key_of
 from ..core.logs import log_event, place_of_error
 from ..core.processes import hang_up_as_sigterm
 from ..core.reading import MAX_TEXT
-from ..core.settings import Settings
+from ..core.settings import UNITS_MS, Settings
 from ..live.decide import STORE_ERRORS, Engine
 from ..live.labels import LabelWriter, assert_due
 from .metrics import exposition
@@ -356,11 +356,14 @@ def route_label(scope: dict, app: FastAPI) -> str:
 
 # %% ../../nbs/64_http.ipynb #c021
 def openapi_document(app: FastAPI) -> dict[str, Any]:
-    "The OpenAPI document of the service."
+    "The OpenAPI document of the service, which is kept until the day or the routes change."
     service = app.state.service
-    found = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    found["components"]["schemas"] |= request_schemas(service.reader, service.clock())
-    return found
+    made_for = (service.clock() // UNITS_MS["d"], len(app.routes))
+    if getattr(app.state, "document_made_for", None) != made_for:
+        found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        found["components"]["schemas"] |= request_schemas(service.reader, service.clock())
+        app.openapi_schema, app.state.document_made_for = found, made_for
+    return app.openapi_schema
 
 
 def add_error_handlers(app: FastAPI, service: ScoringService) -> None:
