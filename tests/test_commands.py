@@ -15,7 +15,9 @@ from fraud_poc.core.settings import load_settings
 from fraud_poc.data.log import read_manifest, read_part
 from fraud_poc.desk.accounts import log_in
 from fraud_poc.desk.tables import decisions
+from fraud_poc.features.table import build_table
 from fraud_poc.live.redis_server import start_redis
+from fraud_poc.model.bundle import latest_bundle
 from fraud_poc.service.keys import Keys
 
 ADDRESS = "127.0.0.1"
@@ -112,6 +114,21 @@ def test_a_second_demo_starts_what_is_there(demo):
 def test_what_the_demo_leaves_is_for_its_owner_alone(demo):
     folder = demo[2].batch.folder
     assert len(list(folder.rglob("*"))) > 30 and open_to_others(folder) == []
+
+
+def test_a_model_of_another_installation_is_imported_and_said_to_be_theirs(demo, root, tmp_path):
+    _, options, settings = demo
+    model = latest_bundle(settings, build_table(settings))
+    signature = (model.folder / "signature.json").read_bytes()
+    (model.folder / "signature.json").unlink()
+    try:
+        refused = call("policy", *options)
+        assert refused.exit_code == 2 and "fraud-poc import-model" in refused.stderr
+        told = as_json("import-model", model.folder, "--from", "risk team, Lyon", *options)
+        assert told["hash"] == model.hash and told["from"] == "risk team, Lyon" and told["installation"] == "unknown"
+        assert as_json("policy", *options)["model"] == told["id"]
+    finally:
+        (model.folder / "signature.json").write_bytes(signature)
 
 
 def test_policy_says_what_is_served(demo):
