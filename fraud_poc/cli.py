@@ -327,13 +327,15 @@ def serve_command(
     ] = None,
 ):
     "Answer orders and show the desk over HTTP, with the newest accepted model, until stopped; decisions are written beside it."
-    about, (out, _) = {}, consoles(as_json)
+    about, (out, err) = {}, consoles(as_json)
     with ending("serve", as_json, about):
         from fraud_poc.app import run_service
         from fraud_poc.live.redis_server import server_for
 
         about["settings"] = settings = command_settings(config, overrides)
         shown = {"key": key} if (key := open_for_service(settings, name)) else {}
+        if key:  # at once: it is valid, also when the service cannot start
+            err.print(f"the API key {name} is {key}", soft_wrap=True, highlight=False, markup=False)
 
         def announce(address: str) -> None:
             places = {"address": address, "documents": f"{address}/docs", "desk": f"{address}/desk"} | shown

@@ -391,7 +391,7 @@ def create_feed(
         yield
         await feed.stop()
 
-    app = FastAPI(title="fraud_poc: feed", lifespan=lifespan)
+    app = FastAPI(title="fraud_poc: feed", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.feed = feed
     add_routes(app, feed)
 
