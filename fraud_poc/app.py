@@ -22,6 +22,7 @@ from .desk.writer_process import writer_process
 from .live.decide import default_engine
 from .live.labels import LabelChange, LabelResult, LabelWriter
 from .ops.feed import keep_registered
+from .service.documents import add_documents
 from .service.keys import fresh_key, list_keys
 from .service.scoring import ScoringService
 from .service.workers import serve, worker_app
@@ -52,7 +53,8 @@ def desk_of(
 
 
 def with_desk(app: FastAPI, database: sa.Engine) -> FastAPI:
-    "A scoring application with the desk at /desk."
+    "A scoring application with the desk at /desk and its documents at /docs."
+    add_documents(app)
     app.mount("/desk", desk_of(app.state.service, database))
 
     @app.get("/", include_in_schema=False)

@@ -386,6 +386,8 @@ def serve_command(
 
         about["settings"] = settings = command_settings(config, overrides)
         shown = {"key": key} if (key := open_for_service(settings, name)) else {}
+        if key:  # at once: it is valid, also when the service cannot start
+            err.print(f"the API key {name} is {key}", soft_wrap=True, highlight=False, markup=False)
 
         def announce(address: str) -> None:
             places = {"address": address, "documents": f"{address}/docs", "desk": f"{address}/desk"} | shown

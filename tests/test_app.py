@@ -51,6 +51,7 @@ from fraud_poc.model.acceptance import judge_model
 from fraud_poc.model.dataset import make_dataset
 from fraud_poc.model.train import train_model
 from fraud_poc.ops.feed import create_feed
+from fraud_poc.service.documents import CONTENT_POLICY, SECURITY_HEADERS
 from fraud_poc.service.http import create_app
 from fraud_poc.service.keys import SCOPES, api_keys, new_key
 from fraud_poc.service.scoring import KEY_HEADER
@@ -95,15 +96,41 @@ async def score(whole, idents) -> None:
             ).status_code == 200
 
 
+# --- pages ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_page_has_the_security_headers_and_loads_nothing_from_elsewhere(whole):
+    "Each address without parameters that answers with HTML, found in the application's own table."
+    paths, seen = {way.pattern for way in ways(whole.app) if "{" not in way.pattern and "*" not in way.pattern}, []
+
+    async def look() -> None:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=whole.app), base_url="http://service", headers={"accept": "text/html"}
+        ) as client:
+            for path in sorted({*paths, "/docs", "/desk/nowhere"}):
+                page = await client.get(path)
+                if not page.headers.get("content-type", "").startswith("text/html"):
+                    continue
+                seen.append(path)
+                policy = page.headers["content-security-policy"]
+                assert policy.startswith(CONTENT_POLICY) and "unsafe" not in policy and "http" not in policy, path
+                assert {name: page.headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS | {
+                    "content-security-policy": policy
+                }
+                assert not re.search(r'(?:src|href)="(?:https?:)?//', page.text) and "<script>" not in page.text, path
+
+    asyncio.run(look())
+    assert {"/docs", "/desk/login", "/desk/nowhere"} <= set(seen) and "/redoc" not in paths, seen
+
+
 # --- who may do what --------------------------------------------------------------------------------------------------------------------
 
 OPEN = [
     "/healthz",
     "/readyz",
     "/openapi.json",
-    "/docs",
-    "/docs/oauth2-redirect",
-    "/redoc",  # of the service; documents say what is asked for, not what is held
+    "GET /docs",
+    "GET /docs/static/*",  # of the service; documents say what is asked for, not what is held
     "GET /",
     "GET /desk",
     "GET /desk/login",

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import socket
 
 import pyarrow.parquet as pq
 import pytest
@@ -129,6 +130,19 @@ def test_a_model_of_another_installation_is_imported_and_said_to_be_theirs(demo,
         assert as_json("policy", *options)["model"] == told["id"]
     finally:
         (model.folder / "signature.json").write_bytes(signature)
+
+
+@pytest.mark.parametrize("json_wanted", [[], ["--json"]], ids=["text", "json"])
+def test_a_key_that_was_made_is_shown_also_when_the_service_does_not_start(demo, json_wanted):
+    with socket.create_server((ADDRESS, 0)) as taken:
+        port = ["--set", f"service.port={taken.getsockname()[1]}"]
+        name = f"shop{len(json_wanted)}"
+        ended = call("serve", "--new-key", name, *demo[1], *port, *json_wanted)
+    assert ended.exit_code == 1 and "service.port" in ended.stderr + ended.stdout
+    key = re.search(r"fp_\S+", ended.stderr)[0]
+    database = open_database(demo[2])
+    assert Keys(database).find(key.encode())[0] == name
+    database.dispose()
 
 
 def test_policy_says_what_is_served(demo):

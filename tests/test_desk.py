@@ -21,8 +21,8 @@ from fraud_poc.core.database import writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
 from fraud_poc.desk.tables import cases, days, decisions, outcomes
-from fraud_poc.desk.views import CONTENT_POLICY
 from fraud_poc.live.labels import LabelAssertion, Retraction
+from fraud_poc.service.documents import CONTENT_POLICY
 
 NOW = 1_767_000_000_000
 
@@ -830,8 +830,9 @@ def test_sums_follow_labels_and_are_counted_once(fresh):
 # --- package ----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_templates_and_static_files_are_installed_and_as_listed(root):
-    static = root / "fraud_poc" / "desk" / "static"
+@pytest.mark.parametrize("part", ["desk", "service"])
+def test_templates_and_static_files_are_installed_and_as_listed(root, part):
+    static = root / "fraud_poc" / part / "static"
     listed = json.loads((static / "vendored.json").read_text())
     for name, one in listed.items():
         assert (
@@ -840,7 +841,7 @@ def test_templates_and_static_files_are_installed_and_as_listed(root):
         )
     patterns = re.findall(r"^recursive-include (\S+) (\S+)$", (root / "MANIFEST.in").read_text(), re.M)
     packages = {Path(*name.split(".")) for name in find_packages(str(root), include=["fraud_poc*"])}
-    for path in (root / "fraud_poc" / "desk").rglob("*"):
+    for path in (root / "fraud_poc" / part).rglob("*"):
         if path.suffix in (".py", ".pyc") or not path.is_file():
             continue
         name = path.relative_to(root)

@@ -399,7 +399,7 @@ def create_feed(
         yield
         await feed.stop()
 
-    app = FastAPI(title="fraud_poc: feed", lifespan=lifespan)
+    app = FastAPI(title="fraud_poc: feed", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_hosts(settings), www_redirect=False)
     app.state.feed = feed
     add_routes(app, feed)

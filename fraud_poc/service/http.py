@@ -481,6 +481,8 @@ def create_app(
         title=f"fraud_poc: {settings.domain.name}",
         version=engine.table.hash[:12],
         redirect_slashes=False,
+        docs_url=None,  # of service.documents
+        redoc_url=None,
         lifespan=lambda app: running(service, status, opened),
     )
     app.state.service, app.state.status = service, status
