@@ -38,6 +38,7 @@ from fraud_poc.core.terminal import (
     DEFAULT_CONFIG,
     FAILED,
     Config,
+    FittedTable,
     Json,
     Set,
     command_settings,
@@ -276,7 +277,8 @@ def model_page_command(
 # %% ../nbs/94_cli.ipynb #c027
 @app.command(
     "prepare-db",
-    epilog="Examples:\n\nfraud-poc prepare-db\n\nfraud-poc prepare-db --set live.redis_url=rediss://:password@host:6379/0",
+    epilog="Examples:\n\nfraud-poc prepare-db\n\nfraud-poc prepare-db --trim\n\nA store of your own: its address with the password goes into the environment "
+    "variable FRAUD_POC_REDIS_URL, not on a command line that other users of the machine can read.",
 )
 def prepare_command(
     config: Config = DEFAULT_CONFIG,
@@ -404,7 +406,7 @@ def serve_command(
 # %% ../nbs/94_cli.ipynb #c035
 def answers_table(answers: list[dict]) -> Table:
     "Decisions, and their reasons with their contributions in log-odds."
-    table = Table(title="score", title_justify="left", title_style="bold", header_style="bold", show_lines=True)
+    table = FittedTable(title="score", title_justify="left", title_style="bold", header_style="bold", show_lines=True)
     for head, side in (
         ("order", "left"),
         ("action", "left"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from fraud_poc.core.terminal import (
     FAILED,
     STOPPED,
     Config,
+    FittedTable,
     Json,
     Set,
     Step,
@@ -47,11 +49,11 @@ desk_app = typer.Typer()  # its commands become commands of `fraud-poc`
 
 # %% auto #0
 __all__ = ['desk_app', 'TIME_COLUMNS', 'keys_app', 'Named', 'accounts_app', 'Role', 'Random', 'audit_app', 'LISTED_ROWS',
-           'operator', 'database_of', 'run_on_database', 'rows_table', 'keys_new', 'keys_list', 'keys_revoke',
-           'read_password', 'change_account_command', 'accounts_new', 'accounts_password', 'accounts_role',
-           'accounts_disable', 'accounts_list', 'parse_noted', 'audit_verify', 'audit_list', 'labels_step',
-           'collect_step', 'labels_command', 'collect_command', 'write_step', 'write_command', 'forget_step',
-           'named_customer', 'forget_command']
+           'SAME_FAULT', 'operator', 'database_of', 'run_on_database', 'rows_table', 'keys_new', 'keys_list',
+           'keys_revoke', 'read_password', 'change_account_command', 'accounts_new', 'accounts_password',
+           'accounts_role', 'accounts_disable', 'accounts_list', 'parse_noted', 'audit_verify', 'audit_list',
+           'RowFaults', 'labels_step', 'collect_step', 'labels_command', 'collect_command', 'write_step',
+           'write_command', 'forget_step', 'named_customer', 'forget_command']
 
 # %% ../nbs/91_desk_commands.ipynb #c005
 def operator() -> Actor:
@@ -114,7 +116,7 @@ def rows_table(title: str, rows: list[dict]) -> Table:
             return ", ".join(f"{key} {word}" for key, word in value.items())
         return " ".join(value) if isinstance(value, list) else str(value)
 
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = FittedTable(title=title, title_justify="left", title_style="bold", header_style="bold")
     for name in rows[0]:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
@@ -353,20 +355,50 @@ def audit_list(
 LISTED_ROWS = 1_000  # rejected rows that are listed in the JSON
 
 
-def labels_step(path: str, err: Console, rejected: list[dict]) -> Step:
-    "Labels from a file; rejected rows are reported and listed."
+SAME_FAULT = 3  # rows that are named for one fault; more are counted
 
-    def report(row: int, error: Any) -> None:
-        err.print(f"row {row}, {error.name or 'the row'}: {error.msg}", markup=False, highlight=False, soft_wrap=True)
-        if len(rejected) < LISTED_ROWS:
-            rejected.append({"row": row, "column": error.name, "reason": error.msg})
+
+class RowFaults:
+    "What is wrong with rows of a file: each fault is printed for its first rows, then counted."
+
+    def __init__(self, err: Console):
+        self.err, self.rows, self.counts = err, [], Counter()  # rows: for the JSON
+
+    def say(self, text: str) -> None:
+        "Print a line as it is."
+        self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def add(self, row: int, error: Any) -> None:
+        "A rejected row, and what is wrong with a field of it."
+        fault = f"{error.name or 'the row'}: {error.msg}"
+        self.counts[fault] += 1
+        if self.counts[fault] <= SAME_FAULT:
+            self.say(f"row {row}, {fault}")
+        if len(self.rows) < LISTED_ROWS:
+            self.rows.append({"row": row, "column": error.name, "reason": error.msg})
+
+    def end(self) -> None:
+        "Print how many more rows have the same faults."
+        for fault, count in self.counts.items():
+            if count > SAME_FAULT:
+                self.say(f"and {count - SAME_FAULT:,} more rows, {fault}")
+
+
+def labels_step(path: str, faults: RowFaults) -> Step:
+    "Labels from a file; rejected rows are reported and listed."
 
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.live.label_files import assert_file
         from fraud_poc.live.redis_server import server_for
+        from fraud_poc.live.store import StoreLost
 
         with server_for(settings) as url:
-            return asyncio.run(assert_file(settings, url, path, report, operator(), progress))
+            try:
+                return asyncio.run(assert_file(settings, url, path, faults.add, operator(), progress))
+            except StoreLost as error:
+                raise ValueError(str(error)) from None
+            finally:
+                faults.end()
 
     return step
 
@@ -405,17 +437,18 @@ def labels_command(
     as_json: Json = False,
 ):
     "Assert whether events were fraud: each row becomes an entry of the live log; exit code 1 when a row is rejected."
-    about, rejected, (out, err) = {}, [], consoles(as_json)
+    about, (out, err) = {}, consoles(as_json)
+    faults = RowFaults(err)
     with ending("labels", as_json, about):
         about["settings"] = settings = command_settings(config, overrides)
-        result = timed("labels", lambda progress: labels_step(path, err, rejected)(settings, progress), err)
+        result = timed("labels", lambda progress: labels_step(path, faults)(settings, progress), err)
         if nothing := all_rejected("labels", result):
             err.print(f"error: {nothing}", markup=False, highlight=False, soft_wrap=True)
         out.print(
             table_of(f"labels: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])
         )
         if as_json:
-            write_line({"command": "labels", "ok": not result["rejected"], **result, "rejected_rows": rejected})
+            write_line({"command": "labels", "ok": not result["rejected"], **result, "rejected_rows": faults.rows})
         if result["rejected"]:
             raise typer.Exit(FAILED)
 
@@ -508,7 +541,7 @@ def forget_command(
         "forget", forget_step(named_customer(customer, confirmed), "command line"), config, overrides, as_json
     )
     out, _ = consoles(as_json)
-    if result["raw"]:
+    if result["raw"] and result["orders"]:
         out.print(
             "raw files are not changed; ingesting them again brings the customer back:",
             *result["raw"],

@@ -2,7 +2,11 @@
 
 import ast
 import asyncio
+import errno
+import io
 import itertools
+import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 import typer
+from rich.console import Console
+from support.command_line import call
 from support.scoring_worker import settings_in, small_engine
 from test_docs import PAGES
 from typer.core import TyperCommand, TyperGroup
@@ -17,8 +23,10 @@ from typer.core import TyperCommand, TyperGroup
 from fraud_poc.app import with_desk
 from fraud_poc.cli import app as command_line
 from fraud_poc.core.database import open_database
+from fraud_poc.core.reading import FieldError
 from fraud_poc.core.settings import load_settings
-from fraud_poc.core.terminal import parse_overrides
+from fraud_poc.core.terminal import error_text, parse_overrides, table_of
+from fraud_poc.desk_commands import RowFaults, rows_table
 from fraud_poc.ops.feed import create_feed
 from fraud_poc.service.http import create_app
 
@@ -212,3 +220,120 @@ def test_targets_of_make_exist(where, target):
     text = READ[where]
     if re.search(rf"(?:`|^|\$ )make {target}\b", text, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), (where, target)
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------------------------
+
+WRONG_SETTINGS = [
+    ("service.port=abc", "service.port: must be a whole number (found 'abc')"),
+    ("service.port=1.5", "service.port: must be a whole number"),
+    ("policy.churn_cost=-1", "policy.churn_cost: must be at least 0 (found -1)"),
+    ("policy.review_delay_cost=50", "policy: policy.review_delay_cost 50 is above policy.churn_cost 20"),
+    ("policy.recovery_share=2", "policy.recovery_share: must be at most 1"),
+    ("columns.entities=customer_id", "columns.entities: must be a list"),
+    ("columns.time_format=soon", "columns.time_format: must be 'iso', 'epoch_s' or 'epoch_ms'"),
+    ("domain.name=A B", "domain.name: must match"),
+    ("servce.port=1", "did you mean service.port"),
+    ("port=1", "section.key=value"),
+    ("service.prt=1", "did you mean service.port"),
+    ("shop.port=1", "did you mean feed.port or service.port"),
+    ("service.colour=1", "[service] has "),
+    ("shop.colour=1", "`fraud-poc config` lists all"),
+]
+
+
+@pytest.mark.parametrize(("setting", "words"), WRONG_SETTINGS)
+def test_a_wrong_setting_is_told_in_words(setting, words):
+    failed = call("config", "--set", setting, "--config", ROOT / "config" / "orders.toml")
+    assert failed.exit_code == 2 and words in failed.stderr and len(failed.stderr) < 400, failed.stderr
+    assert not re.search(r"Value error|Input should|pydantic|acceptance\.bootstrap", failed.stderr)
+
+
+def test_a_wrong_setting_of_a_file_is_told_in_words(tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text((ROOT / "config" / "orders.toml").read_text().replace("[sample]", "[sample]\nsede = 1"))
+    failed = call("config", "--config", own)
+    assert failed.exit_code == 2 and "sample.sede: there is no such setting: did you mean sample.seed?" in failed.stderr
+
+
+def unlucky(tmp_path: Path) -> dict[str, Path]:
+    "Paths at which nothing can be read."
+    (tmp_path / "file.csv").write_text("order,fraud\n")
+    return {"missing": tmp_path / "none.csv", "folder": tmp_path, "below a file": tmp_path / "file.csv" / "x.csv"}
+
+
+@pytest.mark.parametrize("case", ["missing", "folder", "below a file"])  # a folder is what `ingest` reads
+@pytest.mark.parametrize("command", ["score", "labels", "ingest"])
+def test_a_file_that_cannot_be_read_is_told_in_words(tmp_path, command, case):
+    path = unlucky(tmp_path)[case]
+    if (command, case) == ("ingest", "folder"):
+        path = tmp_path / "*.json"
+    words = ["--input", path] if command == "ingest" else [path]
+    options = ["--config", ROOT / "config" / "orders.toml", "--set", f"batch.folder={tmp_path}/b"]
+    failed = call(command, *words, *options)
+    assert failed.exit_code in (1, 2) and str(path) in failed.stderr and "Traceback" not in failed.stderr
+    assert not re.search(r"Errno|\[[0-9]+\]", failed.stderr), failed.stderr
+    assert re.search("check the path|name a file", failed.stderr), failed.stderr
+
+
+def test_every_error_of_the_system_is_told_without_its_number(tmp_path):
+    for number in errno.errorcode:
+        text = error_text(OSError(number, os.strerror(number), "some/file"))
+        assert text.startswith("some/file: ") and "Errno" not in text
+    assert error_text(OSError("in our words")) == "in our words"
+
+
+def test_a_wrong_column_is_named_once(tmp_path):
+    options = ["--config", ROOT / "config" / "orders.toml", "--set", f"batch.folder={tmp_path}/b"]
+    head, *rows = (ROOT / "examples" / "orders.csv").read_text().splitlines()
+    (tmp_path / "in.csv").write_text("\n".join([head.replace("order_id", "order_no"), *rows]))
+    failed = call("score", tmp_path / "in.csv", *options)
+    assert failed.exit_code == 2 and failed.stderr.count("order_no") == 1
+    assert f"all {len(rows)} orders" in failed.stderr
+
+
+def test_a_fault_of_many_rows_is_printed_for_a_few_and_counted():
+    screen = Console(file=io.StringIO(), width=40, force_jupyter=False)
+    faults = RowFaults(screen)
+    for row in range(1, 1_001):
+        faults.add(row, FieldError("order", "field is missing", "missing"))
+    faults.add(1_001, FieldError("fraud", "is neither yes nor no", "label"))
+    faults.end()
+    lines = screen.file.getvalue().splitlines()
+    assert len(lines) == 5 and lines[-1] == "and 997 more rows, order: field is missing"
+    assert lines[3].startswith("row 1001, fraud")
+
+
+def test_labels_for_a_store_without_states_name_the_remedy(tmp_path):
+    (tmp_path / "in.csv").write_text("order,fraud\na,1\n")
+    options = ["--config", ROOT / "config" / "orders.toml", "--set", f"batch.folder={tmp_path}/b"]
+    failed = call("labels", tmp_path / "in.csv", *options)
+    assert failed.exit_code == 2 and "fraud-poc prepare-db" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_forgetting_a_customer_who_is_not_known_says_so(tmp_path):
+    options = ["--config", ROOT / "config" / "orders.toml", "--set", f"batch.folder={tmp_path}/b"]
+    done = call("forget", "--customer", "nobody-1", "--yes", *options, "--json")
+    assert done.exit_code == 0 and "no order of this customer is known" in json.loads(done.stdout)["nothing_done"]
+    assert "check the value" in done.stderr and "bring" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [20, 40, 59, 60, 80, 120])
+def test_tables_break_no_word_on_a_narrow_terminal(width):
+    rows = [["average precision on later days", "0.457", "1,234,567"], ["AUC ROC", "0.932", "12"]]
+    for table in (
+        table_of("steps", ["step", "value", "rows a second"], rows),
+        table_of("made", ["", ""], [row[:2] for row in rows]),
+        rows_table("keys", [{"name": "shop", "scopes": ["labels", "score"], "created": 1_751_000_000_000}]),
+    ):
+        screen = Console(file=io.StringIO(), width=width, force_jupyter=False)
+        screen.print(table)
+        text = screen.file.getvalue()
+        words = [word for column in table.columns for cell in column.cells for word in str(cell).split()]
+        assert [word for word in words if word not in text] == []
+        assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_no_password_stands_on_a_command_line():
+    told = whole_commands() | named_commands()
+    assert [line for _, line in told if re.search(r"://[^ ]*:[^ ]*@|password=", line)] == []

@@ -5,6 +5,7 @@
 # %% ../../nbs/05_terminal.ipynb #c003
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -31,10 +32,11 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['STEP_UNITS', 'QUIET_S', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step',
-           'NOTHING_DONE', 'Screen', 'parse_value', 'parse_overrides', 'command_settings', 'pace', 'spoken',
-           'shown_progress', 'display_text', 'flattened', 'table_of', 'counted_rows', 'timed', 'complain', 'write_line',
-           'complete_so_far', 'ending', 'all_rejected', 'consoles', 'run_step']
+__all__ = ['STEP_UNITS', 'QUIET_S', 'NARROW', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'REMEDIES', 'Config', 'Set', 'Json',
+           'DEFAULT_CONFIG', 'Step', 'NOTHING_DONE', 'Screen', 'parse_value', 'parse_overrides', 'command_settings',
+           'pace', 'spoken', 'shown_progress', 'display_text', 'flattened', 'FittedTable', 'table_of', 'counted_rows',
+           'timed', 'complain', 'write_line', 'complete_so_far', 'error_text', 'ending', 'all_rejected', 'consoles',
+           'run_step']
 
 # %% ../../nbs/05_terminal.ipynb #n005
 class Screen(Console):
@@ -184,9 +186,33 @@ def flattened(result: dict) -> dict[str, str]:
     return lines
 
 
+NARROW = 60  # columns of a terminal below which a table would break its words
+
+
+class FittedTable(Table):
+    "A table that is written as `head: value`, line by line, on a narrow terminal."
+
+    def __rich_console__(self, console: Console, options: Any) -> Any:
+        "What is printed."
+        if options.max_width >= NARROW:
+            yield from super().__rich_console__(console, options)
+            return
+        yield Text(str(self.title or ""), style="bold")
+        heads = [str(column.header) if self.show_header else "" for column in self.columns]
+        for row in zip(*(column.cells for column in self.columns)):
+            if not any(heads):
+                yield Text(": ".join(Text.from_markup(cell).plain for cell in row))
+                continue
+            for head, cell in zip(heads, row):
+                yield Text(": ".join(filter(None, [head.replace("\n", " "), Text.from_markup(cell).plain])))
+            yield Text("")
+
+
 def table_of(title: str, heads: list[str], rows: list[list[str]]) -> Table:
     "A table whose first column is words and whose others are numbers."
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", show_header=any(heads))
+    table = FittedTable(
+        title=title, title_justify="left", title_style="bold", header_style="bold", show_header=any(heads)
+    )
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", overflow="fold")
     for row in rows:
@@ -270,6 +296,29 @@ def complete_so_far(settings: Settings | None) -> list[str]:
     return lines
 
 
+REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "it is a folder: name a file in it",
+    errno.ENOTDIR: "a part of this path is a file and no folder: check the path",
+    errno.EACCES: "this user may not use it: change its permissions, or run as its owner",
+    errno.EPERM: "this user may not use it: change its permissions, or run as its owner",
+    errno.EROFS: "the disk is read-only: name another place",
+    errno.ENOSPC: "make room, and run the command again",
+    errno.EMFILE: "raise the limit with `ulimit -n`, and run the command again",
+    errno.ECONNREFUSED: "check the address, and whether the server runs",
+}
+
+
+def error_text(error: Exception) -> str:
+    "An error in words: of the system's errors the file, what is wrong, and what to do, without its number."
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    place = f"{error.filename}: " if error.filename and str(error.filename) not in error.strerror else ""
+    told = ";" in error.strerror or ":" in error.strerror  # the one who raised it has said what to do
+    remedy = "" if told or error.errno not in REMEDIES else f": {REMEDIES[error.errno]}"
+    return f"{place}{error.strerror}{remedy}"
+
+
 @contextmanager
 def ending(name: str, as_json: bool, about: dict) -> Iterator[None]:
     "Turn errors into messages and exit codes; `about` may hold the settings."
@@ -280,7 +329,7 @@ def ending(name: str, as_json: bool, about: dict) -> Iterator[None]:
     except (ValueError, OSError) as error:
         code, message, notes = (
             (WRONG if isinstance(error, ValueError) else FAILED),
-            str(error),
+            error_text(error),
             list(getattr(error, "__notes__", [])),
         )
     except typer.Exit:
@@ -313,7 +362,10 @@ Step = Callable[["Settings", Progress], dict]  # settings, progress -> summary
 NOTHING_DONE = {
     "features": ("new_events", "nothing new: the features of all parts of the log are there already"),
     "collect": ("parts", "nothing new: the batch log has all of the live log already"),
-    "forget": ("orders", "no order of this customer is known"),
+    "forget": (
+        "orders",
+        "no order of this customer is known: if there should be some, check the value, which is one of the first of columns.entities",
+    ),
 }  # what a summary without this item means
 
 
@@ -360,8 +412,10 @@ def run_step(
         out.print(
             table_of(f"{name}: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])
         )
-        if name in NOTHING_DONE and not result[NOTHING_DONE[name][0]]:
-            out.print(NOTHING_DONE[name][1])
+        counted, words = NOTHING_DONE.get(name, ("", ""))
+        if counted and not result[counted]:
+            result |= {"nothing_done": words}
+            out.print(words, soft_wrap=True)
         if as_json:
             write_line({"command": name, "ok": not nothing, **result})
         if nothing:

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.events import system_clock
 from ..core.files import OWNER_FILE, PARTIAL, private_folder, sole_use, write_aside
-from ..core.settings import Settings
+from ..core.settings import Settings, validation_lines
 from ..features.table import FeatureTable
 from .policy import Policy, policy_bytes, read_policy
 from .trees import Scorer, Trees, prove, proved_trees, read_trees, score_many
@@ -214,11 +214,7 @@ def read_manifest_of(folder: Path) -> tuple[dict, str]:
     try:
         Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _rejected(
-            path,
-            f"is wrong at {'.'.join(map(str, first['loc'])) or 'its top'}: {first['msg']} (found {first['input']!r:.60})",
-        ) from None
+        raise _rejected(path, f"is wrong at {validation_lines(error)[0]}") from None
     try:
         intact = sealed(fields) == content
     except ValueError:

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.files import write_aside
-from ..core.settings import PolicySection, Settings
+from ..core.settings import PolicySection, Settings, validation_lines
 from ..features.state import compiled, inner, short
 
 # %% ../../nbs/32_policy.ipynb #c005
@@ -112,9 +112,7 @@ class Policy:
         try:
             checked = PolicyFile.model_validate_json(json.dumps(self.fields))
         except ValidationError as error:
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc'])) or 'its top'}: {first['msg']} (found {first['input']!r:.60})"
-            raise ValueError(f"no policy can have this {reason}") from None
+            raise ValueError(f"no policy can have this {validation_lines(error)[0]}") from None
         object.__setattr__(self, "terms", terms_of(checked.costs))
         object.__setattr__(self, "scale", float(10**self.decimals))
         terms = self.terms  # in the order of the compiled rule
