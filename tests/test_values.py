@@ -12,17 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import house
 
-from fraud_poc.core.events import LabelReader, folded, is_missing, label_words, missing_words, without_missing
+from fraud_poc.core.events import (
+    Actor,
+    LabelReader,
+    folded,
+    is_missing,
+    label_words,
+    missing_words,
+    one_text,
+    one_texts,
+    without_missing,
+)
 from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting, write_waiting
 from fraud_poc.data.validation import UNLISTED, bulk_of
 from fraud_poc.features.label_history import LabelHistory
+from fraud_poc.features.table import build_table
+from fraud_poc.live.collect import texts_of
 from fraud_poc.live.label_files import file_changes
 from fraud_poc.live.labels import LabelAssertion, LabelledEvent, check_label_change, read_label_change
+from fraud_poc.live.predict import parse_events, read_raw_events
 from fraud_poc.model.dataset import last_known, log_until
-from fraud_poc.service.schemas import missing_pattern
+from fraud_poc.service.schemas import Codec, missing_pattern
 
 FRAUD, LEGITIMATE, UNRESOLVED, REFUSED = 1, 0, -1, None
 NOW = 1_760_000_000_000  # October 2025
@@ -733,3 +746,178 @@ def test_the_document_promises_what_is_read(root, text):
     ):
         missing = frozenset(map(folded, ["", *words]))
         assert bool(re.search(missing_pattern(missing), text)) == is_missing(text, missing)
+
+
+# --- identities ---------------------------------------------------------------------------------------------------------------------------------
+
+NULLABLE = pa.string()
+# what it is -> its text, or None = missing; texts of CSV; values of JSON; columns of Parquet
+IDENTITIES = {
+    "a whole number": (
+        "315",
+        ["315", "315.0", "315.00"],
+        [315, 315.0, "315", "315.0"],
+        [
+            pa.array([315]),
+            pa.array([315], pa.int16()),
+            pa.array([315.0]),
+            pa.array([315.0], pa.float32()),
+            pa.array(["315.00"]).cast(pa.decimal128(9, 2)),
+            pa.array(["315.0"]),
+            pa.array(["315.0"]).dictionary_encode(),
+            pa.array([b"315.0"]),
+        ],
+    ),
+    "less than nothing": ("-3", ["-3", "-3.0"], [-3, -3.0, "-3.0"], [pa.array([-3.0]), pa.array([-3])]),
+    "zero": ("0", ["0", "0.0", "-0.0"], [0, -0.0, 0.0, "-0.0"], [pa.array([-0.0]), pa.array([0])]),
+    "a large number": (
+        "100000000000000000",
+        ["100000000000000000", "100000000000000000.0"],
+        [10**17, 1e17],
+        [pa.array([10**17]), pa.array([1e17]), pa.array(["100000000000000000"]).cast(pa.decimal128(20, 0))],
+    ),
+    "a fraction": ("2.5", ["2.5"], [2.5, "2.5"], [pa.array([2.5]), pa.array(["2.50"]).cast(pa.decimal128(9, 2))]),
+    "a truth value": ("true", ["True", "true", "TRUE"], [True, "true", "True"], [pa.array([True]), pa.array(["True"])]),
+    "zeros that count": ("007", ["007"], ["007"], [pa.array(["007"])]),
+    "a version": ("1.50", ["1.50"], ["1.50"], [pa.array(["1.50"])]),
+    "text of any script": (
+        "Ωμέγα 🦊",
+        ["Ωμέγα 🦊"],
+        ["Ωμέγα 🦊"],
+        [pa.array(["Ωμέγα 🦊"]), pa.array(["Ωμέγα 🦊"], pa.large_string())],
+    ),
+    "nothing": (
+        None,
+        ["", " ", "NULL", "nan"],
+        [None, "", " ", "NULL"],
+        [pa.array([None], NULLABLE), pa.array([float("nan")]), pa.array(["N/A"])],
+    ),
+}
+REFUSED_IDENTITIES = {"too long": "x" * 513, "too long in spaces": "x" + " " * 512, "no character": "a\ufdd0"}
+ONCE = {"id": "e0", "at": "2025-03-03", "who": "w", "town": "t", "amount": 1.0, "outcome": ""}
+
+
+def one_by_ingest(settings, folder, name, value):
+    "The text and key of an identity as the log has it; its reason where it was rejected."
+    row = {
+        key: pa.array([value]) if not isinstance(value, pa.Array) else value
+        for key, value in (ONCE | {name: value}).items()
+    }
+    if isinstance(value, pa.Array):
+        pq.write_table(pa.table(row), folder / "one.parquet")
+    else:
+        (folder / "one.csv").write_text(pd.DataFrame([ONCE | {name: value}]).to_csv(index=False))
+    place = folder / f"one.{'parquet' if isinstance(value, pa.Array) else 'csv'}"
+    summary = ingest(settings, str(place), replace=True, clock=lambda: NOW)
+    return (rows_of(settings, "events") or [{f"{name}": REFUSED, f"{name}_key": REFUSED}])[0], summary["rejected"]
+
+
+def one_by_service(settings, name, value, body=None):
+    "The same by the reader of `/score` and `/score/batch`; the log's copy of it is read back as `collect` does."
+    reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
+    codec = Codec(reader)
+    fields = {key: item for key, item in (ONCE | {name: value}).items() if key != "outcome"}
+    event = codec.event(json.dumps(fields).encode())
+    return event, texts_of(settings, event.body)
+
+
+@pytest.mark.parametrize("column", ["who", "town"])
+@pytest.mark.parametrize("what", IDENTITIES)
+def test_one_identity_has_one_text_at_every_door(make, tmp_path, what, column):
+    text, texts, values, columns = IDENTITIES[what]
+    settings = make(service={"optional": ["who", "town"]})
+    keys = set()
+    for value in [*texts, *columns]:
+        row, rejected = one_by_ingest(settings, tmp_path, column, value)
+        assert row[column] == text and not rejected, value
+        keys.add(row[f"{column}_key"])
+    for value in values:
+        event, (_, kept) = one_by_service(settings, column, value)
+        assert kept[column] == text or text is None, value
+        keys.add(event.keys[column])
+    reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
+    for value in texts:  # `score FILE`
+        frame = pd.DataFrame([{key: item for key, item in (ONCE | {column: value}).items() if key != "outcome"}])
+        frame.to_csv(tmp_path / "score.csv", index=False)
+        (event,) = parse_events(read_raw_events(str(tmp_path / "score.csv"), reader), reader)
+        keys.add(event.keys[column])
+    assert len(keys) == 1 and (0 in keys) == (text is None)
+
+
+@pytest.mark.parametrize("what", [what for what in IDENTITIES if what != "nothing"])
+def test_one_id_has_one_text_at_every_door(make, tmp_path, what):
+    text, texts, values, columns = IDENTITIES[what]
+    settings = make()
+    reader = EventReader(settings, bytes(32), clock=lambda: NOW)
+    for value in [*texts, *[column for column in columns if column.type != pa.bool_()]]:
+        assert one_by_ingest(settings, tmp_path, "id", value)[0]["id"] == text
+    found = [one_by_service(settings, "id", value)[0].id for value in values]
+    found += [read_label_change(reader, {"order": value, "fraud": True, "source": "analyst"}).order for value in values]
+
+    def by_file(name):
+        return [item.order for _, item in file_changes(settings, reader, str(tmp_path / name), Actor("file"))]
+
+    pd.DataFrame({"id": texts, "fraud": "1"}).to_csv(tmp_path / "labels.csv", index=False)
+    (tmp_path / "labels.json").write_text("\n".join(json.dumps({"id": value, "fraud": "1"}) for value in values))
+    found += by_file("labels.csv") + by_file("labels.json")
+    for column in columns:
+        pq.write_table(pa.table({"id": column, "fraud": ["1"]}), tmp_path / "labels.parquet")
+        found += by_file("labels.parquet")
+    assert set(found) == {text}
+
+
+@pytest.mark.parametrize("what", REFUSED_IDENTITIES)
+@pytest.mark.parametrize("column", ["who", "town", "id"])
+def test_what_is_no_identity_is_refused_at_every_door(make, tmp_path, what, column):
+    settings, value = make(), REFUSED_IDENTITIES[what]
+    for given_as in (value, pa.array([value])):
+        assert len(one_by_ingest(settings, tmp_path, column, given_as)[1]) == 1
+    with pytest.raises(EventError, match="longer than 512 characters|not valid Unicode"):
+        one_by_service(settings, column, value)
+
+
+NORMALISED = {
+    "email": (["trim", "lower", "nfc"], [" Ann@Example.ORG", "ann@example.org"], "ann@example.org"),
+    "unicode": (["nfc"], ["Jose\u0301", "José"], "José"),
+    "full width": (["nfkc", "lower"], ["ＡＢＣ１", "abc1"], "abc1"),
+    "ip": (["ip"], ["2001:DB8:0:0:0:0:0:1", "2001:db8::1"], "2001:db8::1"),
+    "ip in ip": (["trim", "ip"], ["::ffff:192.0.2.1", "192.0.2.1 "], "192.0.2.1"),
+    "guests": ([], ["0", "0.0", "Guest"], None),
+}
+
+
+@pytest.mark.parametrize("what", NORMALISED)
+def test_a_column_has_its_own_spelling(make, tmp_path, what):
+    forms, spellings, text = NORMALISED[what]
+    stand_ins = {"who": [0, "guest"]} if text is None else {}
+    settings = make(
+        columns={"normalise": {"who": forms} if forms else {}, "stand_ins": stand_ins}, service={"optional": ["who"]}
+    )
+    keys = set()
+    for value in [*spellings, *(pa.array([spelling]) for spelling in spellings)]:
+        row, _ = one_by_ingest(settings, tmp_path, "who", value)
+        keys.add(row["who_key"])
+        assert row["who"] == text and one_by_ingest(settings, tmp_path, "town", value)[0]["town"] != REFUSED
+    for value in spellings:
+        event, (_, kept) = one_by_service(settings, "who", value)
+        keys.add(event.keys["who"])
+        assert kept["who"] == text
+    assert len(keys) == 1 and (0 in keys) == (text is None)
+    assert build_table(settings).hash != build_table(make()).hash
+
+
+def test_the_spelling_is_part_of_the_log(make, tmp_path):
+    one_by_ingest(make(), tmp_path, "who", "w")
+    changed = make(columns={"normalise": {"who": ["lower"]}})
+    with pytest.raises(ValueError, match=r"columns.normalise = {}, the settings have \{'who': \['lower'\]\}"):
+        ingest(changed, str(tmp_path / "one.csv"), clock=lambda: NOW)
+
+
+@given(
+    st.text(max_size=8) | st.from_regex(r"-?\d{1,3}(\.0+)?|[tT]rue|FALSE", fullmatch=True),
+    st.sampled_from([(), *(tuple(case[0]) for case in NORMALISED.values())]),
+)
+def test_one_text_and_a_column_of_it_agree(text, forms):
+    if text.isprintable():
+        found = one_text(text, forms)
+        assert one_texts(pa.array([text]), forms).to_pylist() == [found] and one_text(found, forms) == found

@@ -84,11 +84,19 @@ class ColumnsSection(Section):
     entities: list[str] = Field(min_length=1)
     categories: list[str]
     missing_values: list[str]  # texts that stand for a missing value, beside an empty one
+    normalise: dict[str, list[Literal["trim", "lower", "nfc", "nfkc", "ip"]]]  # column -> forms, applied in order
+    stand_ins: dict[str, list[int | str]]  # entity or category -> values that stand for no identity in it
 
     @property
     def hashed(self) -> list[str]:
         "Columns whose values are kept as 64-bit keyed hashes: entities, then categories."
         return [*self.entities, *self.categories]
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        "What decides how columns are read; settings that came later are left out while they are empty, so that a hash over it stays."
+        given = self.model_dump()
+        return {name: value for name, value in given.items() if value or name not in ("normalise", "stand_ins")}
 
     @model_validator(mode="after")
     def _distinct(self):
@@ -96,6 +104,9 @@ class ColumnsSection(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"column {twice[0]!r} is named twice among entities, categories and amount: name it once")
+        for setting, allowed in (("normalise", {*self.id, *self.hashed}), ("stand_ins", {*self.hashed})):
+            if strange := sorted(getattr(self, setting).keys() - allowed):
+                raise ValueError(f"columns.{setting} names {strange[0]!r}: use one of {', '.join(sorted(allowed))}")
         taken = sorted({"seq", "id", "id_key", "time", "known", "label", "previous"} & set(names))
         if taken:
             raise ValueError(

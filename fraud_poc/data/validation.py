@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['REJECTED', 'STANDS', 'NOT_A_TIME', 'NO_LABEL', 'KNOWN', 'LABEL', 'UNLISTED', 'UNLISTED_KEPT', 'TWICE', 'DAY', 'Check',
-           'reject_rows', 'shortened', 'rejected_lines', 'empty_checks', 'time_checks', 'amount_checks', 'id_checks',
-           'ParsedLabels', 'parse_labels', 'numpy_of', 'rows_by_text', 'label_counts', 'missing_counts', 'CheckedRows',
-           'check_events', 'check_labels', 'days_of', 'bulk_of', 'bulks', 'split_outliers']
+           'reject_rows', 'shortened', 'rejected_lines', 'empty_checks', 'time_checks', 'amount_checks', 'long_check',
+           'id_texts', 'id_checks', 'ParsedLabels', 'parse_labels', 'numpy_of', 'rows_by_text', 'label_counts',
+           'missing_counts', 'CheckedRows', 'check_events', 'check_labels', 'days_of', 'bulk_of', 'bulks',
+           'split_outliers']
 
 # %% ../../nbs/12_validation.ipynb #c003
 from collections import Counter
@@ -22,6 +23,7 @@ from fraud_poc.core.events import (
     LEGITIMATE,
     UNRESOLVED,
     LabelReader,
+    identity_rule,
     minor_units,
     missing_words,
     without_missing,
@@ -33,12 +35,14 @@ from fraud_poc.core.reading import (
     BROKEN,
     EMPTY,
     FAR,
+    MAX_TEXT,
     NONEXISTENT,
     NOT_FINITE,
     NOT_ISO,
     TOO_EARLY,
     TOO_LARGE,
     TOO_LATE,
+    TOO_LONG,
     UNREADABLE,
     as_numbers,
     as_text,
@@ -51,7 +55,7 @@ from fraud_poc.core.reading import (
     one_chunk,
     utf8,
 )
-from ..core.settings import MAX_MINOR_UNITS, Settings, duration_ms
+from ..core.settings import MAX_MINOR_UNITS, ColumnsSection, Settings, duration_ms
 from .readers import ORDER
 
 # %% ../../nbs/12_validation.ipynb #c007
@@ -158,6 +162,21 @@ def amount_checks(
     ]
 
 # %% ../../nbs/12_validation.ipynb #c013
+def long_check(name: str, text: pa.Array) -> Check:
+    "Texts that are longer than an identity may be."
+    return Check(
+        name,
+        text,
+        f"{name} {TOO_LONG}",
+        pc.fill_null(pc.greater(pc.utf8_length(text), MAX_TEXT), False).to_numpy(zero_copy_only=False),
+    )
+
+
+def id_texts(batch: pa.Table, columns: ColumnsSection) -> list[pa.Array]:
+    "The texts of the columns that are the id."
+    return [as_text(batch[name], forms=columns.normalise.get(name, ())) for name in columns.id]
+
+
 def id_checks(
     name: str,  # of the id's columns, joined
     parts: list[pa.Array],  # their n texts
@@ -175,6 +194,7 @@ def id_checks(
         Check(name, raw, "id is empty", empty),
         Check(name, raw, f"id {STANDS}", words),
         Check(name, raw, "id is not valid UTF-8", broken(raw)),
+        long_check("id", raw)._replace(column=name),
     ]
 
 # %% ../../nbs/12_validation.ipynb #c016
@@ -254,7 +274,7 @@ def missing_counts(
         if not mask.any():
             continue
         text = as_text(one_chunk(batch[name]).take(pa.array(kept[mask]))).drop_null()
-        words = text.filter(without_missing(text, missing_words(settings.columns)).is_null())
+        words = text.filter(without_missing(text, identity_rule(settings.columns, name).missing).is_null())
         counts.update({("stands", name, word): rows for word, rows in rows_by_text(words)})
     return counts
 
@@ -278,9 +298,10 @@ def check_events(
 ) -> CheckedRows:
     "Validate raw events."
     columns, order, missing = settings.columns, batch[ORDER].to_numpy(), missing_words(settings.columns)
-    ident, checks = id_checks(":".join(columns.id), [as_text(batch[name]) for name in columns.id], missing)
-    hashed = {name: as_text(batch[name], missing) for name in columns.hashed}
-    checks += [Check(name, text, f"{name} is not valid UTF-8", broken(text)) for name, text in hashed.items()]
+    ident, checks = id_checks(":".join(columns.id), id_texts(batch, columns), missing)
+    hashed = {name: as_text(batch[name], *identity_rule(columns, name)) for name in columns.hashed}
+    for name, text in hashed.items():
+        checks += [Check(name, text, f"{name} is not valid UTF-8", broken(text)), long_check(name, text)]
     ms, state = as_times(batch[columns.time], columns)
     amount, empty = as_numbers(batch[columns.amount], missing)
     checks += time_checks(columns.time, batch[columns.time], ms, state, settings, now=now)
@@ -314,7 +335,7 @@ def check_labels(
 ) -> CheckedRows:  # clean rows: `@order`, id, `@label`, `@known`
     "Validate raw labels from an input of their own."
     missing, names = missing_words(settings.columns), settings.columns.id
-    ident, checks = id_checks(":".join(names), [as_text(batch[name]) for name in names], missing)
+    ident, checks = id_checks(":".join(names), id_texts(batch, settings.columns), missing)
     label, known, more, unlisted = parse_labels(batch, settings, now)
     passed, rejected = reject_rows(batch[ORDER].to_numpy(), checks + more)
     clean = pa.table({ORDER: batch[ORDER], "id": ident, LABEL: pa.array(label, pa.int8()), KNOWN: known})

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from ..core.database import signed
-from ..core.events import UNRESOLVED, checked_text, key_of
+from ..core.events import UNRESOLVED, checked_text, key_of, one_text
 from ..core.settings import Settings
 from .tables import MS_PER_DAY, cases, decisions, labels, links, notes
 
@@ -96,8 +96,10 @@ class QueryContext(NamedTuple):
 
 def matching_decisions(context: QueryContext, value: str) -> sa.Select:
     "Ids of the decisions on an event or an entity, by the text that people see."
-    names, key = context.settings.columns.entities, signed(key_of(value, context.secret))
-    by_entity = sa.select(links.c.decision_id).where(links.c.entity.in_(names), links.c.key == key)
+    columns, own = context.settings.columns, sa.tuple_(links.c.entity, links.c.key)
+    texts = {name: one_text(value, columns.normalise.get(name, ())) for name in columns.entities}
+    keys = [(name, signed(key_of(text, context.secret))) for name, text in texts.items()]
+    by_entity = sa.select(links.c.decision_id).where(own.in_(keys))
     return by_entity.union_all(sa.select(decisions.c.id).where(decisions.c.order_id == value))
 
 

@@ -269,7 +269,7 @@ def build_table(
     table = read_rows(settings)
     used = [by for by in settings.columns.entities if any(row.by == by for row in table)]
     own = [[OPERATIONS[row.kind], i] for i, row in enumerate(table) if not row.by]
-    bounds, columns = settings.features.model_dump(exclude={"rows"}), settings.columns.model_dump()
+    bounds, columns = settings.features.model_dump(exclude={"rows"}), settings.columns.meaning
     meaning = json.dumps([[asdict(row) for row in table], bounds, columns, STATE_VERSION], sort_keys=True)
     return FeatureTable(
         tuple(table),

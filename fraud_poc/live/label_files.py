@@ -30,7 +30,7 @@ from fraud_poc.core.events import (
     yes_or_no,
 )
 from ..core.files import Progress
-from ..core.reading import EventError, EventReader, FieldError, InvalidValue, number_text
+from ..core.reading import EventError, EventReader, FieldError, InvalidValue, identity_text
 from ..core.settings import Settings
 from ..data.log import hash_secret
 from ..data.readers import open_bytes, reading_text
@@ -131,11 +131,13 @@ class RowReader:
         if "order" in row:
             return row["order"]
         if len(names) == 1:
-            return row.get(names[0])
+            value = row.get(names[0])
+            return text_of(value) if isinstance(value, bytes) or value != value else value
         if any(self.given(row, name) is None for name in names):
             return None
-        values = [row[name] for name in names]
-        return ":".join(number_text(value) if type(value) in (int, float) else str(value) for value in values)
+        texts = {name: text_of(row[name]) if isinstance(row[name], bytes) else row[name] for name in names}
+        rules = self.settings.columns.normalise
+        return ":".join(identity_text(value, False, forms=rules.get(name, ())) for name, value in texts.items())
 
     def fields(self, row: dict) -> dict[str, Any]:
         "The fields of a label change, without those that the row does not have; raises `EventError` for its label."

@@ -556,7 +556,7 @@ def read_text(name: str, value: Any) -> str:
 def read_field(reader: EventReader, name: str, value: Any) -> Any:
     "One field of a label change; raises `InvalidValue`."
     if name == "order":
-        return identity_text(value, False, reader.missing)
+        return identity_text(value, False, *reader.id_rule)
     if name == "known":
         return None if value is None else reader.time_ms(known_field(reader.settings), value)
     if name == "retracts":

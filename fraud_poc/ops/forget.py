@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_LIVE_CHANGES', 'MAX_REPEATS', 'ErasureContext', 'open_context', 'SearchResult', 'events_outside_log', 'all_events',
-           'search_customer', 'begin', 'unfinished', 'finish', 'late_assertions', 'raw_paths', 'forget']
+           'customer_text', 'search_customer', 'begin', 'unfinished', 'finish', 'late_assertions', 'raw_paths',
+           'forget']
 
 # %% ../../nbs/87_forget.ipynb #c003
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ import sqlalchemy as sa
 
 from ..core.audit import record
 from ..core.database import database_url, open_database, writing
-from ..core.events import key_of
+from ..core.events import identity_rule, key_of
 from ..core.files import Progress, read_json, remove_partials, sole_use
+from ..core.reading import InvalidValue, identity_text
 from ..core.settings import Settings
 from ..data.log import LOG, hash_secret, read_manifest, working_folder
 from ..features.table import FeatureTable, build_table
@@ -154,9 +156,19 @@ def all_events(here: ErasureContext) -> Iterator[EventKeys]:
     yield from events_outside_log(here)
 
 
+def customer_text(settings: Settings, customer: str) -> str:
+    "The one text of a customer, as the log has it; `ValueError` when it is no identity."
+    name = settings.columns.entities[0]
+    try:
+        return identity_text(customer, False, *identity_rule(settings.columns, name))
+    except InvalidValue as error:
+        raise ValueError(f"{name} {customer[:40]!r} {error.args[0]}") from None
+
+
 def search_customer(here: ErasureContext, customer: str) -> SearchResult:
     "Search for a customer everywhere and make the erasure plan."
-    columns, seen = here.settings.columns, last_entry(here.client, here.names) if here.client else b""
+    columns, customer = here.settings.columns, customer_text(here.settings, customer)
+    seen = last_entry(here.client, here.names) if here.client else b""
     search, texts = CustomerSearch(key_of(customer, here.secret)), {columns.entities[0]: {customer}}
     search.used[columns.entities[0]] = {search.customer}
     parts = search_log(here.settings, search, texts)

@@ -248,16 +248,19 @@ def event_type(
 
 
 def identity_type(reader: EventReader, field: EventField) -> Any:
-    "Type of an identity: text or a whole number, and no word for a missing value unless the field is optional."
+    "Type of an identity: text, a number or a truth value, and no word for a missing value unless the field is optional."
+    missing = reader.rules[field.name].missing if field.name in reader.rules else reader.id_rule.missing
     low, text_extra, number_extra = 0, {}, {}
     if not field.optional:
-        low, text_extra = 1, {"not": {"pattern": missing_pattern(reader.missing)}}
-        if numbers := [int(word) for word in reader.missing if word.lstrip("-").isdecimal()]:
+        low, text_extra = 1, {"not": {"pattern": missing_pattern(missing)}}
+        if numbers := [int(word) for word in missing if word.lstrip("-").isdecimal()]:
             number_extra = {"not": {"enum": sorted(numbers)}}
     text = Annotated[str, Field(min_length=low, max_length=MAX_TEXT, json_schema_extra=text_extra)]
     number = Annotated[int, Field(ge=INTEGERS[0], le=INTEGERS[1], json_schema_extra=number_extra)]
-    kind = text | number | None if field.optional else text | number
-    return Annotated[kind, Field(description='identity; 17 and "17" are the same')]
+    fraction = Annotated[float, Field(ge=INTEGERS[0], lt=2.0**64, json_schema_extra=number_extra)]
+    kind = text | number | fraction | bool
+    kind = kind | None if field.optional else kind
+    return Annotated[kind, Field(description='identity; 17, 17.0 and "17" are the same')]
 
 
 def written_time(ms: int, settings: Settings) -> str | int | float:
