@@ -20,9 +20,9 @@ from fraud_poc.desk import accounts as accounts_module
 from fraud_poc.desk import pages
 from fraud_poc.desk.accounts import new_account
 from fraud_poc.desk.tables import cases, decisions, labels
-from fraud_poc.desk.views import CONTENT_POLICY
 from fraud_poc.live.label_files import json_row
 from fraud_poc.live.predict import parse_json
+from fraud_poc.service.documents import CONTENT_POLICY
 from fraud_poc.service.http import create_app
 from fraud_poc.service.keys import SCOPES, new_key
 from fraud_poc.service.schemas import Codec, RequestRejected, strict_json
