@@ -251,7 +251,7 @@ def test_all_that_is_wrong_is_told_at_once():
                 "order_amount": "1",
                 "email": None,
                 "colour": 1,
-                "ip_addr": True,
+                "ip_addr": [True],
                 "device": "x" * 600,
             },
         )

@@ -88,9 +88,9 @@ def broken(text: pa.Array) -> np.ndarray:
 def as_text(
     values: pa.Array | pa.ChunkedArray,  # n values of any simple type
     missing: frozenset[str] = EMPTY_TEXT,  # texts that stand for a missing value, from `events.missing_words`
-    forms: Sequence[str] = (),  # of columns.normalise
+    forms: Sequence[str] | None = None,  # of columns.normalise; None = not an identity: the text as it stands
 ) -> pa.Array:  # n texts; null where missing or NaN
-    "A column of identities as text."
+    "A column as text, each identity as `one_text`."
     values = one_chunk(values)
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_nan(values), None, values)
@@ -103,7 +103,7 @@ def as_text(
         text = pc.utf8_rtrim(text, ".")
     else:
         text = utf8(values) if is_text(values.type) else values.cast(pa.string())
-    return without_missing(one_texts(text, forms), missing)
+    return without_missing(text if forms is None else one_texts(text, forms), missing)
 
 # %% ../../nbs/02_reading.ipynb #c011
 MAX_TEXT = 512  # most characters of an identity
