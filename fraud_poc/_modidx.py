@@ -10,6 +10,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                'fraud_poc.cli.config_command': ('cli.html#config_command', 'fraud_poc/cli.py'),
                                'fraud_poc.cli.dataset_command': ('cli.html#dataset_command', 'fraud_poc/cli.py'),
                                'fraud_poc.cli.demo_command': ('cli.html#demo_command', 'fraud_poc/cli.py'),
+                               'fraud_poc.cli.demo_result': ('cli.html#demo_result', 'fraud_poc/cli.py'),
                                'fraud_poc.cli.describe_command': ('cli.html#describe_command', 'fraud_poc/cli.py'),
                                'fraud_poc.cli.evaluate_command': ('cli.html#evaluate_command', 'fraud_poc/cli.py'),
                                'fraud_poc.cli.features_command': ('cli.html#features_command', 'fraud_poc/cli.py'),

@@ -61,7 +61,7 @@ __all__ = ['Input', 'Labels', 'Replace', 'Until', 'app', 'show_version', 'top', 
            'ingest_command', 'features_command', 'describe_command', 'dataset_command', 'train_command',
            'evaluate_command', 'policy_command', 'import_command', 'model_page_command', 'prepare_command',
            'replay_command', 'open_for_service', 'told_when_ready', 'serve_command', 'answers_table', 'score_command',
-           'feed_command', 'demo_command', 'main']
+           'feed_command', 'demo_result', 'demo_command', 'main']
 
 # %% ../nbs/94_cli.ipynb #c005
 Input = Annotated[
@@ -493,6 +493,13 @@ def feed_command(
         run_feed(settings, announce, start)
 
 # %% ../nbs/94_cli.ipynb #c042
+def demo_result(settings: Settings, made: dict, live: dict, why_not: str) -> dict:
+    "What the demo prints as JSON; `why_not` says why there is no service."
+    about = {"folder": str(settings.batch.folder), "story": made["steps"]["describe"]["story"], "steps": made["steps"]}
+    told = {"command": "demo", "ok": not why_not, **about, "live": live}
+    return told | ({"exit_code": FAILED, "error": why_not} if why_not else {})
+
+
 @app.command(
     "demo",
     epilog="Examples:\n\nfraud-poc demo\n\nfraud-poc demo --fresh --set sample.orders=50000"
@@ -527,18 +534,7 @@ def demo_command(
         watched = sys.stdout.isatty() and not as_json if stay is None else stay
         live = {} if why_not else demo_service(settings, made, watched, out, err)
         if as_json:
-            write_line(
-                {
-                    "command": "demo",
-                    "ok": not why_not,
-                    "seconds": round(time.monotonic() - start, 3),
-                    "folder": str(settings.batch.folder),
-                    "story": made["steps"]["describe"]["story"],
-                    "steps": made["steps"],
-                    "live": live,
-                }
-                | ({"exit_code": FAILED, "error": why_not} if why_not else {})
-            )
+            write_line(demo_result(settings, made, live, why_not) | {"seconds": round(time.monotonic() - start, 3)})
         if why_not:
             err.print(why_not, markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(FAILED)
