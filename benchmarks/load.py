@@ -226,7 +226,12 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
         options.patterns,
         options.history,
         options.made,
-        **{"service.workers": options.workers},
+        **{
+            "service.workers": options.workers,
+            # the open loop may need many connections, all from one address: it is about orders, not about connections
+            "service.max_connections": 10_000,
+            "service.max_connections_per_address": 10_000,
+        },
         **({"live.store_timeout": "60s"} if options.busy_machine else {}),
     )
     cores = sorted(os.sched_getaffinity(0))
