@@ -109,7 +109,7 @@ def test_json_that_is_nested_without_end(payments, tmp_path):
     (tmp_path / "deep.json").write_text('{"id": "p1"}\n{"id": ' + "[" * 100_000 + "\n")
     reader, path = EventReader(settings, bytes(32)), str(tmp_path / "deep.json")
     (_, problems) = [item for _, item in file_changes(settings, reader, path, Actor("command line"))]
-    assert "JSON is broken" in problems[0].msg
+    assert "JSON is nested too deeply" in problems[0].msg
     with pytest.raises(ValueError, match="deep.json cannot be read"):
         read_raw_events(path, reader)
 
