@@ -16,6 +16,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..core.settings import ServiceSection, duration_ms
+from .http import send_reply
 from .metrics import Metrics
 from .schemas import RequestRejected, rejection
 from .scoring import HttpReply, Replies
@@ -46,7 +47,9 @@ RESERVED_FILES = 64  # for the store, the database, the log and the server itsel
 
 
 def most_connections(limits: ServiceSection, files: int) -> int:
-    "Most connections that a process with so many files may have."
+    "Most connections that a process with so many files may have; `resource.RLIM_INFINITY` stands for no limit."
+    if files == resource.RLIM_INFINITY:
+        return limits.max_connections
     return min(limits.max_connections, max(1, files - RESERVED_FILES))
 
 
@@ -146,10 +149,7 @@ class LimitedProtocol(HttpToolsProtocol):
         "An application that rejects a request with too many headers; the connection then ends."
         self.limits.metrics.add("closed_connections", "max_headers")
         reply = self.limits.replies.of_error(limit_rejection("max_headers", self.limits.limits))
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(reply.body))]
-        headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        await send_reply(reply._replace(headers=((b"connection", b"close"),)), send)
 
     def reply_and_close(self, reply: bytes) -> None:
         "End the connection, with a reply unless one is on its way already."
