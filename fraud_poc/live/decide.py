@@ -195,15 +195,21 @@ class ServingModel:
         return DecisionRecord(digest_of(event), *self.hashes, score, fraud, loss, band, action, bytes(flags), vector)
 
 # %% ../../nbs/44_decide.ipynb #n004
-def sample_model(settings: Settings) -> ServingModel:
+def sample_model(
+    settings: Settings,
+    rows: int = 400,  # vectors that it is trained on
+    trees: int = 5,
+    manifest: Mapping[str, Any] | None = None,  # of its bundle
+) -> ServingModel:
     "A small model of a domain, for examples and tests; it is the same at each call. Needs XGBoost."
     import xgboost  # here, since a scoring process does without it
 
     table, rng = build_table(settings), np.random.default_rng(7)
-    vectors = rng.exponential(100, (400, len(table.names))).astype(np.float32)
+    vectors = rng.exponential(100, (rows, len(table.names))).astype(np.float32)
     amount = table.names.index(settings.columns.amount) if settings.columns.amount in table.names else 0
-    options = {"max_depth": 2, "seed": 7, "objective": "binary:logistic"}
-    booster = xgboost.train(options, xgboost.DMatrix(vectors, vectors[:, amount] > 250, feature_names=table.names), 5)
+    options = {"max_depth": 2, "seed": 7, "objective": "binary:logistic", "nthread": 1}
+    labelled = xgboost.DMatrix(vectors, vectors[:, amount] > 250, feature_names=table.names)
+    booster = xgboost.train(options, labelled, trees)
     bundle = Bundle(
         folder=Path("."),
         hash="ab" * 32,
@@ -214,7 +220,7 @@ def sample_model(settings: Settings) -> ServingModel:
         policy=plain_policy(settings),
         sample=vectors,
         sample_scores=booster.inplace_predict(vectors),
-        manifest={},
+        manifest=dict(manifest or {}),
     )
     return ServingModel(table, bundle, proved_scorer(booster, vectors))
 

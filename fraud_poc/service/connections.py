@@ -49,7 +49,9 @@ RESERVED_FILES = 64  # for the store, the database, the log and the server itsel
 
 
 def most_connections(limits: ServiceSection, files: int) -> int:
-    "Most connections that a process with so many files may have."
+    "Most connections that a process with so many files may have; `resource.RLIM_INFINITY` stands for no limit."
+    if files == resource.RLIM_INFINITY:
+        return limits.max_connections
     return min(limits.max_connections, max(1, files - RESERVED_FILES))
 
 

@@ -4,16 +4,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import xgboost
-
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.features.table import build_table
-from fraud_poc.live.decide import Engine, ServingModel
+from fraud_poc.live.decide import Engine, sample_model
 from fraud_poc.live.store import MemoryStore, Meta
-from fraud_poc.model.bundle import Bundle
-from fraud_poc.model.policy import plain_policy
-from fraud_poc.model.trees import proved_scorer
 from fraud_poc.service import workers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,29 +26,11 @@ def settings_in(folder: Path, **changes) -> Settings:
 
 def small_engine(settings: Settings, store=None, **more) -> Engine:
     "An engine with a small model; more options of `Engine`."
-    table, rng = build_table(settings), np.random.default_rng(7)
-    vectors = rng.exponential(100, (300, len(table.names))).astype(np.float32)
-    booster = xgboost.train(
-        {"max_depth": 2, "seed": 7, "objective": "binary:logistic", "nthread": 1},
-        xgboost.DMatrix(vectors, vectors[:, 0] > 250, feature_names=table.names),
-        3,
-    )
-    bundle = Bundle(
-        folder=Path("."),
-        hash="ab" * 32,
-        model=bytes(booster.save_raw("json")),
-        names=table.names,
-        table_hash=table.hash,
-        calibration=(1.0, 0.0),
-        policy=plain_policy(settings),
-        sample=vectors,
-        sample_scores=booster.inplace_predict(vectors),
-        manifest={"created": "2025-06-01T00:00:00+00:00", "metrics": {"auc": 0.9}},
-    )
+    model = sample_model(settings, 300, 3, {"created": "2025-06-01T00:00:00+00:00", "metrics": {"auc": 0.9}})
     return Engine(
         settings,
-        ServingModel(table, bundle, proved_scorer(booster, vectors)),
-        store or MemoryStore(Meta("e", 1, table.hash, {"next_seq": 0})),
+        model,
+        store or MemoryStore(Meta("e", 1, model.table.hash, {"next_seq": 0})),
         **more,
     )
 
