@@ -12,19 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import house
 
-from fraud_poc.core.events import (
-    Actor,
-    LabelReader,
-    folded,
-    is_missing,
-    label_words,
-    missing_words,
-    one_text,
-    one_texts,
-    without_missing,
-)
+from fraud_poc.core.events import Actor, LabelReader, folded, is_missing, label_words, missing_words, one_text
 from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import Settings, load_settings
+from fraud_poc.data.columns import one_texts, without_missing
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting, write_waiting
 from fraud_poc.data.validation import UNLISTED, bulk_of

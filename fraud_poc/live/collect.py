@@ -17,13 +17,15 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..core.events import WAITED, event_schema, key_of, label_schema
+from ..core.events import WAITED, key_of
 from ..core.files import Progress, write_json, write_parquet
 from ..core.reading import event_fields, identity_text, number_text
 from ..core.settings import Settings
 from fraud_poc.data.log import (
     LOG,
+    event_schema,
     hash_secret,
+    label_schema,
     part_path,
     read_manifest,
     read_part,

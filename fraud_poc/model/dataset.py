@@ -27,9 +27,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, keys_of, occurrence_of, system_clock
+from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, occurrence_of, system_clock
 from ..core.files import Progress, read_json, sha256_of, sole_use, write_json, write_parquet
 from ..core.settings import Settings, duration_ms
+from ..data.columns import keys_of
 from ..data.log import part_path, read_manifest, read_part, read_waiting, time_span
 from ..data.shop import scramble
 from ..data.validation import bulks

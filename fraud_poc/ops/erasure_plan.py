@@ -24,10 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.database import signed
-from ..core.events import key_of, keys_of, missing_words
+from ..core.events import key_of, missing_words
 from ..core.files import write_aside
 from ..core.reading import Event, digest_of, identity_text
 from ..core.settings import ColumnsSection
+from ..data.columns import keys_of
 from ..features.state import RECENT_END, RECENT_START, most_bytes, new_state, pack, unpack
 from ..features.table import EntityPlan
 from ..live.store import Entry

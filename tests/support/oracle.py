@@ -13,10 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fraud_poc.core.events import TIME, event_schema, label_schema
 from fraud_poc.core.files import write_json
 from fraud_poc.core.settings import ColumnsSection, Settings, duration_ms
-from fraud_poc.data.log import LOG, part_path, read_manifest, read_part, write_log_part
+from fraud_poc.data.log import (
+    LOG,
+    event_schema,
+    label_schema,
+    part_path,
+    read_manifest,
+    read_part,
+    time_type,
+    write_log_part,
+)
 from fraud_poc.features.aggregates import AGGREGATES, Past
 from fraud_poc.features.batch import fold_arrays, read_items
 from fraud_poc.features.fold import Items, own_features
@@ -203,12 +211,14 @@ def _tables(settings: Settings, items: list[dict], first: int) -> tuple[pa.Table
         data = {
             "seq": [seq for seq, _ in found],
             "id": [str(item["tag"]) for _, item in found],
-            "time": pa.array(time, pa.int64()).cast(TIME),
+            "time": pa.array(time, pa.int64()).cast(time_type()),
             "id_key": pa.array([item["tag"] | (item["tag"] + 1) % 2**31 << 32 for _, item in found], pa.uint64()),
         }
         if is_label:
             data |= {name: [item[name] for _, item in found] for name in ("label", "previous")}
-            data["known"] = pa.array([item.get("known", item["ts"] + 1) for _, item in found], pa.int64()).cast(TIME)
+            data["known"] = pa.array([item.get("known", item["ts"] + 1) for _, item in found], pa.int64()).cast(
+                time_type()
+            )
         else:
             data[columns.amount] = [item["amount"] for _, item in found]
             data |= {
