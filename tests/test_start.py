@@ -22,8 +22,9 @@ TRAINING = [
     "scipy.special",
     "xgboost",
     "IPython",
+    "pyarrow",
 ]
-HEAVY = [*TRAINING, "pyarrow", "numpy", "numba", "sqlalchemy", "fastapi"]
+HEAVY = [*TRAINING, "numpy", "numba", "sqlalchemy", "fastapi"]
 HELP_TO_TYPER = 2  # most CPU time of `--help`, as a multiple of importing typer and rich; 1.3 when it was measured
 
 
