@@ -2368,6 +2368,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                         'fraud_poc/ops/model_page.py'),
                                           'fraud_poc.ops.model_page.share_text': ( 'model_page.html#share_text',
                                                                                    'fraud_poc/ops/model_page.py'),
+                                          'fraud_poc.ops.model_page.summary_section': ( 'model_page.html#summary_section',
+                                                                                        'fraud_poc/ops/model_page.py'),
                                           'fraud_poc.ops.model_page.tuning_section': ( 'model_page.html#tuning_section',
                                                                                        'fraud_poc/ops/model_page.py'),
                                           'fraud_poc.ops.model_page.windows_in_words': ( 'model_page.html#windows_in_words',

@@ -146,11 +146,17 @@ WRONG = {
     },
     "order_amount": {"text": '"25.5"', "negative": "-0.01", "enormous": "10000000.01", "more than sums hold": "1e300"},
     **{
-        name: {"a fraction": "1.5", "too large": str(2**64), "too small": str(-(2**63) - 1)}
+        name: {"too large": str(2**64), "too small": str(-(2**63) - 1)}
         for name in ("order_id", "customer_id", "email", "ip_addr", "device", "location")
     },
 }
-CASES = [(name, what, value) for name in ORDER for what, value in {**BAD, **WRONG[name]}.items()]
+IDENTITIES = set(ORDER) - {"order_date", "order_amount"}  # which may be numbers and truth values too
+CASES = [
+    (name, what, value)
+    for name in ORDER
+    for what, value in {**BAD, **WRONG[name]}.items()
+    if not (name in IDENTITIES and what in ("true", "false"))
+]
 
 
 def with_value(name: str, value: str) -> bytes:

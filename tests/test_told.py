@@ -78,7 +78,7 @@ def test_an_address_leads_somewhere(applications, where, port, method, path):
 
     async def statuses_of(methods: list[str]) -> list[int]:
         transport = httpx.ASGITransport(applications[port])
-        async with httpx.AsyncClient(transport=transport, base_url="http://told", follow_redirects=True) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", follow_redirects=True) as client:
             return [(await client.request(way, path)).status_code for way in methods]
 
     statuses = asyncio.run(statuses_of([method] if method else ["GET", "POST"]))

@@ -15,7 +15,7 @@ from support import house
 from fraud_poc.core.events import Actor, LabelReader, folded, is_missing, label_words, missing_words, one_text
 from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.data.columns import one_texts, without_missing
+from fraud_poc.data.columns import as_labels, one_texts, without_missing
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting, write_waiting
 from fraud_poc.data.validation import UNLISTED, bulk_of
@@ -371,7 +371,7 @@ def test_one_value_and_a_column_of_it(root, text):
     read, column = LabelReader(settings.labels, missing), without_missing(pa.array([text]), missing)
     assert (column[0].as_py() is None) == is_missing(text, missing)
     label, listed = read.of(text)
-    labels, other = read.column(pa.array([text]))
+    labels, other = as_labels(pa.array([text]), read)
     assert labels[0] == (UNRESOLVED if label is None else label) and other[0] == (not listed)
     if is_missing(text, missing):
         assert (label, listed) == (UNRESOLVED, True)

@@ -156,6 +156,8 @@ def reading_text(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException, zlib.error) as error:
+        if isinstance(error, OSError) and error.filename:  # it could not be opened: the system says why
+            raise
         raise ValueError(
             f"{path} cannot be read to its end ({error}): copy it again or repair it; text must be UTF-8"
         ) from None

@@ -99,7 +99,10 @@ RowId = Annotated[int, Query(ge=0, le=MAX_ID)]
 
 def valid_query(text: str) -> str:
     "Filters as text, in an address. Raises `ValueError`."
-    Filters(**dict(parse_qsl(text)))
+    given = dict(parse_qsl(text, strict_parsing=bool(text), keep_blank_values=True))
+    if unknown := given.keys() - Filters.model_fields:
+        raise ValueError(f"has no filter {min(unknown)!r:.40}")
+    Filters(**given)
     return text
 
 

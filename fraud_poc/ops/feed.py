@@ -47,6 +47,7 @@ from fraud_poc.ops.scorer_client import (
     resolve_endpoint,
     resolve_host,
 )
+from ..service.documents import add_documents
 
 # %% ../../nbs/89_feed.ipynb #c006
 ORDERS_AT_ONCE = 1_000  # orders that are made into records at once
@@ -403,6 +404,7 @@ def create_feed(
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_hosts(settings), www_redirect=False)
     app.state.feed = feed
     add_routes(app, feed)
+    add_documents(app)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Any, error: RequestValidationError) -> JSONResponse:

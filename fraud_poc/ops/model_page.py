@@ -7,7 +7,7 @@ __all__ = ['PROCESS', 'ABOUT', 'METRICS', 'VALIDATION', 'COSTS', 'RULE_TITLES', 
            'markdown_table', 'number_cell', 'share_text', 'interval_text', 'purpose_section', 'windows_section',
            'evaluation_of', 'windows_in_words', 'feature_groups', 'features_section', 'metrics_section', 'frozen_cost',
            'tuning_section', 'calibration_section', 'policy_section', 'money_tables', 'bands_section',
-           'next_steps_section', 'hashes_section', 'model_page', 'write_model_page']
+           'summary_section', 'next_steps_section', 'hashes_section', 'model_page', 'write_model_page']
 
 # %% ../../nbs/83_model_page.ipynb #c003
 import json
@@ -266,14 +266,16 @@ def policy_section(bundle: Bundle) -> str:
     rule = bundle.policy
     sections = [
         markdown_table(
-            ["assumption, amounts in major units", "value"],
+            [f"assumption, amounts in {bundle.manifest['settings']['domain']['currency']}", "value"],
             [[COSTS.get(name, name), f"{value:g}"] for name, value in rule.costs.items()],
         ),
         f"Each event gets the action that is expected to cost least. As there are {rule.capacity} reviews a day, a review must be expected "
         f"to save at least {number_cell(rule.review_over, 2)}, and a block {number_cell(rule.block_over, 2)}: both were chosen on the cost curve of the "
         "validation days.",
     ]
-    return "\n\n".join([*sections, money_tables(evaluation_of(bundle).get("money"))])
+    return "\n\n".join(
+        [*sections, money_tables(evaluation_of(bundle).get("money"), bundle.manifest["settings"]["domain"]["currency"])]
+    )
 
 # %% ../../nbs/83_model_page.ipynb #c029
 RULE_TITLES = {
@@ -290,7 +292,7 @@ ACTION_ROWS = (
 )  # "not_reached": reviews beyond the capacity
 
 
-def money_tables(found: dict | None) -> str:
+def money_tables(found: dict | None, currency: str) -> str:
     "Tables of what the policy cost and saved on the test days."
     if not found:
         return "No event of the test days is resolved, so there are no figures about money."
@@ -312,7 +314,9 @@ def money_tables(found: dict | None) -> str:
     ]
     return "\n\n".join(
         [
-            markdown_table(["rule", "cost a day", "95 % interval", "saved by the policy", "95 % interval"], rows),
+            markdown_table(
+                ["rule", f"cost a day, {currency}", "95 % interval", "saved by the policy", "95 % interval"], rows
+            ),
             markdown_table([f"action, on {found['days']} test days", "events", "frauds"], acted),
             f"The best fixed threshold in hindsight, {found['best_fixed']['threshold']:g}, would have cost "
             f"{amounts(found['best_fixed']['cost'])} a day.",
@@ -333,6 +337,34 @@ def bands_section(bundle: Bundle) -> str:
         for row in evaluation_of(bundle)["bands"]
     ]
     return markdown_table(["band", "events", "share", "frauds", "defrauded amount"], rows)
+
+# %% ../../nbs/83_model_page.ipynb #n002
+def summary_section(bundle: Bundle) -> str:
+    "What the policy did on the test days, in five plain lines."
+    found, currency = evaluation_of(bundle).get("money"), bundle.manifest["settings"]["domain"]["currency"]
+    if not found:
+        return "No event of the test days is resolved, so nothing is known of what the policy does."
+    acted, days = found["actions"], found["days"]
+    recognised = bundle.policy.costs["review_detection"]
+    reached = 1 - acted["not_reached"]["events"] / max(acted["review"]["events"], 1)
+    frauds = max(sum(acted[name]["frauds"] for name in ("pass", "review", "block")), 1e-9)
+    legitimate = {name: acted[name]["events"] - acted[name]["frauds"] for name in ("pass", "review", "block")}
+    all_legitimate = max(sum(legitimate.values()), 1e-9)
+    stopped = (acted["block"]["frauds"] + acted["review"]["frauds"] * reached * recognised) / frauds
+    saved = {name: f"{found['savings'][name]['value']:,.0f} {currency}" for name in ("pass", "fixed")}
+    reviewed = acted["review"]["events"] * reached
+    return "\n".join(
+        [
+            f"* Of 100 frauds, {100 * stopped:.0f} are stopped: {100 * acted['block']['frauds'] / frauds:.0f} are blocked, the others are "
+            f"reviewed, where {recognised:.0%} of the frauds are taken to be recognised.",
+            f"* Of 1,000 legitimate events, {1000 * (1 - legitimate['pass'] / all_legitimate):.1f} are disturbed: "
+            f"{1000 * legitimate['block'] / all_legitimate:.1f} are blocked, the others wait for a review.",
+            f"* Fraud and its handling cost {found['costs']['policy']['value']:,.0f} {currency} a day.",
+            f"* That is {saved['pass']} a day less than if all events passed, and {saved['fixed']} less than if those with "
+            "a probability of 0.5 or more were blocked.",
+            f"* People review {reviewed / days:,.0f} events a day, of which {acted['review']['frauds'] / max(acted['review']['events'], 1):.0%} are frauds.",
+        ]
+    )
 
 # %% ../../nbs/83_model_page.ipynb #c032
 LIMITS = """* **People.** No feature is a personal trait, and neither email nor place is used as such, only how often and with what they occurred.
@@ -389,6 +421,7 @@ def model_page(
     checks = bundle.manifest["settings"]["acceptance"]
     validation = VALIDATION.format(bootstrap=checks["bootstrap"], card=checks["card"])
     parts = {
+        "In short": summary_section(bundle),
         "Purpose": purpose_section(bundle),
         "Process": PROCESS,
         "Data and windows": windows_section(bundle),

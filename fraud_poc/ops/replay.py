@@ -49,7 +49,7 @@ from ..live.load import prepare_db
 from ..live.redis_server import start_redis
 from ..live.redis_store import open_store
 from ..live.store import RETRACT, Entry, Store, decode_entry, state_key
-from ..model.bundle import latest_bundle
+from ..model.bundle import SECRET, latest_bundle
 
 # %% ../../nbs/80_replay.ipynb #c012
 class RecordedLabel(NamedTuple):
@@ -323,7 +323,7 @@ async def differing_states(store: Store, table: FeatureTable, replayed: Replayed
 def borrowed(settings: Settings) -> Iterator[Settings]:
     "The same settings with a temporary folder that has the log and the models of the real one."
     with TemporaryDirectory() as home:
-        for name in ("log", "models", "hash_secret"):
+        for name in ("log", "models", "hash_secret", SECRET):
             (Path(home) / name).symlink_to(settings.batch.folder / name)
         yield settings.model_copy(update={"batch": settings.batch.model_copy(update={"folder": Path(home)})})
 
