@@ -197,7 +197,7 @@ def test_model_page_is_written_the_same_again(demo, tmp_path):
 @pytest.mark.parametrize(
     "words, code, remedy",
     [
-        (["score", "none.json"], 2, "none.json"),
+        (["score", "none.json"], 1, "none.json"),
         (["score", "list.json"], 2, "is no object"),
         (["model-page", "--page", "model.md"], 2, "there is no model"),
         (["policy"], 2, "there is no model"),

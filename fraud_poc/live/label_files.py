@@ -78,7 +78,7 @@ def file_rows(
         yield from text_rows(sys.stdin)
         return
     with reading_text(path), open_bytes(path) as handle:
-        if handle.peek(4)[:4] == b"PAR1":
+        if handle.peek(4)[:4] == b"PAR1" or path.lower().endswith(".parquet"):
             yield from enumerate(parquet_rows(handle), 1)
         else:
             yield from text_rows(io.TextIOWrapper(handle, encoding="utf-8-sig", newline=""))
