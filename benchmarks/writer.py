@@ -1,11 +1,13 @@
 """Is any decision missing in the database, or there twice, when the decision writer is killed again and again?
 
-    python benchmarks/writer.py [--orders 20000] [--kills 10] [--connections 8] [--rate 400] [--database URL] [--seed 7]
+    python benchmarks/writer.py [--orders 20000] [--kills 10] [--connections 8] [--rate 400] [--busy 0] [--database URL] [--seed 7]
 
 Generated orders are sent over HTTP to the service as `fraud-poc serve` runs it, while the process that writes decisions is killed with SIGKILL at moments
 that are drawn and spread over the run, each time after it has written something, or has had time to. This program only kills; to start
 it again is the part of whoever started it: the service, or `writer_process` in this program, where the service runs none. When all orders are answered, the
 writer is given time to come to the end of the log.
+
+With `--busy N`, so many processes keep processors busy meanwhile and until the database has all: the writer has a low priority, and must catch up all the same.
 
 Then: does the database hold each accepted order once, at the position and with the score that the client was told, and nothing else? Is each entry of the
 log a row? Do links, cases and rollups add up to the decisions? At the end the same log is written into an empty database, to see how fast that goes.
@@ -17,10 +19,13 @@ import asyncio
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -92,6 +97,18 @@ def caught_up(engine: sa.Engine, at: Checkpoint) -> float:
     while progress.look() != at:
         time.sleep(0.05)
     return time.monotonic() - start
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    "Within it, so many processes of ordinary priority never wait."
+    children = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 def rows(engine: sa.Engine, table: sa.Table, *names: str) -> list[tuple]:
@@ -176,7 +193,8 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     orders, settings = domain.orders(options.orders), domain.settings
     engine = open_database(settings)
     with server_for(settings) as url, serving(domain, home / "service.log") as (address, process):
-        with nullcontext() if writers_of(process.pid) else writer_process(settings, url):
+        beside = nullcontext() if writers_of(process.pid) else writer_process(settings, url)
+        with beside, busy_processes(options.busy):
             begun = time.perf_counter()
             run, kills = asyncio.run(drive(domain, orders, address, process.pid, engine, options))
             seconds = time.perf_counter() - begun
@@ -205,6 +223,7 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
         "stored": found["stored"],
         **{name: found[name] for name in TOLD},
         "kills": kills["kills"],
+        "seconds_behind": round(behind, 1),
         "entries_a_second": round(shown["entries a second with reasons"]),
     }
 
@@ -221,6 +240,7 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, default=400, help="most orders a second; 0 = as many as the service answers"
     )
+    parser.add_argument("--busy", type=int, default=0, help="processes that keep processors busy meanwhile")
     parser.add_argument(
         "--database", default="", help="address of an empty PostgreSQL database; SQLite when there is none"
     )

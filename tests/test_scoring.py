@@ -484,7 +484,11 @@ def test_store_down_is_answered_and_recovers(fresh):
     found = fresh.call("GET", "/decisions/o1")
     assert found.status_code == 503 and found.headers["retry-after"] == "1"
     ready = fresh.call("GET", "/readyz")
-    assert ready.status_code == 503 and ready.json() == {"ready": False, "reasons": ["the store cannot be reached"]}
+    assert ready.status_code == 503 and ready.json() == {
+        "ready": False,
+        "reasons": ["the store cannot be reached"],
+        "warnings": [],
+    }
     text = fresh.call("GET", "/metrics").text
     assert (
         'fraud_poc_degraded_total{reason="store_down"} 3.0' in text

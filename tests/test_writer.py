@@ -790,9 +790,9 @@ def append(url: str, names: Names, entries, first=0) -> None:
 
 @pytest.fixture
 def last(monkeypatch):
-    "Processes that shall go last, and do not here: on a busy machine their turn might never come."
+    "Processes that shall give way, and do not here: on a busy machine they would take long."
     found = []
-    monkeypatch.setattr(process_module, "go_last", found.append)
+    monkeypatch.setattr(process_module, "go_to_background", found.append)
     monkeypatch.setattr(process_module, "FINISH_S", LONG)
     return found
 

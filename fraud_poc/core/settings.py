@@ -333,6 +333,7 @@ class DatabaseSection(Section):
 
     url: str  # SQLAlchemy's address of PostgreSQL; "" = SQLite in batch.folder
     keep_decisions: str  # older decisions are removed
+    max_behind: int = Field(ge=1)  # entries of the log that may wait for the decision writer before /readyz warns
 
     @model_validator(mode="after")
     def _durations(self):

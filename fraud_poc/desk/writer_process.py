@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ..core.logs import JsonLines, log_event
-from ..core.processes import go_last
+from ..core.processes import go_to_background
 from ..core.settings import Settings
 
 # %% ../../nbs/79_writer_process.ipynb #c005
@@ -50,7 +50,7 @@ def start_child(
 ) -> subprocess.Popen:
     "Start the child process."
     child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, process_group=0)
-    go_last(child.pid)
+    go_to_background(child.pid)
     with suppress(BrokenPipeError):
         child.stdin.write(json.dumps({"settings": settings.model_dump_json(), "url": url}).encode() + b"\n")
         child.stdin.flush()

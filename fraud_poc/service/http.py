@@ -259,7 +259,7 @@ def operating_routes() -> APIRouter:
     @router.get("/healthz", operation_id="health", response_model=Readiness)
     async def health():
         "Whether the process is up."
-        return Response(b'{"ready":true,"reasons":[]}', media_type="application/json")
+        return Response(b'{"ready":true,"reasons":[],"warnings":[]}', media_type="application/json")
 
     @router.get(
         "/readyz",
@@ -270,7 +270,8 @@ def operating_routes() -> APIRouter:
     async def ready(status: StatusDep, service: ServiceDep):
         "Whether events are scored, not only answered."
         reasons = await status.unready()
-        body = service.codec.encode({"ready": not reasons, "reasons": reasons})
+        warnings = [] if reasons else await status.warnings()
+        body = service.codec.encode({"ready": not reasons, "reasons": reasons, "warnings": warnings})
         return Response(body, 503 if reasons else 200, media_type="application/json")
 
     @router.get(

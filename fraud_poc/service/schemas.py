@@ -443,7 +443,8 @@ class Readiness(BaseModel):
 
     model_config = CLOSED
     ready: bool
-    reasons: list[str]
+    reasons: list[str]  # why it is not
+    warnings: list[str] = []  # what an operator should look at all the same
 
 
 class SampleEvents(BaseModel):

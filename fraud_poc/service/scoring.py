@@ -457,6 +457,19 @@ class Status:
         begun = checkpoint is not None and checkpoint.log == meta.epoch and checkpoint.position >= 0
         return max(newest - (checkpoint.position if begun else meta.base["next_seq"] - 1), 0)
 
+    async def warnings(self) -> list[str]:
+        "What an operator should look at, although events are scored."
+        try:
+            async with asyncio.timeout(self.patience):
+                behind = await self.decisions_behind()
+        except (*STORE_ERRORS, TimeoutError):
+            return []  # `unready` says so
+        most = self.service.settings.database.max_behind
+        if behind is None or behind <= most:
+            return []
+        text = f"{behind:,} decisions are not in the database yet (database.max_behind is {most:,})"
+        return [f"{text}: the desk does not show them. Look at the decision writer"]
+
     async def gauges(self) -> dict[str, tuple[str, float | None]]:
         "Gauges for `metrics.exposition`."
         length = behind = None
