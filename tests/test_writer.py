@@ -889,6 +889,37 @@ def test_a_locked_database_is_waited_for(tmp_path, caplog, monkeypatch):
     assert "database is locked" in [record.fields.get("reason") for record in caplog.records]
 
 
+def test_a_full_disk_is_waited_for_and_nothing_is_lost(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(writer, "MAX_PAUSE_S", 0.2)
+    settings = settings_for(tmp_path / "orders")
+    engine = open_database(settings)
+    with engine.connect() as connection:
+        pages = [connection.exec_driver_sql("PRAGMA page_count").scalar()]
+
+    def of_a_disk(connection):
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages[-1]}")
+
+    told = lambda: [record.fields.get("reason") for record in caplog.records if record.message == "outage"]
+    with start_redis(tmp_path / "redis") as server:
+        append(server.url, open_log(server.url, settings), map(order, range(300)))
+
+        async def scenario():
+            task = asyncio.create_task(write_until(settings, server.url, asyncio.Event(), to_end=True))
+            await until_so(lambda: "database or disk is full" in told(), "the writer waits")
+            pages.append(2**31)
+            return await in_time(task, "the writer")
+
+        sa.event.listen(sa.Engine, "begin", of_a_disk)
+        try:
+            with caplog.at_level(logging.INFO, "fraud_poc.writer"):
+                assert asyncio.run(scenario()) == Checkpoint("e", 299)
+        finally:
+            sa.event.remove(sa.Engine, "begin", of_a_disk)
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(decisions)).scalar() == 300
+    engine.dispose()
+
+
 def test_the_command_ends_at_a_signal_or_at_the_end_of_the_log(tmp_path, last):
     settings = settings_for(tmp_path / "orders")
     with start_redis(tmp_path / "redis") as server:
