@@ -22,6 +22,7 @@ from fraud_poc.ops.model_page import (
 )
 
 PARTS = [
+    "In short",
     "Purpose",
     "Process",
     "Data and windows",
@@ -233,9 +234,9 @@ def test_another_bundle_has_another_page(bundle):
 
 
 def test_money_and_numbers():
-    assert money_tables(MONEY).splitlines()[2].startswith(
+    assert money_tables(MONEY, "EUR").splitlines()[2].startswith(
         "| the policy |"
-    ) and "| of them not reached | 1 |  |" in money_tables(MONEY)
+    ) and "| of them not reached | 1 |  |" in money_tables(MONEY, "EUR")
     assert (number_cell(None), number_cell(1234.567, 1), share_text(0.1234, 2)) == (
         "–",
         "1,234.6",
