@@ -36,7 +36,7 @@ import uvloop
 from drill import ANSWER_S, Domain, ask, connection, say, serving
 from load import Orders, Seen, closed_loop, on_cores, open_loop
 
-from fraud_poc.ops.replay import ServiceClient
+from fraud_poc.service.client import ServiceClient
 
 ADDRESSES = [f"127.0.0.{number}" for number in range(2, 6)]
 OPEN_AGAIN_S = 1.0  # after which a closed connection is opened again

@@ -31,7 +31,8 @@ from fraud_poc.live.redis_server import server_for  # noqa: E402
 from fraud_poc.model.acceptance import judge_model  # noqa: E402
 from fraud_poc.model.dataset import make_dataset  # noqa: E402
 from fraud_poc.model.train import train_model  # noqa: E402
-from fraud_poc.ops.replay import is_ready, raw_orders  # noqa: E402
+from fraud_poc.ops.replay import raw_orders  # noqa: E402
+from fraud_poc.service.client import is_ready  # noqa: E402
 from fraud_poc.service.keys import fresh_key  # noqa: E402
 
 CONFIG = ROOT / "config" / "orders.toml"

@@ -34,7 +34,7 @@ from drill import Connection, Domain, Progress, connection, family, memory_of, s
 
 from fraud_poc.core.events import system_clock
 from fraud_poc.live.redis_server import server_runs
-from fraud_poc.ops.replay import ServiceClient
+from fraud_poc.service.client import ServiceClient
 
 MOST_OPEN = 5_000  # requests without an answer; more of them, and the service hangs
 SENT_LATE_S = 0.005  # an order that is sent later than this after its time says nothing of the service

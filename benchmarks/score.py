@@ -439,7 +439,7 @@ def measure(port: int, pid: int, connections: int, seconds: float, first: int, f
 
 def spent(port: int, key: str) -> dict[str, tuple[float, float]]:
     "Seconds and times of each part so far, from the service's own metrics."
-    from fraud_poc.ops.replay import ServiceClient
+    from fraud_poc.service.client import ServiceClient
 
     lines = ServiceClient(f"http://127.0.0.1:{port}", key).ask("GET", "/metrics")[1].splitlines()
     found = {}

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from drill import CONFIG, ROOT, Domain, Progress, family, say, serving, writers_of
 
-from fraud_poc.ops.replay import ServiceClient
+from fraud_poc.service.client import ServiceClient
 
 LIBRARIES = ("pandas", "dask", "distributed", "matplotlib", "sklearn", "scipy", "xgboost", "pyarrow")
 COMMANDS = {"--help": ["--help"], "config": ["config", "--config", str(CONFIG)]}

@@ -339,7 +339,7 @@ def open_for_service(settings: Settings, name: str | None) -> str:
 @contextmanager
 def told_when_ready(err: Console) -> Iterator[Callable[[str], None]]:
     "Yields a function that takes the address of a service that starts; it is then told on `err` when it is ready, and why it is not."
-    from fraud_poc.ops.replay import unready_reasons
+    from fraud_poc.service.client import unready_reasons
 
     over, threads = threading.Event(), []
 

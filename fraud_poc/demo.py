@@ -238,7 +238,7 @@ START_S, STOP_S = 240.0, 60.0  # longest times for the service to get ready, and
 
 def started_service(process: Any, addresses: Any) -> str:
     "The address of a service that has become ready; `OSError` when its process ends, or takes too long."
-    from fraud_poc.ops.replay import is_ready
+    from fraud_poc.service.client import is_ready
 
     address, until = "", time.monotonic() + START_S
     while not address or not is_ready(address):
@@ -368,7 +368,8 @@ def score_live(
     progress: Progress,
 ) -> dict:
     "Send the orders behind some parts of the log to a service; see `live_summary`. Raises `ValueError` when there are none."
-    from fraud_poc.ops.replay import ServiceClient, raw_orders
+    from fraud_poc.ops.replay import raw_orders
+    from fraud_poc.service.client import ServiceClient
 
     client, labels, sent, times = ServiceClient(address, key), effective_labels(settings), [], []
     ends, name = sample_outcomes(settings, live_from(settings)) if generated else {}, settings.columns.id[0]

@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['RecordedLabel', 'with_ms', 'recorded_events', 'recorded_changes', 'earlier_events', 'recorded', 'Driver',
            'send_recorded', 'items_of', 'Replayed', 'fold_log', 'differing_bits', 'compare', 'differing_states',
-           'borrowed', 'base_states', 'served_entries', 'verify', 'replay_into', 'replay', 'raw_orders',
-           'ServiceClient', 'unready_reasons', 'is_ready']
+           'borrowed', 'base_states', 'served_entries', 'verify', 'replay_into', 'replay', 'raw_orders']
 
 # %% ../../nbs/80_replay.ipynb #c002
 import asyncio
-import http.client
 import json
 import random
 from collections.abc import Iterator
@@ -18,7 +16,6 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -421,39 +418,3 @@ def raw_orders(
                 columns.time_format
             ]
             yield row["id_key"], {field.name: known[field.name] for field in fields}
-
-# %% ../../nbs/80_replay.ipynb #c025
-class ServiceClient:
-    "One connection to a scoring service."
-
-    def __init__(self, url: str, key: str):  # "http://127.0.0.1:8000"; key as given to its user
-        self.link = http.client.HTTPConnection(urlsplit(url).hostname, urlsplit(url).port, timeout=30)
-        self.headers = {"X-API-Key": key, "Content-Type": "application/json"}
-
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:  # status, content
-        "Send a request and read the answer."
-        self.link.request(method, path, None if body is None else json.dumps(body), self.headers)
-        answer = self.link.getresponse()
-        text = answer.read()
-        return answer.status, json.loads(text) if "json" in answer.headers.get("Content-Type", "") else text.decode()
-
-    def score(self, order: dict) -> dict:
-        "The decision on an event; raises `ValueError` when it was rejected."
-        status, answer = self.ask("POST", "/score", order)
-        if status != 200:
-            raise ValueError(f"the service answered {status}: {answer}")
-        return answer
-
-
-def unready_reasons(url: str) -> list[str]:
-    "Why a service would not score; empty when it is ready."
-    try:
-        status, body = ServiceClient(url, "").ask("GET", "/readyz")
-    except OSError:
-        return ["no answer"]  # its port is not open yet
-    return [] if status == 200 else list(body.get("reasons", [])) or [f"status {status}"]
-
-
-def is_ready(url: str) -> bool:
-    "Whether a service answers and is ready to score."
-    return not unready_reasons(url)
