@@ -187,7 +187,7 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     domain = Domain(
         home,
         options.orders,
-        options.customer_history,
+        options.history,
         **({"database.url": options.database} if options.database else {}),
     )
     orders, settings = domain.orders(options.orders), domain.settings

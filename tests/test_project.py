@@ -284,3 +284,10 @@ def test_the_environment_may_name_the_store(monkeypatch, tmp_path):
 def test_nothing_of_one_machine_is_published():
     for name in house.project_files(ROOT):
         assert house.publishing_problems((ROOT / name).read_text(encoding="utf-8", errors="replace")) == [], name
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_reads_only_options_that_it_declares(path):
+    text = path.read_text()
+    declared = {name.replace("-", "_") for name in re.findall(r'add_argument\(\s*"(?:--)?([\w-]+)"', text)}
+    assert set(re.findall(r"\boptions\.(\w+)", text)) <= declared
