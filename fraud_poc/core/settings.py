@@ -15,6 +15,7 @@ import difflib
 import os
 import re
 import tomllib
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -221,6 +222,7 @@ class TrainingSection(Section):
     "Which events a model learns from and is tested on."
 
     test_days: int = Field(ge=1)  # the last days whose labels are due test the model
+    test_end: str  # ISO date before which they end, UTC; "" = as late as the labels allow
     delay: str  # how long most labels take: gap between training and test, and after the test
     train_days: int = Field(ge=1)  # days before the gap that the model learns from
     validation_days: int = Field(ge=1)  # the last of these days: early stopping, calibration, thresholds of the policy
@@ -228,9 +230,18 @@ class TrainingSection(Section):
     shards: int = Field(ge=1)  # files of the shuffled training set; partitions on Dask
     seed: int
 
+    @property
+    def meaning(self) -> dict[str, Any]:
+        "What a dataset follows from; `test_end`, which came later, is left out while it is empty, so that a hash over it stays."
+        return {name: value for name, value in self.model_dump().items() if value or name != "test_end"}
+
     @model_validator(mode="after")
     def _room(self):
         duration_ms(self.delay)
+        try:
+            date.fromisoformat(self.test_end or "2025-01-31")
+        except ValueError:
+            raise ValueError(f"training.test_end {self.test_end!r} is no date: write one as in '2025-01-31'") from None
         if self.validation_days >= self.train_days:
             raise ValueError(
                 f"training.validation_days {self.validation_days} leaves nothing of training.train_days {self.train_days} to learn from"
