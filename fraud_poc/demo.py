@@ -333,7 +333,7 @@ def seconds_of(settings: Settings, order: dict) -> float:
     value, columns = order[settings.columns.time], settings.columns
     if columns.time_format == "iso":
         return datetime.fromisoformat(value).timestamp()
-    return value / 1000 if columns.time_format == "epoch_ms" else value
+    return (value * columns.tick_ms + columns.origin_ms) / 1000
 
 # %% ../nbs/93_demo.ipynb #n004
 def live_summary(settings: Settings, sent: list[dict]) -> dict:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,7 @@ def parquet_bytes():
     return sink.getvalue()
 
 
+SPELLED = load_settings(Path(__file__).resolve().parents[1] / "config" / "orders.toml").input
 WHOLE = parquet_bytes()
 # name of the file -> its bytes
 BAD = {
@@ -146,7 +148,7 @@ def test_nothing_reads_a_file_after_it_failed(monkeypatch, tmp_path, rows):
     monkeypatch.setattr(readers, "open_source", lambda source: Slow(HEAD + b"p,2025-03-02,ann,1,0\n" * rows + WIDE))
     source = readers.Source(str(tmp_path / "slow.csv"), 0, 1, False, False)
     with pytest.raises(ValueError, match="slow.csv is not a whole CSV file"):
-        list(readers.read_csv(source, ["id"]))
+        list(readers.read_csv(source, ["id"], SPELLED))
     reads = Slow.reads
     time.sleep(0.2)
     assert Slow.reads == reads
@@ -155,7 +157,7 @@ def test_nothing_reads_a_file_after_it_failed(monkeypatch, tmp_path, rows):
 def test_a_file_that_is_left_before_its_end(monkeypatch, tmp_path):
     monkeypatch.setattr(readers, "open_source", lambda source: Slow(HEAD + b"p,2025-03-02,ann,1,0\n" * 4_000_000))
     source = readers.Source(str(tmp_path / "slow.csv"), 0, 1, False, False)
-    rows = readers.read_csv(source, ["id"])
+    rows = readers.read_csv(source, ["id"], SPELLED)
     next(rows)
     next(rows)
     rows.close()
@@ -273,7 +275,7 @@ FOREIGN = {
 def test_a_file_of_a_foreign_kind_is_rejected_with_what_to_do(tmp_path, head, name):
     (tmp_path / name).write_bytes(head + b"\0" * 100)
     with pytest.raises(ValueError, match=re.escape(name)) as failed:
-        readers.schema_of(readers.find_sources(str(tmp_path / name))[0])
+        readers.schema_of(readers.find_sources(str(tmp_path / name))[0], SPELLED)
     assert FOREIGN[head] in str(failed.value)
 
 
@@ -295,7 +297,7 @@ def test_a_parquet_file_is_one_whatever_its_name(payments, tmp_path):
 def test_a_file_of_rejected_rows_ends_with_1_and_says_so_first(payments, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "good.csv").write_bytes(HEAD + ROWS)
-    (tmp_path / "in" / "may.csv").write_bytes(HEAD + b"x1,03/05/2025,ann,1,0\nx2,04/05/2025,ann,2,0\n")
+    (tmp_path / "in" / "may.csv").write_bytes(HEAD + b"x1,in May,ann,1,0\nx2,in May,ann,2,0\n")
     done = call("ingest", *payments, "--input", tmp_path / "in")
     first = next(line for line in done.stderr.splitlines() if not line.startswith("ingest"))
     assert done.exit_code == 1 and first.startswith("error: every row of ") and "may.csv was rejected (2 x " in first

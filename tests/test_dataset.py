@@ -413,7 +413,13 @@ def test_a_log_that_is_read_up_to_a_date(log, copy):
 @pytest.mark.parametrize("until", ["2025-02-01", "2025-02-03", "2025-02-04", "2025-02-07"])
 def test_a_date_within_a_part_is_a_date(log, copy, tmp_path, until):
     "The same bytes as from a log that really ends there, whichever parts the log has."
-    other = settings_in(tmp_path / "cut")
+    short = {
+        "training__test_days": 2,
+        "training__delay": "4d",
+        "training__train_days": 12,
+        "training__validation_days": 4,
+    }
+    copy, other = settings_in(copy.batch.folder, **short), settings_in(tmp_path / "cut", **short)
     shutil.copytree(copy.batch.folder, other.batch.folder, ignore=lambda folder, names: {"log", "features", "dataset"})
     moment = moment_ms(until, "until")
     parts = copy_stretch(copy.batch.folder, other.batch.folder, [], moment)["parts"]

@@ -51,7 +51,6 @@ from fraud_poc.data.readers import (
     SKIPPED_SHOWN,
     Scan,
     Source,
-    check_columns,
     find_sources,
     needed_columns,
     plan_scans,
@@ -79,6 +78,7 @@ from fraud_poc.data.validation import (
     bulks,
     check_events,
     check_labels,
+    check_spelling,
     days_of,
     numpy_of,
     rejected_lines,
@@ -106,7 +106,7 @@ def scan(
     kept_rows = spill(work / f"{'labels' if labels else 'events'}-{index:06d}.arrow", pieces)
     rejected_rows = spill(work / f"rejected-{index:06d}.arrow")
     with kept_rows as write, rejected_rows as write_rejected:
-        for table, lines in read_scan(task, wanted):
+        for table, lines in read_scan(task, wanted, settings.input):
             checked = check_labels(table, settings, now) if labels else check_events(table, settings, own, now)
             days.update(days_of(checked.clean))
             staged, more = hashed_rows(checked.clean, settings.columns, secret, labels)
@@ -257,7 +257,7 @@ def gather_sources(settings: Settings, events: Place, labels: Place) -> Inputs:
     sources = find_sources(events) if events else []
     sources += find_sources(labels, labels=True, first=len(sources)) if labels else []
     for source in sources:
-        check_columns(source, settings, own)
+        check_spelling(source, settings, own)
     for side in ("earliest", "latest"):
         date_ms(settings.limits, side)
     localise(np.zeros(1, np.int64), settings.columns.timezone)

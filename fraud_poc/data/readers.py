@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'FOREIGN', 'JSON_TEXT', 'SKIPPED_SHOWN', 'END', 'BLOCK', 'RELEASED_WITHIN', 'ORDER', 'ROW',
-           'ROWS_PER_BATCH', 'OPEN_QUOTE', 'Source', 'open_bytes', 'open_source', 'is_parquet', 'files_in',
-           'list_files', 'find_sources', 'skipped_files', 'CleanUtf8', 'reading', 'reading_text', 'CsvFile', 'csv_file',
-           'numbered', 'due_lines', 'read_csv', 'read_parquet', 'Scan', 'plan_scans', 'large_tables', 'read_scan',
-           'needed_columns', 'misfit', 'schema_of', 'check_columns']
+           'ROWS_PER_BATCH', 'OPEN_QUOTE', 'SAMPLE_BYTES', 'SAMPLE_ROWS', 'SEPARATORS', 'Source', 'open_bytes',
+           'open_source', 'is_parquet', 'files_in', 'list_files', 'find_sources', 'skipped_files', 'text_encoding',
+           'csv_dialect', 'CleanUtf8', 'reading', 'reading_text', 'CsvFile', 'csv_file', 'numbered', 'due_lines',
+           'read_csv', 'read_parquet', 'Scan', 'plan_scans', 'large_tables', 'read_scan', 'needed_columns', 'misfit',
+           'schema_of', 'check_columns', 'likely_encoding', 'sample_rows', 'likely_separator']
 
 # %% ../../nbs/12_readers.ipynb #c003
 import codecs
@@ -25,6 +26,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO
 
 import fsspec
@@ -35,7 +37,7 @@ import pyarrow.parquet as pq
 from fsspec.spec import AbstractFileSystem
 
 from ..core.reading import BROKEN
-from ..core.settings import Settings
+from ..core.settings import InputSection, Settings
 from .columns import is_text
 
 # %% ../../nbs/12_readers.ipynb #c007
@@ -163,12 +165,23 @@ def skipped_files(
 END = f"{BROKEN}end"  # line added to the end of a CSV file
 
 
+def text_encoding(spelled: InputSection) -> str:
+    "The encoding of text files, by a codec that takes a byte order mark away."
+    return "utf-8-sig" if codecs.lookup(spelled.encoding).name == "utf-8" else spelled.encoding
+
+
+def csv_dialect(spelled: InputSection) -> dict:
+    "How Python's csv module reads such files."
+    quoting = csv.QUOTE_MINIMAL if spelled.quote else csv.QUOTE_NONE
+    return {"delimiter": spelled.separator, "quotechar": spelled.quote or None, "quoting": quoting}
+
+
 class CleanUtf8(io.RawIOBase):
     "Bytes of a text file as valid UTF-8: without byte order mark, invalid bytes replaced by `BROKEN`, the line `END` added."
 
-    def __init__(self, handle: io.IOBase):
+    def __init__(self, handle: io.IOBase, encoding: str = "utf-8-sig"):  # of the file
         self.handle = handle
-        self.decoder = codecs.getincrementaldecoder("utf-8-sig")("fraud_poc_mark")
+        self.decoder = codecs.getincrementaldecoder(encoding)("fraud_poc_mark")
         self.rest = memoryview(b"")
         self.done = False
 
@@ -235,11 +248,17 @@ class CsvFile:
         stream: CleanUtf8,
         wanted: list[str],  # columns; none = all
         skip: Callable,  # called with each line that has a wrong number of fields, returns "skip"
+        spelled: InputSection,  # separator and quote
     ):
         self._reader = pv.open_csv(
             pa.PythonFile(stream, mode="r"),
             read_options=pv.ReadOptions(use_threads=False, block_size=BLOCK),
-            parse_options=pv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+            parse_options=pv.ParseOptions(
+                delimiter=spelled.separator,
+                quote_char=spelled.quote or False,
+                newlines_in_values=True,
+                invalid_row_handler=skip,
+            ),
             convert_options=pv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
         )
         self.schema: pa.Schema = self._reader.schema
@@ -258,13 +277,13 @@ class CsvFile:
 
 
 @contextmanager
-def csv_file(source: Source, wanted: list[str], skip: Callable) -> Iterator[CsvFile]:
+def csv_file(source: Source, wanted: list[str], skip: Callable, spelled: InputSection) -> Iterator[CsvFile]:
     "Open a CSV file for as long as the `with` lasts; after it no thread of Arrow reads the file."
     opened, released = None, threading.Event()
-    stream = CleanUtf8(open_source(source))
+    stream = CleanUtf8(open_source(source), text_encoding(spelled))
     weakref.finalize(stream, released.set)
     try:
-        opened = CsvFile(stream, wanted, skip)
+        opened = CsvFile(stream, wanted, skip, spelled)
         yield opened
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # those of calls that failed refer to the stream
@@ -298,6 +317,7 @@ def due_lines(lines: list[tuple[int, str, str]], table: pa.Table) -> list[tuple[
 def read_csv(
     source: Source,
     wanted: list[str],  # columns
+    spelled: InputSection,  # how text files are spelled
 ) -> Iterator[
     tuple[pa.Table, list[tuple[int, str, str]]]
 ]:  # rows as text with `@order`; wrong lines: row, reason, text
@@ -314,7 +334,7 @@ def read_csv(
             lines.append((line.number - 1, reason, line.text))
         return "skip"
 
-    with reading(source), csv_file(source, wanted, skip) as opened:
+    with reading(source), csv_file(source, wanted, skip, spelled) as opened:
         held = numbered(source, opened.schema.empty_table(), np.zeros(0, np.int64))
         for batch in opened.batches():
             yield held, due_lines(lines, held)
@@ -381,11 +401,12 @@ def large_tables(parts: Iterator[tuple[pa.Table, list]]) -> Iterator[tuple[pa.Ta
 def read_scan(
     scan: Scan,
     wanted: list[str],  # columns
+    spelled: InputSection,  # how text files are spelled
 ) -> Iterator[tuple[pa.Table, list[tuple[int, str, str]]]]:  # rows with `@order`; wrong lines: row, reason, text
     "Read the rows of a task in tables of about `ROWS_PER_BATCH` rows."
     if scan.source.parquet:
         return large_tables(read_parquet(scan.source, wanted, list(scan.groups), scan.first))
-    return large_tables(read_csv(scan.source, wanted))
+    return large_tables(read_csv(scan.source, wanted, spelled))
 
 # %% ../../nbs/12_readers.ipynb #c026
 def needed_columns(
@@ -416,7 +437,7 @@ def misfit(
     if setting == "columns.amount":
         return "" if number else "numbers"
     if setting in ("columns.time", "labels.time_column"):
-        iso = 'timestamps or ISO text (columns.time_format = "iso"; for numbers set epoch_s or epoch_ms)'
+        iso = 'timestamps or ISO text (columns.time_format = "iso"; for numbers set epoch_s or epoch_ms, another of its values, or index)'
         if time_format == "iso":
             return "" if text or moment else iso
         return "" if number else f'numbers (columns.time_format = "{time_format}")'
@@ -425,13 +446,13 @@ def misfit(
     return "" if number or text or moment or is_.is_boolean(kind) or is_.is_null(kind) else "text, numbers or booleans"
 
 # %% ../../nbs/12_readers.ipynb #c029
-def schema_of(source: Source) -> pa.Schema:
+def schema_of(source: Source, spelled: InputSection) -> pa.Schema:
     "Columns of a raw file; `ValueError` when it cannot be read or is empty."
     with reading(source):
         if source.parquet:
             with open_source(source) as handle:
                 return pq.ParquetFile(handle).schema_arrow
-        with csv_file(source, [], lambda line: "skip") as opened:
+        with csv_file(source, [], lambda line: "skip", spelled) as opened:
             schema = opened.schema
     if schema.names == [END]:
         raise ValueError(
@@ -446,7 +467,7 @@ def check_columns(
     own: bool,  # the events carry their labels
 ) -> None:
     "`ValueError` says which columns are missing, present twice or of a wrong type, what was found, and the remedy."
-    schema, errors = schema_of(source), []
+    schema, errors = schema_of(source, settings.input), []
     for name, setting in needed_columns(settings, source.labels, own):
         lower = {found.lower(): found for found in schema.names}
         near = difflib.get_close_matches(name.lower(), lower, n=1)
@@ -458,7 +479,45 @@ def check_columns(
         elif source.parquet and (expected := misfit(schema.field(name).type, setting, settings.columns.time_format)):
             errors.append(f"column {name!r} ({setting}) should hold {expected}, but holds {schema.field(name).type}")
     if schema.names[1:] == [] and not source.parquet:
-        errors.append("there is one column only: fields must be separated by commas")
+        errors.append(
+            f"there is one column only: fields must be separated by {settings.input.separator!r} (input.separator)"
+        )
     if errors:
         found = f"columns found: {', '.join(schema.names)}"
         raise ValueError("\n  ".join([f"{source.path} does not fit the settings:", *errors, found]))
+
+# %% ../../nbs/12_readers.ipynb #n004
+SAMPLE_BYTES, SAMPLE_ROWS = 1 << 18, 1_000
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+
+
+def likely_encoding(data: bytes, encoding: str) -> str:
+    "The encoding of the settings, unless a text shows another one."
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if data.count(b"\0") > len(data) // 4:
+        return "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
+    lines = data.decode(encoding, "replace").splitlines()
+    broken = ["\ufffd" in line for line in lines]
+    # a text of another encoding has no character of two bytes that is UTF-8
+    sound = any(not line.isascii() and not bad for line, bad in zip(lines, broken))
+    return "cp1252" if broken and not sound and (broken[0] or sum(broken) * 10 > len(broken)) else encoding
+
+
+def sample_rows(text: str, spelled: InputSection) -> list[list[str]]:
+    "The first rows of a text, the header included; none when they are not CSV."
+    try:
+        return list(islice(csv.reader(text.splitlines(keepends=True), **csv_dialect(spelled)), SAMPLE_ROWS + 1))
+    except csv.Error:
+        return []
+
+
+def likely_separator(text: str, spelled: InputSection, needed: list[str]) -> str:
+    "The separator of the settings, unless another one gives more of the columns that are needed."
+
+    def fit(separator: str) -> tuple[int, int]:
+        header = (sample_rows(text, spelled.model_copy(update={"separator": separator})) or [[]])[0]
+        found = len({*header} & {*needed})
+        return found, 0 if found else len(header)
+
+    return max(dict.fromkeys([spelled.separator, *SEPARATORS]), key=fit)

@@ -432,9 +432,7 @@ def raw_orders(
             known = {columns.id[0]: row["id"]} if len(columns.id) == 1 else {}
             known |= {name: row[name] for name in columns.hashed}
             known |= {columns.amount: row[columns.amount] / 10**columns.decimals}
-            known[columns.time] = {"iso": row["time"].isoformat(), "epoch_s": ms / 1000, "epoch_ms": ms}[
-                columns.time_format
-            ]
+            known[columns.time] = row["time"].isoformat() if columns.time_format == "iso" else columns.number_of(ms)
             yield row["id_key"], {field.name: known[field.name] for field in fields}
 
 # %% ../../nbs/80_replay.ipynb #c025
