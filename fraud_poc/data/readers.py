@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'FOREIGN', 'JSON_TEXT', 'SKIPPED_SHOWN', 'END', 'BLOCK', 'RELEASED_WITHIN', 'ORDER', 'ROW',
-           'ROWS_PER_BATCH', 'OPEN_QUOTE', 'SAMPLE_BYTES', 'SAMPLE_ROWS', 'SEPARATORS', 'Source', 'open_bytes',
-           'open_source', 'is_parquet', 'files_in', 'list_files', 'find_sources', 'skipped_files', 'text_encoding',
-           'csv_dialect', 'CleanUtf8', 'reading', 'reading_text', 'CsvFile', 'csv_file', 'numbered', 'due_lines',
-           'read_csv', 'read_parquet', 'Scan', 'plan_scans', 'large_tables', 'read_scan', 'needed_columns', 'misfit',
-           'schema_of', 'check_columns', 'likely_encoding', 'sample_rows', 'likely_separator']
+           'ROWS_PER_BATCH', 'OPEN_QUOTE', 'SAMPLE_BYTES', 'SAMPLE_ROWS', 'SEPARATORS', 'CURRENCY', 'Source',
+           'open_bytes', 'open_source', 'is_parquet', 'files_in', 'list_files', 'find_sources', 'skipped_files',
+           'text_encoding', 'csv_dialect', 'CleanUtf8', 'reading', 'reading_text', 'CsvFile', 'csv_file', 'numbered',
+           'due_lines', 'read_csv', 'read_parquet', 'Scan', 'plan_scans', 'large_tables', 'read_scan', 'needed_columns',
+           'misfit', 'schema_of', 'check_columns', 'likely_encoding', 'sample_rows', 'likely_separator',
+           'sample_values', 'several_currencies']
 
 # %% ../../nbs/12_readers.ipynb #c003
 import codecs
@@ -521,3 +522,36 @@ def likely_separator(text: str, spelled: InputSection, needed: list[str]) -> str
         return found, 0 if found else len(header)
 
     return max(dict.fromkeys([spelled.separator, *SEPARATORS]), key=fit)
+
+# %% ../../nbs/12_readers.ipynb #n007
+CURRENCY = re.compile(
+    r"(.*[_ .-])?(currency|currencies|ccy)([_ .-]?(code|iso))?", re.IGNORECASE
+)  # names of such columns
+
+
+def sample_values(
+    source: Source,
+    spelled: InputSection,
+    wanted: Callable[[str], object],  # called with the name of each column; true = to be read
+) -> dict[str, list[str]]:  # by column; without empty ones
+    "Values of some columns in the first rows of a file."
+    with reading(source), open_source(source) as handle:
+        if source.parquet:
+            file = pq.ParquetFile(handle)
+            names = [name for name in file.schema_arrow.names if wanted(name)]
+            batch = next(file.iter_batches(SAMPLE_ROWS, columns=names), None) if names else None
+            return (
+                {} if batch is None else {name: [str(v) for v in batch[name].drop_null().to_pylist()] for name in names}
+            )
+        rows = sample_rows(handle.read(SAMPLE_BYTES).decode(text_encoding(spelled), "replace"), spelled)
+    columns = {at: name for at, name in enumerate(rows[0] if rows else []) if wanted(name)}
+    return {name: [row[at] for row in rows[1:] if len(row) > at and row[at].strip()] for at, name in columns.items()}
+
+
+def several_currencies(
+    source: Source, spelled: InputSection
+) -> dict[str, list[str]]:  # column -> currencies, if several
+    "Columns of currencies with more than one of them in the first rows of a file."
+    found = sample_values(source, spelled, CURRENCY.fullmatch)
+    kinds = {name: sorted({value.strip().upper() for value in values}) for name, values in found.items()}
+    return {name: values for name, values in kinds.items() if len(values) > 1}
