@@ -33,7 +33,7 @@ from ..core.files import Progress
 from ..core.reading import EventError, EventReader, FieldError, InvalidValue, identity_text, iso_text
 from ..core.settings import Settings
 from ..data.log import hash_secret
-from ..data.readers import csv_dialect, open_bytes, reading_text, text_encoding
+from ..data.readers import PARQUET, csv_dialect, open_bytes, reading_text, text_encoding
 from .decide import Engine
 from .labels import LabelChange, LabelResult, LabelWriter, read_label_change
 from .redis_store import open_store
@@ -93,7 +93,7 @@ def file_rows(
         yield from text_rows(sys.stdin, settings)
         return
     with reading_text(path), open_bytes(path) as handle:
-        if handle.peek(4)[:4] == b"PAR1":
+        if path.lower().endswith(PARQUET) or handle.peek(4)[:4] == b"PAR1":
             yield from enumerate(parquet_rows(handle), 1)
         else:
             text = io.TextIOWrapper(handle, encoding=text_encoding(settings.input), newline="")
