@@ -37,6 +37,7 @@ from .core.processes import TERMINATED, exit_on_sigterm, private_files
 from fraud_poc.core.terminal import (
     DEFAULT_CONFIG,
     FAILED,
+    Commands,
     Config,
     FittedTable,
     Json,
@@ -51,7 +52,7 @@ from fraud_poc.core.terminal import (
     table_of,
     write_line,
 )
-from .desk_commands import accounts_app, audit_app, database_of, desk_app, keys_app, operator
+from .desk_commands import accounts_app, audit_app, database_of, desk_app, keys_app, operator, read_features
 
 if TYPE_CHECKING:  # settings are imported when a command reads them, so that `--help` is quick
     from fraud_poc.core.settings import Settings
@@ -65,17 +66,22 @@ __all__ = ['Input', 'Labels', 'Replace', 'Until', 'app', 'show_version', 'top', 
 
 # %% ../nbs/94_cli.ipynb #c005
 Input = Annotated[
-    str | None, typer.Option("--input", "-i", metavar="PLACE", help="Raw events: file, folder, glob or fsspec address.")
+    list[str] | None,
+    typer.Option(
+        "--input", "-i", metavar="PLACE", help="Raw events: file, folder, glob or fsspec address; may be repeated."
+    ),
 ]
 Labels = Annotated[
-    str | None, typer.Option("--labels", "-l", metavar="PLACE", help="Raw labels, where events do not carry them.")
+    list[str] | None,
+    typer.Option(
+        "--labels", "-l", metavar="PLACE", help="Raw labels, where events do not carry them; may be repeated."
+    ),
 ]
 Replace = Annotated[bool, typer.Option("--replace", help="Start over in place of adding what is new.")]
-Until = Annotated[
-    str, typer.Option("--until", metavar="DATE", help="Stop before the part of the log that reaches this date, UTC.")
-]
+Until = Annotated[str, typer.Option("--until", metavar="DATE", help="Use only what was known before this date, UTC.")]
 
-app = typer.Typer(
+app = Commands(
+    read_features,
     name="fraud-poc",
     no_args_is_help=True,
     add_completion=False,
@@ -177,7 +183,10 @@ def features_command(
     overrides: Set = None,
     as_json: Json = False,
     replace: Replace = False,
-    until: Until = "",
+    until: Annotated[
+        str,
+        typer.Option("--until", metavar="DATE", help="Stop before the part of the log that reaches this date, UTC."),
+    ] = "",
 ):
     "Compute the features of everything in the log that has none yet, and the states that a live service starts from."
     run_step("features", features_step(replace, until), config, overrides, as_json)
@@ -298,7 +307,7 @@ def prepare_command(
 # %% ../nbs/94_cli.ipynb #c028
 @app.command(
     "replay",
-    epilog="Examples:\n\nfraud-poc replay --events 10000\n\nfraud-poc replay --from 2025-06-01 --writers 8 --again 0.05 --verify",
+    epilog="Examples:\n\nfraud-poc replay --events 10000\n\nfraud-poc replay --from 2025-06-01 --until 2025-06-08 --writers 8 --again 0.05 --verify",
 )
 def replay_command(
     config: Config = DEFAULT_CONFIG,
@@ -308,13 +317,14 @@ def replay_command(
         str,
         typer.Option("--from", metavar="DATE", help="What was known before this date, UTC, is history; default: none."),
     ] = "",
+    until: Until = "",
     events: Annotated[int, typer.Option(help="Most events; 0 = all.", min=0)] = 0,
     writers: Annotated[int, typer.Option(help="Connections that write at once.", min=1)] = 1,
     again: Annotated[float, typer.Option(help="Share of events that are sent twice.", min=0, max=1)] = 0.0,
     check: Annotated[bool, typer.Option("--verify", help="End with code 1 when a single bit differs.")] = False,
 ):
     "Drive recorded events through the live path and a real server of its own, and compare with batch, bit by bit."
-    result = run_step("replay", replay_step(start, events, writers, again), config, overrides, as_json)
+    result = run_step("replay", replay_step(start, until, events, writers, again), config, overrides, as_json)
     if check and result["differing_bits"] + result["differing_flags"] + result["differing_states"]:
         raise typer.Exit(FAILED)
 

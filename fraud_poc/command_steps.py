@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['make_data_step', 'ingest_step', 'features_step', 'describe_step', 'dataset_step', 'train_step', 'evaluate_step',
-           'policy_step', 'import_step', 'written_before', 'prepare_step', 'replay_step']
+__all__ = ['Places', 'make_data_step', 'ingest_step', 'features_step', 'describe_step', 'dataset_step', 'train_step',
+           'evaluate_step', 'policy_step', 'import_step', 'written_before', 'prepare_step', 'replay_step']
 
 # %% ../nbs/92_command_steps.ipynb #c006
 def make_data_step(folder: Path | None = None) -> Step:
@@ -31,15 +31,18 @@ def make_data_step(folder: Path | None = None) -> Step:
     return step
 
 # %% ../nbs/92_command_steps.ipynb #c007
-def ingest_step(place: str | None, labels: str | None, replace: bool) -> Step:
+Places = str | list[str] | None  # address of raw files, or several
+
+
+def ingest_step(places: Places, labels: Places, replace: bool) -> Step:
     "Ingest; None = what the settings name, where both are None."
 
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.data.ingest import ingest
 
-        named = place is not None or labels is not None
+        named = bool(places or labels)
         result = ingest(
-            settings, (place or "") if named else None, (labels or "") if named else None, replace, progress
+            settings, (places or "") if named else None, (labels or "") if named else None, replace, progress
         )
         rejects = str(settings.batch.folder / result["rejects"]) if result["rejects"] else ""
         return result | {"rejects": rejects, "log": str(settings.batch.folder / "log")}
@@ -182,12 +185,12 @@ def prepare_step(start_over: bool, trim: bool = False) -> Step:
     return step
 
 
-def replay_step(start: str, events: int, writers: int, again: float) -> Step:
+def replay_step(start: str, until: str, events: int, writers: int, again: float) -> Step:
     "Recorded events through the live path."
 
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.ops.replay import replay
 
-        return replay(settings, start, events, writers, again, progress)
+        return replay(settings, start, until, events, writers, again, progress)
 
     return step

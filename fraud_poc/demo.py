@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fraud_poc.command_steps import (
+    Places,
     dataset_step,
     describe_step,
     evaluate_step,
@@ -97,10 +98,10 @@ def live_from(settings: Settings) -> str:
     )
 
 # %% ../nbs/93_demo.ipynb #c009
-def demo_steps(settings: Settings, place: str | None, labels: str | None) -> dict[str, Step]:
+def demo_steps(settings: Settings, place: Places, labels: Places) -> dict[str, Step]:
     "What the demo runs, by name: sample data only where the settings have some and no input is named."
     raw, steps = settings.batch.folder / "raw", {}
-    if settings.sample and place is None:
+    if settings.sample and not place:
         steps["make-data"] = make_data_step(raw)
         place, labels = str(raw / "orders"), str(raw / "labels")
     features = lambda settings, progress: features_step(True, live_from(settings))(settings, progress)
@@ -141,12 +142,13 @@ RECORD = "demo.json"  # in the demo's folder
 
 def demo_request(
     settings: Settings,  # of the domain
-    place: str | None,
-    labels: str | None,
+    place: Places,
+    labels: Places,
     end: str,
 ) -> str:
     "A hash of what a demo is asked: settings that shape its results, its files as they are now, its end."
-    files = [path for path in (Path(place or ""), Path(labels or "")) if path.is_file()]
+    named = [name for given in (place, labels) for name in ([given] if isinstance(given, str) else given or [])]
+    files = [path for path in map(Path, named) if path.is_file()]
     seen = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     shaping = settings.model_dump(mode="json", exclude={"service", "desk", "database", "feed"})
     return hashlib.sha256(json.dumps([shaping, place, labels, end, seen]).encode()).hexdigest()
@@ -331,7 +333,7 @@ def seconds_of(settings: Settings, order: dict) -> float:
     value, columns = order[settings.columns.time], settings.columns
     if columns.time_format == "iso":
         return datetime.fromisoformat(value).timestamp()
-    return value / 1000 if columns.time_format == "epoch_ms" else value
+    return (value * columns.tick_ms + columns.origin_ms) / 1000
 
 # %% ../nbs/93_demo.ipynb #n004
 def live_summary(settings: Settings, sent: list[dict]) -> dict:
@@ -503,8 +505,8 @@ def demo_service(settings: Settings, made: dict, stay: bool, out: Console, err: 
 def made_demo(
     settings: Settings,  # of the demo
     asked: str,  # by `demo_request`
-    place: str | None,
-    labels: str | None,
+    place: Places,
+    labels: Places,
     fresh: bool,  # also where an earlier demo was asked the same
     out: Console,
     err: Console,

@@ -25,6 +25,7 @@ from fraud_poc.core.terminal import (
     DEFAULT_CONFIG,
     FAILED,
     STOPPED,
+    Commands,
     Config,
     FittedTable,
     Json,
@@ -45,15 +46,23 @@ if TYPE_CHECKING:  # commands import what they need when they run, so that `--he
     from fraud_poc.core.events import Actor
     from fraud_poc.core.settings import Settings
 
-desk_app = typer.Typer()  # its commands become commands of `fraud-poc`
-
 # %% auto #0
 __all__ = ['desk_app', 'TIME_COLUMNS', 'keys_app', 'Named', 'accounts_app', 'Role', 'Random', 'audit_app', 'LISTED_ROWS',
-           'SAME_FAULT', 'operator', 'database_of', 'run_on_database', 'rows_table', 'keys_new', 'keys_list',
-           'keys_revoke', 'read_password', 'change_account_command', 'accounts_new', 'accounts_password',
+           'SAME_FAULT', 'read_features', 'operator', 'database_of', 'run_on_database', 'rows_table', 'keys_new',
+           'keys_list', 'keys_revoke', 'read_password', 'change_account_command', 'accounts_new', 'accounts_password',
            'accounts_role', 'accounts_disable', 'accounts_list', 'parse_noted', 'audit_verify', 'audit_list',
            'RowFaults', 'labels_step', 'collect_step', 'labels_command', 'collect_command', 'write_step',
            'write_command', 'forget_step', 'named_customer', 'forget_command']
+
+# %% ../nbs/91_desk_commands.ipynb #n012
+def read_features(settings: Settings) -> None:
+    "Read the rows of the feature table, as every command does first; `ValueError` names those that are wrong."
+    from fraud_poc.features.table import read_rows
+
+    read_rows(settings)
+
+
+desk_app = Commands(read_features)  # its commands become commands of `fraud-poc`
 
 # %% ../nbs/91_desk_commands.ipynb #c005
 def operator() -> Actor:
@@ -124,7 +133,7 @@ def rows_table(title: str, rows: list[dict]) -> Table:
     return table
 
 # %% ../nbs/91_desk_commands.ipynb #c010
-keys_app = typer.Typer(no_args_is_help=True, help="API keys of the service: made, listed, revoked.")
+keys_app = Commands(read_features, no_args_is_help=True, help="API keys of the service: made, listed, revoked.")
 Named = Annotated[str, typer.Argument(metavar="NAME")]
 
 
@@ -170,7 +179,9 @@ def keys_revoke(name: Named, config: Config = DEFAULT_CONFIG, overrides: Set = N
     run_on_database("keys revoke", config, overrides, as_json, act)
 
 # %% ../nbs/91_desk_commands.ipynb #c012
-accounts_app = typer.Typer(no_args_is_help=True, help="Accounts of the desk: made, listed, changed, disabled.")
+accounts_app = Commands(
+    read_features, no_args_is_help=True, help="Accounts of the desk: made, listed, changed, disabled."
+)
 Role = Annotated[str, typer.Option("--role", help="viewer, analyst or admin.")]
 Random = Annotated[bool, typer.Option("--random", help="Generate a password and show it this once.")]
 
@@ -289,7 +300,7 @@ def accounts_list(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_jso
     )
 
 # %% ../nbs/91_desk_commands.ipynb #c018
-audit_app = typer.Typer(no_args_is_help=True, help="The audit: who did what, and whether it is intact.")
+audit_app = Commands(read_features, no_args_is_help=True, help="The audit: who did what, and whether it is intact.")
 
 
 def parse_noted(text: str) -> tuple[int, str] | None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,7 @@ def parquet_bytes():
     return sink.getvalue()
 
 
+SPELLED = load_settings(Path(__file__).resolve().parents[1] / "config" / "orders.toml").input
 WHOLE = parquet_bytes()
 # name of the file -> its bytes
 BAD = {
@@ -146,7 +148,7 @@ def test_nothing_reads_a_file_after_it_failed(monkeypatch, tmp_path, rows):
     monkeypatch.setattr(readers, "open_source", lambda source: Slow(HEAD + b"p,2025-03-02,ann,1,0\n" * rows + WIDE))
     source = readers.Source(str(tmp_path / "slow.csv"), 0, 1, False, False)
     with pytest.raises(ValueError, match="slow.csv is not a whole CSV file"):
-        list(readers.read_csv(source, ["id"]))
+        list(readers.read_csv(source, ["id"], SPELLED))
     reads = Slow.reads
     time.sleep(0.2)
     assert Slow.reads == reads
@@ -155,7 +157,7 @@ def test_nothing_reads_a_file_after_it_failed(monkeypatch, tmp_path, rows):
 def test_a_file_that_is_left_before_its_end(monkeypatch, tmp_path):
     monkeypatch.setattr(readers, "open_source", lambda source: Slow(HEAD + b"p,2025-03-02,ann,1,0\n" * 4_000_000))
     source = readers.Source(str(tmp_path / "slow.csv"), 0, 1, False, False)
-    rows = readers.read_csv(source, ["id"])
+    rows = readers.read_csv(source, ["id"], SPELLED)
     next(rows)
     next(rows)
     rows.close()
@@ -164,13 +166,138 @@ def test_a_file_that_is_left_before_its_end(monkeypatch, tmp_path):
     assert Slow.reads == reads
 
 
+# --- input that is not read is named ------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(name: str) -> bytes:
+    "One row of its own for each file."
+    return HEAD + b"%s,2025-03-02 10:00:00,ann,1.50,0\n" % name.encode().replace(b"/", b"_")
+
+
+def parquet_row(name: str) -> bytes:
+    sink = io.BytesIO()
+    row = {"id": [name], "at": ["2025-03-02"], "who": ["ann"], "amount": [1.5], "fraud": [0]}
+    pq.write_table(pa.table(row), sink)
+    return sink.getvalue()
+
+
+# name in a folder -> whether a folder's files of that name are read
+IN_A_FOLDER = {
+    "a.csv": True,
+    "X.CSV.GZ": True,
+    "May.Csv": True,
+    "deep/er/b.csv": True,
+    "upper.PARQUET": True,
+    "c.parq": True,
+    "spaced name.csv": True,
+    "Übersicht.csv": True,
+    "_part.csv": False,
+    ".hidden.csv": False,
+    "_done/c.csv": False,
+    "june.xlsx": False,
+    "july.csv.zip": False,
+    "rows.jsonl": False,
+    "notes.txt": False,
+    "data": False,
+    "old.csv.bak": False,
+    "a.csv~": False,
+}
+
+
+def fill(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        packed = gzip.compress if name.lower().endswith(".gz") else bytes
+        made = parquet_row if name.lower().endswith(("parquet", "parq")) else rows_of
+        (folder / name).write_bytes(packed(made(name)))
+
+
+def test_of_a_folder_each_file_is_read_or_named(payments, tmp_path):
+    fill(tmp_path / "in", IN_A_FOLDER)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "gone.csv").symlink_to(tmp_path / "nowhere.csv")
+    fill(tmp_path / "other", ["one.csv"])
+    (tmp_path / "in" / "link.csv").symlink_to(tmp_path / "other" / "one.csv")
+    done = as_json("ingest", *payments, "--input", tmp_path / "in")
+    left = {name for name, taken in IN_A_FOLDER.items() if not taken} | {"linked", "gone.csv"}
+    assert {path.removeprefix(f"{tmp_path}/in/") for path in done["files_skipped"]} == left
+    assert done["events"] == done["files"] == sum(IN_A_FOLDER.values()) + 1
+    assert f"{len(left)} files beside the input were not read" in done["note"]
+
+
+@pytest.mark.parametrize(
+    "names, events, left",
+    [
+        (["in"], 2, ["june.xlsx"]),
+        (["in/a.csv", "more.csv"], 2, []),
+        (["in", "in/a.csv", "more.csv"], 3, ["june.xlsx"]),  # each once
+        (["i*"], 2, ["june.xlsx"]),  # a glob that finds a folder
+        (["in/*/*.csv", "in/a.csv"], 2, []),
+    ],
+)
+def test_of_several_inputs_all_are_read(payments, tmp_path, names, events, left):
+    fill(tmp_path, ["in/a.csv", "in/b/b.csv", "more.csv", "in/june.xlsx"])
+    done = as_json("ingest", *payments, *[word for name in names for word in ("--input", tmp_path / name)])
+    assert done["events"] == events == done["files"] and done["repeats"] == 0
+    assert [path.rpartition("/")[2] for path in done["files_skipped"]] == left
+    labels = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for number, path in enumerate(labels):
+        path.write_text(f"id,fraud\nunknown{number},1\n")
+    done = call("ingest", *payments, "--labels", labels[0], "--labels", labels[1], "--json")
+    assert json.loads(done.stdout)["labels_read"] == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["--config", "x.toml", "--config", "y.toml"], ["--until", "2025-01-01"] * 2], ids=" ".join
+)
+def test_an_option_that_is_given_twice_is_rejected(words):
+    failed = call("features", *words)
+    assert failed.exit_code == 2 and f"{words[0]} is given 2 times" in failed.stderr
+
+
+# first bytes -> what the message tells to do
+FOREIGN = {
+    b"PK\x03\x04rest": "save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0\xa1\xb1": "save the sheet as CSV",
+    b"BZh91AY&SY....": "pack it by gzip",
+    b"\xfd7zXZ\0....": "pack it by gzip",
+    b"\x28\xb5\x2f\xfd....": "pack it by gzip",
+    b"7z\xbc\xaf\x27\x1c": "unpack it",
+    b"SQLite format 3\0": "as CSV",
+    b"ARROW1\0\0": "as Parquet",
+    b"Obj\x01....": "as Parquet",
+}
+
+
+@pytest.mark.parametrize("name", ["plain.csv", "plain.parquet", "plain"])
+@pytest.mark.parametrize("head", FOREIGN, ids=str)
+def test_a_file_of_a_foreign_kind_is_rejected_with_what_to_do(tmp_path, head, name):
+    (tmp_path / name).write_bytes(head + b"\0" * 100)
+    with pytest.raises(ValueError, match=re.escape(name)) as failed:
+        readers.schema_of(readers.find_sources(str(tmp_path / name))[0], SPELLED)
+    assert FOREIGN[head] in str(failed.value)
+
+
+@pytest.mark.parametrize("text", ['{"id": 1}\n', '[{"id": 1}]', "  [\n {}]"])
+def test_json_is_no_input_of_ingest(tmp_path, text):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ValueError, match="x.csv is JSON: save it as CSV or Parquet"):
+        readers.find_sources(str(tmp_path / "x.csv"))
+
+
+def test_a_parquet_file_is_one_whatever_its_name(payments, tmp_path):
+    (tmp_path / "rows.csv").write_bytes(parquet_row("p1"))
+    assert as_json("ingest", *payments, "--input", tmp_path / "rows.csv")["events"] == 1
+
+
 # --- files of which nothing was taken -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_of_rejected_rows_ends_with_1_and_says_so_first(payments, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "good.csv").write_bytes(HEAD + ROWS)
-    (tmp_path / "in" / "may.csv").write_bytes(HEAD + b"x1,03/05/2025,ann,1,0\nx2,04/05/2025,ann,2,0\n")
+    (tmp_path / "in" / "may.csv").write_bytes(HEAD + b"x1,in May,ann,1,0\nx2,in May,ann,2,0\n")
     done = call("ingest", *payments, "--input", tmp_path / "in")
     first = next(line for line in done.stderr.splitlines() if not line.startswith("ingest"))
     assert done.exit_code == 1 and first.startswith("error: every row of ") and "may.csv was rejected (2 x " in first

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from support.command_line import PAYMENTS, as_json, call, options_of, payments_in
 from support.waiting import LONG, ended, until
 
-from fraud_poc.cli import answers_table
+from fraud_poc.cli import answers_table, app
 from fraud_poc.core.logs import JsonLines, printable
 from fraud_poc.core.terminal import Screen, ending, parse_overrides, parse_value, table_of
 from fraud_poc.desk_commands import rows_table
@@ -250,6 +250,49 @@ def test_wrong_use_ends_with_2_and_a_remedy(payments, words, remedy):
     failed = call(*words, *payments, "--json")
     said = json.loads(failed.stdout)
     assert said["ok"] is False and said["exit_code"] == failed.exit_code == 2 and remedy in said["error"]
+
+
+def leaves(group, *path):
+    "All commands that read settings, with words for what they require."
+    for name, command in sorted(group.commands.items()):
+        if hasattr(command, "commands"):
+            yield from leaves(command, *path, name)
+        elif any(option.name == "config" for option in command.params):
+            required = [option for option in command.params if option.required]
+            given = [[option.opts[0], "x"] if option.opts[0].startswith("-") else ["x"] for option in required]
+            yield [*path, name, *[word for words in given for word in words]]
+
+
+# a wrong row of the feature table -> what the message says
+WRONG_ROWS = {
+    'Count(by="whom", over="1d")': "by='whom' is not an entity: use one of who",
+    'Mean("amuont", by="who", over="1d")': "column 'amuont' cannot be used by Mean: it takes amount",
+    'Cuont(by="who", over="1d")': "no feature is called 'Cuont'",
+    'Count(by="who", over="1x")': "'1x' is not a duration",
+    'Count(by="who", over="90d")': "raise features.retention",
+    'Count(by="who", over="7d", delay="x")': "'x' is not a duration",
+    'Count(by="who", over="1d")': "stands in the table twice",
+    "Count(": "never closed",
+}
+
+
+@pytest.mark.parametrize("words", list(leaves(typer.main.get_command(app))), ids=" ".join)
+def test_every_command_checks_the_feature_rows_first(payments, tmp_path, words):
+    line = 'Count(by="whom", over="1d")'
+    rows = ["--set", f"features.rows=['Hour()', '{line}']"]
+    failed = call(*words, *payments, *rows)
+    assert failed.exit_code == 2 and "features.rows, row 2: by='whom'" in failed.stderr, failed.output
+    said = json.loads(call(*words, *payments, *rows, "--json").stdout)
+    assert said["command"].split() == words[: len(said["command"].split())] and not said["ok"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["payments.toml"], "nothing was begun"
+
+
+@pytest.mark.parametrize("line", WRONG_ROWS)
+def test_a_wrong_feature_row_is_named_with_its_number(payments, line):
+    rows = ["--set", f"""features.rows=['Hour()', 'Count(by="who", over="1d")', '{line}', 'Night(']"""]
+    failed = call("config", *payments, *rows)
+    assert failed.exit_code == 2 and WRONG_ROWS[line] in failed.stderr and line in failed.stderr
+    assert "features.rows, row 3: " in failed.stderr and "features.rows, row 4: " in failed.stderr
 
 
 def test_wrong_configurations(payments, tmp_path):

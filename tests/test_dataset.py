@@ -16,8 +16,8 @@ from support import oracle
 from fraud_poc.core.files import read_json
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
-from fraud_poc.data.log import part_path, read_manifest, read_part
-from fraud_poc.features.batch import compute_features
+from fraud_poc.data.log import copy_stretch, part_path, read_manifest, read_part
+from fraud_poc.features.batch import compute_features, moment_ms
 from fraud_poc.features.label_delay import (
     LEAST_KNOWN,
     LatestLabels,
@@ -408,6 +408,49 @@ def test_a_log_that_is_read_up_to_a_date(log, copy):
     windows = make_dataset(copy, until="2025-02-07")["windows"]
     assert windows["known_end"] <= "2025-02-07" and windows["test_end"] <= "2025-02-01"
     assert read_split(copy, "train").features.shape[1] == 3
+
+
+@pytest.mark.parametrize("until", ["2025-02-01", "2025-02-03", "2025-02-04", "2025-02-07"])
+def test_a_date_within_a_part_is_a_date(log, copy, tmp_path, until):
+    "The same bytes as from a log that really ends there, whichever parts the log has."
+    short = {
+        "training__test_days": 2,
+        "training__delay": "4d",
+        "training__train_days": 12,
+        "training__validation_days": 4,
+    }
+    copy, other = settings_in(copy.batch.folder, **short), settings_in(tmp_path / "cut", **short)
+    shutil.copytree(copy.batch.folder, other.batch.folder, ignore=lambda folder, names: {"log", "features", "dataset"})
+    moment = moment_ms(until, "until")
+    parts = copy_stretch(copy.batch.folder, other.batch.folder, [], moment)["parts"]
+    compute_features(other)
+    made, expected = make_dataset(copy, until=until, replace=True), make_dataset(other)
+    assert parts[-1]["last_known_ms"] < moment <= moment_ms(made["windows"]["known_end"], "") <= moment
+    assert made["windows"] == expected["windows"] and digests(made) == digests(expected)
+    if parts[-1] not in read_manifest(copy.batch.folder)["parts"]:
+        assert made["inputs"] != make_dataset(copy, until="2025-02-08", replace=True)["inputs"]
+
+
+def test_several_weeks_are_judged_on_one_log(log, copy):
+    latest = make_dataset(copy)["windows"]
+    for days in (1, 2, 3):
+        end = str(np.datetime64(latest["test_end"]) - days)
+        chosen = settings_in(copy.batch.folder, training__test_end=end)
+        windows = make_dataset(chosen)["windows"]
+        assert windows["test_end"] == end and windows["known_end"] == latest["known_end"]
+        rows = read_split(chosen, "test").rows["time"].cast(pa.int64()).to_numpy()
+        assert moment_ms(windows["cutoff"], "") <= rows.min() and rows.max() < moment_ms(end, "")
+    with pytest.raises(ValueError, match="made with training.test_end = "):
+        read_dataset(copy)
+    late = settings_in(copy.batch.folder, training__test_end=str(np.datetime64(latest["test_end"]) + 1))
+    assert f"set it to {latest['test_end']} at most" in message(late)
+    with pytest.raises(ValueError, match="training.test_end 'June' is no date"):
+        settings_in(copy.batch.folder, training__test_end="June")
+
+
+def test_datasets_of_earlier_versions_are_read(copy):
+    made = make_dataset(copy)
+    assert "test_end" not in made["training"] and read_dataset(copy) == made
 
 
 def test_a_window_without_frauds_is_told(tmp_path):

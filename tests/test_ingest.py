@@ -80,7 +80,7 @@ def make(tmp_path):
         data = {name: section | changes.get(name, {}) for name, section in BASE.items()}
         data["batch"] = data["batch"] | {"folder": str(tmp_path / folder)}
         if not own:
-            data["input"] = {"events": "", "labels": "named-when-needed"}
+            data["input"] |= {"labels": "named-when-needed"}
         return Settings.model_validate(data)
 
     return settings
@@ -529,7 +529,7 @@ def test_columns_that_do_not_fit(make, tmp_path):
             ],
         ),
         ("b.csv", "id,at,who,town,amount,id\n", ["'id' (columns.id) is there 2 times"]),
-        ("b.csv", "id;at;who\n1;2;3\n", ["separated by commas"]),
+        ("b.csv", "id;at;who\n1;2;3\n", ["separated by ','", 'set input.separator = ";"']),
     ]
     for name, text, parts in cases:
         write(tmp_path / "in" / name, text)

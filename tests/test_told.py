@@ -231,7 +231,10 @@ WRONG_SETTINGS = [
     ("policy.review_delay_cost=50", "policy: policy.review_delay_cost 50 is above policy.churn_cost 20"),
     ("policy.recovery_share=2", "policy.recovery_share: must be at most 1"),
     ("columns.entities=customer_id", "columns.entities: must be a list"),
-    ("columns.time_format=soon", "columns.time_format: must be 'iso', 'epoch_s' or 'epoch_ms'"),
+    (
+        "columns.time_format=soon",
+        "columns.time_format: must be 'iso', 'epoch_s', 'epoch_ms', 'epoch_us', 'epoch_ns' or 'index'",
+    ),
     ("domain.name=A B", "domain.name: must match"),
     ("servce.port=1", "did you mean service.port"),
     ("port=1", "section.key=value"),

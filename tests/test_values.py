@@ -78,7 +78,7 @@ def make(root, tmp_path):
         data = {name: section | changes.get(name, {}) for name, section in base.items()}
         data["batch"] = data["batch"] | {"folder": str(tmp_path / folder)}
         if apart:
-            data["input"] = {"events": "", "labels": "named-when-needed"}
+            data["input"] |= {"labels": "named-when-needed"}
         return Settings.model_validate(data)
 
     return settings

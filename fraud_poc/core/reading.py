@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'MAX_TEXT', 'TOO_LONG', 'INTEGERS', 'NOT_FINITE', 'BELOW_MINIMUM', 'ABOVE_MAXIMUM', 'TOO_LARGE', 'ISO',
-           'ISO_TIME', 'EPOCH', 'UTC_EPOCH', 'NOT_ISO', 'FAR', 'TOO_EARLY', 'TOO_LATE', 'InvalidValue', 'encodes',
-           'identity_text', 'number_text', 'finite', 'amount_units', 'nonexistent', 'iso_us', 'iso_ms', 'local_ms',
-           'date_ms', 'beyond_clock', 'Field', 'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of',
-           'EventReader']
+           'ISO_TIME', 'EPOCH', 'UTC_EPOCH', 'NOT_ISO', 'FAR', 'TOO_EARLY', 'TOO_LATE', 'LIKE', 'DATE', 'InvalidValue',
+           'encodes', 'identity_text', 'number_text', 'finite', 'amount_units', 'nonexistent', 'iso_us', 'iso_ms',
+           'local_ms', 'date_ms', 'beyond_clock', 'number_pattern', 'plain_number', 'iso_text', 'Field', 'event_fields',
+           'FieldError', 'EventError', 'Event', 'digest_of', 'EventReader']
 
 # %% ../../nbs/02_reading.ipynb #c003
 import hashlib
@@ -34,7 +34,15 @@ from fraud_poc.core.events import (
     one_text,
     system_clock,
 )
-from .settings import MAX_MINOR_UNITS, LimitsSection, Settings, duration_ms
+from fraud_poc.core.settings import (
+    BLANKS,
+    MAX_MINOR_UNITS,
+    PLAIN_NUMBER,
+    InputSection,
+    LimitsSection,
+    Settings,
+    duration_ms,
+)
 
 # %% ../../nbs/02_reading.ipynb #c011
 BROKEN = "\ufdd0"  # replaces bytes that are not UTF-8: a noncharacter, which no valid text contains
@@ -205,6 +213,66 @@ def beyond_clock(settings: Settings, what: str = "time") -> str:
     "Why a time later than the clock is rejected."
     return f"{what} is later than the clock by more than live.future_skew ({settings.live.future_skew})"
 
+# %% ../../nbs/02_reading.ipynb #n005
+LIKE = {" ": "[ \u00a0\u2009\u202f]", "'": "['\u2019]"}  # separators that have several characters
+
+
+@cache
+def number_pattern(
+    decimal: str,  # "." or ","
+    thousands: str,  # "" = none
+) -> re.Pattern:  # groups: sign, whole digits with separators, fraction, exponent
+    "How a number is written."
+    group = LIKE.get(thousands) or re.escape(thousands)
+    whole = rf"\d{{1,3}}(?:{group}\d{{2,3}})*{group}\d{{3}}|\d*" if thousands else r"\d*"
+    return re.compile(rf"([+-]?)({whole})(?:{re.escape(decimal)}(\d*))?([eE][+-]?\d+)?", re.ASCII)
+
+
+def plain_number(
+    text: str,
+    spelled: InputSection,
+) -> str | None:  # None = it is no number as the settings spell it
+    "A number as Python and Arrow read it."
+    text = text.strip(BLANKS)
+    found = number_pattern(spelled.decimal, spelled.thousands).fullmatch(text)
+    if not found or not (found[2] or found[3]):
+        return None
+    sign, whole, fraction, exponent = found.groups()
+    return f"{sign}{re.sub(r'[^0-9]', '', whole) or '0'}.{fraction or '0'}{exponent or ''}"
+
+# %% ../../nbs/02_reading.ipynb #n008
+DATE = re.compile(
+    r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d\d)(?:[T ,]+(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?(?:\s*([AaPp])\.?[Mm]\.?)?)?",
+    re.ASCII,
+)
+
+
+def iso_text(
+    text: str,
+    date_format: str,  # of the section input
+) -> str | None:  # None = it is no date as the settings spell it
+    "A date or time in ISO form; what the calendar says of it is up to who reads it."
+    text = text.strip(BLANKS)
+    if date_format == "iso":
+        return text
+    if date_format not in ("dayfirst", "monthfirst"):
+        try:
+            return datetime.strptime(text, date_format).isoformat()
+        except ValueError:
+            return None
+    found = DATE.fullmatch(text)
+    if not found:
+        return text if ISO_TIME.fullmatch(text) else None
+    first, _, second, year, hour, minute, seconds, fraction, half = found.groups()
+    day, month = (first, second) if date_format == "dayfirst" else (second, first)
+    if half and not 1 <= int(hour) <= 12:
+        return None
+    hour = int(hour or 0) % 12 + 12 * (half in ("p", "P")) if half else int(hour or 0)
+    century = "" if len(year) == 4 else "20" if int(year) < 69 else "19"  # as strptime takes %y
+    return (
+        f"{century}{year}-{int(month):02}-{int(day):02}T{hour:02}:{minute or '00'}:{seconds or '00'}.{fraction or '0'}"
+    )
+
 # %% ../../nbs/02_reading.ipynb #c033
 class Field(NamedTuple):
     "One field of an event."
@@ -290,12 +358,13 @@ class EventReader:
         ]  # times and amounts that are part of the id
         self.earliest, self.latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
         self.skew, zone = duration_ms(settings.live.future_skew), settings.columns.timezone
+        self.origin = settings.columns.origin_ms
         self.zone = None if zone == "UTC" else ZoneInfo(zone)
 
     def time_ms(self, field: Field, value: Any) -> int:
         "A time within the limits, UTC ms; raises `InvalidValue`."
         if field.part == "number":
-            number = finite(value, "time") * (1000 if self.settings.columns.time_format == "epoch_s" else 1)
+            number = finite(value, "time") * self.settings.columns.tick_ms + self.origin
             ms = round(max(-FAR, min(FAR, number)))
         elif type(value) is str:
             ms = iso_ms(value, self.zone)

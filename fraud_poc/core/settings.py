@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS_MS', 'BLANKS', 'PLAIN_NUMBER', 'MAX_MINOR_UNITS', 'ENVIRONMENT', 'RENAMED', 'DEFAULTS', 'WORDS', 'duration_ms',
-           'plain_value', 'Section', 'DomainSection', 'InputSection', 'ColumnsSection', 'LabelsSection',
+           'plain_value', 'reads_dates', 'Section', 'DomainSection', 'InputSection', 'ColumnsSection', 'LabelsSection',
            'LimitsSection', 'FeaturesSection', 'BatchSection', 'SampleSection', 'TrainingSection', 'ModelSection',
            'AcceptanceSection', 'LiveSection', 'ServiceSection', 'PolicySection', 'DatabaseSection', 'DeskSection',
            'FeedSection', 'Settings', 'nearest_setting', 'read_settings', 'load_settings', 'validation_lines',
@@ -15,6 +15,7 @@ import difflib
 import os
 import re
 import tomllib
+from datetime import UTC, date, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,15 @@ def plain_value(
     return str(int(number)) if number.is_integer() and abs(number) < 2**53 else text
 
 # %% ../../nbs/00_settings.ipynb #c009
+def reads_dates(pattern: str) -> bool:
+    "Whether a pattern of strptime tells one day from another."
+    day = datetime(1987, 11, 30)
+    try:
+        return datetime.strptime(day.strftime(pattern), pattern).date() == day.date()
+    except ValueError:
+        return False
+
+
 class Section(BaseModel):
     "A part of the configuration: frozen, strict, with unknown keys forbidden."
 
@@ -66,10 +76,35 @@ class DomainSection(Section):
 
 
 class InputSection(Section):
-    "Where raw data is read from when no other place is given: files, folders, globs or fsspec addresses."
+    "Where raw data is read from when no other place is given (files, folders, globs or fsspec addresses), and how text files are spelled."
 
     events: str  # "" = must be given
     labels: str  # "" = the events carry their own labels
+    separator: str = Field(min_length=1, max_length=1)  # between fields
+    quote: str = Field(max_length=1)  # around fields; "" = none
+    encoding: str  # as Python names it
+    decimal: Literal[".", ","]  # between whole and fraction
+    thousands: Literal["", ".", ",", " ", "'"]  # between groups of digits; "" = none
+    date_format: str  # iso, dayfirst, monthfirst, or a pattern of strptime
+
+    @model_validator(mode="after")
+    def _readable(self):
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise ValueError(
+                f"input.encoding {self.encoding!r} is no encoding: write one as in 'utf-8', 'utf-16' or 'cp1252'"
+            ) from None
+        if len({self.separator, self.quote, "\n", "\r"}) < 4:
+            raise ValueError("input.separator, input.quote and the end of a line must differ")
+        if self.decimal == self.thousands:
+            raise ValueError(f"input.decimal and input.thousands are both {self.decimal!r}: they must differ")
+        if self.date_format not in ("iso", "dayfirst", "monthfirst") and not reads_dates(self.date_format):
+            raise ValueError(
+                f"input.date_format {self.date_format!r} names no day, month and year: write iso, dayfirst, monthfirst, "
+                "or a pattern as in '%d.%m.%Y %H:%M'"
+            )
+        return self
 
 # %% ../../nbs/00_settings.ipynb #c011
 class ColumnsSection(Section):
@@ -77,7 +112,9 @@ class ColumnsSection(Section):
 
     id: list[str] = Field(min_length=1)
     time: str
-    time_format: Literal["iso", "epoch_s", "epoch_ms"]
+    time_format: Literal["iso", "epoch_s", "epoch_ms", "epoch_us", "epoch_ns", "index"]
+    time_unit: Literal["ms", "s", "min", "h", "d"]  # of an index
+    time_start: str  # ISO date or time, UTC, at which an index is 0; "" for other formats
     timezone: str  # of times that carry none
     amount: str
     decimals: int = Field(ge=0, le=6)  # minor units: 2 = cents
@@ -95,8 +132,48 @@ class ColumnsSection(Section):
     @property
     def meaning(self) -> dict[str, Any]:
         "What decides how columns are read; settings that came later are left out while they are empty, so that a hash over it stays."
-        given = self.model_dump()
+        given = self.model_dump(exclude=None if self.time_format == "index" else {"time_unit", "time_start"})
         return {name: value for name, value in given.items() if value or name not in ("normalise", "stand_ins")}
+
+    @property
+    def tick_ms(self) -> float | None:
+        "Milliseconds in one unit of a time that is a number; None for texts and timestamps."
+        ticks = {"iso": None, "epoch_s": 1_000, "epoch_ms": 1, "epoch_us": 1e-3, "epoch_ns": 1e-6}
+        return ticks[self.time_format] if self.time_format in ticks else UNITS_MS[self.time_unit]
+
+    @property
+    def origin_ms(self) -> int:
+        "The moment at which a time that is a number is 0, UTC ms."
+        if not self.time_start:
+            return 0
+        start = datetime.fromisoformat(self.time_start)
+        return round((start if start.tzinfo else start.replace(tzinfo=UTC)).timestamp() * 1000)
+
+    @property
+    def time_unit_words(self) -> str:
+        "The unit of a time that is a number, in words."
+        unit = self.time_unit if self.time_format == "index" else self.time_format.removeprefix("epoch_")
+        small = {"ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+        return small.get(unit) or {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}[unit]
+
+    def number_of(self, ms: int) -> int | float:
+        "A moment, UTC ms, as a time that is a number."
+        number = (ms - self.origin_ms) / self.tick_ms
+        return int(number) if number.is_integer() else number
+
+    @model_validator(mode="after")
+    def _started(self):
+        if (self.time_format == "index") != bool(self.time_start):
+            raise ValueError(
+                'columns.time_start goes with columns.time_format = "index": give the moment at which the index is 0, as in "2017-12-01"'
+            )
+        try:
+            datetime.fromisoformat(self.time_start or "2017-12-01")
+        except ValueError:
+            raise ValueError(
+                f"columns.time_start {self.time_start!r} is no ISO date or time: write it as in '2017-12-01'"
+            ) from None
+        return self
 
     @model_validator(mode="after")
     def _distinct(self):
@@ -221,6 +298,7 @@ class TrainingSection(Section):
     "Which events a model learns from and is tested on."
 
     test_days: int = Field(ge=1)  # the last days whose labels are due test the model
+    test_end: str  # ISO date before which they end, UTC; "" = as late as the labels allow
     delay: str  # how long most labels take: gap between training and test, and after the test
     train_days: int = Field(ge=1)  # days before the gap that the model learns from
     validation_days: int = Field(ge=1)  # the last of these days: early stopping, calibration, thresholds of the policy
@@ -228,9 +306,18 @@ class TrainingSection(Section):
     shards: int = Field(ge=1)  # files of the shuffled training set; partitions on Dask
     seed: int
 
+    @property
+    def meaning(self) -> dict[str, Any]:
+        "What a dataset follows from; `test_end`, which came later, is left out while it is empty, so that a hash over it stays."
+        return {name: value for name, value in self.model_dump().items() if value or name != "test_end"}
+
     @model_validator(mode="after")
     def _room(self):
         duration_ms(self.delay)
+        try:
+            date.fromisoformat(self.test_end or "2025-01-31")
+        except ValueError:
+            raise ValueError(f"training.test_end {self.test_end!r} is no date: write one as in '2025-01-31'") from None
         if self.validation_days >= self.train_days:
             raise ValueError(
                 f"training.validation_days {self.validation_days} leaves nothing of training.train_days {self.train_days} to learn from"

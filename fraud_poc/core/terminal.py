@@ -24,6 +24,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from .files import Progress, read_json
 from .logs import json_line, printable
@@ -35,8 +36,8 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
 __all__ = ['STEP_UNITS', 'QUIET_S', 'NARROW', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'REMEDIES', 'Config', 'Set', 'Json',
            'DEFAULT_CONFIG', 'Step', 'NOTHING_DONE', 'Screen', 'parse_value', 'parse_overrides', 'command_settings',
            'pace', 'spoken', 'shown_progress', 'display_text', 'flattened', 'FittedTable', 'table_of', 'counted_rows',
-           'timed', 'complain', 'write_line', 'complete_so_far', 'error_text', 'ending', 'all_rejected', 'consoles',
-           'run_step']
+           'timed', 'complain', 'write_line', 'complete_so_far', 'error_text', 'ending', 'OnceCommand', 'Commands',
+           'all_rejected', 'consoles', 'run_step']
 
 # %% ../../nbs/05_terminal.ipynb #n005
 class Screen(Console):
@@ -356,6 +357,40 @@ Json = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output; all else goes to standard error.")
 ]
 DEFAULT_CONFIG = Path("config/orders.toml")
+
+# %% ../../nbs/05_terminal.ipynb #n009
+class OnceCommand(TyperCommand):
+    "A command that rejects an option given twice which takes one value, and settings that do not pass a check."
+
+    check: Callable[[Settings], Any] | None = None  # raises `ValueError`
+
+    def parse_args(self, context: Any, words: list[str]) -> list[str]:
+        "Parse the command line; ends with code 2 when it is wrong."
+        _, _, given = self.make_parser(context).parse_args(args=list(words))
+        for option in given:
+            if given.count(option) > 1 and not (option.multiple or option.is_flag):
+                context.fail(f"{option.opts[0]} is given {given.count(option)} times and takes one value: give it once")
+        return super().parse_args(context, words)
+
+    def invoke(self, context: Any) -> Any:
+        "Run the command; ends with code 2 before it does anything when its settings are wrong."
+        if self.check and "config" in context.params:
+            name = context.command_path.partition(" ")[2] or context.command_path
+            with ending(name, context.params.get("as_json", False), {}):
+                self.check(command_settings(context.params["config"], context.params["overrides"]))
+        return super().invoke(context)
+
+
+class Commands(typer.Typer):
+    "A set of commands, each an `OnceCommand` that checks its settings first."
+
+    def __init__(self, check: Callable[[Settings], Any] | None = None, **options: Any):
+        super().__init__(**options)
+        self.kind = type("OnceCommand", (OnceCommand,), {"check": staticmethod(check)}) if check else OnceCommand
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Callable], Callable]:
+        "A decorator that makes a function a command."
+        return super().command(name, **{"cls": self.kind} | options)
 
 # %% ../../nbs/05_terminal.ipynb #c023
 Step = Callable[["Settings", Progress], dict]  # settings, progress -> summary

@@ -6,8 +6,8 @@
 __all__ = ['LABEL_COLUMNS', 'PARTITION_ROWS', 'PATIENCE_S', 'EntityItems', 'int64_of', 'read_items', 'pick_items',
            'partition_items', 'FoldResult', 'fold_arrays', 'features_of_arrays', 'FoldedPartition', 'fold_partition',
            'write_features', 'delayed_with_lists', 'save_step_states', 'fold_graph', 'step_graph', 'check_part',
-           'on_cluster', 'on_threads', 'on_dask', 'rows_to_fold', 'step_rows', 'steps_of', 'parts_until',
-           'compute_features']
+           'on_cluster', 'on_threads', 'on_dask', 'rows_to_fold', 'step_rows', 'steps_of', 'moment_ms', 'parts_until',
+           'left_out', 'compute_features']
 
 # %% ../../nbs/26_batch.ipynb #c003
 import math
@@ -32,7 +32,7 @@ from distributed import Client, wait
 
 from ..core.files import Progress, read_json, remove_partials, sha256_of, sole_use, write_json, write_parquet
 from ..core.settings import Settings
-from ..data.log import part_path, read_manifest, read_part
+from ..data.log import KNOWN_AT, part_path, read_manifest, read_part
 from .fold import NO_ENTITY, Items, fold, group_by_entity, own_features
 from .state import Plan, compiled, inner, most_bytes, new_state
 from fraud_poc.features.state_files import (
@@ -493,15 +493,34 @@ def _remove_unnamed(folder: Path, manifest: dict) -> None:
             path.unlink()
 
 # %% ../../nbs/26_batch.ipynb #c038
+def moment_ms(text: str, what: str) -> int:  # UTC ms
+    "A date, perhaps with a time, of an option or a setting; `ValueError` when it is none."
+    try:
+        return int(np.datetime64(text, "ms").astype(np.int64))
+    except ValueError:
+        raise ValueError(f"{what}={text!r} is not a date: write one as in 2025-06-01") from None
+
+
 def parts_until(parts: list[dict], until: str) -> list[dict]:
     "The first parts of a log, all of whose events and labels were known before a date; `ValueError` when it is no date."
     if not until:
         return parts
-    try:
-        end = np.datetime64(until, "ms").astype(np.int64)
-    except ValueError:
-        raise ValueError(f"until={until!r} is not a date: write one as in 2025-06-01") from None
+    end = moment_ms(until, "until")
     return list(takewhile(lambda part: part["last_known_ms"] < end, parts))
+
+
+def left_out(folder: Path, parts: list[dict], until: str) -> str:
+    "What was known before a date and lies in the part that reaches it, in words; empty when that is nothing."
+    whole = len(parts_until(parts, until))
+    if whole == len(parts):
+        return ""
+    end, part, count = moment_ms(until, "until"), parts[whole], 0
+    for kind, column in KNOWN_AT.items():
+        known = read_part(folder, kind, part["name"], [column])[column].cast("int64").to_numpy()
+        count += int((known < end).sum())
+    reached = np.datetime64(parts[whole - 1]["last_known_ms"], "ms") if whole else "nothing"
+    words = f"{count:,} events and labels known before {until} lie in part {part['name']}, which goes beyond it"
+    return f"{words}: features reach to {reached}" if count else ""
 
 # %% ../../nbs/26_batch.ipynb #c041
 def compute_features(
@@ -509,7 +528,7 @@ def compute_features(
     replace: bool = False,  # forget earlier features and states of this table and start over
     progress: Progress | None = None,  # called with rows done and in all, events and labels
     until: str = "",  # ISO date, UTC: stop before the first part that reaches it; "" = go to the end
-) -> dict:  # folder, table hash, features, events, new events, parts, entities by column, bytes of states
+) -> dict:  # folder, table hash, features, events, new events, parts, entities by column, bytes of states, note
     "Compute features for the parts of the log that have none, and the states after the last; `ValueError` or `OSError` say what went wrong."
     table, log = build_table(settings), read_manifest(settings.batch.folder)
     folder = features_folder(settings, table)
@@ -537,7 +556,8 @@ def compute_features(
             raise
     if not new and not manifest["parts"]:
         write_json(folder / "manifest.json", manifest)
-    return _summary(settings, table, manifest, sum(part["events"] for part in new))
+    summary = _summary(settings, table, manifest, sum(part["events"] for part in new))
+    return summary | {"note": left_out(settings.batch.folder, log["parts"], until)}
 
 # %% ../../nbs/26_batch.ipynb #c042
 def _summary(settings: Settings, table: FeatureTable, manifest: dict, new_events: int) -> dict:

@@ -95,7 +95,7 @@ def parse_rows(text: str) -> list[Row]:
         settings = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
         return rows(call.func.id, *[ast.literal_eval(value) for value in call.args], **settings)
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"feature row {text!r}: {error}") from None
+        raise ValueError(f"{text!r}: {error}") from None
 
 # %% ../../nbs/24_table.ipynb #c013
 def _check_names(row: Row, settings: Settings) -> None:
@@ -123,7 +123,7 @@ def _check_numbers(row: Row, settings: Settings) -> None:
         raise ValueError("delay= moves a window; it has no meaning with last=")
     for name in ("last", "n"):
         number = getattr(row, name)
-        if not isinstance(number, int) or not 0 <= number <= exact:
+        if type(number) is not int or not 0 <= number <= exact:
             raise ValueError(
                 f"{name}={number!r} must be a number from 1 to features.exact_events ({exact}): raise that setting"
             )
@@ -135,12 +135,13 @@ def _check_numbers(row: Row, settings: Settings) -> None:
 
 def _check_window(row: Row, settings: Settings) -> None:
     "`ValueError` for windows that a state cannot serve."
+    delay = row.delay_ms  # raises when it is no duration
     if not row.over or row.over == "lifetime":
         return
     retention = settings.features.retention
     if row.window_ms < duration_ms("1min"):
         raise ValueError(f"over={row.over!r} is below the shortest window, 1min")
-    if row.window_ms + row.delay_ms > duration_ms(retention):
+    if row.window_ms + delay > duration_ms(retention):
         raise ValueError(
             f"the window reaches back {row.over}{' after a delay of ' + row.delay if row.delay else ''}, beyond features.retention "
             f"({retention}): raise features.retention or shorten the window"
@@ -150,19 +151,21 @@ def _check_window(row: Row, settings: Settings) -> None:
 def read_rows(
     settings: Settings,  # of a domain
 ) -> list[Row]:  # in the order of the table
-    "Rows of a domain's table; `ValueError` names the row, what is wrong and the remedy."
-    by_name = {}
-    for line in settings.features.rows:
-        for row in parse_rows(line):
-            try:
+    "Rows of a domain's table; `ValueError` names each wrong row by its number, what is wrong with it and the remedy."
+    by_name, errors = {}, []
+    for number, line in enumerate(settings.features.rows, 1):
+        try:
+            for row in parse_rows(line):
                 _check_names(row, settings)
                 _check_numbers(row, settings)
                 _check_window(row, settings)
-            except ValueError as error:
-                raise ValueError(f"feature row {line!r}: {error}") from None
-            if row.name in by_name:
-                raise ValueError(f"feature row {line!r}: {row.name!r} stands in the table twice: remove one")
-            by_name[row.name] = row
+                if row.name in by_name:
+                    raise ValueError(f"{row.name!r} stands in the table twice: remove one")
+                by_name[row.name] = row
+        except ValueError as error:
+            errors.append(f"features.rows, row {number}: {str(error).removeprefix(f'{line!r}: ')} (found {line!r})")
+    if errors:
+        raise ValueError("\n".join(errors))
     return list(by_name.values())
 
 # %% ../../nbs/24_table.ipynb #c018

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..core.reading import Event, EventError, EventReader
-from ..core.settings import Settings
+from ..core.reading import Event, EventError, EventReader, iso_text, plain_number
+from ..core.settings import InputSection, Settings
 from ..data.log import hash_secret
-from ..data.readers import open_bytes, reading_text
+from ..data.readers import csv_dialect, open_bytes, reading_text, text_encoding
 from .decide import Answer, Conflict, Engine, default_engine
 from .redis_store import open_store
 from .store import MicroBatch, ReadRequest, Write, WriteResult
@@ -43,17 +43,26 @@ def parse_json(text: str) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
 
-def parse_csv(text: str, numbers: set[str]) -> list[dict[str, Any]]:
-    "Rows of CSV; raises `ValueError` that names row, column and value of what is not a number."
-    reader, rows = csv.DictReader(io.StringIO(text)), []
+def parse_csv(
+    text: str,
+    numbers: set[str],  # columns
+    spelled: InputSection,
+    times: set[str] = frozenset(),  # columns of ISO times
+) -> list[dict[str, Any]]:
+    "Rows of CSV; raises `ValueError` that names row, column and value of what is not a number or time."
+    reader, rows = csv.DictReader(io.StringIO(text), **csv_dialect(spelled)), []
     for number, row in enumerate(reader, 1):
         if None in row or None in row.values():
             raise ValueError(f"row {number} has another number of cells than the head")
         for name in numbers & row.keys():
             try:
-                row[name] = float(row[name])
+                row[name] = float(plain_number(row[name], spelled) or "")
             except ValueError:
                 raise ValueError(f"row {number}: {name} is {row[name]!r}, which is no number") from None
+        for name in times & row.keys() if spelled.date_format != "iso" else ():
+            row[name], given = iso_text(row[name], spelled.date_format), row[name]
+            if row[name] is None:
+                raise ValueError(f"row {number}: {name} is {given!r}, no date as input.date_format says")
         rows.append(row)
     return rows
 
@@ -63,12 +72,14 @@ def read_raw_events(
     reader: EventReader,
 ) -> list[dict[str, Any]]:
     "Events of a file, as given; raises `ValueError` that says what is wrong with it."
-    where = "standard input" if path == "-" else path
+    where, spelled = "standard input" if path == "-" else path, reader.settings.input
     with reading_text(where):
-        text = sys.stdin.read() if path == "-" else open_bytes(path).read().decode("utf-8-sig")
+        text = sys.stdin.read() if path == "-" else open_bytes(path).read().decode(text_encoding(spelled))
     numbers = {field.name for field in reader.fields if field.part in ("amount", "number")}
+    times = {field.name for field in reader.fields if field.part == "time"}
     try:
-        events = parse_json(text) if text.lstrip()[:1] in ("{", "[") else parse_csv(text, numbers)
+        as_json = text.lstrip()[:1] in ("{", "[")
+        events = parse_json(text) if as_json else parse_csv(text, numbers, spelled, times)
     except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"{where} cannot be read ({error}): {FORMATS}") from None
     if not events:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DATASET', 'DATASET_WORK', 'AMOUNT', 'WEIGHT', 'FROZEN', 'DATASET_VERSION', 'SPLITS', 'Windows', 'as_date',
-           'find_windows', 'log_until', 'event_span', 'check_inputs', 'inputs_hash', 'last_known', 'read_labels',
-           'draws', 'kept', 'split_of', 'side_columns', 'label_part', 'label_features', 'with_frozen', 'spill_path',
-           'choose_rows', 'weigh', 'write_shard', 'make_dataset', 'Examples', 'read_dataset', 'read_shard',
-           'read_split']
+           'find_windows', 'log_until', 'event_span', 'parts_computed', 'check_inputs', 'inputs_hash', 'last_known',
+           'read_labels', 'draws', 'kept', 'split_of', 'side_columns', 'label_part', 'label_features', 'with_frozen',
+           'spill_path', 'choose_rows', 'weigh', 'write_shard', 'make_dataset', 'Examples', 'read_dataset',
+           'read_shard', 'read_split']
 
 # %% ../../nbs/30_dataset.ipynb #c003
 import hashlib
@@ -35,7 +35,7 @@ from ..data.log import part_path, read_manifest, read_part, read_waiting, time_s
 from ..data.shop import scramble
 from ..data.validation import bulks
 from ..features.aggregates import DAY_MS, HOUR_MS
-from ..features.batch import on_dask, parts_until
+from ..features.batch import moment_ms, on_dask, parts_until
 from ..features.frozen_labels import frozen_features, label_plans
 from ..features.label_delay import count_waits, label_events, labels_before, share_known, waiting_weights
 from ..features.state_files import features_folder
@@ -75,11 +75,19 @@ def find_windows(
     first: int,  # time of the first event, UTC ms
     last: int,  # time of the last event, UTC ms
     known: int,  # when the log's last item, event or label, was known, UTC ms
+    until: int | None = None,  # UTC ms: what was known then or later is not used
 ) -> Windows:
-    "Count the windows back from the end of the log; `ValueError` when they reach before its beginning."
+    "Count the windows back from the end of the log, or from training.test_end; `ValueError` when they reach before its beginning, or beyond its end."
     chosen, delay = settings.training, duration_ms(settings.training.delay)
     end, known_end = (last // DAY_MS + 1) * DAY_MS, (known // DAY_MS + 1) * DAY_MS
-    test_end = min(end, (known_end - delay) // DAY_MS * DAY_MS)
+    known_end = known_end if until is None else min(known_end, until)
+    latest = min(end, (known_end - delay) // DAY_MS * DAY_MS)
+    test_end = moment_ms(chosen.test_end, "training.test_end") if chosen.test_end else latest
+    if test_end > latest:
+        raise ValueError(
+            f"training.test_end {chosen.test_end} is too late: labels are due {chosen.delay} after their event (training.delay), and the "
+            f"log ends with events of {as_date(last)} and what was known on {as_date(known)}: set it to {as_date(latest)} at most"
+        )
     cutoff = test_end - chosen.test_days * DAY_MS
     train_end = cutoff - delay
     train = train_end - chosen.train_days * DAY_MS
@@ -94,19 +102,34 @@ def find_windows(
     return Windows(train, train_end - chosen.validation_days * DAY_MS, train_end, cutoff, test_end, known_end)
 
 # %% ../../nbs/30_dataset.ipynb #c026
-def log_until(manifest: dict, until: str) -> dict:
-    "What is used of a log: its parts until a date, next_seq, and the labels that wait beside the whole of it; `ValueError` when it is no date."
-    parts = parts_until(manifest["parts"], until)
-    whole = len(parts) == len(manifest["parts"])
-    return {"parts": parts, "next_seq": manifest["next_seq"], "waiting": manifest.get("waiting") if whole else None}
+def log_until(
+    manifest: dict,  # of the log
+    until: str,  # ISO date, UTC; "" = all of it
+    computed: int | None = None,  # parts that have features; None = all
+) -> dict:  # parts, next_seq, waiting, end (UTC ms, within the last part; None = that of the parts)
+    "What is used of a log: what was known before a date, and the labels that wait beside the whole of it; `ValueError` when it is no date."
+    every, whole = manifest["parts"], parts_until(manifest["parts"], until)
+    end = moment_ms(until, "until") if until else None
+    # the part that reaches the date is used up to it, where it has features
+    cut = every[len(whole) : len(whole) + 1] if end is not None and computed != len(whole) else []
+    cut = [part for part in cut if part["first_known_ms"] < end]
+    waiting = manifest.get("waiting") if len(whole) == len(every) else None
+    return {"parts": whole + cut, "next_seq": manifest["next_seq"], "waiting": waiting, "end": end if cut else None}
 
 
-def event_span(folder: Path, parts: list[dict]) -> tuple[int, int]:
+def event_span(folder: Path, log: dict) -> tuple[int, int]:  # log: as `log_until` gives it
     "Times of the first and the last event of a log, UTC ms."
-    spans = [time_span(part_path(folder, "events", part["name"])) for part in parts if part["events"]]
+    spans = [time_span(part_path(folder, "events", part["name"])) for part in log["parts"] if part["events"]]
     if not spans:
         raise ValueError(f"the log in {folder} holds no events: run `fraud-poc ingest` with your data first")
-    return min(first for first, _ in spans), max(last for _, last in spans)
+    last = max(last for _, last in spans)
+    return min(first for first, _ in spans), last if log["end"] is None else min(last, log["end"] - 1)
+
+
+def parts_computed(settings: Settings, table: FeatureTable) -> int | None:
+    "Parts of the log that have features; None when no features were computed at all."
+    path = features_folder(settings, table) / "manifest.json"
+    return len(read_json(path)["parts"]) if path.exists() else None
 
 
 def check_inputs(settings: Settings, table: FeatureTable, parts: list[dict]) -> None:
@@ -140,7 +163,9 @@ def inputs_hash(settings: Settings, table: FeatureTable, log: dict) -> str:
     files = [[part[k] for k in ("name", "events_sha256", "labels_sha256")] for part in log["parts"]]
     if log["waiting"]:
         files.append(log["waiting"]["digest"])
-    text = json.dumps([DATASET_VERSION, table.hash, settings.training.model_dump(), files], sort_keys=True)
+    if log["end"] is not None:
+        files.append(log["end"])
+    text = json.dumps([DATASET_VERSION, table.hash, settings.training.meaning, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/30_dataset.ipynb #n005
@@ -163,7 +188,8 @@ def last_known(
     days = Counter(("known", day) for day in (known // DAY_MS).tolist())
     bulk_end = bulks(days, log["parts"], settings.limits.gap)["known"][1]
     by_now = known[(known <= latest) & (known // DAY_MS <= bulk_end)]
-    return max([end, *by_now[-1:].tolist()]), len(known) - len(by_now)
+    end = max([end, *by_now[-1:].tolist()])
+    return end if log["end"] is None else min(end, log["end"] - 1), len(known) - len(by_now)
 
 # %% ../../nbs/30_dataset.ipynb #c019
 def read_labels(folder: Path, log: dict, first: int, last: int) -> list[np.ndarray]:
@@ -384,21 +410,21 @@ def make_dataset(
     settings: Settings,
     replace: bool = False,  # make it anew even if nothing has changed
     progress: Progress | None = None,  # called with rows done and in all
-    until: str = "",  # ISO date, UTC: the log ends before the first part that reaches it; "" = all of it
+    until: str = "",  # ISO date, UTC: only what was known before it is used; "" = all of the log
     clock: Clock = system_clock,
 ) -> dict:  # manifest: windows, splits, files, features, label_features, table_hash, inputs, labels_not_yet_known
     "Write the training set of a log with features under batch.folder/dataset; `ValueError` says what is missing and what to do."
     folder, table = settings.batch.folder, build_table(settings)
-    log = log_until(read_manifest(folder), until)
+    log = log_until(read_manifest(folder), until, parts_computed(settings, table))
     check_inputs(settings, table, log["parts"])
     inputs, manifest_path = inputs_hash(settings, table, log), folder / DATASET / "manifest.json"
-    span = event_span(folder, log["parts"])
+    span = event_span(folder, log)
     known, later = last_known(settings, log, clock())
     if not replace and manifest_path.exists():
         manifest = read_json(manifest_path)
         if (manifest.get("inputs"), manifest.get("labels_not_yet_known", 0)) == (inputs, later):
             return manifest
-    windows = find_windows(settings, *span, known)
+    windows = find_windows(settings, *span, known, log["end"])
     with sole_use(folder / DATASET_WORK), on_dask(settings) as on:
         _clear(folder)
         counts, files = _run_rounds(settings, table, log, windows, on, progress)
@@ -414,7 +440,7 @@ def make_dataset(
             "windows": {name: as_date(ms) for name, ms in asdict(windows).items()},
             "splits": splits,
             "files": files,
-            "training": settings.training.model_dump(),
+            "training": settings.training.meaning,
             "labels_not_yet_known": later,
         }
         _install(folder, manifest)
@@ -500,11 +526,11 @@ def read_dataset(settings: Settings) -> dict:
             f"the dataset in {settings.batch.folder} is of feature table {manifest['table_hash'][:12]}, not {table.hash[:12]}: "
             "run `fraud-poc dataset` again"
         )
-    now = settings.training.model_dump()
-    other = sorted(name for name in now if manifest["training"].get(name) != now[name])
+    made, now = ({"test_end": ""} | values for values in (manifest["training"], settings.training.meaning))
+    other = sorted(name for name in now if made.get(name) != now[name])
     if other:
         raise ValueError(
-            f"the dataset in {settings.batch.folder} was made with training.{other[0]} = {manifest['training'].get(other[0])!r}, not "
+            f"the dataset in {settings.batch.folder} was made with training.{other[0]} = {made.get(other[0])!r}, not "
             f"{now[other[0]]!r}: run `fraud-poc dataset` again"
         )
     return manifest

@@ -235,9 +235,8 @@ def event_type(
         low, high = max(limits.min_amount, -bound), min(limits.max_amount, bound)
         return Annotated[float, Field(ge=low, le=high, description="major units")]
     if field.part == "number":
-        unit = 1 if columns.time_format == "epoch_ms" else 1000
-        first, last = reader.earliest / unit, min(reader.latest - 1, now) / unit
-        text = f"{'milliseconds' if unit == 1 else 'seconds'} since 1970"
+        first, last = (columns.number_of(ms) for ms in (reader.earliest, min(reader.latest - 1, now)))
+        text = f"{columns.time_unit_words} since {columns.time_start or 1970}"
         return Annotated[float, Field(ge=first, le=last, description=text)]
     # a day within the limits on each side, so that the time is within them at any offset
     earliest, latest = (date.fromisoformat(side[:10]) for side in (limits.earliest, limits.latest))
@@ -265,10 +264,9 @@ def identity_type(reader: EventReader, field: EventField) -> Any:
 
 def written_time(ms: int, settings: Settings) -> str | int | float:
     "A time as events of this domain write it."
-    form = settings.columns.time_format
-    if form == "iso":
+    if settings.columns.time_format == "iso":
         return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return ms if form == "epoch_ms" else ms // 1000 if ms % 1000 == 0 else ms / 1000
+    return settings.columns.number_of(ms)
 
 
 def example_event(reader: EventReader, now: int) -> dict[str, Any]:
