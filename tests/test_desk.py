@@ -300,7 +300,10 @@ def test_filters_find_what_a_query_finds(desk):
             "band=medium&age=day&least=50&most=900",
             [c.band == "medium", c.opened > NOW - 86_400_000, c.amount >= 5000, c.amount <= 90_000],
         ),
-        *[(f"find={body[name]}", [same(name)]) for name in ("email", "ip_addr", "device", "customer_id", "order_id")],
+        *[
+            (f"status=open&find={body[name]}", [same(name)])
+            for name in ("email", "ip_addr", "device", "customer_id", "order_id")
+        ],
     ):
         found = all_pages(person, f"queue?{query}")
         assert found == truth(desk, *wanted), query
@@ -310,6 +313,95 @@ def test_filters_find_what_a_query_finds(desk):
     assert len(truth(desk)) > 25
     second = following(person.get("queue").text)
     assert numbers_in(person.get(second).text) == numbers_in(person.part(second).text) == truth(desk)[10:20]
+
+
+def found_by(engine, wanted, limit: int = queries.FOUND) -> list[int]:
+    "Ids of the decisions that a rule on their event finds, newest first."
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(decisions.c.id, decisions.c.body)).all()
+    return sorted((number for number, body in rows if wanted(json.loads(body))), reverse=True)[:limit]
+
+
+@pytest.mark.parametrize("change", [str, str.upper, str.lower, str.title])
+def test_a_search_finds_events_of_every_status_whatever_the_case(fresh, change):
+    "By a whole entity or the beginning of an id, on both databases; `str.title` writes what no customer has, and ids alone."
+    fresh.settings.desk.__dict__["page_size"] = 40
+    person = Browser(fresh, "viewer-1")
+    bodies = [json.loads(row["body"]) for row in decision_rows(fresh.engine, 3)]
+    for body in bodies:
+        for name in fresh.settings.columns.entities:
+            text = change(body[name])
+            values = {text, text.lower(), text.upper()}
+            expected = found_by(fresh.engine, lambda other: other[name] in values)
+            assert all_pages(person, f"queue?find={quote(text)}") == expected, text
+    for text in ("o484", "o48500", "o4", "o48_", "o48%", "p"):
+        expected = found_by(fresh.engine, lambda other: other["order_id"].startswith(text))
+        page = person.get(f"queue?find={quote(change(text))}").text
+        assert all_pages(person, f"queue?find={quote(change(text))}") == expected, text
+        assert ("More events match this search" in page) == (text == "o4") and (expected or "Nothing matches" in page)
+
+
+def decision_rows(engine, count: int) -> list:
+    with engine.connect() as connection:
+        return connection.execute(sa.select(decisions).order_by(decisions.c.id.desc()).limit(count)).mappings().all()
+
+
+def found_rows(fresh, text: str, **filters) -> list:
+    with fresh.engine.connect() as connection:
+        context = queries.QueryContext(fresh.settings, desk_server.SECRET, NOW)
+        return queries.queue_page(connection, context, queries.Filters(find=text, **filters), limit=1000)[0]
+
+
+def test_what_is_searched_for_is_filtered_too(fresh):
+    "Band, action, amount and age apply to what a search finds, and a status that a person has chosen."
+    rows = {row["id"]: row for row in decision_rows(fresh.engine, 1000)}
+    inside = lambda **filters: [row["decision_id"] for row in found_rows(fresh, "O484", **filters)]
+    candidates = [number for number, row in rows.items() if row["order_id"].startswith("o484")]
+    for filters, wanted in (
+        ({}, lambda row: True),
+        ({"band": "high"}, lambda row: row["band"] == "high"),
+        ({"action": "pass", "least": "40"}, lambda row: row["action"] == "pass" and row["amount"] >= 4000),
+        ({"most": "30"}, lambda row: row["amount"] <= 3000),
+        ({"age": "week"}, lambda row: row["decided"] <= NOW - 7 * 86_400_000),
+    ):
+        assert inside(**filters) == [number for number in candidates if wanted(rows[number])], filters
+    for status in ("open", "cleared", "flagged"):
+        found = found_rows(fresh, "o484", status=status)
+        assert {row["status"] for row in found} <= {status}
+        assert {row["decision_id"] for row in found} == {
+            row["decision_id"] for row in found_rows(fresh, "o484") if row["status"] == status
+        }
+    assert {row["status"] for row in found_rows(fresh, "o48")} == {"open", "cleared", "flagged", "passed"}
+    newest = all_pages(Browser(fresh, "viewer-1"), "queue?status=all")
+    assert newest == list(rows)[: queries.FOUND]
+
+
+def test_the_status_that_applies_by_itself_changes_with_the_search(desk):
+    person = Browser(desk, "viewer-1")
+    chosen = lambda text: re.search(r'<option value="(\w*)" selected>(\w+)</option>', text).groups()
+    assert chosen(person.get("queue").text) == ("", "open")
+    assert chosen(person.part("queue?status=&find=o48").text) == ("", "all")
+    assert chosen(person.part("queue?status=open&find=o48").text) == ("open", "open")
+    assert chosen(person.part("queue?status=cleared&find=").text) == ("cleared", "cleared")
+    assert "<hx-partial" not in person.get("queue?find=o48").text
+
+
+def query_plan(connection, query) -> str:
+    explain = "EXPLAIN QUERY PLAN " if connection.dialect.name == "sqlite" else "EXPLAIN "
+    text = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
+    return " ".join(str(row[-1]) for row in connection.exec_driver_sql(explain + text.replace("%", "%%")))
+
+
+def test_a_search_walks_through_no_table(fresh):
+    "Each kind of match is read from an index, in the order and to the number that is wanted."
+    with writing(fresh.engine) as connection:
+        if connection.dialect.name == "postgresql":
+            for way in ("seqscan", "bitmapscan"):  # better for a table this small
+                connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+        context = queries.QueryContext(fresh.settings, desk_server.SECRET, NOW)
+        plan = query_plan(connection, queries.matching_decisions(context, "o48"))
+        assert "ix_decisions_folded_id" in plan and "ix_links_entity_key" in plan, plan
+        assert not re.search(r"SCAN decisions|SCAN links|TEMP B-TREE|Seq Scan|Sort", plan), plan
 
 
 def test_pages_hold_each_case_once_while_cases_come_and_go(fresh):
@@ -698,6 +790,59 @@ def test_notes_stand_on_open_closed_and_passed_events_and_are_no_labels(fresh):
     rows = list_audit(fresh.engine)
     assert [row["what"] for row in rows if row["what"] == "note added"] == ["note added"] * 3
     assert "seen" not in str(rows) and fresh.log.said == []
+
+
+def passed_number(fresh) -> int:
+    "An event that passed and has no label."
+    with fresh.engine.connect() as connection:
+        wanted = sa.select(decisions.c.id).where(decisions.c.action == "pass").order_by(decisions.c.id.desc())
+        return next(n for n in connection.execute(wanted).scalars() if not queries.label_entries(connection, n))
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_event_that_passed_can_be_flagged_once_and_taken_back(fresh, written):
+    "Whether the decision writer is up to date or behind: case, label and audit agree afterwards."
+    person, number = Browser(fresh, "analyst-1"), passed_number(fresh)
+    assert "Flag as fraud" not in Browser(fresh, "viewer-1").get(f"case/{number}").text
+    page = person.get(f"case/{number}").text
+    assert "Flag as fraud" in page and "Clear <kbd>" not in page
+    for path, data in (("decision", {"decision": "clear"}), ("undo", {})):
+        answer = person.post(f"case/{number}/{path}", **data)
+        assert answer.status_code == 409 and "Nothing was recorded" in answer.text
+    answer = person.post(f"case/{number}/decision", decision="flag", note="the bank called", query="find=o48")
+    assert answer.headers["location"] == f"/desk/case/{number}?find=o48"
+    write = fresh.log.write if written else (lambda: None)
+    write()
+    assert case_of(fresh, number) == ("flagged", "analyst-1", "the bank called")
+    assert "the bank called" in person.get(f"case/{number}").text
+    again = Browser(fresh, "analyst-2").post(f"case/{number}/decision", decision="flag")
+    assert again.status_code == 409 and "flagged by analyst-1 meanwhile" in again.text and len(fresh.log.said) == 1
+    assert number in all_pages(person, "queue?status=flagged")
+    person.post(f"case/{number}/undo")
+    write()
+    assert case_of(fresh, number)[0] == "passed" and number not in desk_server.open_numbers(fresh.engine)
+    assert person.part(f"case/{number}/state").status_code == 204
+    person.post(f"case/{number}/decision", decision="flag")
+    fresh.log.write()
+    assert case_of(fresh, number) == ("flagged", "analyst-1", "")
+    assert [row[2] for row in label_rows(fresh, number)] == [1, -1, 1] and verify_audit(fresh.engine)
+
+
+def test_people_who_flag_one_passed_event_at_once_flag_it_once(fresh):
+    person, number = Browser(fresh, "analyst-1"), passed_number(fresh)
+    flag = ("POST", f"case/{number}/decision", {"csrf": person.csrf, "decision": "flag"})
+    answers = person.ask(*[flag] * 4)
+    assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 1
+
+
+def test_the_writer_alone_gives_a_flagged_event_its_case(fresh):
+    "What the log says is enough: a database that is made anew has the same cases."
+    person, number = Browser(fresh, "analyst-1"), passed_number(fresh)
+    person.post(f"case/{number}/decision", decision="flag", note="seen")
+    with writing(fresh.engine) as connection:
+        connection.execute(sa.delete(cases).where(cases.c.decision_id == number))
+    fresh.log.write()
+    assert case_of(fresh, number) == ("flagged", "analyst-1", "seen")
 
 
 def test_a_colleague_who_closes_the_case_leaves_the_field_alone(fresh):

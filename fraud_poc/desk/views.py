@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAGES', 'PACKAGE', 'SendLabel', 'TITLES', 'LABEL_WORDS', 'SPANS', 'Span', 'CHARTS', 'ago', 'moment', 'percent',
-           'count_words', 'cell_text', 'PageLink', 'Site', 'role_may', 'may_undo', 'static_hashes',
-           'template_environment', 'SecurityHeaders', 'is_part', 'error_page', 'link_query', 'queue_values', 'drawings',
-           'case_values', 'listed_span', 'ChartText', 'iso_day', 'weekly_rates', 'trend_values', 'WhatIfQuery',
-           'policy_loss_step', 'what_if_values']
+           'count_words', 'cell_text', 'PageLink', 'Site', 'role_may', 'may_undo', 'static_hashes', 'StatusChoice',
+           'status_choices', 'template_environment', 'SecurityHeaders', 'is_part', 'error_page', 'link_query',
+           'queue_values', 'drawings', 'case_values', 'listed_span', 'ChartText', 'iso_day', 'weekly_rates',
+           'trend_values', 'WhatIfQuery', 'policy_loss_step', 'what_if_values']
 
 # %% ../../nbs/77_views.ipynb #c003
 import asyncio
@@ -150,6 +150,20 @@ def static_hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in folder.iterdir()}
 
 
+class StatusChoice(NamedTuple):
+    "A choice of the status filter."
+
+    value: str  # "" = what is listed where none is chosen
+    text: str
+
+
+def status_choices(find: str) -> list[StatusChoice]:
+    "The choices of the status filter; the one that applies by itself has no value, so that a search can change it."
+    default = queries.default_status(find)
+    ordered = [default, *[status for status in queries.STATUSES if status != default]]
+    return [StatusChoice("" if status == default else status, status) for status in ordered]
+
+
 def template_environment(settings: Settings, path: str) -> Environment:
     "Jinja2 with the templates of the package; escapes everything."
     loader = FileSystemLoader(str(PACKAGE / "templates"))
@@ -168,6 +182,7 @@ def template_environment(settings: Settings, path: str) -> Environment:
         "money": lambda units: f"{units / 10**decimals:,.{decimals}f}",
     }
     env.globals |= {
+        "status_choices": status_choices,
         "path": path,
         "pages": PAGES,
         "role_may": role_may,
@@ -235,9 +250,10 @@ def error_page(
 
 # %% ../../nbs/77_views.ipynb #c018
 def link_query(filters: Filters, **changes: str) -> str:
-    "The filters as a query string, some of them replaced. A link into a group leaves the grouping."
+    "The filters as a query string, some of them replaced. A link into a group leaves the grouping and keeps the status."
     query = filters.query | changes
     if "find" in changes:
+        query = query | {"status": filters.status}
         query.pop("group", None)
     return urlencode(query)
 
@@ -251,7 +267,7 @@ def queue_values(
 ) -> dict[str, Any]:
     "Values of the templates of the queue. Raises `ValueError` for an invalid cursor."
     context, size = site.context(), site.settings.desk.page_size
-    page = queries.customer_page if filters.group else queries.queue_page
+    page = queries.customer_page if filters.grouped else queries.queue_page
     rows, following = page(connection, context, filters, cursor, size)
     values = {
         "filters": filters,
@@ -261,7 +277,6 @@ def queue_values(
         "next": following,
         "size": size,
         "most": queries.COUNT_LIMIT,
-        "statuses": queries.STATUSES,
         "error": "",
         "matching": set(filters.query) - {"group", "status"},
     }
@@ -269,6 +284,8 @@ def queue_values(
         return values
     return values | {
         "count": queries.count_cases(connection, context, filters),
+        "cut": filters.find and queries.search_is_cut(connection, context, filters.find),
+        "found": queries.FOUND,
         "newest": queries.newest_case(connection),
     }
 
