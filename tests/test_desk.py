@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from fastapi.routing import APIRoute, iter_route_contexts
@@ -21,6 +22,8 @@ from fraud_poc.core.database import writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
 from fraud_poc.desk.tables import cases, days, decisions, outcomes
+from fraud_poc.desk.views import earlier_events
+from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, Retraction
 from fraud_poc.service.documents import CONTENT_POLICY
 
@@ -257,6 +260,45 @@ def test_a_case_shows_all_that_is_known(desk):
     with desk.engine.connect() as connection:
         low = connection.execute(sa.select(decisions.c.id).where(decisions.c.action == "pass").limit(1)).scalar()
     assert "passed without a case" in person.get(f"case/{low}").text
+
+
+@pytest.mark.parametrize("ingested, frauds", [(0, 0), (3, 0), (8, 2)])
+def test_the_counts_on_a_case_agree_with_its_lists(fresh, ingested, frauds):
+    "Of the events that the model counted, the page says how many are stored and how many are ingested history, with the frauds."
+    person, table, entities = Browser(fresh, "viewer-1"), build_table(fresh.settings), fresh.settings.columns.entities
+    with fresh.engine.connect() as connection:
+        numbers = desk_server.open_numbers(fresh.engine)[:3]
+        cases_of = [queries.find_decision(connection, number) for number in numbers]
+        rows = {row["id"]: row for row in connection.execute(sa.select(decisions)).mappings()}
+    bodies = {number: json.loads(row["body"]) for number, row in rows.items()}
+    for case in cases_of:
+        body, vector = bodies[case["id"]], np.full(len(table.rows), np.nan, np.float32)
+        stored = {
+            name: sum(bodies[n][name] == body[name] for n in bodies if n < case["id"])
+            for name in ("customer_id", "ip_addr")
+        }
+        for name, count in stored.items():
+            vector[table.names.index(f"count_lifetime_by_{name}")] = count + ingested
+            vector[table.names.index(f"fraud_count_lifetime_by_{name}")] = frauds
+        values = {"vector": vector.tobytes(), "feature_table": table.hash}
+        with writing(fresh.engine) as connection:
+            connection.execute(sa.update(decisions).where(decisions.c.id == case["id"]).values(values))
+        text = person.get(f"case/{case['id']}").text
+        for words, count in (("of this customer", stored["customer_id"]), ("with this IP address", stored["ip_addr"])):
+            whole = count + ingested
+            if not whole:
+                assert f"The model knew no earlier order {words} so far." in text
+                continue
+            assert f"The model knew {whole} earlier order{'s' * (whole > 1)} {words} so far: " in text
+            parts = [f"{count} stored here"] * bool(count) + [f"{ingested} from ingested history"] * bool(ingested)
+            agreed = "stored here" if not ingested else "from ingested history" if not count else ", ".join(parts)
+            assert f" so far: {agreed}" in text and f"Known as fraud by then: {frauds} of {whole}." in text
+        listed = re.search(r"last (\d+) events over time", text)
+        of_customer = [n for n in bodies if bodies[n]["customer_id"] == body["customer_id"]]
+        assert int(listed[1] if listed else 1) == min(len(of_customer), 60)
+    with fresh.engine.connect() as connection:
+        other_table = dict(cases_of[0])
+        assert earlier_events(connection, table, other_table, entities) == {}, "it counts other things"
 
 
 # --- queue ------------------------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ __all__ = ['STATUSES', 'AGES', 'MAX_AMOUNT', 'FOUND', 'LAST_CHARACTER', 'DECISIO
            'default_status', 'Filters', 'filter_message', 'QueryContext', 'matching_decisions', 'search_is_cut',
            'conditions', 'sort_column', 'after_cursor', 'cursor_of', 'with_decisions', 'all_decisions', 'queue_page',
            'count_cases', 'newest_case', 'count_new', 'closed_among', 'customer_page', 'next_case', 'find_decision',
-           'label_column', 'customer_history', 'label_entries', 'notes_of', 'linked_decisions', 'case_distance',
-           'similar_cases']
+           'label_column', 'customer_history', 'label_entries', 'notes_of', 'stored_before', 'linked_decisions',
+           'case_distance', 'similar_cases']
 
 # %% ../../nbs/75_queries.ipynb #c003
 import math
@@ -399,6 +399,23 @@ def notes_of(
     "The notes on a decision that came without a label, oldest first."
     wanted = sa.select(notes).where(notes.c.decision_id == number, notes.c.note != "").order_by(notes.c.id)
     return connection.execute(wanted).mappings().all()
+
+# %% ../../nbs/75_queries.ipynb #n008
+def stored_before(
+    connection: sa.Connection,
+    decision: Mapping,
+    entity: str,
+    window_ms: int | None = None,  # None = all
+) -> int:
+    "Number of earlier stored decisions that share an entity with a decision; COUNT_LIMIT + 1 when there are more."
+    own = sa.select(links.c.key).where(links.c.decision_id == decision["id"], links.c.entity == entity)
+    before = sa.select(sa.literal(1)).select_from(links)
+    before = before.where(links.c.entity == entity, links.c.key == own.scalar_subquery())
+    before = before.where(links.c.decision_id < decision["id"])
+    if window_ms is not None:
+        before = before.join(decisions, decisions.c.id == links.c.decision_id)
+        before = before.where(decisions.c.time > decision["time"] - window_ms, decisions.c.time <= decision["time"])
+    return _count_rows(connection, before, COUNT_LIMIT + 1)
 
 # %% ../../nbs/75_queries.ipynb #c027
 LINKED_SHOWN, LINKED_SCANNED = 6, 200  # events for each entity

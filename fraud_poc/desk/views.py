@@ -6,15 +6,18 @@
 __all__ = ['PAGES', 'PACKAGE', 'SendLabel', 'TITLES', 'LABEL_WORDS', 'SPANS', 'Span', 'CHARTS', 'ago', 'moment', 'percent',
            'count_words', 'cell_text', 'PageLink', 'Site', 'role_may', 'may_undo', 'static_hashes', 'StatusChoice',
            'status_choices', 'template_environment', 'SecurityHeaders', 'is_part', 'error_page', 'link_query',
-           'queue_values', 'drawings', 'case_values', 'listed_span', 'ChartText', 'iso_day', 'weekly_rates',
-           'trend_values', 'WhatIfQuery', 'policy_loss_step', 'what_if_values']
+           'queue_values', 'Earlier', 'counting_row', 'earlier_events', 'earlier_words', 'drawings', 'case_values',
+           'listed_span', 'ChartText', 'iso_day', 'weekly_rates', 'trend_values', 'WhatIfQuery', 'policy_loss_step',
+           'what_if_values']
 
 # %% ../../nbs/77_views.ipynb #c003
 import asyncio
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.resources import files
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
+import numpy as np
 import sqlalchemy as sa
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -34,8 +38,10 @@ from . import queries, trends
 from .accounts import ROLES, Session
 from .login import Gate
 from .queries import Filters, QueryContext
+from ..features.table import FeatureTable, Row, build_table
 from ..live.labels import LabelChange, LabelResult
 from ..model.policy import BANDS
+from ..model.reasons import Phrases, View, counted, noun_of, within
 from ..service.documents import SECURITY_HEADERS
 
 # %% ../../nbs/77_views.ipynb #c005
@@ -114,6 +120,7 @@ class Site:
         self.gate = Gate(settings, engine, clock)
         self.path, self.clock = self.gate.path, clock
         self.env = template_environment(settings, self.path)
+        self.table = build_table(settings)
         self.counting: asyncio.Task | None = None  # counts outcomes while it runs
 
     def context(self) -> QueryContext:
@@ -289,6 +296,72 @@ def queue_values(
         "newest": queries.newest_case(connection),
     }
 
+# %% ../../nbs/77_views.ipynb #n002
+class Earlier(NamedTuple):
+    "The events of an entity before a decision, as the model counted them."
+
+    entity: str
+    count: int
+    within: str  # where they were counted: "so far", "in the last 30 days"
+    stored: int  # of them, those with a decision here
+    frauds: int | None = None  # of them, those known to be fraud by then; None = not counted
+    frauds_ever: int | None = None  # the same without a window, where only that was counted
+
+
+def counting_row(table: FeatureTable, entity: str) -> Row | None:
+    "The feature that counts the earlier events of an entity over the longest time; None when there is none."
+    counts = [row for row in table.rows if (row.kind, row.by, row.delay) == ("Count", entity, "")]
+    ever = [row for row in counts if row.over == "lifetime"]
+    return ever[0] if ever else max(counts, key=lambda row: row.window_ms, default=None)
+
+
+def earlier_events(
+    connection: sa.Connection,
+    table: FeatureTable,
+    case: Mapping,
+    entities: Sequence[str],
+) -> dict[str, Earlier]:  # by entity, where its events were counted by this feature table
+    "What the model knew of the earlier events of each entity of a decision."
+    if case["feature_table"] != table.hash:
+        return {}
+    values, found = dict(zip(table.rows, np.frombuffer(case["vector"], np.float32).tolist())), {}
+
+    def known(row: Row) -> int | None:
+        value = values.get(row, math.nan)
+        return None if math.isnan(value) else int(value)
+
+    for entity in entities:
+        row = counting_row(table, entity)
+        if row is None or (count := known(row)) is None:
+            continue
+        stored = queries.stored_before(connection, case, entity, row.window_ms or None)
+        frauds = known(replace(row, kind="FraudCount"))
+        ever = known(replace(row, kind="FraudCount", over="lifetime")) if frauds is None else None
+        found[entity] = Earlier(entity, count, within(row), stored, frauds, ever)
+    return found
+
+
+def earlier_words(
+    earlier: Earlier,
+    noun: str,  # what the domain calls an event
+) -> str:
+    "A sentence about the events before a decision: how many, how many of them are stored here, how many were frauds."
+    phrases = Phrases(View({}, {}, 0, noun), Row("Count", by=earlier.entity))
+    history, of_entity = earlier.count - earlier.stored, phrases.of_entity()
+    if not earlier.count:
+        return f"The model knew no earlier {noun} {of_entity} {earlier.within}."
+    known = f"The model knew {counted(earlier.count, f'earlier {noun}')} {of_entity} {earlier.within}"
+    if history <= 0:
+        parts = "stored here"
+    elif not earlier.stored:
+        parts = "from ingested history, not listed here"
+    else:
+        parts = f"{earlier.stored:,} stored here, {history:,} from ingested history and not listed here"
+    words = f"{known}: {parts}."
+    if earlier.frauds is not None:
+        return f"{words} Known as fraud by then: {earlier.frauds:,} of {earlier.count:,}."
+    return words if earlier.frauds_ever is None else f"{words} Known as fraud so far: {earlier.frauds_ever:,}."
+
 # %% ../../nbs/77_views.ipynb #c021
 LABEL_WORDS = {None: "no label", 0: "legitimate", 1: "fraud"}
 
@@ -331,6 +404,7 @@ def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: F
     largest = max([abs(reason["contribution"]) for reason in reasons], default=0) or 1
     past = queries.customer_history(connection, case["customer"])
     linked = queries.linked_decisions(connection, case, entities)
+    noun, earlier = noun_of([*columns.id, *entities]), earlier_events(connection, site.table, case, entities)
     shown = event | {columns.amount: site.env.filters["money"](case["amount"])}
     following = None
     if case["status"] == "open":
@@ -341,6 +415,11 @@ def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: F
         "values": event,
         "past": past,
         "linked": linked,
+        "earlier": {entity: earlier_words(one, noun) for entity, one in earlier.items()},
+        "customer": entities[0],
+        "others": [
+            entity for entity in entities[1:] if entity in linked or entity in earlier and earlier[entity].count
+        ],
         "pool": queries.SIMILAR_POOL,
         "next": following,
         "reasons": [reason | {"width": 100 * abs(reason["contribution"]) / largest} for reason in reasons],
