@@ -17,11 +17,11 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from setuptools import find_packages
 from support import desk_data, desk_server
 
-from fraud_poc.core.audit import list_audit, verify_audit
+from fraud_poc.core.audit import list_audit, record, verify_audit
 from fraud_poc.core.database import writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
-from fraud_poc.desk.tables import cases, days, decisions, outcomes
+from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
 from fraud_poc.desk.views import earlier_events
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, Retraction
@@ -223,6 +223,39 @@ def test_what_an_order_says_stays_text(fresh):
     for path in ("queue", "queue?group=customer", f"case/{number}", "queue?" + httpx.QueryParams(find=evil).__str__()):
         text = person.get(path).text
         assert "<script>alert" not in text and "alert(1)" in text and "49" not in text.split("alert(1)")[1][:30]
+
+
+DECEPTIVE = (
+    "ann\u202e1\u2067\u200b\u00a0b \u0430x"  # directions, nothing, a space that is none, Cyrillic in a Latin word
+)
+
+
+def test_text_that_deceives_a_reader_is_marked_on_every_page(fresh):
+    "Whatever brings it: event, reason, note, account, colleague, filter."
+    one, other = desk_server.open_numbers(fresh.engine)[:2]
+    names = ("order_id", "customer_id", "email", "ip_addr", "device", "location", f"field {DECEPTIVE}")
+    body = json.dumps(dict.fromkeys(names, DECEPTIVE) | {"order_amount": 1.0})
+    reasons = [{"feature": "email", "value": 1.0, "contribution": 1.0, "words": DECEPTIVE}]
+    person = Browser(fresh, "admin-1")
+    with writing(fresh.engine) as connection:
+        change = sa.update(decisions).where(decisions.c.id.in_([one, other]))
+        connection.execute(change.values(order_id=DECEPTIVE, customer=DECEPTIVE, body=body, reasons=reasons))
+        for number, changes in ((one, {}), (other, {"status": "flagged", "closed": NOW, "closed_by": DECEPTIVE})):
+            change = sa.update(cases).where(cases.c.decision_id == number)
+            connection.execute(change.values(customer=DECEPTIVE, note=DECEPTIVE, **changes))
+        connection.execute(sa.insert(notes).values(decision_id=one, at=NOW, by=DECEPTIVE, note=DECEPTIVE))
+        record(connection, DECEPTIVE, DECEPTIVE, DECEPTIVE, {"note": DECEPTIVE}, NOW)
+    paths = [f"case/{one}", f"case/{other}", f"case/{other}/state", f"case/{one}?done={other}", "queue?least=1&most=1"]
+    paths += [f"queue?{status}&least=1&most=900" for status in ("status=flagged", "status=all", "group=customer")]
+    paths += [f"queue?find={quote(DECEPTIVE)}", f"pulse?newest=0&shown={other}", "accounts", "audit", "nowhere"]
+    marks = 0
+    for path in paths:
+        text = person.get(path).text
+        shown = re.sub(r"<(?:input|textarea)\b[^>]*>", "", text)  # what is typed stays as it was typed
+        assert not set("\u202e\u2067\u200b\u00a0") & set(shown), (path, shown[:500])
+        assert "\\u202e" not in shown, f"a chart of {path} would show it"
+        marks += "U+202E right-to-left override" in text and "cyrillic small letter a" in text
+    assert marks >= 8
 
 
 def test_a_case_shows_all_that_is_known(desk):

@@ -43,6 +43,7 @@ from ..live.labels import LabelChange, LabelResult
 from ..model.policy import BANDS
 from ..model.reasons import Phrases, View, counted, noun_of, within
 from ..service.documents import SECURITY_HEADERS
+from ..service.visible import marked, visible
 
 # %% ../../nbs/77_views.ipynb #c005
 def ago(
@@ -80,7 +81,7 @@ def cell_text(value: Any, column: str) -> str:
         return "–"
     if column in ("created", "disabled", "revoked", "at"):
         return moment(value)
-    return ", ".join(value) if isinstance(value, list) else json.dumps(value) if isinstance(value, dict) else str(value)
+    return ", ".join(value) if isinstance(value, list) else json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 # %% ../../nbs/77_views.ipynb #c008
 class PageLink(NamedTuple):
@@ -182,6 +183,9 @@ def template_environment(settings: Settings, path: str) -> Environment:
         "percent": percent,
         "count": count_words,
         "cell": cell_text,
+        "marked": marked,
+        "prose": partial(marked, prose=True),
+        "visible": visible,
         "number": lambda value: f"{value:,}",
         "words": lambda name: name.replace("_", " "),
         "actor": lambda row: str(Actor(row["actor"], row["by"])),
@@ -379,7 +383,7 @@ def drawings(
     def point(row: Mapping) -> dict[str, Any]:
         return {
             "id": row["id"],
-            "name": row["order_id"],
+            "name": visible(row["order_id"]),
             "time": row["time"],
             "amount": row["amount"] / scale,
             "words": money(row["amount"]),
@@ -393,8 +397,8 @@ def drawings(
     groups = []
     for entity, (rows, _) in linked.items():
         orders = [point(row) for row in rows]
-        groups.append({"entity": entity.replace("_", " "), "value": str(event.get(entity, "")), "orders": orders})
-    return {"timeline": [point(row) for row in past], "graph": {"name": case["order_id"], "groups": groups}}
+        groups.append({"entity": entity.replace("_", " "), "value": visible(event.get(entity, "")), "orders": orders})
+    return {"timeline": [point(row) for row in past], "graph": {"name": visible(case["order_id"]), "groups": groups}}
 
 
 def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: Filters) -> dict[str, Any]:
