@@ -796,6 +796,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                       'fraud_poc.desk.views.Site.page': ('views.html#site.page', 'fraud_poc/desk/views.py'),
                                       'fraud_poc.desk.views.StatusChoice': ('views.html#statuschoice', 'fraud_poc/desk/views.py'),
                                       'fraud_poc.desk.views.WhatIfQuery': ('views.html#whatifquery', 'fraud_poc/desk/views.py'),
+                                      'fraud_poc.desk.views.about_case': ('views.html#about_case', 'fraud_poc/desk/views.py'),
                                       'fraud_poc.desk.views.ago': ('views.html#ago', 'fraud_poc/desk/views.py'),
                                       'fraud_poc.desk.views.case_values': ('views.html#case_values', 'fraud_poc/desk/views.py'),
                                       'fraud_poc.desk.views.cell_text': ('views.html#cell_text', 'fraud_poc/desk/views.py'),

@@ -225,6 +225,24 @@ def test_what_an_order_says_stays_text(fresh):
         assert "<script>alert" not in text and "alert(1)" in text and "49" not in text.split("alert(1)")[1][:30]
 
 
+def test_no_page_has_the_words_of_programs(fresh):
+    "No log-odds, names with underscores, JSON or times to the microsecond, whatever the state of an entity."
+    number = desk_server.open_numbers(fresh.engine)[0]
+    with writing(fresh.engine) as connection:
+        row = connection.execute(sa.select(decisions).where(decisions.c.id == number)).mappings().one()
+        body = json.loads(row["body"]) | {"order_date": "2025-11-05T10:30:00.123456+00:00"}
+        entities = dict(zip(fresh.settings.columns.entities, ("new", "capped", "too_late", "missing")))
+        change = sa.update(decisions).where(decisions.c.id == number)
+        connection.execute(change.values(body=json.dumps(body), entities=entities))
+    person = Browser(fresh, "admin-1")
+    person.post(f"case/{number}/note", note="seen")
+    for path in (f"case/{number}", "queue", "queue?status=all", "trends", "accounts", "keys", "audit"):
+        text = re.sub(r"<[^>]*>", " ", person.get(path).text)
+        found = re.search(r"log-odds|[a-z]+_[a-z]+|\d\d:\d\d:\d\d\.\d{3}|\bcapped\b|\{&#34;|label event", text)
+        assert not found, (path, found)
+    assert "came too late to be counted" in person.get(f"case/{number}").text
+
+
 DECEPTIVE = (
     "ann\u202e1\u2067\u200b\u00a0b \u0430x"  # directions, nothing, a space that is none, Cyrillic in a Latin word
 )
@@ -602,6 +620,7 @@ def test_a_decision_closes_the_case_and_opens_the_next(fresh):
     fresh.log.write()
     rows = Browser(fresh, "admin-1").get("audit").text
     assert "fraud asserted" in rows and f"decision {queue[0]}" in rows and order not in rows and "stolen" not in rows
+    assert f'<a href="/desk/case/{queue[0]}">decision {queue[0]}</a>' in rows and "position: 10001" in rows
     assert verify_audit(fresh.engine)[0] > 0
 
 

@@ -14,6 +14,7 @@ __all__ = ['MAX_ID', 'MAX_QUERY', 'QueryFilters', 'FormFilters', 'RowId', 'Addre
 
 # %% ../../nbs/78_pages.ipynb #c003
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -623,7 +624,8 @@ def audit_rows(
     "A page of the audit, newest first."
     query = sa.select(audit).where(audit.c.number < before).order_by(audit.c.number.desc()).limit(AUDIT_PAGE)
     with engine.connect() as connection:
-        return [dict(row) for row in connection.execute(query).mappings()]
+        rows = connection.execute(query).mappings().all()
+    return [dict(row) | {"detail": json.loads(row["detail"])} for row in rows]
 
 
 def admin_routes(site: Site) -> APIRouter:
