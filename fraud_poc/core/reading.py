@@ -24,6 +24,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from fraud_poc.core.events import (
+    join_id,
     EMPTY_TEXT,
     Clock,
     IdentityRule,
@@ -341,7 +342,7 @@ class EventReader:
         for index, name in self.numbers_in_id:
             text = values[index] if type(values[index]) is str else number_text(values[index])
             parsed[name] = one_text(text)
-        ident = parsed[columns.id[0]] if len(columns.id) == 1 else ":".join([parsed[name] for name in columns.id])
+        ident = parsed[columns.id[0]] if len(columns.id) == 1 else join_id([parsed[name] for name in columns.id])
         keys = {name: key_of(parsed[name]) for name in self.hashed}
         body = dict(zip(self.names, values)) | {name: parsed[name] for name in self.rewritten}
         body = msgspec.json.encode(body)
