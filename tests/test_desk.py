@@ -544,7 +544,7 @@ def test_closed_cases_come_with_the_last_first(desk):
 @pytest.mark.parametrize(
     "query, said",
     [
-        ("band=huge", "Band must be one of"),
+        ("band=huge", "The risk must be one of"),
         ("least=lots", "must be a number"),
         ("after=zz", "does not exist"),
         ("after=1~x", "does not exist"),

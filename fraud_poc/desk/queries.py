@@ -92,7 +92,7 @@ def filter_message(
     errors: Sequence[Mapping[str, Any]],  # as pydantic and FastAPI report them
 ) -> str:
     "A sentence about the first invalid filter."
-    names = {"least": "the amount from", "most": "the amount to", "find": "the search"}
+    names = {"least": "the amount from", "most": "the amount to", "find": "the search", "band": "the risk"}
     name, text = str(errors[0]["loc"][-1]), errors[0]["msg"].removeprefix("Value error, ")
     if errors[0]["type"] == "literal_error":
         text = f"must be one of {', '.join(word for word in get_args(Filters.__annotations__[name]) if word)}"

@@ -7,8 +7,8 @@ __all__ = ['STATES', 'PAGES', 'PACKAGE', 'SendLabel', 'TITLES', 'LABEL_WORDS', '
            'percent', 'count_words', 'cell_text', 'about_case', 'PageLink', 'Site', 'role_may', 'may_undo',
            'static_hashes', 'StatusChoice', 'status_choices', 'template_environment', 'SecurityHeaders', 'is_part',
            'error_page', 'link_query', 'queue_values', 'Earlier', 'counting_row', 'earlier_events', 'earlier_words',
-           'drawings', 'case_values', 'listed_span', 'ChartText', 'iso_day', 'weekly_rates', 'trend_values',
-           'WhatIfQuery', 'policy_loss_step', 'what_if_values']
+           'drawings', 'case_values', 'listed_span', 'ChartText', 'iso_day', 'weekly_counts', 'weekly_rates',
+           'trend_values', 'WhatIfQuery', 'policy_loss_step', 'what_if_values']
 
 # %% ../../nbs/77_views.ipynb #c003
 import asyncio
@@ -478,9 +478,9 @@ class ChartText(NamedTuple):
 
 
 CHARTS = (
-    ChartText("volume", "Events per day", "Events of each day, by band"),
+    ChartText("volume", "Events per day", "Events of each day, by risk"),
     ChartText("saved", "Money saved per day", "What reviews and blocks saved, by day"),
-    ChartText("rates", "Fraud rate by band, weekly", "Share of fraud among events with a label, by week and band"),
+    ChartText("rates", "Fraud rate by risk, weekly", "Share of fraud among events with a label, by week and risk"),
     ChartText("scores", "Scores", "Number of events by score, on a logarithmic scale"),
     ChartText("ages", "Age of open cases", "Open cases by the time they have been waiting"),
 )
@@ -493,19 +493,23 @@ def iso_day(
     return f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}"
 
 
-def weekly_rates(
+def weekly_counts(
     rows: list[Mapping],  # as `fraud_rates` gives them
     weeks: list[int],  # since 1970
-) -> dict[str, list[float | None]]:
-    "Share of fraud among events with a label, by band and week; None = no labels."
+) -> dict[str, list[tuple[int, int]]]:
+    "Frauds and events with a label, by band and week."
     known, frauds = Counter(), Counter()
     for row in rows:
         known[row["band"], row["day"] // 7] += row["known"]
         frauds[row["band"], row["day"] // 7] += row["frauds"]
-    rates = {}
-    for band in BANDS:
-        rates[band] = [frauds[band, week] / known[band, week] if known[band, week] else None for week in weeks]
-    return rates
+    return {band: [(frauds[band, week], known[band, week]) for week in weeks] for band in BANDS}
+
+
+def weekly_rates(
+    counts: Mapping[str, list[tuple[int, int]]],  # as `weekly_counts` gives them
+) -> dict[str, list[float | None]]:
+    "Share of fraud among events with a label, by band and week; None = no labels."
+    return {band: [frauds / known if known else None for frauds, known in some] for band, some in counts.items()}
 
 
 def trend_values(
@@ -527,6 +531,7 @@ def trend_values(
             events += count
             acted += count * (row["action"] != "pass")
     weeks, ages = sorted({day // 7 for day in wanted}), trends.queue_ages(connection, now)
+    rates = weekly_counts(trends.fraud_rates(connection, first), weeks)
     tiles = {
         "events": f"{events:,}",
         "acted": percent(acted / events) if events else "–",
@@ -538,7 +543,8 @@ def trend_values(
         "weeks": [iso_day(week * 7)[5:] for week in weeks],
         "volume": {band: list(counts.values()) for band, counts in volume.items()},
         "saved": [round(value, 2) for value in saved.values()],
-        "rates": weekly_rates(trends.fraud_rates(connection, first), weeks),
+        "rates": weekly_rates(rates),
+        "rate_counts": rates,
         "scores": trends.score_counts(connection, first),
         "ages": ages,
         "tiles": tiles,
