@@ -24,13 +24,13 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from fraud_poc.core.events import (
-    join_id,
     EMPTY_TEXT,
     Clock,
     IdentityRule,
     hasher,
     identity_rule,
     is_missing,
+    join_id,
     missing_words,
     one_text,
     system_clock,

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['SHARED_SHAPES', 'FILLERS', 'PUNCTUATION', 'PHONETIC', 'is_invisible', 'is_look_alike', 'character_name', 'Piece',
-           'odd_characters', 'odd_pieces', 'marked', 'visible']
+           'odd_characters', 'odd_pieces', 'Html', 'marked', 'visible']
 
 # %% ../../nbs/68_visible.ipynb #c003
 import re
 import unicodedata
 from functools import lru_cache
+from html import escape
 from typing import Any, NamedTuple
-
-from markupsafe import Markup, escape
 
 # %% ../../nbs/68_visible.ipynb #c005
 SHARED_SHAPES = {
@@ -104,21 +103,30 @@ def odd_pieces(
     return [*pieces, Piece(text[start:])] if start < len(text) else pieces
 
 # %% ../../nbs/68_visible.ipynb #c011
+class Html(str):
+    "HTML, which a template does not escape again."
+
+    def __html__(self) -> str:
+        return self
+
+
+def _marked_piece(piece: Piece) -> str:
+    if not piece.name:
+        return escape(piece.text)
+    name, shape = escape(piece.name), f'<span aria-hidden="true">{escape(piece.shape)}</span>'
+    return f'<span class="odd" title="{name}">{shape}<span class="aside">{name}</span></span>'
+
+
 def marked(
     value: Any,  # a text, or what is written as one
     prose: bool = False,
-) -> Markup:
+) -> Html:
     "A text as HTML in which characters that may deceive are marked."
-    text = value if isinstance(value, str) else str(value)
-    if isinstance(value, Markup) or _is_plain(text, prose):
-        return Markup(escape(value if isinstance(value, Markup) else text))
-    odd = Markup(
-        '<span class="odd" title="{0}"><span aria-hidden="true">{1}</span><span class="aside">{0}</span></span>'
-    )
-    parts = [
-        odd.format(piece.name, piece.shape) if piece.name else escape(piece.text) for piece in odd_pieces(text, prose)
-    ]
-    return Markup("<bdi>{}</bdi>").format(Markup("").join(parts))
+    if hasattr(value, "__html__"):
+        return Html(value.__html__())
+    if _is_plain(text := str(value), prose):
+        return Html(escape(text))
+    return Html(f"<bdi>{''.join(_marked_piece(piece) for piece in odd_pieces(text, prose))}</bdi>")
 
 
 def visible(value: Any) -> str:
