@@ -1,14 +1,15 @@
 """How long do the pages of the desk take with a million stored decisions?
 
-    python benchmarks/desk.py [--decisions 1000000] [--cases 100000] [--requests 40] [--keep FOLDER] [--browser]
+    python benchmarks/desk.py [--decisions 1000000] [--cases 100000] [--requests 40] [--keep FOLDER] [--browser] [--postgresql]
 
-The database is SQLite, filled by benchmarks/many_decisions.py. The desk runs under uvicorn in a process of its own, and one client asks for each page over
+The database is SQLite, or with --postgresql a PostgreSQL server that is started for it, filled by benchmarks/many_decisions.py. The desk runs under uvicorn in a process of its own, and one client asks for each page over
 HTTP with another filter, cursor or case each time, as an analyst who works through the queue; decisions are given too, with a log that only answers.
 Times are from the request to the last byte. --browser measures the first paint of the queue in headless Chromium as well. The last line is one JSON object:
 `p95_ms`, the page whose 95th percentile is the worst.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import re
@@ -23,9 +24,10 @@ import numpy as np
 import sqlalchemy as sa
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import many_decisions  # noqa: E402
+from support.databases import start_postgresql  # noqa: E402
 
 from fraud_poc.core.database import open_database, unsigned  # noqa: E402
 from fraud_poc.core.settings import load_settings  # noqa: E402
@@ -37,13 +39,14 @@ from fraud_poc.live.labels import LabelAssertion, LabelResult, Retraction  # noq
 NAME, PASSWORD = "analyst", "a sentence of hers"
 
 
-def settings_of(folder: Path):
+def settings_of(folder: Path, url: str):
     return load_settings(
-        ROOT / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": "", "desk.secure_cookies": False}
+        ROOT / "config" / "orders.toml",
+        {"batch.folder": str(folder), "database.url": url, "desk.secure_cookies": False},
     )
 
 
-def serve(folder: Path, listener: socket.socket) -> None:
+def serve(folder: Path, url: str, listener: socket.socket) -> None:
     "The desk in a process of its own."
     import uvicorn
     from fastapi import FastAPI
@@ -57,14 +60,14 @@ def serve(folder: Path, listener: socket.socket) -> None:
         label, source = (-1, "") if isinstance(change, Retraction) else (int(change.fraud), change.source)
         return "e", LabelResult(change.order, label, source, -1, next(positions), True, False)
 
-    settings, app = settings_of(folder), FastAPI()
+    settings, app = settings_of(folder, url), FastAPI()
     app.mount("/desk", create_desk(settings, open_database(settings), send, bytes(32)))
     uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run([listener])
 
 
-def wanted(folder: Path, count: int) -> dict[str, list[str]]:
+def wanted(folder: Path, url: str, count: int) -> dict[str, list[str]]:
     "Addresses of each page, all different."
-    rng, engine = np.random.default_rng(7), open_database(settings_of(folder))
+    rng, engine = np.random.default_rng(7), open_database(settings_of(folder, url))
     with engine.connect() as connection:
         waiting = connection.execute(
             sa.select(cases.c.review_priority, cases.c.decision_id)
@@ -104,7 +107,14 @@ def wanted(folder: Path, count: int) -> dict[str, list[str]]:
             for _ in range(count)
         ],
         "queue, nothing found": [f"queue?least={10**6 + number}&age=week" for number in range(count)],
-        "queue, one entity": [f"queue?find={body[entities[place % 5]]}" for place, body in enumerate(bodies)],
+        "find an entity or an id": [f"queue?find={body[entities[place % 5]]}" for place, body in enumerate(bodies)],
+        "find, other case": [f"queue?find={body[entities[place % 5]].upper()}" for place, body in enumerate(bodies)],
+        "find a short beginning of ids": [f"queue?find=O{'0' * (1 + place % 3)}" for place in range(count)],
+        "find a long beginning of ids": [f"queue?find={body['order_id'][:7]}&least=50" for body in bodies],
+        "find what everybody shares": [f"queue?find={customer}" for customer in busy],
+        "find nothing": [f"queue?find=missing-{number}" for number in range(count)],
+        "find open cases": [f"queue?status=open&find={body[entities[place % 5]]}" for place, body in enumerate(bodies)],
+        "newest of all": [f"queue?status=all&least={number}" for number in range(count)],
         "queue, by customer": [f"queue?group=customer&least={number}" for number in range(count)],
         "queue, by customer, deep": [
             f"queue?group=customer&after={review_priority!r}~{number}" for review_priority, number in at
@@ -136,9 +146,9 @@ def timed(client: httpx.Client, method: str, path: str, expect: int, **more) -> 
     return took
 
 
-def measure(client: httpx.Client, folder: Path, count: int) -> dict[str, list[float]]:
+def measure(client: httpx.Client, folder: Path, url: str, count: int) -> dict[str, list[float]]:
     "Milliseconds of each page; the pages take turns."
-    pages, times = wanted(folder, count), {}
+    pages, times = wanted(folder, url, count), {}
     csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("queue").text)[1]
     for place in range(count):
         for name, paths in pages.items():
@@ -186,10 +196,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--browser", action="store_true")
+    parser.add_argument("--postgresql", action="store_true")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, socket.socket() as listener:
-        folder = args.keep or Path(temporary)
-        filled, settings = (folder / "desk.sqlite").exists(), settings_of(folder)
+    with contextlib.ExitStack() as stack:
+        folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        listener, database = stack.enter_context(socket.socket()), ""
+        if args.postgresql:
+            database = stack.enter_context(start_postgresql())
+            if database is None:
+                parser.error("there is no PostgreSQL here")
+        filled, settings = (folder / "desk.sqlite").exists(), settings_of(folder, database)
         engine = open_database(settings)
         if not filled:
             many_decisions.fill(
@@ -208,7 +224,9 @@ def main() -> None:
         print(f"{counted:,} rows counted for the trends in {time.perf_counter() - start:.1f} s")
         engine.dispose()
         listener.bind(("127.0.0.1", 0))
-        server = multiprocessing.get_context("fork").Process(target=serve, args=(folder, listener), daemon=True)
+        server = multiprocessing.get_context("fork").Process(
+            target=serve, args=(folder, database, listener), daemon=True
+        )
         server.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/desk"
         try:
@@ -222,7 +240,7 @@ def main() -> None:
                         break
                 if client.post("login", data={"name": NAME, "password": PASSWORD}).status_code != 303:
                     raise RuntimeError("could not log in")
-                times = measure(client, folder, args.requests)
+                times = measure(client, folder, database, args.requests)
             paint = first_paint(url) if args.browser else None
         finally:
             server.terminate()
@@ -236,7 +254,13 @@ def main() -> None:
     slowest = max(worst, key=worst.get)
     print(
         json.dumps(
-            {"decisions": args.decisions, "open_cases": args.cases, "page": slowest, "p95_ms": round(worst[slowest], 1)}
+            {
+                "database": engine.dialect.name,
+                "decisions": args.decisions,
+                "open_cases": args.cases,
+                "page": slowest,
+                "p95_ms": round(worst[slowest], 1),
+            }
             | ({"first_paint_ms": round(paint)} if paint else {})
         )
     )

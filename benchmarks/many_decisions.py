@@ -25,7 +25,7 @@ from fraud_poc.core.database import add_up, checkpoints, open_database, replace_
 from fraud_poc.core.events import system_clock  # noqa: E402
 from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
 from fraud_poc.desk.tables import cases, days, decisions, labels, links, scores  # noqa: E402
-from fraud_poc.features.table import build_table  # noqa: E402
+from fraud_poc.features.table import FeatureTable, build_table  # noqa: E402
 
 DAY, DAYS, PIECE = 86_400_000, 90, 50_000
 BANDS, ACTIONS = ("low", "medium", "high"), ("pass", "review", "block")
@@ -61,7 +61,7 @@ def drawn(
 
 def rows_of(
     settings: Settings,
-    names: list[str],
+    table: FeatureTable,
     numbers: dict[str, np.ndarray],
     start: int,
     stop: int,
@@ -81,7 +81,7 @@ def rows_of(
         )
     keys, vectors = (
         [list(map(key_of, texts)) for texts in raw],
-        rng.normal(2.0, 2.0, (count, len(names))).astype(np.float32),
+        np.abs(rng.normal(2.0, 2.0, (count, len(table.names)))).astype(np.float32),
     )
     told = json.dumps({entity: "known" for entity in entities})
     reasons = json.dumps(
@@ -92,7 +92,7 @@ def rows_of(
                 "contribution": 1.5 - place / 4,
                 "words": f"{name.replace('_', ' ')} 3.5, above this customer's own normal",
             }
-            for place, name in enumerate(names[:5])
+            for place, name in enumerate(table.names[:5])
         ]
     )
     rows, cased, linked_decisions, labelled = [], [], [], []
@@ -133,7 +133,7 @@ def rows_of(
                 vectors[i].tobytes(),
                 "0" * 64,
                 "1" * 64,
-                "2" * 64,
+                table.hash,
                 reasons if place else None,
                 at["took"][i],
             )
@@ -231,26 +231,26 @@ def insert(connection: sa.Connection, name: str, rows: list[tuple]) -> None:
 
 def fill(engine: sa.Engine, settings: Settings, decisions: int, cases: int, seed: int = 7, progress=None) -> dict:
     "Fill an empty database with so many decisions, so many open cases and half as many closed ones; returns counts of rows. Indexes are built at the end."
-    rng, names, counts = (
+    rng, table, counts = (
         np.random.default_rng(seed),
-        build_table(settings).names,
+        build_table(settings),
         {"decisions": 0, "links": 0, "cases": 0, "labels": 0},
     )
     numbers = drawn(settings, decisions, cases, min(cases // 2, max(decisions - cases, 0)), system_clock(), rng)
     with writing(engine) as connection:
-        indexes = [index for table in (globals()[name] for name in counts) for index in table.indexes]
+        indexes = [index for one in (globals()[name] for name in counts) for index in one.indexes]
         for index in indexes:
             index.drop(connection)
         for start in range(0, decisions, PIECE):
-            for name, rows in rows_of(settings, names, numbers, start, min(start + PIECE, decisions), rng):
+            for name, rows in rows_of(settings, table, numbers, start, min(start + PIECE, decisions), rng):
                 insert(connection, name, rows)
                 counts[name] += len(rows)
             if progress:
                 progress(min(start + PIECE, decisions), decisions)
         for index in indexes:
             index.create(connection)
-        for table, rows in zip((days, scores), rollups(settings, numbers)):
-            add_up(connection, table, rows)
+        for one, rows in zip((days, scores), rollups(settings, numbers)):
+            add_up(connection, one, rows)
         replace_rows(connection, checkpoints, [{"name": "decisions", "log": "generated", "position": decisions}])
         for name in ("decisions", "labels"):
             if connection.dialect.name == "postgresql":

@@ -160,13 +160,13 @@ def test_filters_more_rows_and_live_updates(chromium, desk):
         page.keyboard.press("/")
         assert page.evaluate("document.activeElement.id") == "find"
         page.keyboard.type("no such thing")
-        playwright.expect(page.get_by_role("heading", name="No case matches")).to_be_visible()
+        playwright.expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
         playwright.expect(page).to_have_url(re.compile("find=no.such.thing"))
         page.get_by_role("link", name="Clear the filters").click()
-        page.get_by_label("Band").select_option("high")
+        page.get_by_label("Risk").select_option("high")
         playwright.expect(page.locator(".count b")).to_have_text(str(sum(band == "high" for _, band in waiting)))
         assert "band=high" in page.url
-        page.get_by_label("Band").select_option("")
+        page.get_by_label("Risk").select_option("")
         playwright.expect(page.locator(".count b")).to_have_text(str(len(waiting)))
         first = page.locator("#rows tr").first.get_attribute("id")
         desk_data.fill(desk.engine, desk.settings, desk_server.SECRET, desk.now, 400, 2, first=5000, seed=9)
@@ -247,7 +247,7 @@ def unnamed(page) -> list[str]:
     return [role for role, name in found if not name.strip() and role != "MenuListPopup"]
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 390, 320])
 def test_every_page_is_readable_and_every_control_has_a_name(chromium, desk, width):
     number = desk_server.open_numbers(desk.engine)[1]
     with desk.engine.connect() as connection:
@@ -264,6 +264,8 @@ def test_every_page_is_readable_and_every_control_has_a_name(chromium, desk, wid
             "accounts",
             "audit",
             "queue?find=nothing",
+            "queue?find=O4",
+            "queue?status=all",
         ):
             page.goto(f"{desk.url}/{path}")
             if path == "trends":
@@ -281,13 +283,54 @@ def test_every_page_is_readable_and_every_control_has_a_name(chromium, desk, wid
         assert page.get_by_role("link", name="Skip to the content").bounding_box()["x"] >= 0
 
 
+def test_a_search_finds_all_and_the_status_follows(chromium, desk):
+    with person(chromium, desk) as page:
+        status, find = page.get_by_label("Status"), page.get_by_label("Find")
+        assert status.input_value() == "" and page.locator("#rows tr").count() > 0
+        find.fill("O48")
+        playwright.expect(page.locator("h1")).to_have_text("All events")
+        playwright.expect(page.locator(".chip.pass").first).to_be_visible()
+        assert status.evaluate("e => e.selectedOptions[0].text") == "all" and "status=&" in page.url
+        status.select_option("cleared")
+        playwright.expect(page.locator("h1")).to_have_text("Cleared cases")
+        find.fill("")
+        playwright.expect(page.locator("h1")).to_have_text("Cleared cases")
+        status.select_option("")
+        playwright.expect(page.locator("h1")).to_have_text("Open cases")
+        assert find.input_value() == ""
+
+
+def test_charts_show_few_counts_and_say_when_there_is_nothing(chromium, tmp_path):
+    few = desk_server.make_desk(tmp_path, count=3)
+    with desk_server.served(few) as few.url, person(chromium, few) as page:
+        page.goto(f"{few.url}/trends")
+        playwright.expect(page.locator("#trends-state")).to_have_text("")
+        empty = {
+            name: page.locator(f'[data-trend="{name}"]').get_attribute("data-empty") for name in ("volume", "scores")
+        }
+        assert empty == {"volume": None, "scores": None}
+        heights = page.evaluate("""() => {
+          const chart = echarts.getInstanceByDom(document.querySelector('[data-trend="scores"]'));
+          const drawn = chart.getModel().getSeriesByIndex(0).getData();
+          return chart.getOption().series[0].data.map((value, i) => value && Math.abs(drawn.getItemLayout(i).height));
+        }""")
+        shown = [height for height in heights if height is not None]
+        assert shown and min(shown) > 5, "the bar of a single event is not seen"
+    nothing = desk_server.make_desk(tmp_path / "nothing", count=0)
+    with desk_server.served(nothing) as nothing.url, person(chromium, nothing) as page:
+        page.goto(f"{nothing.url}/trends")
+        for name in ("volume", "saved", "rates", "scores", "ages"):
+            said = page.locator(f'[data-trend="{name}"]')
+            playwright.expect(said).to_have_attribute("data-empty", re.compile(r"^No"))
+
+
 def test_a_phone_can_do_the_work(chromium, desk):
     queue = desk_server.open_numbers(desk.engine)
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
     with person(chromium, desk, **phone) as page:
-        assert not page.get_by_label("Band").is_visible()
+        assert not page.get_by_label("Risk").is_visible()
         page.get_by_role("button", name="More filters").tap()
-        assert page.get_by_label("Band").is_visible()
+        assert page.get_by_label("Risk").is_visible()
         page.locator("#rows tr").first.tap()
         page.wait_for_url(f"**/case/{queue[0]}")
         button = page.get_by_role("button", name="Flag as fraud")
@@ -330,6 +373,6 @@ def test_what_fails_is_said(chromium, tmp_path):
         playwright.expect(page.locator("#trends-state")).to_contain_text("could not be loaded")
         page.goto(f"{url}/queue")
         page.route("**/queue?*", lambda route: route.abort())
-        page.get_by_label("Band").select_option("high")
+        page.get_by_label("Risk").select_option("high")
         playwright.expect(page.locator("#notice")).to_contain_text("does not answer")
     opened.close()

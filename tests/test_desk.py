@@ -10,17 +10,20 @@ from types import SimpleNamespace
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from fastapi.routing import APIRoute, iter_route_contexts
 from setuptools import find_packages
 from support import desk_data, desk_server
 
-from fraud_poc.core.audit import list_audit, verify_audit
+from fraud_poc.core.audit import list_audit, record, verify_audit
 from fraud_poc.core.database import writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
-from fraud_poc.desk.tables import cases, days, decisions, outcomes
+from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
+from fraud_poc.desk.views import earlier_events
+from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, Retraction
 from fraud_poc.service.documents import CONTENT_POLICY
 
@@ -222,6 +225,57 @@ def test_what_an_order_says_stays_text(fresh):
         assert "<script>alert" not in text and "alert(1)" in text and "49" not in text.split("alert(1)")[1][:30]
 
 
+def test_no_page_has_the_words_of_programs(fresh):
+    "No log-odds, names with underscores, JSON or times to the microsecond, whatever the state of an entity."
+    number = desk_server.open_numbers(fresh.engine)[0]
+    with writing(fresh.engine) as connection:
+        row = connection.execute(sa.select(decisions).where(decisions.c.id == number)).mappings().one()
+        body = json.loads(row["body"]) | {"order_date": "2025-11-05T10:30:00.123456+00:00"}
+        entities = dict(zip(fresh.settings.columns.entities, ("new", "capped", "too_late", "missing")))
+        change = sa.update(decisions).where(decisions.c.id == number)
+        connection.execute(change.values(body=json.dumps(body), entities=entities))
+    person = Browser(fresh, "admin-1")
+    person.post(f"case/{number}/note", note="seen")
+    for path in (f"case/{number}", "queue", "queue?status=all", "trends", "accounts", "keys", "audit"):
+        text = re.sub(r"<[^>]*>", " ", person.get(path).text)
+        found = re.search(r"log-odds|[a-z]+_[a-z]+|\d\d:\d\d:\d\d\.\d{3}|\bcapped\b|\{&#34;|label event", text)
+        assert not found, (path, found)
+    assert "came too late to be counted" in person.get(f"case/{number}").text
+
+
+DECEPTIVE = (
+    "ann\u202e1\u2067\u200b\u00a0b \u0430x"  # directions, nothing, a space that is none, Cyrillic in a Latin word
+)
+
+
+def test_text_that_deceives_a_reader_is_marked_on_every_page(fresh):
+    "Whatever brings it: event, reason, note, account, colleague, filter."
+    one, other = desk_server.open_numbers(fresh.engine)[:2]
+    names = ("order_id", "customer_id", "email", "ip_addr", "device", "location", f"field {DECEPTIVE}")
+    body = json.dumps(dict.fromkeys(names, DECEPTIVE) | {"order_amount": 1.0})
+    reasons = [{"feature": "email", "value": 1.0, "contribution": 1.0, "words": DECEPTIVE}]
+    person = Browser(fresh, "admin-1")
+    with writing(fresh.engine) as connection:
+        change = sa.update(decisions).where(decisions.c.id.in_([one, other]))
+        connection.execute(change.values(order_id=DECEPTIVE, customer=DECEPTIVE, body=body, reasons=reasons))
+        for number, changes in ((one, {}), (other, {"status": "flagged", "closed": NOW, "closed_by": DECEPTIVE})):
+            change = sa.update(cases).where(cases.c.decision_id == number)
+            connection.execute(change.values(customer=DECEPTIVE, note=DECEPTIVE, **changes))
+        connection.execute(sa.insert(notes).values(decision_id=one, at=NOW, by=DECEPTIVE, note=DECEPTIVE))
+        record(connection, DECEPTIVE, DECEPTIVE, DECEPTIVE, {"note": DECEPTIVE}, NOW)
+    paths = [f"case/{one}", f"case/{other}", f"case/{other}/state", f"case/{one}?done={other}", "queue?least=1&most=1"]
+    paths += [f"queue?{status}&least=1&most=900" for status in ("status=flagged", "status=all", "group=customer")]
+    paths += [f"queue?find={quote(DECEPTIVE)}", f"pulse?newest=0&shown={other}", "accounts", "audit", "nowhere"]
+    marks = 0
+    for path in paths:
+        text = person.get(path).text
+        shown = re.sub(r"<(?:input|textarea)\b[^>]*>", "", text)  # what is typed stays as it was typed
+        assert not set("\u202e\u2067\u200b\u00a0") & set(shown), (path, shown[:500])
+        assert "\\u202e" not in shown, f"a chart of {path} would show it"
+        marks += "U+202E right-to-left override" in text and "cyrillic small letter a" in text
+    assert marks >= 8
+
+
 def test_a_case_shows_all_that_is_known(desk):
     person = Browser(desk, "viewer-1")
     with desk.engine.connect() as connection:
@@ -257,6 +311,45 @@ def test_a_case_shows_all_that_is_known(desk):
     with desk.engine.connect() as connection:
         low = connection.execute(sa.select(decisions.c.id).where(decisions.c.action == "pass").limit(1)).scalar()
     assert "passed without a case" in person.get(f"case/{low}").text
+
+
+@pytest.mark.parametrize("ingested, frauds", [(0, 0), (3, 0), (8, 2)])
+def test_the_counts_on_a_case_agree_with_its_lists(fresh, ingested, frauds):
+    "Of the events that the model counted, the page says how many are stored and how many are ingested history, with the frauds."
+    person, table, entities = Browser(fresh, "viewer-1"), build_table(fresh.settings), fresh.settings.columns.entities
+    with fresh.engine.connect() as connection:
+        numbers = desk_server.open_numbers(fresh.engine)[:3]
+        cases_of = [queries.find_decision(connection, number) for number in numbers]
+        rows = {row["id"]: row for row in connection.execute(sa.select(decisions)).mappings()}
+    bodies = {number: json.loads(row["body"]) for number, row in rows.items()}
+    for case in cases_of:
+        body, vector = bodies[case["id"]], np.full(len(table.rows), np.nan, np.float32)
+        stored = {
+            name: sum(bodies[n][name] == body[name] for n in bodies if n < case["id"])
+            for name in ("customer_id", "ip_addr")
+        }
+        for name, count in stored.items():
+            vector[table.names.index(f"count_lifetime_by_{name}")] = count + ingested
+            vector[table.names.index(f"fraud_count_lifetime_by_{name}")] = frauds
+        values = {"vector": vector.tobytes(), "feature_table": table.hash}
+        with writing(fresh.engine) as connection:
+            connection.execute(sa.update(decisions).where(decisions.c.id == case["id"]).values(values))
+        text = person.get(f"case/{case['id']}").text
+        for words, count in (("of this customer", stored["customer_id"]), ("with this IP address", stored["ip_addr"])):
+            whole = count + ingested
+            if not whole:
+                assert f"The model knew no earlier order {words} so far." in text
+                continue
+            assert f"The model knew {whole} earlier order{'s' * (whole > 1)} {words} so far: " in text
+            parts = [f"{count} stored here"] * bool(count) + [f"{ingested} from ingested history"] * bool(ingested)
+            agreed = "stored here" if not ingested else "from ingested history" if not count else ", ".join(parts)
+            assert f" so far: {agreed}" in text and f"Known as fraud by then: {frauds} of {whole}." in text
+        listed = re.search(r"last (\d+) events over time", text)
+        of_customer = [n for n in bodies if bodies[n]["customer_id"] == body["customer_id"]]
+        assert int(listed[1] if listed else 1) == min(len(of_customer), 60)
+    with fresh.engine.connect() as connection:
+        other_table = dict(cases_of[0])
+        assert earlier_events(connection, table, other_table, entities) == {}, "it counts other things"
 
 
 # --- queue ------------------------------------------------------------------------------------------------------------------------------
@@ -300,7 +393,10 @@ def test_filters_find_what_a_query_finds(desk):
             "band=medium&age=day&least=50&most=900",
             [c.band == "medium", c.opened > NOW - 86_400_000, c.amount >= 5000, c.amount <= 90_000],
         ),
-        *[(f"find={body[name]}", [same(name)]) for name in ("email", "ip_addr", "device", "customer_id", "order_id")],
+        *[
+            (f"status=open&find={body[name]}", [same(name)])
+            for name in ("email", "ip_addr", "device", "customer_id", "order_id")
+        ],
     ):
         found = all_pages(person, f"queue?{query}")
         assert found == truth(desk, *wanted), query
@@ -310,6 +406,95 @@ def test_filters_find_what_a_query_finds(desk):
     assert len(truth(desk)) > 25
     second = following(person.get("queue").text)
     assert numbers_in(person.get(second).text) == numbers_in(person.part(second).text) == truth(desk)[10:20]
+
+
+def found_by(engine, wanted, limit: int = queries.FOUND) -> list[int]:
+    "Ids of the decisions that a rule on their event finds, newest first."
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(decisions.c.id, decisions.c.body)).all()
+    return sorted((number for number, body in rows if wanted(json.loads(body))), reverse=True)[:limit]
+
+
+@pytest.mark.parametrize("change", [str, str.upper, str.lower, str.title])
+def test_a_search_finds_events_of_every_status_whatever_the_case(fresh, change):
+    "By a whole entity or the beginning of an id, on both databases; `str.title` writes what no customer has, and ids alone."
+    fresh.settings.desk.__dict__["page_size"] = 40
+    person = Browser(fresh, "viewer-1")
+    bodies = [json.loads(row["body"]) for row in decision_rows(fresh.engine, 3)]
+    for body in bodies:
+        for name in fresh.settings.columns.entities:
+            text = change(body[name])
+            values = {text, text.lower(), text.upper()}
+            expected = found_by(fresh.engine, lambda other: other[name] in values)
+            assert all_pages(person, f"queue?find={quote(text)}") == expected, text
+    for text in ("o484", "o48500", "o4", "o48_", "o48%", "p"):
+        expected = found_by(fresh.engine, lambda other: other["order_id"].startswith(text))
+        page = person.get(f"queue?find={quote(change(text))}").text
+        assert all_pages(person, f"queue?find={quote(change(text))}") == expected, text
+        assert ("More events match this search" in page) == (text == "o4") and (expected or "Nothing matches" in page)
+
+
+def decision_rows(engine, count: int) -> list:
+    with engine.connect() as connection:
+        return connection.execute(sa.select(decisions).order_by(decisions.c.id.desc()).limit(count)).mappings().all()
+
+
+def found_rows(fresh, text: str, **filters) -> list:
+    with fresh.engine.connect() as connection:
+        context = queries.QueryContext(fresh.settings, desk_server.SECRET, NOW)
+        return queries.queue_page(connection, context, queries.Filters(find=text, **filters), limit=1000)[0]
+
+
+def test_what_is_searched_for_is_filtered_too(fresh):
+    "Band, action, amount and age apply to what a search finds, and a status that a person has chosen."
+    rows = {row["id"]: row for row in decision_rows(fresh.engine, 1000)}
+    inside = lambda **filters: [row["decision_id"] for row in found_rows(fresh, "O484", **filters)]
+    candidates = [number for number, row in rows.items() if row["order_id"].startswith("o484")]
+    for filters, wanted in (
+        ({}, lambda row: True),
+        ({"band": "high"}, lambda row: row["band"] == "high"),
+        ({"action": "pass", "least": "40"}, lambda row: row["action"] == "pass" and row["amount"] >= 4000),
+        ({"most": "30"}, lambda row: row["amount"] <= 3000),
+        ({"age": "week"}, lambda row: row["decided"] <= NOW - 7 * 86_400_000),
+    ):
+        assert inside(**filters) == [number for number in candidates if wanted(rows[number])], filters
+    for status in ("open", "cleared", "flagged"):
+        found = found_rows(fresh, "o484", status=status)
+        assert {row["status"] for row in found} <= {status}
+        assert {row["decision_id"] for row in found} == {
+            row["decision_id"] for row in found_rows(fresh, "o484") if row["status"] == status
+        }
+    assert {row["status"] for row in found_rows(fresh, "o48")} == {"open", "cleared", "flagged", "passed"}
+    newest = all_pages(Browser(fresh, "viewer-1"), "queue?status=all")
+    assert newest == list(rows)[: queries.FOUND]
+
+
+def test_the_status_that_applies_by_itself_changes_with_the_search(desk):
+    person = Browser(desk, "viewer-1")
+    chosen = lambda text: re.search(r'<option value="(\w*)" selected>(\w+)</option>', text).groups()
+    assert chosen(person.get("queue").text) == ("", "open")
+    assert chosen(person.part("queue?status=&find=o48").text) == ("", "all")
+    assert chosen(person.part("queue?status=open&find=o48").text) == ("open", "open")
+    assert chosen(person.part("queue?status=cleared&find=").text) == ("cleared", "cleared")
+    assert "<hx-partial" not in person.get("queue?find=o48").text
+
+
+def query_plan(connection, query) -> str:
+    explain = "EXPLAIN QUERY PLAN " if connection.dialect.name == "sqlite" else "EXPLAIN "
+    text = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
+    return " ".join(str(row[-1]) for row in connection.exec_driver_sql(explain + text.replace("%", "%%")))
+
+
+def test_a_search_walks_through_no_table(fresh):
+    "Each kind of match is read from an index, in the order and to the number that is wanted."
+    with writing(fresh.engine) as connection:
+        if connection.dialect.name == "postgresql":
+            for way in ("seqscan", "bitmapscan"):  # better for a table this small
+                connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+        context = queries.QueryContext(fresh.settings, desk_server.SECRET, NOW)
+        plan = query_plan(connection, queries.matching_decisions(context, "o48"))
+        assert "ix_decisions_folded_id" in plan and "ix_links_entity_key" in plan, plan
+        assert not re.search(r"SCAN decisions|SCAN links|TEMP B-TREE|Seq Scan|Sort", plan), plan
 
 
 def test_pages_hold_each_case_once_while_cases_come_and_go(fresh):
@@ -359,7 +544,7 @@ def test_closed_cases_come_with_the_last_first(desk):
 @pytest.mark.parametrize(
     "query, said",
     [
-        ("band=huge", "Band must be one of"),
+        ("band=huge", "The risk must be one of"),
         ("least=lots", "must be a number"),
         ("after=zz", "does not exist"),
         ("after=1~x", "does not exist"),
@@ -435,6 +620,7 @@ def test_a_decision_closes_the_case_and_opens_the_next(fresh):
     fresh.log.write()
     rows = Browser(fresh, "admin-1").get("audit").text
     assert "fraud asserted" in rows and f"decision {queue[0]}" in rows and order not in rows and "stolen" not in rows
+    assert f'<a href="/desk/case/{queue[0]}">decision {queue[0]}</a>' in rows and "position: 10001" in rows
     assert verify_audit(fresh.engine)[0] > 0
 
 
@@ -698,6 +884,59 @@ def test_notes_stand_on_open_closed_and_passed_events_and_are_no_labels(fresh):
     rows = list_audit(fresh.engine)
     assert [row["what"] for row in rows if row["what"] == "note added"] == ["note added"] * 3
     assert "seen" not in str(rows) and fresh.log.said == []
+
+
+def passed_number(fresh) -> int:
+    "An event that passed and has no label."
+    with fresh.engine.connect() as connection:
+        wanted = sa.select(decisions.c.id).where(decisions.c.action == "pass").order_by(decisions.c.id.desc())
+        return next(n for n in connection.execute(wanted).scalars() if not queries.label_entries(connection, n))
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_event_that_passed_can_be_flagged_once_and_taken_back(fresh, written):
+    "Whether the decision writer is up to date or behind: case, label and audit agree afterwards."
+    person, number = Browser(fresh, "analyst-1"), passed_number(fresh)
+    assert "Flag as fraud" not in Browser(fresh, "viewer-1").get(f"case/{number}").text
+    page = person.get(f"case/{number}").text
+    assert "Flag as fraud" in page and "Clear <kbd>" not in page
+    for path, data in (("decision", {"decision": "clear"}), ("undo", {})):
+        answer = person.post(f"case/{number}/{path}", **data)
+        assert answer.status_code == 409 and "Nothing was recorded" in answer.text
+    answer = person.post(f"case/{number}/decision", decision="flag", note="the bank called", query="find=o48")
+    assert answer.headers["location"] == f"/desk/case/{number}?find=o48"
+    write = fresh.log.write if written else (lambda: None)
+    write()
+    assert case_of(fresh, number) == ("flagged", "analyst-1", "the bank called")
+    assert "the bank called" in person.get(f"case/{number}").text
+    again = Browser(fresh, "analyst-2").post(f"case/{number}/decision", decision="flag")
+    assert again.status_code == 409 and "flagged by analyst-1 meanwhile" in again.text and len(fresh.log.said) == 1
+    assert number in all_pages(person, "queue?status=flagged")
+    person.post(f"case/{number}/undo")
+    write()
+    assert case_of(fresh, number)[0] == "passed" and number not in desk_server.open_numbers(fresh.engine)
+    assert person.part(f"case/{number}/state").status_code == 204
+    person.post(f"case/{number}/decision", decision="flag")
+    fresh.log.write()
+    assert case_of(fresh, number) == ("flagged", "analyst-1", "")
+    assert [row[2] for row in label_rows(fresh, number)] == [1, -1, 1] and verify_audit(fresh.engine)
+
+
+def test_people_who_flag_one_passed_event_at_once_flag_it_once(fresh):
+    person, number = Browser(fresh, "analyst-1"), passed_number(fresh)
+    flag = ("POST", f"case/{number}/decision", {"csrf": person.csrf, "decision": "flag"})
+    answers = person.ask(*[flag] * 4)
+    assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 1
+
+
+def test_the_writer_alone_gives_a_flagged_event_its_case(fresh):
+    "What the log says is enough: a database that is made anew has the same cases."
+    person, number = Browser(fresh, "analyst-1"), passed_number(fresh)
+    person.post(f"case/{number}/decision", decision="flag", note="seen")
+    with writing(fresh.engine) as connection:
+        connection.execute(sa.delete(cases).where(cases.c.decision_id == number))
+    fresh.log.write()
+    assert case_of(fresh, number) == ("flagged", "analyst-1", "seen")
 
 
 def test_a_colleague_who_closes_the_case_leaves_the_field_alone(fresh):

@@ -769,6 +769,7 @@ def rows_of_database(database: sa.Engine) -> dict[str, list[dict]]:
         }
 
 
+@pytest.mark.filterwarnings("ignore:.*expression-based index")
 def test_the_database_is_erased_too(shop, database_url):
     writer = pytest.importorskip("fraud_poc.desk.writer")
     EntryReader, follow, write_entries = writer.EntryReader, writer.follow_log, writer.write_entries

@@ -256,6 +256,12 @@ def test_words_hold_for_any_vector(name, data):
         ),
         (
             "fraud_rate_90d_by_ip_addr",
+            dict(fraud_rate_90d_by_ip_addr=1.0, fraud_count_lifetime_by_ip_addr=1, count_lifetime_by_ip_addr=3),
+            "100% of the earlier orders with this IP address in the last 90 days whose outcome is known were fraud "
+            "(so far 1 known fraud among 3 earlier orders)",
+        ),
+        (
+            "fraud_rate_90d_by_ip_addr",
             {},
             "no outcome known of earlier orders with this IP address in the last 90 days",
         ),

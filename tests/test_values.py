@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import house
 
-from fraud_poc.core.events import Actor, LabelReader, folded, is_missing, label_words, missing_words, one_text
+from fraud_poc.core.events import Actor, LabelReader, folded, is_missing, join_id, label_words, missing_words, one_text
 from fraud_poc.core.reading import EventError, EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.columns import as_labels, one_texts, without_missing
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting, write_waiting
-from fraud_poc.data.validation import UNLISTED, bulk_of
+from fraud_poc.data.validation import UNLISTED, bulk_of, id_checks
+from fraud_poc.desk.rows import EntryReader
 from fraud_poc.features.label_history import LabelHistory
 from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import texts_of
@@ -855,6 +856,49 @@ def test_one_id_has_one_text_at_every_door(make, tmp_path, what):
         pq.write_table(pa.table({"id": column, "fraud": ["1"]}), tmp_path / "labels.parquet")
         found += by_file("labels.parquet")
     assert set(found) == {text}
+
+
+JOINED = [("a:b", "c"), ("a", "b:c"), ("a\\", "b:c"), ("a\\:b", "c"), ("a", "c"), ("::1", "10:30:00")]
+
+
+def test_an_id_of_several_columns_is_no_other_id_at_every_door(make, tmp_path):
+    "Colons and backslashes in the columns of an id lead to no other id, and to the same one wherever it comes in."
+    settings = make(columns={"id": ["id", "at_shop"], "entities": ["who"]})
+    frame = events_frame([0] * len(JOINED))
+    frame["id"], frame["at_shop"] = [one for one, _ in JOINED], [other for _, other in JOINED]
+    frame["outcome"] = ""
+    ingest(settings, written(tmp_path / "events.csv", frame), clock=lambda: NOW)
+    expected = [join_id(parts) for parts in JOINED]
+    log = rows_of(settings, "events")
+    assert [row["id"] for row in log] == expected and len({row["id_key"] for row in log}) == len(JOINED)
+    reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
+    desk = EntryReader(settings)
+    for row, (one, other) in zip(log, JOINED):
+        fields = {name: value for name, value in ONCE.items() if name != "outcome"} | {"id": one, "at_shop": other}
+        event = Codec(reader).event(json.dumps(fields).encode())
+        assert (event.id, event.id_key) == (row["id"], row["id_key"])
+        assert texts_of(settings, event.body)[0] == desk.event_id(json.loads(event.body)) == row["id"]
+    frame[["id", "at_shop"]].assign(fraud="1").to_csv(tmp_path / "labels.csv", index=False)
+    changes = file_changes(settings, reader, str(tmp_path / "labels.csv"), Actor("file"))
+    assert [item.order for _, item in changes] == expected
+    labels = frame[["id", "at_shop"]].assign(outcome=1)
+    apart = make("apart", apart=True, columns={"id": ["id", "at_shop"], "entities": ["who"]})
+    events = written(tmp_path / "events.csv", frame.drop(columns="outcome"))
+    ingest(apart, events, written(tmp_path / "outcomes.csv", labels), clock=lambda: NOW)
+    waiting = read_waiting(apart.batch.folder, read_manifest(apart.batch.folder)).to_pylist()
+    assert {row["id"]: row["label"] for row in [*rows_of(apart, "labels"), *waiting]} == dict.fromkeys(expected, 1)
+
+
+@given(st.lists(st.text("ab:\\", max_size=4), min_size=2, max_size=3))
+def test_joined_ids_of_texts_and_of_columns_agree_and_can_be_told_apart(parts):
+    column = id_checks("id", [pa.array([part]) for part in parts])[0].to_pylist()[0]
+    assert column == join_id(parts)
+    found, rest = [], column
+    for _ in parts[1:]:
+        head = re.match(r"(?:[^:\\]|\\.)*", rest)[0]
+        found.append(re.sub(r"\\(.)", r"\1", head))
+        rest = rest[len(head) + 1 :]
+    assert [*found, rest] == parts
 
 
 @pytest.mark.parametrize("what", REFUSED_IDENTITIES)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MISSING', 'EMPTY_TEXT', 'WHOLE_TEXT', 'TRUTHS', 'FORMS', 'Clock', 'CLOCK_SHIFT', 'PERSON', 'KEY', 'COMMAND_LINE',
            'WAITED', 'UNPRINTED', 'UNRESOLVED', 'LEGITIMATE', 'FRAUD', 'YES', 'NO', 'hasher', 'key_of', 'occurrence_of',
-           'folded', 'missing_words', 'is_missing', 'one_ip', 'one_text', 'IdentityRule', 'identity_rule',
+           'folded', 'missing_words', 'is_missing', 'one_ip', 'one_text', 'IdentityRule', 'identity_rule', 'join_id',
            'minor_units', 'clock_shift', 'system_clock', 'Actor', 'checked_text', 'label_words', 'text_of',
            'LabelReader', 'yes_or_no', 'no_fraud_note']
 
@@ -132,6 +132,14 @@ def identity_rule(columns: ColumnsSection, name: str) -> IdentityRule:
     forms = tuple(columns.normalise.get(name, ()))
     stand_ins = (folded(one_text(str(value), forms)) for value in columns.stand_ins.get(name, ()))
     return IdentityRule(missing_words(columns) | frozenset(stand_ins), forms)
+
+# %% ../../nbs/01_events.ipynb #n008
+def join_id(
+    parts: Sequence[str],  # texts of the columns of an id
+) -> str:
+    "The id of an event, of which each column can be told again."
+    *first, last = parts
+    return ":".join([*[part.replace("\\", "\\\\").replace(":", "\\:") for part in first], last])
 
 # %% ../../nbs/01_events.ipynb #c011
 def minor_units(

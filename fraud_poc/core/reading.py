@@ -30,6 +30,7 @@ from fraud_poc.core.events import (
     hasher,
     identity_rule,
     is_missing,
+    join_id,
     missing_words,
     one_text,
     system_clock,
@@ -410,7 +411,7 @@ class EventReader:
         for index, name in self.numbers_in_id:
             text = values[index] if type(values[index]) is str else number_text(values[index])
             parsed[name] = one_text(text)
-        ident = parsed[columns.id[0]] if len(columns.id) == 1 else ":".join([parsed[name] for name in columns.id])
+        ident = parsed[columns.id[0]] if len(columns.id) == 1 else join_id([parsed[name] for name in columns.id])
         keys = {name: key_of(parsed[name]) for name in self.hashed}
         body = dict(zip(self.names, values)) | {name: parsed[name] for name in self.rewritten}
         body = msgspec.json.encode(body)

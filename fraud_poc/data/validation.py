@@ -215,7 +215,10 @@ def id_checks(
     "Ids, and those with a part that is empty, stands for a missing value, or is not valid UTF-8."
     raw = parts[0]
     if len(parts) > 1:
-        raw = pc.binary_join_element_wise(*parts, ":", null_handling="replace", null_replacement="")
+        escaped = [
+            pc.replace_substring(pc.replace_substring(part, "\\", "\\\\"), ":", "\\:") for part in parts[:-1]
+        ]  # as join_id
+        raw = pc.binary_join_element_wise(*escaped, parts[-1], ":", null_handling="replace", null_replacement="")
     empty, words = (
         np.logical_or.reduce([part.is_null().to_numpy(zero_copy_only=False) for part in found])
         for found in (parts, [without_missing(part, missing) for part in parts])

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['MAX_ID', 'MAX_QUERY', 'QueryFilters', 'FormFilters', 'RowId', 'AddressQuery', 'CaseId', 'Note', 'NUMBERS_MESSAGE',
-           'SEND_TIMEOUT_S', 'AUDIT_PAGE', 'filters_from_query', 'filters_from_form', 'valid_note', 'valid_name',
-           'valid_query', 'typed_texts', 'login_form', 'rejected_form', 'invalid_queue', 'invalid_sentence',
-           'exception_handlers', 'GuardedPages', 'page_after_login', 'case_with_note', 'login_routes', 'queue_routes',
-           'existing_decision', 'case_page', 'case_routes', 'CaseChanged', 'OnlyLogged', 'send_from_thread',
-           'locked_case', 'case_after', 'record_decision', 'analyst_assertion', 'analyst_retraction', 'to_next_case',
-           'decide_and_answer', 'add_note', 'note_routes', 'decision_routes', 'start_counting', 'trend_routes',
-           'audit_rows', 'admin_routes', 'create_desk']
+           'SEND_TIMEOUT_S', 'CASE_OF_DECISION', 'AUDIT_PAGE', 'filters_from_query', 'filters_from_form', 'valid_note',
+           'valid_name', 'valid_query', 'typed_texts', 'login_form', 'rejected_form', 'invalid_queue',
+           'invalid_sentence', 'exception_handlers', 'GuardedPages', 'page_after_login', 'case_with_note',
+           'login_routes', 'queue_routes', 'existing_decision', 'case_page', 'case_routes', 'CaseChanged', 'OnlyLogged',
+           'send_from_thread', 'locked_case', 'case_after', 'record_decision', 'analyst_assertion',
+           'analyst_retraction', 'to_next_case', 'decide_and_answer', 'add_note', 'note_routes', 'decision_routes',
+           'start_counting', 'trend_routes', 'audit_rows', 'admin_routes', 'create_desk']
 
 # %% ../../nbs/78_pages.ipynb #c003
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -38,7 +39,16 @@ from . import queries, trends
 from .accounts import LoginRejected, LoginThrottled, Session, list_accounts, session_of
 from .login import LONG_FORM, SAFE_METHODS, case_number, check_origin, is_short
 from .queries import Filters
-from .tables import OPEN, cases, closed_columns, closing_sources, decisions, notes, update_case
+from fraud_poc.desk.tables import (
+    add_passed_case,
+    cases,
+    closed_columns,
+    closing_sources,
+    decisions,
+    notes,
+    undecided_columns,
+    update_case,
+)
 from fraud_poc.desk.views import (
     CHARTS,
     PACKAGE,
@@ -159,8 +169,7 @@ NUMBERS_MESSAGE = "Reviews and costs must be numbers from 0 on."
 def invalid_queue(site: Site, request: Request, session: Session | None, text: str) -> Response:
     "The queue with a message in place of the list."
     template = "_cases.html" if is_part(request) else "queue.html"
-    values = {"error": text, "filters": Filters(), "statuses": queries.STATUSES}
-    return site.page(request, template, session, 422, **values)
+    return site.page(request, template, session, 422, error=text, filters=Filters())
 
 
 def invalid_sentence(
@@ -306,7 +315,7 @@ def queue_routes(site: Site) -> APIRouter:
                 values = queue_values(site, connection, filters, after, rows_only)
         except ValueError as error:
             return invalid_queue(site, request, session, f"{error}.".capitalize())
-        template = "_rows.html" if rows_only else "_cases.html" if is_part(request) else "queue.html"
+        template = "_rows.html" if rows_only else "_cases_part.html" if is_part(request) else "queue.html"
         return site.page(request, template, session, **values)
 
     @router.get("/pulse")
@@ -364,7 +373,7 @@ def case_routes(site: Site) -> APIRouter:
     def state(request: Request, number: CaseId, session: Session = viewer):
         with site.engine.connect() as connection:
             decision = existing_decision(connection, number)
-        if decision["status"] in (None, "open"):
+        if decision["status"] in (None, "open", "passed"):
             return Response(status_code=204)
         return site.page(request, "_state.html", session, case=decision)
 
@@ -395,20 +404,27 @@ def send_from_thread(send: SendLabel, change: LabelChange, loop: asyncio.Abstrac
         raise
 
 
+CASE_OF_DECISION = [decisions.c[name] for name in ("id", "order_id", "decided", "band", "amount", "customer", "time")]
+
+
 def locked_case(connection: sa.Connection, number: int, statuses: tuple[str, ...]) -> Mapping:
-    "A case, locked until the transaction ends. Raises `CaseChanged` when its status is none of `statuses`."
-    wanted = sa.select(cases, decisions.c.order_id).join_from(cases, decisions, cases.c.decision_id == decisions.c.id)
-    wanted = wanted.where(cases.c.decision_id == number).with_for_update(of=cases)
-    case = connection.execute(wanted).mappings().first()
-    if case is None or case["status"] not in statuses:
+    "A case, locked with its event until the transaction ends; without a row, its status is passed. Raises `CaseChanged` when its status is none of `statuses`."
+    wanted = sa.select(decisions.c.action, *CASE_OF_DECISION).where(decisions.c.id == number)
+    decision = connection.execute(wanted.with_for_update(key_share=True)).mappings().first()
+    if decision is None:
+        raise CaseChanged(None)
+    locked = sa.select(cases).where(cases.c.decision_id == number).with_for_update()
+    row = connection.execute(locked).mappings().first()
+    case = dict(decision) | {"decision_id": number} | dict(row or undecided_columns("pass"))
+    if case["status"] not in statuses:
         raise CaseChanged(case)
     return case
 
 
-def case_after(site: Site, result: LabelResult, change: LabelChange) -> dict[str, Any] | None:
+def case_after(site: Site, case: Mapping, result: LabelResult, change: LabelChange) -> dict[str, Any] | None:
     "The state of a case after a label; None when another assertion determines it, which the decision writer knows."
     if isinstance(change, Retraction):
-        return None if result.source in closing_sources(site.settings) else OPEN
+        return None if result.source in closing_sources(site.settings) else undecided_columns(case["action"])
     if result.source != change.source:
         return None
     label = {"asserted": change.fraud, "noted": site.clock(), "actor": change.by.kind, "by": change.by.name}
@@ -430,7 +446,9 @@ def record_decision(
             change = change_of(case)
             log, result = send_from_thread(site.send_label, change, loop)
             position = result.position
-            if columns := case_after(site, result, change):
+            if columns := case_after(site, case, result, change):
+                if case["action"] == "pass":
+                    add_passed_case(connection, case)
                 update_case(connection, number, log, position, columns)
     except sa.exc.DBAPIError as error:
         if position is None:
@@ -477,7 +495,11 @@ async def decide_and_answer(
         if error.case is None:
             raise HTTPException(404, "There is no such case here, or it was removed.") from None
         status, by = error.case["status"], error.case["closed_by"]
-        state = f"was {status} by {by} meanwhile" if status != "open" else "is open again already"
+        again = {
+            "open": "is open again already",
+            "passed": "passed: it can be flagged, and has nothing to clear or undo",
+        }
+        state = again.get(status, f"was {status} by {by} meanwhile")
         return await asyncio.to_thread(show, status=409, error=f"This case {state}. Nothing was recorded.", note=note)
     except OnlyLogged:
         text = "Your decision is in the log. The database does not answer; the case will show it when it does."
@@ -530,7 +552,8 @@ def decision_routes(site: Site) -> APIRouter:
         session: Session = analyst,
     ):
         assertion = partial(analyst_assertion, fraud=decision == "flag", note=note, account=session.account)
-        record = partial(record_decision, site, asyncio.get_running_loop(), number, ("open",), assertion)
+        statuses = ("open", "passed") if decision == "flag" else ("open",)
+        record = partial(record_decision, site, asyncio.get_running_loop(), number, statuses, assertion)
         show = partial(case_page, site, request, session, number, filters)
         return await decide_and_answer(site, show, filters, note, record)
 
@@ -601,7 +624,8 @@ def audit_rows(
     "A page of the audit, newest first."
     query = sa.select(audit).where(audit.c.number < before).order_by(audit.c.number.desc()).limit(AUDIT_PAGE)
     with engine.connect() as connection:
-        return [dict(row) for row in connection.execute(query).mappings()]
+        rows = connection.execute(query).mappings().all()
+    return [dict(row) | {"detail": json.loads(row["detail"])} for row in rows]
 
 
 def admin_routes(site: Site) -> APIRouter:

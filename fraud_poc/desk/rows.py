@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from ..core.database import signed
+from ..core.events import join_id
 from ..core.logs import log_event
 from ..core.reading import InvalidValue, event_fields, identity_text, number_text
 from ..core.settings import Settings
@@ -159,7 +160,7 @@ class EntryReader:
 
     def event_id(self, event: dict) -> str:
         "Id of an event, from its parsed body."
-        return ":".join([raw_text(event.get(name), identity) for name, identity in self.id_parts])
+        return join_id([raw_text(event.get(name), identity) for name, identity in self.id_parts])
 
     def closing_assertion(self, history: bytes) -> tuple[int, int, int] | None:  # source, label, time known
         "The assertion that closes the case of an event, from its packed label history; None when the case is open."

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['decisions', 'links', 'cases', 'labels', 'notes', 'MS_PER_DAY', 'SCORE_BUCKETS', 'days', 'scores', 'outcomes',
-           'INDEXES', 'OPEN', 'closing_sources', 'closed_columns', 'update_case']
+           'INDEXES', 'OPEN', 'folded_id', 'undecided_columns', 'add_passed_case', 'closing_sources', 'closed_columns',
+           'update_case']
 
 # %% ../../nbs/70_tables.ipynb #c003
 from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
-from ..core.database import INT64, new_table, number_column
+from ..core.database import INT64, insert_or, new_table, number_column
 from ..core.events import Actor
 from ..core.settings import Settings
 
@@ -65,7 +68,7 @@ links = new_table(
 cases = new_table(
     "cases",
     _decision_column(),
-    sa.Column("status", sa.Text, nullable=False),  # open, cleared or flagged
+    sa.Column("status", sa.Text, nullable=False),  # open, cleared or flagged; passed
     sa.Column("opened", INT64, nullable=False),  # UTC ms
     sa.Column("closed", INT64),  # UTC ms; null = open
     sa.Column("closed_by", sa.Text),  # as `str(Actor)` writes it
@@ -156,6 +159,22 @@ outcomes = new_table(
 )
 
 # %% ../../nbs/70_tables.ipynb #c014
+class folded_id(FunctionElement):
+    "The id of an event with ASCII letters in lower case, as an expression that has an index."
+
+    type, inherit_cache = sa.Text(), True
+
+
+@compiles(folded_id)
+def _folded_id(element: folded_id, compiler: Any, **more: Any) -> str:
+    return f"lower({compiler.process(element.clauses, **more)})"
+
+
+@compiles(folded_id, "postgresql")
+def _folded_id_postgresql(element: folded_id, compiler: Any, **more: Any) -> str:
+    return f'lower({compiler.process(element.clauses, **more)} COLLATE "C")'
+
+
 def _indexes(c: sa.ColumnCollection) -> list[sa.Index]:
     "Indexes for the queue, its filters and its counts."
     covered = (c.decision_id, c.band, c.action, c.amount, c.opened)
@@ -169,11 +188,30 @@ def _indexes(c: sa.ColumnCollection) -> list[sa.Index]:
 
 INDEXES = (
     *_indexes(cases.c),
+    sa.Index("ix_decisions_folded_id", folded_id(decisions.c.order_id), decisions.c.id),
     sa.Index("ix_decisions_customer_time", decisions.c.customer, decisions.c.time.desc(), decisions.c.id.desc()),
 )
 
 # %% ../../nbs/70_tables.ipynb #c017
 OPEN = {"status": "open", "closed": None, "closed_by": None, "note": "", "assertion": None, "source": None}
+
+
+def undecided_columns(
+    action: str,  # of the decision
+) -> dict[str, Any]:
+    "The columns of a case that no label closes: open, or passed when the event passed."
+    return OPEN | {"status": "passed"} if action == "pass" else OPEN
+
+
+def add_passed_case(
+    connection: sa.Connection,
+    decision: Mapping,  # id, decided, band, action, amount, customer, time
+) -> None:
+    "Give an event that passed a case, unless it has one. Its review priority is 0: it does not wait for a review."
+    shared = {name: decision[name] for name in ("band", "action", "amount", "customer", "time")}
+    case = {"decision_id": decision["id"], "opened": decision["decided"], "review_priority": 0.0}
+    row = undecided_columns("pass") | shared | case
+    connection.execute(insert_or(connection, cases).values(row).on_conflict_do_nothing())
 
 
 def closing_sources(settings: Settings) -> frozenset[str]:
@@ -201,7 +239,7 @@ def update_case(
     decision_id: int,
     log: str,  # epoch and position of the label entry
     position: int | None,
-    columns: Mapping[str, Any],  # `OPEN` or from `closed_columns`
+    columns: Mapping[str, Any],  # from `undecided_columns` or `closed_columns`
 ) -> None:
     "Set the state of a case, unless it reflects a later entry of the same log."
     c = cases.c

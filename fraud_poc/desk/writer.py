@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'POLL_S', 'REMOVED_AT_ONCE', 'MORE_S', 'NO_MORE_S', 'MAX_PAUSE_S', 'OUTAGES', 'begin_log', 'insert_decisions',
-           'decisions_about', 'money_saved', 'case_columns', 'label_audit', 'insert_labels', 'write_rows',
-           'is_row_error', 'write_entries', 'archived_entries', 'finish_log', 'next_entries', 'current_checkpoint',
-           'remove_old', 'follow_log', 'wait_for_stop', 'Backoff', 'write_until', 'run_writer', 'stop_signals']
+           'decisions_about', 'money_saved', 'is_of_reviewer', 'case_columns', 'label_audit', 'insert_labels',
+           'write_rows', 'is_row_error', 'write_entries', 'archived_entries', 'finish_log', 'next_entries',
+           'current_checkpoint', 'remove_old', 'follow_log', 'wait_for_stop', 'Backoff', 'write_until', 'run_writer',
+           'stop_signals']
 
 # %% ../../nbs/72_writer.ipynb #c003
 import asyncio
@@ -14,7 +15,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -36,13 +37,13 @@ from fraud_poc.core.database import (
     save_checkpoint,
     writing,
 )
-from ..core.events import Actor, system_clock
+from ..core.events import PERSON, Actor, system_clock
 from ..core.files import Progress
 from ..core.settings import Settings, duration_ms
 from .rows import EntryReader, Rows, writer_event
 from fraud_poc.desk.tables import (
     MS_PER_DAY,
-    OPEN,
+    add_passed_case,
     cases,
     closed_columns,
     days,
@@ -50,6 +51,7 @@ from fraud_poc.desk.tables import (
     labels,
     links,
     scores,
+    undecided_columns,
     update_case,
 )
 from ..features.label_history import SOURCES
@@ -99,8 +101,9 @@ def decisions_about(
     connection: sa.Connection,
     event_ids: Sequence[str],
 ) -> dict[tuple[str, int], sa.Row]:  # by id and time of the event
-    "The latest decision on each event: order_id, id, time, band, action, amount, model."
-    wanted = [decisions.c[name] for name in ("order_id", "id", "time", "band", "action", "amount", "model")]
+    "The latest decision on each event: what its labels and its case need."
+    names = ("order_id", "id", "time", "decided", "band", "action", "amount", "customer", "model")
+    wanted = [decisions.c[name] for name in names]
     latest, unique = {}, sorted(set(event_ids) - {""})
     for start in range(0, len(unique), 500):
         query = sa.select(*wanted).where(decisions.c.order_id.in_(unique[start : start + 500])).order_by(decisions.c.id)
@@ -121,14 +124,20 @@ def money_saved(
     return round(float(costs[0] - costs[ACTIONS.index(action)]) * 10**policy.decimals)
 
 # %% ../../nbs/72_writer.ipynb #n005
+def is_of_reviewer(row: Mapping) -> bool:
+    "Whether a label is the assertion of a person at the desk, because of which an event that passed gets a case."
+    return (row["source"], row["kind"], row["actor"]) == ("analyst", ASSERT, PERSON)
+
+
 def case_columns(
     connection: sa.Connection,
     row: dict,  # of the label, in the database already
     closing: tuple[int, int, int] | None,  # source, label and time known of the assertion that closes the case
+    action: str,  # of the decision
 ) -> dict[str, Any]:
     "The state of a case after a label."
     if closing is None:
-        return OPEN
+        return undecided_columns(action)
     wanted = {"source": SOURCES[closing[0]], "asserted": closing[1], "known": closing[2], "kind": ASSERT}
     if wanted.items() <= row.items():
         return closed_columns(row)
@@ -166,11 +175,12 @@ def insert_labels(connection: sa.Connection, reader: EntryReader, rows: Rows) ->
         ]
         day, fraud_amount = decision.time // MS_PER_DAY, frauds * decision.amount
         rows.count(day, decision.band, decision.action, 0, 0, frauds, fraud_amount, now - before)
-        if decision.action != "pass":
-            with_case.append((row, closing))
+        with_case.append((row, closing, decision))
     connection.execute(sa.insert(labels), rows.labels)
-    for row, closing in with_case:
-        columns = case_columns(connection, row, closing)
+    for row, closing, decision in with_case:
+        if decision.action == "pass" and is_of_reviewer(row):
+            add_passed_case(connection, decision._mapping)
+        columns = case_columns(connection, row, closing, decision.action)
         update_case(connection, row["decision_id"], row["log"], row["position"], columns)
     record_audit(connection, [label_audit(row) for row in rows.labels])
 

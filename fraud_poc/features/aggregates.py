@@ -308,7 +308,7 @@ FRAUD_RATE = Aggregate(
     schema=Schema("share", "no resolved event in the group", high=1.0),
     words=Words(
         "fraud",
-        "{value} of the earlier {events} {within} whose outcome is known were fraud",
+        "{value} of the earlier {events} {within} whose outcome is known were fraud{known_counts}",
         missing="no outcome known of earlier {events} {within}",
     ),
     needs=LABELS,

@@ -17,7 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..core.events import WAITED, key_of
+from ..core.events import WAITED, join_id, key_of
 from ..core.files import Progress, write_json, write_parquet
 from ..core.reading import event_fields, identity_text, number_text
 from ..core.settings import Settings
@@ -70,7 +70,7 @@ def texts_of(settings: Settings, body: bytes) -> tuple[str, dict[str, str | None
         else:
             texts[field.name] = value if value is None or type(value) is str else number_text(value)
     ident = [texts[name] for name in settings.columns.id]
-    return "" if None in ident else ":".join(ident), texts
+    return "" if None in ident else join_id(ident), texts
 
 # %% ../../nbs/48_collect.ipynb #c006
 def event_rows(settings: Settings, secret: bytes, numbered: list[tuple[int, Entry]]) -> pa.Table:

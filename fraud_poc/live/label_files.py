@@ -24,6 +24,7 @@ from fraud_poc.core.events import (
     Actor,
     LabelReader,
     is_missing,
+    join_id,
     missing_words,
     no_fraud_note,
     text_of,
@@ -153,7 +154,7 @@ class RowReader:
             return None
         texts = {name: text_of(row[name]) if isinstance(row[name], bytes) else row[name] for name in names}
         rules = self.settings.columns.normalise
-        return ":".join(identity_text(value, False, forms=rules.get(name, ())) for name, value in texts.items())
+        return join_id([identity_text(value, False, forms=rules.get(name, ())) for name, value in texts.items()])
 
     def fields(self, row: dict) -> dict[str, Any]:
         "The fields of a label change, without those that the row does not have; raises `EventError` for its label."

@@ -235,6 +235,18 @@ class Phrases:
     def counted_frauds(self) -> str:
         return "fraud" if round(self.amount) == 1 else "frauds"
 
+    def known_counts(self) -> str:
+        "The counts behind a share of frauds: frauds and known outcomes where the same window has both, else what is known so far."
+        frauds = self.view.value(self.row, kind="FraudCount")
+        if frauds > 0 and self.amount > 0:
+            return f" ({frauds:,.0f} of {frauds / self.amount:,.0f})"
+        ever = {"over": "lifetime", "delay": ""}
+        known = self.view.value(self.row, kind="FraudCount", **ever)
+        before = self.view.value(self.row, kind="Count", **ever)
+        parts = [counted(known, "known fraud")] if known == known else []
+        parts += [counted(before, f"earlier {self.view.noun}")] if before == before else []
+        return f" (so far {' among '.join(parts)})" if parts else ""
+
     def within(self) -> str:
         return within(self.row)
 

@@ -117,13 +117,17 @@
     chart.on("click", p => { if (p.data.href) location.href = p.data.href; });
   }
 
+  const FEW = 30;  // events with a label: a rate of fewer is shown with its counts
+  const NOTHING = {volume: "No events in this period.", saved: "Nothing was saved or lost in this period.", rates: "No event of this period has a label yet.", scores: "No events in this period.", ages: "No case is open."};
+  const isEmpty = series => series.every(one => one.data.every(point => !(point?.words ? point.value !== null : point)));
   const trends = {
     volume: (d, s) => ({legend: true, xAxis: {type: "category", data: d.days}, yAxis: {type: "value"},
       series: ["low", "medium", "high"].map(band => ({name: band, type: "bar", stack: "all", barCategoryGap: "18%", itemStyle: {color: s.bands[band], opacity: band === "low" ? 0.45 : 1}, data: d.volume[band]}))}),
-    scores: (d, s) => ({xAxis: {type: "category", data: d.scores.map((_, i) => (i / 20).toFixed(2)), name: "score", nameLocation: "middle", nameGap: 24}, yAxis: {type: "log", min: 1},
+    scores: (d, s) => ({xAxis: {type: "category", data: d.scores.map((_, i) => (i / 20).toFixed(2)), name: "score", nameLocation: "middle", nameGap: 24}, yAxis: {type: "log", min: 0.5, startValue: 0.5},  // a single event has a bar
       series: [{name: "orders", type: "bar", barCategoryGap: "10%", itemStyle: {color: css("accent")}, data: d.scores.map(v => v || null)}]}),
     rates: (d, s) => ({legend: true, percent: true, xAxis: {type: "category", data: d.weeks}, yAxis: {type: "value", min: 0, ...(Math.max(...Object.values(d.rates).flat()) > 0.75 ? {max: 1, interval: 0.25} : {})},
-      series: ["low", "medium", "high"].map(band => ({name: band, type: "line", symbol: "circle", symbolSize: 6, connectNulls: true, itemStyle: {color: s.bands[band]}, lineStyle: {width: 2}, data: d.rates[band]}))}),
+      series: ["low", "medium", "high"].map(band => ({name: band, type: "line", symbol: "circle", symbolSize: 6, connectNulls: true, itemStyle: {color: s.bands[band]}, lineStyle: {width: 2}, labelLayout: {hideOverlap: true},
+        data: d.rates[band].map((rate, week) => { const [frauds, known] = d.rate_counts[band][week]; return {value: rate, words: `${frauds} of ${known}`, label: {show: rate !== null && known < FEW, position: "top", color: css("soft"), fontSize: 10.5, formatter: p => p.data.words}}; })}))}),
     saved: (d, s) => ({xAxis: {type: "category", data: d.days}, yAxis: {type: "value"},
       series: [{name: "saved", type: "line", showSymbol: false, lineStyle: {color: css("accent"), width: 2}, itemStyle: {color: css("accent")}, areaStyle: {color: css("wash")}, data: d.saved}]}),
     ages: (d, s) => ({flat: true, xAxis: {type: "value"}, yAxis: {type: "category", inverse: true, data: d.ages.map(a => a[0])},
@@ -133,13 +137,14 @@
     const s = style();
     for (const element of all("[data-trend]")) {
       const {legend, percent, flat, ...option} = trends[element.dataset.trend](data, s);
-      const form = v => percent ? `${(100 * v).toFixed(v < 0.1 ? 1 : 0)} %` : compact.format(v);
+      if (isEmpty(option.series)) element.dataset.empty = NOTHING[element.dataset.trend]; else delete element.dataset.empty;
+      const form = v => option.yAxis.type === "log" && v < 1 ? "" : percent ? `${(100 * v).toFixed(v < 0.1 ? 1 : 0)} %` : compact.format(v);
       const values = flat ? option.xAxis : option.yAxis, names = flat ? option.yAxis : option.xAxis;
       Object.assign(values, {...s.axis, axisLabel: {...s.axis.axisLabel, formatter: form}, axisLine: {show: false}, splitNumber: 4});
       Object.assign(names, {...s.axis, splitLine: {show: false}});
       draw(element, {...s.quiet, grid: {left: 6, right: flat ? 46 : 14, top: legend ? 32 : 14, bottom: names.name ? 20 : 4, containLabel: true},
         legend: legend ? {top: 0, right: 0, itemWidth: 10, itemHeight: 10, icon: "roundRect", textStyle: s.text} : undefined,
-        tooltip: {...s.tooltip, trigger: "axis", axisPointer: {type: flat ? "none" : "line", lineStyle: {color: css("edge")}}, valueFormatter: v => v === null || v === undefined ? "–" : percent ? form(v) : grouped.format(v)}, ...option});
+        tooltip: {...s.tooltip, trigger: "axis", axisPointer: {type: flat ? "none" : "line", lineStyle: {color: css("edge")}}, valueFormatter: v => v === null || v === undefined ? "–" : percent ? form(v) : grouped.format(v), ...(percent ? {formatter: points => [points[0].axisValueLabel, ...points.filter(p => p.data.value !== null).map(p => `${p.seriesName}  ${form(p.data.value)} (${p.data.words})`)].join("\n")} : {})}, ...option});
     }
   }
   let newest;
