@@ -39,7 +39,11 @@ ROWS = [
     'FraudRate(by="a", over="7d", delay="2d")',
 ]
 SETTINGS = Settings.model_validate(
-    BASE | {"features": BASE["features"] | {"rows": ROWS}, "input": {"events": "", "labels": "given each time"}}
+    BASE
+    | {
+        "features": BASE["features"] | {"rows": ROWS},
+        "input": BASE["input"] | {"events": "", "labels": "given each time"},
+    }
 )
 
 
