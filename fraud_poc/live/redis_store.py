@@ -19,7 +19,16 @@ import hiredis
 
 from ..core.logs import log_event
 from ..core.settings import Settings, duration_ms
-from .redis_client import CONNECT_S, Address, Connection, PendingReplies, connect, error_of, parse_url
+from fraud_poc.live.redis_client import (
+    CONNECT_S,
+    REFUSALS,
+    Address,
+    Connection,
+    PendingReplies,
+    connect,
+    error_of,
+    parse_url,
+)
 from .redis_server import server_for
 from fraud_poc.live.store import (
     ABSENT,
@@ -121,7 +130,9 @@ class Reconnecting:
     def _note(self, error: StoreDown) -> None:
         "Keep why there is no connection; a refusal is logged once, as the server itself seems to be well."
         if isinstance(error, StoreRefuses) and str(error) != str(self.down):
-            log_event("the store refuses writes", logging.ERROR, "store", reason=str(error))
+            passes = error.reason == REFUSALS["LOADING"]  # after a start of the server
+            level = logging.WARNING if passes else logging.ERROR
+            log_event("the store refuses writes", level, "store", reason=str(error))
         self.down = error
 
     async def _dial(self) -> None:
