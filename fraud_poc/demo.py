@@ -44,7 +44,7 @@ __all__ = ['LIVE_SHARE', 'MODEL_STEPS', 'RECORD', 'START_S', 'STOP_S', 'LIVE_ORD
            'demo_settings', 'live_from', 'demo_steps', 'run_demo', 'demo_request', 'save_record', 'made_before',
            'story_table', 'show_demo', 'serve_child', 'started_service', 'running_service', 'effective_labels',
            'sample_outcomes', 'live_money', 'seconds_of', 'live_summary', 'score_live', 'live_table', 'live_words',
-           'try_it', 'wait_for_stop', 'ways_in', 'demo_service', 'made_demo']
+           'try_it', 'wait_for_interrupt', 'ways_in', 'demo_service', 'made_demo']
 
 # %% ../nbs/93_demo.ipynb #c005
 def sample_start(
@@ -451,7 +451,7 @@ def try_it(address: str, key: str, order: dict) -> str:
     return f"curl -s {address}/score -H 'X-API-Key: {key}' -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(order))}"
 
 # %% ../nbs/93_demo.ipynb #c029
-def wait_for_stop(process: Any, out: Console) -> None:
+def wait_for_interrupt(process: Any, out: Console) -> None:
     "Wait for Ctrl-C; `OSError` when the service ends before."
     try:
         process.join()
@@ -498,7 +498,7 @@ def demo_service(settings: Settings, made: dict, stay: bool, out: Console, err: 
             out.print(text, markup=False, highlight=False, soft_wrap=True)
         if stay:
             out.print("\nThe service runs until Ctrl-C.", highlight=False)
-            wait_for_stop(process, out)
+            wait_for_interrupt(process, out)
     return live | {"line": line}
 
 # %% ../nbs/93_demo.ipynb #n008

@@ -22,7 +22,7 @@ from fraud_poc.core.database import writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
 from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
-from fraud_poc.desk.views import earlier_events
+from fraud_poc.desk.views import earlier_counts
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, Retraction
 from fraud_poc.service.documents import CONTENT_POLICY
@@ -349,7 +349,7 @@ def test_the_counts_on_a_case_agree_with_its_lists(fresh, ingested, frauds):
         assert int(listed[1] if listed else 1) == min(len(of_customer), 60)
     with fresh.engine.connect() as connection:
         other_table = dict(cases_of[0])
-        assert earlier_events(connection, table, other_table, entities) == {}, "it counts other things"
+        assert earlier_counts(connection, table, other_table, entities) == {}, "it counts other things"
 
 
 # --- queue ------------------------------------------------------------------------------------------------------------------------------

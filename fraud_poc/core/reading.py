@@ -413,7 +413,9 @@ class EventReader:
             parsed[name] = one_text(text)
         ident = parsed[columns.id[0]] if len(columns.id) == 1 else join_id([parsed[name] for name in columns.id])
         keys = {name: key_of(parsed[name]) for name in self.hashed}
-        body = dict(zip(self.names, values)) | {name: parsed[name] for name in self.rewritten}
+        body = dict(zip(self.names, values))
+        for name in self.rewritten:
+            body[name] = parsed[name]
         body = msgspec.json.encode(body)
         return Event(ident, key_of(ident), time, amount, keys, body)
 

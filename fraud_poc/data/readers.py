@@ -96,7 +96,7 @@ def is_parquet(path: str) -> bool:
     with open_bytes(path) as handle:
         try:
             head = handle.peek(64)
-        except (OSError, EOFError, zlib.error):  # a damaged archive: whoever reads it says so
+        except (OSError, EOFError, zlib.error):  # a damaged archive: reading it says so
             return False
     if JSON_TEXT.match(head):
         raise ValueError(f"{path} is JSON: save it as CSV or Parquet, or send it to the service")

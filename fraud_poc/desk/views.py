@@ -6,7 +6,7 @@
 __all__ = ['STATES', 'PAGES', 'PACKAGE', 'SendLabel', 'TITLES', 'LABEL_WORDS', 'SPANS', 'Span', 'CHARTS', 'ago', 'moment',
            'percent', 'count_words', 'cell_text', 'about_case', 'PageLink', 'Site', 'role_may', 'may_undo',
            'static_hashes', 'StatusChoice', 'status_choices', 'template_environment', 'SecurityHeaders', 'is_part',
-           'error_page', 'link_query', 'queue_values', 'Earlier', 'counting_row', 'earlier_events', 'earlier_words',
+           'error_page', 'link_query', 'queue_values', 'Earlier', 'counting_row', 'earlier_counts', 'earlier_words',
            'drawings', 'case_values', 'listed_span', 'ChartText', 'iso_day', 'weekly_counts', 'weekly_rates',
            'trend_values', 'WhatIfQuery', 'policy_loss_step', 'what_if_values']
 
@@ -339,7 +339,7 @@ def counting_row(table: FeatureTable, entity: str) -> Row | None:
     return ever[0] if ever else max(counts, key=lambda row: row.window_ms, default=None)
 
 
-def earlier_events(
+def earlier_counts(
     connection: sa.Connection,
     table: FeatureTable,
     case: Mapping,
@@ -428,7 +428,7 @@ def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: F
     largest = max([abs(reason["contribution"]) for reason in reasons], default=0) or 1
     past = queries.customer_history(connection, case["customer"])
     linked = queries.linked_decisions(connection, case, entities)
-    noun, earlier = noun_of([*columns.id, *entities]), earlier_events(connection, site.table, case, entities)
+    noun, earlier = noun_of([*columns.id, *entities]), earlier_counts(connection, site.table, case, entities)
     shown = event | {columns.amount: site.env.filters["money"](case["amount"]), columns.time: moment(case["time"])}
     following = None
     if case["status"] == "open":

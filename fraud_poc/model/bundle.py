@@ -280,7 +280,7 @@ def check_signature(folder: Path, digest: str) -> None:
     path, secret = Path(folder) / SIGNATURE, installation_secret(Path(folder).absolute().parents[1])
     fields = read_signature(folder)
     if not fields:
-        raise _rejected(path, "is missing or no file of its own, so nobody knows whose model this is", IMPORT)
+        raise _rejected(path, "is missing or no file of its own, so its origin is not known", IMPORT)
     if not secret or fields.get("installation") != installation_name(secret):
         ours = installation_name(secret)
         raise _rejected(path, f"is of installation {fields.get('installation')!r:.40}, and this is {ours}", IMPORT)

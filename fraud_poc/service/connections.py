@@ -134,7 +134,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.address = network_of(self.client[0]) if self.client else ""
         self.since: float | None = self.loop.time()  # since when a request is incomplete; None = none is
         self.idle_since = self.since  # when the last reply was complete
-        self.head_bytes, self.in_body = 0, False  # bytes since the last complete request
+        self.head_bytes, self.last_bytes, self.in_body = 0, 0, False  # bytes since the last complete request, and last
         self.unsent, self.unsent_since = (
             0,
             self.since,
@@ -150,7 +150,8 @@ class LimitedProtocol(HttpToolsProtocol):
         "Take in bytes; a head that grows too long ends the connection."
         if self.since is None:
             self.since = self.loop.time()
-        self.head_bytes += len(data)
+        self.last_bytes = len(data)
+        self.head_bytes += self.last_bytes
         super().data_received(data)
         if self.head_bytes > self.limits.limits.max_head_bytes and not self.in_body:
             self.limits.end(self, "max_head_bytes")
@@ -166,8 +167,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self.in_body, limits = True, self.limits.limits
         if len(self.headers) > limits.max_headers:
             self.app = partial(self.reject_head, "max_headers")
-        elif len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > limits.max_head_bytes:
-            self.app = partial(self.reject_head, "max_head_bytes")
+        elif max(self.head_bytes, self.last_bytes) > limits.max_head_bytes:  # perhaps of a body, or of another request
+            if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > limits.max_head_bytes:
+                self.app = partial(self.reject_head, "max_head_bytes")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
