@@ -247,7 +247,7 @@ def unnamed(page) -> list[str]:
     return [role for role, name in found if not name.strip() and role != "MenuListPopup"]
 
 
-@pytest.mark.parametrize("width", [1280, 390, 320])
+@pytest.mark.parametrize("width", [1280, 320])
 def test_every_page_is_readable_and_every_control_has_a_name(chromium, desk, width):
     number = desk_server.open_numbers(desk.engine)[1]
     with desk.engine.connect() as connection:
