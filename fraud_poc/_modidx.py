@@ -2446,6 +2446,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                       'fraud_poc/ops/model_page.py'),
                                           'fraud_poc.ops.model_page.calibration_section': ( 'model_page.html#calibration_section',
                                                                                             'fraud_poc/ops/model_page.py'),
+                                          'fraud_poc.ops.model_page.currency_of': ( 'model_page.html#currency_of',
+                                                                                    'fraud_poc/ops/model_page.py'),
                                           'fraud_poc.ops.model_page.evaluation_of': ( 'model_page.html#evaluation_of',
                                                                                       'fraud_poc/ops/model_page.py'),
                                           'fraud_poc.ops.model_page.feature_groups': ( 'model_page.html#feature_groups',

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROCESS', 'ABOUT', 'METRICS', 'VALIDATION', 'COSTS', 'RULE_TITLES', 'ACTION_ROWS', 'LIMITS', 'STEPS',
            'markdown_table', 'number_cell', 'share_text', 'interval_text', 'purpose_section', 'windows_section',
-           'evaluation_of', 'windows_in_words', 'feature_groups', 'features_section', 'metrics_section', 'frozen_cost',
-           'tuning_section', 'calibration_section', 'policy_section', 'money_tables', 'bands_section',
+           'evaluation_of', 'currency_of', 'windows_in_words', 'feature_groups', 'features_section', 'metrics_section',
+           'frozen_cost', 'tuning_section', 'calibration_section', 'policy_section', 'money_tables', 'bands_section',
            'summary_section', 'next_steps_section', 'hashes_section', 'model_page', 'write_model_page']
 
 # %% ../../nbs/83_model_page.ipynb #c003
@@ -100,6 +100,11 @@ def windows_section(bundle: Bundle) -> str:
 def evaluation_of(bundle: Bundle) -> dict:
     "The evaluation in the bundle: what was measured on the test days."
     return json.loads((bundle.folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def currency_of(bundle: Bundle) -> str:
+    "The currency of the domain, as the settings of the model name it."
+    return bundle.manifest["settings"]["domain"]["currency"]
 
 # %% ../../nbs/83_model_page.ipynb #c017
 ABOUT = THEMES | {"other": "other"}
@@ -266,16 +271,14 @@ def policy_section(bundle: Bundle) -> str:
     rule = bundle.policy
     sections = [
         markdown_table(
-            [f"assumption, amounts in {bundle.manifest['settings']['domain']['currency']}", "value"],
+            [f"assumption, amounts in {currency_of(bundle)}", "value"],
             [[COSTS.get(name, name), f"{value:g}"] for name, value in rule.costs.items()],
         ),
         f"Each event gets the action that is expected to cost least. As there are {rule.capacity} reviews a day, a review must be expected "
         f"to save at least {number_cell(rule.review_over, 2)}, and a block {number_cell(rule.block_over, 2)}: both were chosen on the cost curve of the "
         "validation days.",
     ]
-    return "\n\n".join(
-        [*sections, money_tables(evaluation_of(bundle).get("money"), bundle.manifest["settings"]["domain"]["currency"])]
-    )
+    return "\n\n".join([*sections, money_tables(evaluation_of(bundle).get("money"), currency_of(bundle))])
 
 # %% ../../nbs/83_model_page.ipynb #c029
 RULE_TITLES = {
@@ -341,7 +344,7 @@ def bands_section(bundle: Bundle) -> str:
 # %% ../../nbs/83_model_page.ipynb #n002
 def summary_section(bundle: Bundle) -> str:
     "What the policy did on the test days, in five plain lines."
-    found, currency = evaluation_of(bundle).get("money"), bundle.manifest["settings"]["domain"]["currency"]
+    found, currency = evaluation_of(bundle).get("money"), currency_of(bundle)
     if not found:
         return "No event of the test days is resolved, so nothing is known of what the policy does."
     acted, days = found["actions"], found["days"]
