@@ -104,6 +104,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                        'fraud_poc/core/events.py'),
                                        'fraud_poc.core.events.LabelReader.of': ('events.html#labelreader.of', 'fraud_poc/core/events.py'),
                                        'fraud_poc.core.events._shift': ('events.html#_shift', 'fraud_poc/core/events.py'),
+                                       'fraud_poc.core.events.ascii_lower': ('events.html#ascii_lower', 'fraud_poc/core/events.py'),
                                        'fraud_poc.core.events.checked_text': ('events.html#checked_text', 'fraud_poc/core/events.py'),
                                        'fraud_poc.core.events.clock_shift': ('events.html#clock_shift', 'fraud_poc/core/events.py'),
                                        'fraud_poc.core.events.folded': ('events.html#folded', 'fraud_poc/core/events.py'),

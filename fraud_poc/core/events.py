@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MISSING', 'EMPTY_TEXT', 'WHOLE_TEXT', 'TRUTHS', 'FORMS', 'Clock', 'CLOCK_SHIFT', 'PERSON', 'KEY', 'COMMAND_LINE',
            'WAITED', 'UNPRINTED', 'UNRESOLVED', 'LEGITIMATE', 'FRAUD', 'YES', 'NO', 'hasher', 'key_of', 'occurrence_of',
-           'folded', 'missing_words', 'is_missing', 'one_ip', 'one_text', 'IdentityRule', 'identity_rule', 'join_id',
-           'minor_units', 'clock_shift', 'system_clock', 'Actor', 'checked_text', 'label_words', 'text_of',
-           'LabelReader', 'yes_or_no', 'no_fraud_note']
+           'ascii_lower', 'folded', 'missing_words', 'is_missing', 'one_ip', 'one_text', 'IdentityRule',
+           'identity_rule', 'join_id', 'minor_units', 'clock_shift', 'system_clock', 'Actor', 'checked_text',
+           'label_words', 'text_of', 'LabelReader', 'yes_or_no', 'no_fraud_note']
 
 # %% ../../nbs/01_events.ipynb #c003
 import hashlib
@@ -65,10 +65,14 @@ EMPTY_TEXT = frozenset([""])  # what is missing in any domain
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
+def ascii_lower(text: str) -> str:
+    "A text with its letters A to Z in lower case, as Arrow and databases do it."
+    return text.lower() if text.isascii() else text.translate(_LOWER)
+
+
 def folded(text: str) -> str:
     "A text without blanks around it, its letters A to Z in lower case: what Arrow does to a column."
-    text = text.strip(BLANKS)
-    return text.lower() if text.isascii() else text.translate(_LOWER)
+    return ascii_lower(text.strip(BLANKS))
 
 
 def missing_words(columns: ColumnsSection) -> frozenset[str]:

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ..core.database import signed
-from ..core.events import UNRESOLVED, checked_text, key_of, one_text
+from ..core.events import UNRESOLVED, ascii_lower, checked_text, key_of, one_text
 from ..core.settings import Settings
 from .tables import MS_PER_DAY, cases, decisions, folded_id, labels, links, notes
 
@@ -124,10 +124,7 @@ def _entity_matches(context: QueryContext, value: str, limit: int) -> list[sa.Se
 
 
 def _id_matches(value: str, limit: int) -> list[sa.Select]:
-    folded, column = (
-        value.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass"),
-        folded_id(decisions.c.order_id),
-    )
+    folded, column = ascii_lower(value), folded_id(decisions.c.order_id)
     exact = sa.select(decisions.c.id).where(column == folded).order_by(decisions.c.id.desc())
     begins = sa.select(decisions.c.id).where(column >= folded, column < folded + LAST_CHARACTER)
     return [exact.limit(limit), begins.order_by(column.desc(), decisions.c.id.desc()).limit(limit)]
