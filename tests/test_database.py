@@ -117,12 +117,12 @@ def test_migrations_go_back_and_forth(engine):
     assert is_current(engine)
 
 
-def test_many_open_an_empty_database_at_once(settings, database_url):
+def test_many_open_an_empty_database_at_once(settings, empty_database_url):
     engines, failed = [], []
 
     def open_it():
         try:
-            engines.append(open_database(settings, database_url))
+            engines.append(open_database(settings, empty_database_url))
         except Exception as error:
             failed.append(error)
 

@@ -6,6 +6,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import gettempdir
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -15,10 +16,10 @@ import pytest
 import sqlalchemy as sa
 from fastapi.routing import APIRoute, iter_route_contexts
 from setuptools import find_packages
-from support import desk_data, desk_server
+from support import databases, desk_data, desk_server
 
 from fraud_poc.core.audit import list_audit, record, verify_audit
-from fraud_poc.core.database import writing
+from fraud_poc.core.database import open_database, writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
 from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
@@ -37,12 +38,22 @@ def desk(tmp_path_factory):
     made.engine.dispose()
 
 
-@pytest.fixture
-def fresh(tmp_path, database_url):
+def filled(url: str) -> None:
+    "What `fresh` begins with."
+    settings = desk_server.make_settings(Path(gettempdir()))
+    engine = open_database(settings, url)
+    desk_server.fill(engine, settings, NOW, 500)
+    engine.dispose()
+
+
+@pytest.fixture(params=databases.KINDS)
+def fresh(request, new_databases, tmp_path):
     "A desk of one's own, in SQLite and in PostgreSQL."
-    made = desk_server.make_desk(tmp_path, NOW, 500, lambda: NOW, database_url)
-    yield made
-    made.engine.dispose()
+    with new_databases.copy(request.param, filled) as url:
+        settings = desk_server.make_settings(tmp_path)
+        engine = open_database(settings, url)
+        yield desk_server.serve_desk(settings, engine, NOW, lambda: NOW)
+        engine.dispose()
 
 
 class Browser:

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-from support.databases import empty_database, start_postgresql
 from support.scoring_worker import small_engine
 from support.waiting import STORE
 
@@ -208,12 +207,6 @@ def template(tmp_path_factory) -> Shop:
         )
         assert None not in told and {one.changed for one in told} == {False, True}
     return Shop(folder, rows[cuts[1] :], customer, mine, others)
-
-
-@pytest.fixture(scope="module")
-def postgresql():
-    with start_postgresql() as url:
-        yield url
 
 
 @pytest.fixture
@@ -744,19 +737,6 @@ def test_what_is_rejected(shop, monkeypatch):
 
 
 # --- the database -----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request):
-    'Address of an empty database; "" = SQLite in the folder.'
-    if request.param == "sqlite":
-        yield ""
-    else:
-        server = request.getfixturevalue("postgresql")
-        if server is None:
-            pytest.skip("there is no PostgreSQL")
-        with empty_database(server) as url:
-            yield url
 
 
 def rows_of_database(database: sa.Engine) -> dict[str, list[dict]]:

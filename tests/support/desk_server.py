@@ -105,23 +105,34 @@ def uncommitted(error: Exception):
     return writing
 
 
-def make_desk(
-    folder: Path, now: int | None = None, count: int = 2500, clock=system_clock, url: str = "", **more
-) -> SimpleNamespace:
-    "An app with a desk: app, engine, log, settings. Whoever makes it disposes of the engine."
-    settings = load_settings(
+def make_settings(folder: Path, **more):
+    return load_settings(
         ROOT / "config" / "orders.toml",
         {"batch.folder": str(folder), "database.url": "", "desk.login_attempts": 100} | more,
     )
-    engine = open_database(settings, url)
-    now = now or clock()
+
+
+def fill(engine: sa.Engine, settings, now: int, count: int) -> None:
+    "Decisions of the last days, and the accounts."
     if count:
         desk_data.fill(engine, settings, SECRET, now, count)
     for name, role in PEOPLE.items():
         new_account(engine, name, PASSWORD, role, "test", now)
+
+
+def serve_desk(settings, engine: sa.Engine, now: int, clock) -> SimpleNamespace:
+    "An app with a desk on a database that is filled: app, engine, log, settings, now."
     log, app = Log(engine, settings, clock), FastAPI()
     app.mount("/desk", create_desk(settings, engine, log, SECRET, clock))
     return SimpleNamespace(app=app, engine=engine, log=log, settings=settings, now=now)
+
+
+def make_desk(folder: Path, now: int | None = None, count: int = 2500, clock=system_clock, **more) -> SimpleNamespace:
+    "An app with a desk on a new database of SQLite. The caller disposes of the engine."
+    settings, now = make_settings(folder, **more), now or clock()
+    engine = open_database(settings)
+    fill(engine, settings, now, count)
+    return serve_desk(settings, engine, now, clock)
 
 
 @contextmanager
