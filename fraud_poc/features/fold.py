@@ -500,7 +500,7 @@ def _is_label(event):
     return event[LABEL_AT] >= 0 or event[PREVIOUS_AT] >= 0
 
 
-@inlined
+@inner
 def _step_one(plan, state, event, columns, features, data, vector, out):
     "Take an event or a label in; the flags, or -1 when the packed state is damaged. The state stays unseen when there is nothing to keep."
     if len(data) == 0:
