@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'MAX_TEXT', 'TOO_LONG', 'INTEGERS', 'NOT_FINITE', 'BELOW_MINIMUM', 'ABOVE_MAXIMUM', 'TOO_LARGE', 'ISO',
-           'ISO_TIME', 'EPOCH', 'UTC_EPOCH', 'NOT_ISO', 'FAR', 'TOO_EARLY', 'TOO_LATE', 'LIKE', 'DATE', 'InvalidValue',
-           'encodes', 'identity_text', 'number_text', 'finite', 'amount_units', 'nonexistent', 'iso_us', 'iso_ms',
-           'local_ms', 'date_ms', 'beyond_clock', 'number_pattern', 'plain_number', 'iso_text', 'Field', 'event_fields',
-           'FieldError', 'EventError', 'Event', 'digest_of', 'EventReader']
+           'ISO_TIME', 'EPOCH', 'UTC_EPOCH', 'NOT_ISO', 'ISO_DATE', 'FAR', 'TOO_EARLY', 'TOO_LATE', 'LIKE', 'DATE',
+           'InvalidValue', 'encodes', 'identity_text', 'number_text', 'finite', 'amount_units', 'nonexistent', 'iso_us',
+           'iso_ms', 'local_ms', 'day_end', 'date_ms', 'beyond_clock', 'number_pattern', 'plain_number', 'reads_clock',
+           'iso_text', 'Field', 'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of', 'EventReader']
 
 # %% ../../nbs/02_reading.ipynb #c003
 import hashlib
@@ -39,6 +39,7 @@ from fraud_poc.core.settings import (
     BLANKS,
     MAX_MINOR_UNITS,
     PLAIN_NUMBER,
+    UNITS_MS,
     InputSection,
     LimitsSection,
     Settings,
@@ -99,6 +100,8 @@ def number_text(value: bool | int | float | Decimal) -> str:
         if not INTEGERS[0] <= value <= INTEGERS[1]:
             raise InvalidValue("number does not fit in 64 bits", "int_parsing_size")
         return str(int(value))
+    if hasattr(value, "isoformat"):
+        raise InvalidValue("input is a date or a time, which has many texts: write it as text", "string_type")
     if type(value) is not float or not math.isfinite(value):
         raise InvalidValue("input should be text, a number or a truth value", "string_type")
     import pyarrow as pa  # writes the shortest text of a fraction, as it does for a column; few identities are fractions
@@ -195,6 +198,20 @@ def local_ms(ms: int, zone: ZoneInfo) -> int:
         raise InvalidValue(f"time {nonexistent(zone.key)}", "datetime_parsing")
     return seconds * 1000 + ms % 1000
 
+# %% ../../nbs/02_reading.ipynb #d003
+ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+
+def day_end(
+    text: str,  # "2025-03-01"
+    zone: ZoneInfo | None,  # None = UTC
+) -> int:  # UTC ms
+    "The last millisecond of a day; where the clocks skip it, that of 24 hours from the start of the day."
+    try:
+        return iso_ms(f"{text}T23:59:59.999", zone)
+    except InvalidValue:
+        return iso_ms(text, zone) + UNITS_MS["d"] - 1
+
 # %% ../../nbs/02_reading.ipynb #c030
 FAR = 10**14  # ms, the years -1199 to 5138: times beyond are cut to it, and lie outside of any limits
 TOO_EARLY, TOO_LATE = "is before limits.earliest", "is not before limits.latest"
@@ -248,19 +265,26 @@ DATE = re.compile(
 )
 
 
+@cache
+def reads_clock(pattern: str) -> bool:
+    "Whether a pattern of strptime tells one time of a day from another."
+    return EPOCH.strftime(pattern) != EPOCH.replace(hour=13, minute=14, second=15).strftime(pattern)
+
+
 def iso_text(
     text: str,
     date_format: str,  # of the section input
 ) -> str | None:  # None = it is no date as the settings spell it
-    "A date or time in ISO form; what the calendar says of it is up to who reads it."
+    "A date or time in ISO form, a date without a time as such; what the calendar says of it is up to who reads it."
     text = text.strip(BLANKS)
     if date_format == "iso":
         return text
     if date_format not in ("dayfirst", "monthfirst"):
         try:
-            return datetime.strptime(text, date_format).isoformat()
+            moment = datetime.strptime(text, date_format)
         except ValueError:
             return None
+        return moment.isoformat() if reads_clock(date_format) else moment.date().isoformat()
     found = DATE.fullmatch(text)
     if not found:
         return text if ISO_TIME.fullmatch(text) else None
@@ -270,9 +294,8 @@ def iso_text(
         return None
     hour = int(hour or 0) % 12 + 12 * (half in ("p", "P")) if half else int(hour or 0)
     century = "" if len(year) == 4 else "20" if int(year) < 69 else "19"  # as strptime takes %y
-    return (
-        f"{century}{year}-{int(month):02}-{int(day):02}T{hour:02}:{minute or '00'}:{seconds or '00'}.{fraction or '0'}"
-    )
+    iso = f"{century}{year}-{int(month):02}-{int(day):02}"
+    return f"{iso}T{hour:02}:{minute}:{seconds or '00'}.{fraction or '0'}" if minute else iso
 
 # %% ../../nbs/02_reading.ipynb #c033
 class Field(NamedTuple):
@@ -379,6 +402,14 @@ class EventReader:
         if ms > self.clock() + self.skew:
             raise InvalidValue(beyond_clock(self.settings), "datetime_future")
         return ms
+
+    def known_ms(self, field: Field, value: Any) -> int | None:
+        "When a label was known, UTC ms: by the end of the day where it is a date without a time; None = on this day, so now."
+        start = self.time_ms(field, value)
+        if type(value) is not str or not ISO_DATE.fullmatch(value):
+            return start
+        end, now = day_end(value, self.zone), self.clock()
+        return end if end <= now else None if start <= now else start
 
     def parse(
         self, fields: Iterable[Field], values: Iterable[Any]

@@ -39,7 +39,7 @@ from fsspec.spec import AbstractFileSystem
 
 from ..core.reading import BROKEN
 from ..core.settings import InputSection, Settings
-from .columns import is_text
+from .columns import NO_IDENTITY, is_identity, is_text
 
 # %% ../../nbs/12_readers.ipynb #c007
 ENDINGS = (".parquet", ".parq", ".pq", ".csv", ".csv.gz", ".tsv", ".tsv.gz")  # files that are taken from a folder
@@ -445,9 +445,9 @@ def misfit(
         if time_format == "iso":
             return "" if text or moment else iso
         return "" if number else f'numbers (columns.time_format = "{time_format}")'
-    if setting == "columns.id":
-        return "" if number or text or moment else "text or numbers"
-    return "" if number or text or moment or is_.is_boolean(kind) or is_.is_null(kind) else "text, numbers or booleans"
+    if setting == "labels.column":
+        return "" if moment or is_identity(kind) else "text, numbers or booleans"
+    return "" if is_identity(kind) else NO_IDENTITY
 
 # %% ../../nbs/12_readers.ipynb #c029
 def schema_of(source: Source, spelled: InputSection) -> pa.Schema:

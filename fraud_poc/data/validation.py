@@ -62,6 +62,7 @@ from fraud_poc.data.columns import (
     as_text,
     as_times,
     broken,
+    day_ends,
     is_text,
     one_chunk,
     utf8,
@@ -263,7 +264,8 @@ def parse_labels(
     ms, state = as_times(raw, settings.columns, settings.input)
     for check in time_checks(labels.time_column, raw, ms, state, settings, "label time", now):
         checks.append(check._replace(failed=check.failed & (label != UNRESOLVED)))
-    return ParsedLabels(label, pa.array(ms), checks, unlisted)
+    known = day_ends(raw, ms, settings.columns, settings.input, now)
+    return ParsedLabels(label, pa.array(known), checks, unlisted)
 
 # %% ../../nbs/13_validation.ipynb #c019
 UNLISTED_KEPT = 1_000  # values in none of the lists that are counted by name in one batch

@@ -59,7 +59,7 @@ def parse_csv(
                 row[name] = float(plain_number(row[name], spelled) or "")
             except ValueError:
                 raise ValueError(f"row {number}: {name} is {row[name]!r}, which is no number") from None
-        for name in times & row.keys() if spelled.date_format != "iso" else ():
+        for name in times & row.keys():
             row[name], given = iso_text(row[name], spelled.date_format), row[name]
             if row[name] is None:
                 raise ValueError(f"row {number}: {name} is {given!r}, no date as input.date_format says")

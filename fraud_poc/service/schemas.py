@@ -311,7 +311,10 @@ def label_models(reader: EventReader, now: int) -> tuple[type[BaseModel], type[B
         order=(identity, ...),
         fraud=(bool, ...),
         source=(Literal[tuple(SOURCES)], ...),
-        known=(when | None, Field(None, description="when it became known; null = now")),
+        known=(
+            when | None,
+            Field(None, description="when it became known; null = now; a date without a time = the end of that day"),
+        ),
         note=note,
     )
     position = Field(ge=0, le=2**63 - 1, description="in the log, from the answer to the assertion")
