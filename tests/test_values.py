@@ -805,13 +805,27 @@ def one_by_ingest(settings, folder, name, value):
     return (rows_of(settings, "events") or [{f"{name}": REFUSED, f"{name}_key": REFUSED}])[0], summary["rejected"]
 
 
-def one_by_service(settings, name, value, body=None):
-    "The same by the reader of `/score` and `/score/batch`; the log's copy of it is read back as `collect` does."
+def one_by_service(settings, name, value):
+    "The same by `/score` and `/score/batch`, which agree; the log's copy of it is read back as `collect` does."
     reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
     codec = Codec(reader)
-    fields = {key: item for key, item in (ONCE | {name: value}).items() if key != "outcome"}
-    event = codec.event(json.dumps(fields).encode())
+    body = json.dumps({key: item for key, item in (ONCE | {name: value}).items() if key != "outcome"}).encode()
+    whole, escaped = codec.items(b"[%b]" % body), codec.items(b"[%b,%b]" % (body, body.replace(b"w", b"\\u0077")))
+    event, *others = codec.event(body), *map(codec.item, [*whole, *escaped])
+    assert others == [event] * 3
     return event, texts_of(settings, event.body)
+
+
+def one_by_file(settings, folder, name, values, kind):
+    "Events of `score FILE`, in CSV, JSON Lines or a list of JSON."
+    reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
+    rows = [{key: item for key, item in (ONCE | {name: value}).items() if key != "outcome"} for value in values]
+    path = folder / f"score.{kind}"
+    if kind == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    return parse_events(read_raw_events(str(path), reader), reader)
 
 
 @pytest.mark.parametrize("column", ["who", "town"])
@@ -828,12 +842,8 @@ def test_one_identity_has_one_text_at_every_door(make, tmp_path, what, column):
         event, (_, kept) = one_by_service(settings, column, value)
         assert kept[column] == text or text is None, value
         keys.add(event.keys[column])
-    reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
-    for value in texts:  # `score FILE`
-        frame = pd.DataFrame([{key: item for key, item in (ONCE | {column: value}).items() if key != "outcome"}])
-        frame.to_csv(tmp_path / "score.csv", index=False)
-        (event,) = parse_events(read_raw_events(str(tmp_path / "score.csv"), reader), reader)
-        keys.add(event.keys[column])
+    for kind, given_as in (("csv", texts), ("jsonl", values), ("json", values)):
+        keys |= {event.keys[column] for event in one_by_file(settings, tmp_path, column, given_as, kind)}
     assert len(keys) == 1 and (0 in keys) == (text is None)
 
 
@@ -845,6 +855,8 @@ def test_one_id_has_one_text_at_every_door(make, tmp_path, what):
     for value in [*texts, *columns]:
         assert one_by_ingest(settings, tmp_path, "id", value)[0]["id"] == text
     found = [one_by_service(settings, "id", value)[0].id for value in values]
+    for kind, given_as in (("csv", texts), ("jsonl", values), ("json", values)):
+        found += [event.id for event in one_by_file(settings, tmp_path, "id", given_as, kind)]
     found += [read_label_change(reader, {"order": value, "fraud": True, "source": "analyst"}).order for value in values]
 
     def by_file(name):
@@ -910,6 +922,9 @@ def test_what_is_no_identity_is_refused_at_every_door(make, tmp_path, what, colu
         assert len(one_by_ingest(settings, tmp_path, column, given_as)[1]) == 1
     with pytest.raises(EventError, match="longer than 512 characters|not valid Unicode"):
         one_by_service(settings, column, value)
+    for kind in ("csv", "jsonl"):
+        with pytest.raises(ValueError, match="longer than 512 characters|not valid Unicode"):
+            one_by_file(settings, tmp_path, column, [value], kind)
 
 
 NORMALISED = {
@@ -938,6 +953,8 @@ def test_a_column_has_its_own_spelling(make, tmp_path, what):
         event, (_, kept) = one_by_service(settings, "who", value)
         keys.add(event.keys["who"])
         assert kept["who"] == text
+    for kind in ("csv", "jsonl"):
+        keys |= {event.keys["who"] for event in one_by_file(settings, tmp_path, "who", spellings, kind)}
     assert len(keys) == 1 and (0 in keys) == (text is None)
     assert build_table(settings).hash != build_table(make()).hash
 
@@ -1063,8 +1080,11 @@ def test_the_time_of_an_event_that_is_a_date_is_the_start_of_its_day(make, tmp_p
         assert one_by_ingest(make(columns={"timezone": "Europe/Paris"}), tmp_path, "at", value)[0]["time"] == (
             pd.Timestamp("2025-06-02T22:00Z")
         )
-    event, _ = one_by_service(make(columns={"timezone": "Europe/Paris"}), "at", "2025-06-03")
-    assert event.time == 1_748_901_600_000
+    settings = make(columns={"timezone": "Europe/Paris"})
+    events = [one_by_service(settings, "at", "2025-06-03")[0]]
+    for kind in ("csv", "jsonl"):
+        events += one_by_file(settings, tmp_path, "at", ["2025-06-03"], kind)
+    assert {event.time for event in events} == {1_748_901_600_000}
 
 
 # --- dates and times as identities ----------------------------------------------------------------------------------------------------------------
