@@ -5,21 +5,32 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'NO_IDENTITY', 'CSV_NUMBER', 'UNSPELLED', 'OFFSET', 'CHUNK', 'FIRST_US', 'EMPTY', 'UNREADABLE',
            'NONEXISTENT', 'AMBIGUOUS', 'keys_of', 'is_text', 'one_chunk', 'utf8', 'broken', 'without_missing',
-           'one_texts', 'is_identity', 'as_text', 'respelled', 'as_numbers', 'missing_markers', 'cast_times',
-           'read_one_by_one', 'parse_iso', 'to_ms', 'localise', 'iso_texts', 'as_times', 'whole_days', 'day_ends',
-           'as_labels']
+           'one_texts', 'is_identity', 'as_text', 'respelled', 'as_numbers', 'missing_markers', 'as_codes',
+           'all_in_base', 'cast_times', 'read_one_by_one', 'parse_iso', 'to_ms', 'localise', 'iso_texts', 'as_times',
+           'whole_days', 'day_ends', 'as_labels']
 
 # %% ../../nbs/11_columns.ipynb #c003
 import codecs
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..core.events import EMPTY_TEXT, MISSING, UNRESOLVED, LabelReader, is_missing, missing_words, one_text
+from fraud_poc.core.events import (
+    EMPTY_TEXT,
+    MISSING,
+    UNRESOLVED,
+    Conversion,
+    LabelReader,
+    currency_code,
+    in_base,
+    is_missing,
+    missing_words,
+    one_text,
+)
 from ..core.reading import BROKEN, FAR, ISO, ISO_DATE, InvalidValue, iso_text, iso_us, plain_number
 from ..core.settings import BLANKS, UNITS_MS, ColumnsSection, InputSection
 
@@ -202,6 +213,30 @@ def missing_markers(
     if len(rows) and is_text(values.type):
         found[rows] = without_missing(values.take(pa.array(rows)), missing).is_null().to_numpy(zero_copy_only=False)
     return found
+
+# %% ../../nbs/11_columns.ipynb #d005
+def as_codes(
+    values: pa.Array | pa.ChunkedArray,  # n currencies
+    missing: frozenset[str],  # texts that stand for a missing value
+) -> pa.Array:  # n texts; null where missing
+    "A column of codes of currencies."
+    coded = as_text(values, missing, ("trim",)).dictionary_encode()
+    return pa.array([currency_code(text) for text in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
+
+
+def all_in_base(
+    amount: np.ndarray,  # (n,) float64, major units of their currencies
+    codes: pa.Array,  # n codes, from `as_codes`
+    declared: Mapping[str, Conversion],  # by code
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (n,) float64, major units of the base currency; (n,) bool: the currency is declared
+    "`in_base` of a column."
+    converted, known = amount.copy(), np.zeros(len(amount), bool)
+    for code, how in declared.items():
+        rows = pc.fill_null(pc.equal(codes, code), False).to_numpy(zero_copy_only=False)
+        converted[rows], known = in_base(amount[rows], how), known | rows
+    return converted, known
 
 # %% ../../nbs/11_columns.ipynb #c027
 OFFSET = r":.*(Z|[+-]\d\d(:?\d\d)?)$|[T ]\d\d(Z|[+-]\d\d(:?\d\d)?)$"  # an ISO time that names its offset
