@@ -1105,7 +1105,7 @@ def test_a_date_or_time_is_no_identity_at_any_door(make, tmp_path, what, column)
     settings = make()
     with pytest.raises(ValueError, match=f"column '{column}' .* should hold text, numbers or booleans .* but holds"):
         one_by_ingest(settings, tmp_path, column, MOMENTS[what])
-    with pytest.raises(ValueError, match="an identity should be text"):
+    with pytest.raises(ValueError, match="identities should be text"):
         as_text(MOMENTS[what], forms=())
     if column != "id":
         return

@@ -39,7 +39,7 @@ from fsspec.spec import AbstractFileSystem
 
 from ..core.reading import BROKEN
 from ..core.settings import InputSection, Settings
-from .columns import NO_IDENTITY, is_identity, is_text
+from .columns import is_text, not_identities
 
 # %% ../../nbs/12_readers.ipynb #c007
 ENDINGS = (".parquet", ".parq", ".pq", ".csv", ".csv.gz", ".tsv", ".tsv.gz")  # files that are taken from a folder
@@ -447,8 +447,8 @@ def misfit(
             return "" if text or moment else iso
         return "" if number else f'numbers (columns.time_format = "{time_format}")'
     if setting == "labels.column":
-        return "" if moment or is_identity(kind) else "text, numbers or booleans"
-    return "" if is_identity(kind) else NO_IDENTITY
+        return "" if moment else not_identities(kind)
+    return not_identities(kind)
 
 # %% ../../nbs/12_readers.ipynb #c029
 def schema_of(source: Source, spelled: InputSection) -> pa.Schema:
@@ -542,4 +542,4 @@ def currency_columns(
         return []
     schema = schema_of(source, settings.input)
     found = [name for name in schema.names if CURRENCY.fullmatch(name) and schema.names.count(name) == 1]
-    return [name for name in found if is_identity(schema.field(name).type)]
+    return [name for name in found if not not_identities(schema.field(name).type)]
