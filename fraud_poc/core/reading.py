@@ -6,9 +6,9 @@
 __all__ = ['BROKEN', 'MAX_TEXT', 'TOO_LONG', 'INTEGERS', 'NOT_FINITE', 'BELOW_MINIMUM', 'ABOVE_MAXIMUM', 'TOO_LARGE',
            'NOT_DECLARED', 'ISO', 'ISO_TIME', 'EPOCH', 'UTC_EPOCH', 'NOT_ISO', 'ISO_DATE', 'FAR', 'TOO_EARLY',
            'TOO_LATE', 'LIKE', 'DATE', 'InvalidValue', 'encodes', 'identity_text', 'number_text', 'finite',
-           'declared_currency', 'amount_units', 'nonexistent', 'iso_us', 'iso_ms', 'local_ms', 'day_end', 'date_ms',
-           'beyond_clock', 'number_pattern', 'plain_number', 'reads_clock', 'iso_text', 'Field', 'event_fields',
-           'FieldError', 'EventError', 'Event', 'digest_of', 'EventReader']
+           'declared_currency', 'amount_units', 'base_units', 'nonexistent', 'iso_us', 'iso_ms', 'local_ms', 'day_end',
+           'date_ms', 'beyond_clock', 'number_pattern', 'plain_number', 'reads_clock', 'iso_text', 'Field',
+           'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of', 'EventReader']
 
 # %% ../../nbs/02_reading.ipynb #c003
 import hashlib
@@ -171,6 +171,19 @@ def amount_units(
     if abs(units) > MAX_MINOR_UNITS:
         raise InvalidValue(TOO_LARGE, "less_than_equal")
     return units
+
+
+def base_units(
+    value: Any,  # major units of its currency
+    parsed: Mapping[str, Any],  # fields that were read before, the currency among them if it could be read
+    settings: Settings,
+    declared: Mapping[str, Conversion],  # by code
+) -> int:  # minor units of the base currency; of no meaning where the currency could not be read
+    "An amount of an event, which may be in another currency; raises `InvalidValue`."
+    code = parsed.get(settings.columns.currency)
+    if declared and code is None:
+        return int(finite(value, "amount"))  # the event is rejected for its currency
+    return amount_units(value, settings, declared.get(code))
 
 # %% ../../nbs/02_reading.ipynb #c020
 ISO = r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{1,9})?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?"
@@ -438,12 +451,6 @@ class EventReader:
         end, now = day_end(value, self.zone), self.clock()
         return end if end <= now else None if start <= now else start
 
-    def units(self, value: Any, code: str | None) -> int:
-        "An amount in minor units of the base currency; a currency that could not be read leaves it unconverted."
-        if self.conversions and code is None:
-            return int(finite(value, "amount"))  # the event is rejected for its currency, or has none yet
-        return amount_units(value, self.settings, self.conversions.get(code))
-
     def parse(
         self, fields: Iterable[Field], values: Iterable[Any]
     ) -> tuple[dict[str, str | int | None], list[FieldError]]:  # field -> text, minor units or UTC ms; errors
@@ -457,7 +464,7 @@ class EventReader:
                 elif part == "currency":
                     parsed[name] = declared_currency(value, self.conversions, self.missing)
                 elif part == "amount":
-                    parsed[name] = self.units(value, parsed.get(self.settings.columns.currency))
+                    parsed[name] = base_units(value, parsed, self.settings, self.conversions)
                 else:
                     parsed[name] = self.time_ms(field, value)
             except InvalidValue as error:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNITS_MS', 'BLANKS', 'PLAIN_NUMBER', 'MAX_MINOR_UNITS', 'ENVIRONMENT', 'RENAMED', 'DEFAULTS', 'WORDS', 'duration_ms',
-           'plain_value', 'reads_dates', 'Section', 'DomainSection', 'InputSection', 'Currency', 'ColumnsSection',
-           'LabelsSection', 'LimitsSection', 'FeaturesSection', 'BatchSection', 'SampleSection', 'TrainingSection',
-           'ModelSection', 'AcceptanceSection', 'LiveSection', 'ServiceSection', 'PolicySection', 'DatabaseSection',
-           'DeskSection', 'FeedSection', 'Settings', 'nearest_setting', 'read_settings', 'load_settings',
-           'validation_lines', 'effective_settings']
+           'plain_value', 'reads_dates', 'Section', 'DomainSection', 'InputSection', 'Currency', 'ratio_of',
+           'ColumnsSection', 'LabelsSection', 'LimitsSection', 'FeaturesSection', 'BatchSection', 'SampleSection',
+           'TrainingSection', 'ModelSection', 'AcceptanceSection', 'LiveSection', 'ServiceSection', 'PolicySection',
+           'DatabaseSection', 'DeskSection', 'FeedSection', 'Settings', 'nearest_setting', 'read_settings',
+           'load_settings', 'validation_lines', 'effective_settings']
 
 # %% ../../nbs/00_settings.ipynb #c003
 import difflib
@@ -115,6 +115,17 @@ class Currency(Section):
     decimals: int = Field(ge=0, le=6)  # minor units: 2 = cents
     rate: str = Field(pattern=r"^\d+(\.\d+)?$")  # of one major unit, in major units of the base currency
 
+
+def ratio_of(code: str, one: Currency, decimals: int) -> Fraction:
+    "Minor units of a base currency with some decimals for one minor unit of a currency; `ValueError` when no conversion is exact with it."
+    ratio = Fraction(one.rate) * Fraction(10) ** (decimals - one.decimals)
+    if ratio > 0 and max(ratio.numerator, ratio.denominator) < 2**31:
+        return ratio
+    raise ValueError(
+        f"columns.currencies: the rate {one.rate!r} of {code} must be above zero and have at most about nine digits, "
+        "those after the point included: round it"
+    )
+
 # %% ../../nbs/00_settings.ipynb #c011
 class ColumnsSection(Section):
     "Names of the raw columns and how to read them."
@@ -150,10 +161,7 @@ class ColumnsSection(Section):
     @property
     def ratios(self) -> dict[str, Fraction]:
         "By code of a currency, how many minor units of the base currency one minor unit of it is."
-        minor = Fraction(10)
-        return {
-            code: Fraction(one.rate) * minor ** (self.decimals - one.decimals) for code, one in self.currencies.items()
-        }
+        return {code: ratio_of(code, one, self.decimals) for code, one in self.currencies.items()}
 
     @property
     def tick_ms(self) -> float | None:
@@ -206,12 +214,8 @@ class ColumnsSection(Section):
             raise ValueError(
                 f"columns.currency {self.currency!r} is the time or in the id, too: copy it under another name"
             )
-        for code, ratio in self.ratios.items():
-            if not 0 < ratio or max(ratio.numerator, ratio.denominator) >= 2**31:
-                raise ValueError(
-                    f"columns.currencies: the rate {self.currencies[code].rate!r} of {code} must be above zero and have at most "
-                    "about nine digits, those after the point included: round it"
-                )
+        for code, one in self.currencies.items():
+            ratio_of(code, one, self.decimals)
         return self
 
     @model_validator(mode="after")
