@@ -549,7 +549,11 @@ def test_columns_that_do_not_fit(make, tmp_path):
         ("at", pa.array([True]), "timestamps or ISO text"),
         ("at", pa.array([5]), "set epoch_s or epoch_ms"),
         ("who", pa.array([["w"]]), "should hold text, numbers or booleans, but holds list"),
-        ("id", pa.array([False]), "should hold text or numbers, but holds bool"),
+        (
+            "id",
+            pa.array([1], pa.date64()),
+            "write a date or time as text, the same that it is elsewhere), but holds date32",
+        ),
     ]:
         pq.write_table(pa.table(fine | {name: column}), tmp_path / "in/b.parquet")
         with pytest.raises(ValueError) as error:

@@ -2,7 +2,6 @@
 
 import json
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -182,29 +181,6 @@ def test_a_date_in_another_spelling_is_no_date(payments, tmp_path, at):
     (tmp_path / "bank.csv").write_bytes(table([at, *FRANCE[1:]], AMOUNTS))
     done = as_json("ingest", *payments, *options({"date_format": "dayfirst"}), "--input", tmp_path / "bank.csv")
     assert done["rejected"] == {'time is not a date as input.date_format = "dayfirst" says': 1} and done["events"] == 2
-
-
-# --- currencies ---------------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name, values, told",
-    [
-        ("currency", ["EUR", "JPY", "EUR"], "'currency' of in.{kind} holds several currencies (EUR, JPY)"),
-        ("Transaction_Currency_Code", ["eur", "USD", "gbp"], "(EUR, GBP, USD)"),
-        ("ccy", ["EUR", "JPY", ""], "(EUR, JPY)"),
-        ("currency", ["EUR", " eur", ""], ""),
-        ("concurrency", ["1", "2", "3"], ""),
-    ],
-)
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_amounts_in_several_currencies_are_told(payments, tmp_path, kind, name, values, told):
-    made = [(*row[:3], float(row[3]), row[4], value or None) for row, value in zip(PLAIN, values)]
-    frame = pd.DataFrame(made, columns=[*HEAD, name])
-    path = tmp_path / f"in.{kind}"
-    frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path, index=False)
-    note = as_json("ingest", *payments, "--input", path)["note"]
-    assert told.format(kind=kind) in note and ("added as they stand" in note) == bool(told)
 
 
 # --- times that are numbers ---------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from datetime import date
 
 import pandas as pd
 import pyarrow as pa
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from support import house
 
 from fraud_poc.core.events import Actor, LabelReader, folded, is_missing, join_id, label_words, missing_words, one_text
-from fraud_poc.core.reading import EventError, EventReader
+from fraud_poc.core.reading import EventError, EventReader, InvalidValue
 from fraud_poc.core.settings import Settings, load_settings
-from fraud_poc.data.columns import as_labels, one_texts, without_missing
+from fraud_poc.data.columns import NONEXISTENT, as_labels, as_text, as_times, day_ends, one_texts, without_missing
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting, write_waiting
 from fraud_poc.data.validation import UNLISTED, bulk_of, id_checks
@@ -24,7 +25,7 @@ from fraud_poc.features.label_history import LabelHistory
 from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import texts_of
 from fraud_poc.live.label_files import file_changes
-from fraud_poc.live.labels import LabelAssertion, LabelledEvent, check_label_change, read_label_change
+from fraud_poc.live.labels import LabelAssertion, LabelledEvent, check_label_change, known_field, read_label_change
 from fraud_poc.live.predict import parse_events, read_raw_events
 from fraud_poc.model.dataset import last_known, log_until
 from fraud_poc.service.schemas import Codec, missing_pattern
@@ -804,13 +805,27 @@ def one_by_ingest(settings, folder, name, value):
     return (rows_of(settings, "events") or [{f"{name}": REFUSED, f"{name}_key": REFUSED}])[0], summary["rejected"]
 
 
-def one_by_service(settings, name, value, body=None):
-    "The same by the reader of `/score` and `/score/batch`; the log's copy of it is read back as `collect` does."
+def one_by_service(settings, name, value):
+    "The same by `/score` and `/score/batch`, which agree; the log's copy of it is read back as `collect` does."
     reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
     codec = Codec(reader)
-    fields = {key: item for key, item in (ONCE | {name: value}).items() if key != "outcome"}
-    event = codec.event(json.dumps(fields).encode())
+    body = json.dumps({key: item for key, item in (ONCE | {name: value}).items() if key != "outcome"}).encode()
+    whole, escaped = codec.items(b"[%b]" % body), codec.items(b"[%b,%b]" % (body, body.replace(b"w", b"\\u0077")))
+    event, *others = codec.event(body), *map(codec.item, [*whole, *escaped])
+    assert others == [event] * 3
     return event, texts_of(settings, event.body)
+
+
+def one_by_file(settings, folder, name, values, kind):
+    "Events of `score FILE`, in CSV, JSON Lines or a list of JSON."
+    reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
+    rows = [{key: item for key, item in (ONCE | {name: value}).items() if key != "outcome"} for value in values]
+    path = folder / f"score.{kind}"
+    if kind == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    return parse_events(read_raw_events(str(path), reader), reader)
 
 
 @pytest.mark.parametrize("column", ["who", "town"])
@@ -827,12 +842,8 @@ def test_one_identity_has_one_text_at_every_door(make, tmp_path, what, column):
         event, (_, kept) = one_by_service(settings, column, value)
         assert kept[column] == text or text is None, value
         keys.add(event.keys[column])
-    reader = EventReader(settings, hash_secret(settings.batch.folder), clock=lambda: NOW)
-    for value in texts:  # `score FILE`
-        frame = pd.DataFrame([{key: item for key, item in (ONCE | {column: value}).items() if key != "outcome"}])
-        frame.to_csv(tmp_path / "score.csv", index=False)
-        (event,) = parse_events(read_raw_events(str(tmp_path / "score.csv"), reader), reader)
-        keys.add(event.keys[column])
+    for kind, given_as in (("csv", texts), ("jsonl", values), ("json", values)):
+        keys |= {event.keys[column] for event in one_by_file(settings, tmp_path, column, given_as, kind)}
     assert len(keys) == 1 and (0 in keys) == (text is None)
 
 
@@ -841,9 +852,11 @@ def test_one_id_has_one_text_at_every_door(make, tmp_path, what):
     text, texts, values, columns = IDENTITIES[what]
     settings = make()
     reader = EventReader(settings, bytes(32), clock=lambda: NOW)
-    for value in [*texts, *[column for column in columns if column.type != pa.bool_()]]:
+    for value in [*texts, *columns]:
         assert one_by_ingest(settings, tmp_path, "id", value)[0]["id"] == text
     found = [one_by_service(settings, "id", value)[0].id for value in values]
+    for kind, given_as in (("csv", texts), ("jsonl", values), ("json", values)):
+        found += [event.id for event in one_by_file(settings, tmp_path, "id", given_as, kind)]
     found += [read_label_change(reader, {"order": value, "fraud": True, "source": "analyst"}).order for value in values]
 
     def by_file(name):
@@ -909,6 +922,9 @@ def test_what_is_no_identity_is_refused_at_every_door(make, tmp_path, what, colu
         assert len(one_by_ingest(settings, tmp_path, column, given_as)[1]) == 1
     with pytest.raises(EventError, match="longer than 512 characters|not valid Unicode"):
         one_by_service(settings, column, value)
+    for kind in ("csv", "jsonl"):
+        with pytest.raises(ValueError, match="longer than 512 characters|not valid Unicode"):
+            one_by_file(settings, tmp_path, column, [value], kind)
 
 
 NORMALISED = {
@@ -937,6 +953,8 @@ def test_a_column_has_its_own_spelling(make, tmp_path, what):
         event, (_, kept) = one_by_service(settings, "who", value)
         keys.add(event.keys["who"])
         assert kept["who"] == text
+    for kind in ("csv", "jsonl"):
+        keys |= {event.keys["who"] for event in one_by_file(settings, tmp_path, "who", spellings, kind)}
     assert len(keys) == 1 and (0 in keys) == (text is None)
     assert build_table(settings).hash != build_table(make()).hash
 
@@ -956,3 +974,150 @@ def test_one_text_and_a_column_of_it_agree(text, forms):
     if text.isprintable():
         found = one_text(text, forms)
         assert one_texts(pa.array([text]), forms).to_pylist() == [found] and one_text(found, forms) == found
+
+
+# --- dates without a time -------------------------------------------------------------------------------------------------------------------------
+
+TODAY = "2025-10-09"  # of NOW, at 08:53:20Z
+# written, time zone -> when the label was known; a text with the settings of input that it needs
+DATES = {
+    "a day": ("2025-06-03", "UTC", "2025-06-03T23:59:59.999Z"),
+    "a day of Paris": ("2025-06-03", "Europe/Paris", "2025-06-03T21:59:59.999Z"),
+    "a day of 23 hours": ("2025-03-30", "Europe/Paris", "2025-03-30T21:59:59.999Z"),
+    "a day of 25 hours": ("2024-10-27", "Europe/Paris", "2024-10-27T22:59:59.999Z"),
+    "today": (TODAY, "UTC", None),
+    "today in Paris": (TODAY, "Europe/Paris", None),
+    "a moment": ("2025-06-03T00:00:00", "Europe/Paris", "2025-06-02T22:00:00Z"),
+    "a moment with an offset": ("2025-06-03T00:00Z", "Europe/Paris", "2025-06-03T00:00:00Z"),
+}
+
+
+def known_settings(make, name, **changes):
+    return make(name, labels={"time_column": "known", "delay": ""}, **changes)
+
+
+def known_in_log(settings, place, labels=""):
+    summary = ingest(settings, place, labels, clock=lambda: NOW)
+    assert not summary["rejected"] and summary["labels_clamped"] == 0
+    waiting = read_waiting(settings.batch.folder, read_manifest(settings.batch.folder)).to_pylist()
+    logged = [int(pd.Timestamp(row["known"]).timestamp() * 1000) for row in rows_of(settings, "labels")]
+    return [*logged, *(row["known"] for row in waiting)]
+
+
+def known_in_file(settings, path):
+    reader = EventReader(settings, bytes(32), clock=lambda: NOW)
+    return [NOW if item.known is None else item.known for _, item in file_changes(settings, reader, str(path), "file")]
+
+
+@pytest.mark.parametrize("what", DATES)
+def test_a_date_is_the_end_of_its_day_at_every_door(make, tmp_path, what):
+    "A label known on the day of its event is known at its end, and today now, whichever way the date is written."
+    text, zone, expected = DATES[what]
+    expected = int(pd.Timestamp(expected).timestamp() * 1000) if expected else NOW
+    at = pd.Timestamp(expected, unit="ms").isoformat(timespec="milliseconds") + "Z"
+    event = {"id": "e0", "at": at, "who": "w", "town": "t", "amount": 1.0}
+    event["at"] = (pd.Timestamp(at) - pd.Timedelta(minutes=1)).isoformat()
+    said, found = {"id": "e0", "outcome": 1, "known": text}, []
+    columns, day = {"timezone": zone}, len(text) == 10
+    frames = {"text.csv": text, "text.parquet": text}
+    if day:
+        frames |= {"date.parquet": pd.Timestamp(text).date()}
+    for number, (name, known) in enumerate(frames.items()):
+        labels = written(tmp_path / f"l-{name}", pd.DataFrame([said | {"known": known}]))
+        own = written(tmp_path / f"e-{name}", pd.DataFrame([event | said | {"known": known}]))
+        events = written(tmp_path / "events.csv", pd.DataFrame([event]))
+        found += known_in_log(known_settings(make, f"own{number}", columns=columns), own)
+        found += known_in_log(known_settings(make, f"apart{number}", columns=columns), events, labels)
+        found += known_in_file(known_settings(make, "file", columns=columns), labels)
+    for form in ("dayfirst", "%d.%m.%y") if day else ():
+        settings = known_settings(make, f"sheet-{form[-1]}", columns=columns, input={"date_format": form})
+        spelled = pd.Timestamp(text).strftime("%d.%m.%y")
+        labels = written(tmp_path / "sheet.csv", pd.DataFrame([said | {"known": spelled}]))
+        found += known_in_file(settings, labels)
+        events = written(tmp_path / "events.parquet", pd.DataFrame([event | {"at": pd.Timestamp(event["at"])}]))
+        found += known_in_log(settings, events, labels)
+    settings = known_settings(make, "live", columns=columns)
+    (tmp_path / "l.json").write_text(json.dumps(said))
+    found += known_in_file(settings, tmp_path / "l.json")
+    reader = EventReader(settings, bytes(32), clock=lambda: NOW)
+    one = read_label_change(reader, {"order": "e0", "fraud": True, "source": "analyst", "known": text})
+    found.append(NOW if one.known is None else one.known)
+    assert set(found) == {expected} and len(found) == (15 if day else 8)
+
+
+@given(
+    st.dates(date(1990, 1, 1), date(2026, 1, 1)),
+    st.sampled_from(
+        ["UTC", "Europe/Paris", "America/Sao_Paulo", "Asia/Pyongyang", "Australia/Lord_Howe", "Asia/Kolkata"]
+    ),
+)
+def test_the_end_of_a_day_is_one_in_both_paths(root, day, zone):
+    settings = load_settings(
+        root / "config" / "orders.toml", {"columns.timezone": zone, "limits.earliest": "1980-01-01"}
+    )
+    reader, field = EventReader(settings, bytes(32), clock=lambda: NOW), known_field(settings)
+    raw = pa.array([day.isoformat()])
+    ms, state = as_times(raw, settings.columns)
+    column = day_ends(raw, ms, settings.columns, now=NOW)[0]
+    if state[0] == NONEXISTENT or ms[0] > NOW + 3_600_000:
+        with pytest.raises(InvalidValue):
+            reader.known_ms(field, raw[0].as_py())
+        return
+    one = reader.known_ms(field, raw[0].as_py())
+    assert column == (NOW if one is None else one) and ms[0] <= column
+    assert column - ms[0] in {86_399_999 + minutes * 60_000 for minutes in (-60, -30, 0, 30, 60)} or column == NOW
+
+
+def test_a_label_of_today_is_sent_again_without_effect(make):
+    "It is known now, as one without a time, so the same body is the same assertion all day long."
+    reader = EventReader(make(), bytes(32), clock=lambda: NOW)
+    body = {"order": "e1", "fraud": True, "source": "chargeback"}
+    assert read_label_change(reader, body | {"known": TODAY}) == read_label_change(reader, body)
+
+
+def test_the_time_of_an_event_that_is_a_date_is_the_start_of_its_day(make, tmp_path):
+    for value in ("2025-06-03", pa.array(["2025-06-03"]).cast(pa.timestamp("s")).cast(pa.date32())):
+        assert one_by_ingest(make(columns={"timezone": "Europe/Paris"}), tmp_path, "at", value)[0]["time"] == (
+            pd.Timestamp("2025-06-02T22:00Z")
+        )
+    settings = make(columns={"timezone": "Europe/Paris"})
+    events = [one_by_service(settings, "at", "2025-06-03")[0]]
+    for kind in ("csv", "jsonl"):
+        events += one_by_file(settings, tmp_path, "at", ["2025-06-03"], kind)
+    assert {event.time for event in events} == {1_748_901_600_000}
+
+
+# --- dates and times as identities ----------------------------------------------------------------------------------------------------------------
+
+MOMENTS = {
+    "timestamp": pa.array([0]).cast(pa.timestamp("us")),
+    "timestamp with a zone": pa.array([0]).cast(pa.timestamp("ns", "UTC")),
+    "date": pa.array([0], pa.int32()).cast(pa.date32()),
+    "time": pa.array([0]).cast(pa.time64("us")),
+    "dictionary": pa.array([0]).cast(pa.timestamp("us")).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("what", MOMENTS)
+@pytest.mark.parametrize("column", ["who", "town", "id"])
+def test_a_date_or_time_is_no_identity_at_any_door(make, tmp_path, what, column):
+    "Programs write one moment in many ways: a typed one is refused, and text is the text that it is."
+    settings = make()
+    with pytest.raises(ValueError, match=f"column '{column}' .* should hold text, numbers or booleans .* but holds"):
+        one_by_ingest(settings, tmp_path, column, MOMENTS[what])
+    with pytest.raises(ValueError, match="identities should be text"):
+        as_text(MOMENTS[what], forms=())
+    if column != "id":
+        return
+    pq.write_table(pa.table({"id": MOMENTS[what], "fraud": ["1"]}), tmp_path / "labels.parquet")
+    reader = EventReader(settings, bytes(32), clock=lambda: NOW)
+    ((_, problems),) = file_changes(settings, reader, str(tmp_path / "labels.parquet"), Actor("file"))
+    assert [(one.name, "write it as text" in one.msg) for one in problems] == [("order", True)]
+
+
+@pytest.mark.parametrize("text", ["2025-03-03", "2025-03-03 00:00:00", "2025-03-03T00:00:00Z"])
+def test_a_date_as_text_is_that_text_at_every_door(make, tmp_path, text):
+    settings = make()
+    for value in (text, pa.array([text])):
+        assert one_by_ingest(settings, tmp_path, "who", value)[0]["who"] == text
+    assert one_by_service(settings, "who", text)[1][1]["who"] == text

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNITS_MS', 'BLANKS', 'PLAIN_NUMBER', 'MAX_MINOR_UNITS', 'ENVIRONMENT', 'RENAMED', 'DEFAULTS', 'WORDS', 'duration_ms',
-           'plain_value', 'reads_dates', 'Section', 'DomainSection', 'InputSection', 'ColumnsSection', 'LabelsSection',
-           'LimitsSection', 'FeaturesSection', 'BatchSection', 'SampleSection', 'TrainingSection', 'ModelSection',
-           'AcceptanceSection', 'LiveSection', 'ServiceSection', 'PolicySection', 'DatabaseSection', 'DeskSection',
-           'FeedSection', 'Settings', 'nearest_setting', 'read_settings', 'load_settings', 'validation_lines',
-           'effective_settings']
+           'plain_value', 'reads_dates', 'Section', 'DomainSection', 'InputSection', 'Currency', 'ratio_of',
+           'ColumnsSection', 'LabelsSection', 'LimitsSection', 'FeaturesSection', 'BatchSection', 'SampleSection',
+           'TrainingSection', 'ModelSection', 'AcceptanceSection', 'LiveSection', 'ServiceSection', 'PolicySection',
+           'DatabaseSection', 'DeskSection', 'FeedSection', 'Settings', 'nearest_setting', 'read_settings',
+           'load_settings', 'validation_lines', 'effective_settings']
 
 # %% ../../nbs/00_settings.ipynb #c003
 import difflib
@@ -16,9 +16,10 @@ import os
 import re
 import tomllib
 from datetime import UTC, date, datetime
+from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -86,6 +87,7 @@ class InputSection(Section):
     decimal: Literal[".", ","]  # between whole and fraction
     thousands: Literal["", ".", ",", " ", "'"]  # between groups of digits; "" = none
     date_format: str  # iso, dayfirst, monthfirst, or a pattern of strptime
+    one_currency: bool  # amounts are comparable as they stand, although a column names several currencies
 
     @model_validator(mode="after")
     def _readable(self):
@@ -106,6 +108,24 @@ class InputSection(Section):
             )
         return self
 
+# %% ../../nbs/00_settings.ipynb #d002
+class Currency(Section):
+    "A currency of the amounts."
+
+    decimals: int = Field(ge=0, le=6)  # minor units: 2 = cents
+    rate: str = Field(pattern=r"^\d+(\.\d+)?$")  # of one major unit, in major units of the base currency
+
+
+def ratio_of(code: str, one: Currency, decimals: int) -> Fraction:
+    "Minor units of a base currency with some decimals for one minor unit of a currency; `ValueError` when no conversion is exact with it."
+    ratio = Fraction(one.rate) * Fraction(10) ** (decimals - one.decimals)
+    if ratio > 0 and max(ratio.numerator, ratio.denominator) < 2**31:
+        return ratio
+    raise ValueError(
+        f"columns.currencies: the rate {one.rate!r} of {code} must be above zero and have at most about nine digits, "
+        "those after the point included: round it"
+    )
+
 # %% ../../nbs/00_settings.ipynb #c011
 class ColumnsSection(Section):
     "Names of the raw columns and how to read them."
@@ -118,6 +138,8 @@ class ColumnsSection(Section):
     timezone: str  # of times that carry none
     amount: str
     decimals: int = Field(ge=0, le=6)  # minor units: 2 = cents
+    currency: str  # column that names the currency of the amount; "" = all amounts are in one
+    currencies: dict[Annotated[str, Field(pattern=r"^[A-Z0-9]{3,8}$")], Currency]  # code -> decimals and rate
     entities: list[str] = Field(min_length=1)
     categories: list[str]
     missing_values: list[str]  # texts that stand for a missing value, beside an empty one
@@ -133,7 +155,13 @@ class ColumnsSection(Section):
     def meaning(self) -> dict[str, Any]:
         "What decides how columns are read; settings that came later are left out while they are empty, so that a hash over it stays."
         given = self.model_dump(exclude=None if self.time_format == "index" else {"time_unit", "time_start"})
-        return {name: value for name, value in given.items() if value or name not in ("normalise", "stand_ins")}
+        later = ("normalise", "stand_ins", "currency", "currencies")
+        return {name: value for name, value in given.items() if value or name not in later}
+
+    @property
+    def ratios(self) -> dict[str, Fraction]:
+        "By code of a currency, how many minor units of the base currency one minor unit of it is."
+        return {code: ratio_of(code, one, self.decimals) for code, one in self.currencies.items()}
 
     @property
     def tick_ms(self) -> float | None:
@@ -176,11 +204,28 @@ class ColumnsSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _declared(self):
+        if bool(self.currency) != bool(self.currencies):
+            raise ValueError(
+                "columns.currency goes with columns.currencies: name the column, and give each code its decimals and rate, "
+                'as in currencies = {EUR = {decimals = 2, rate = "1"}, JPY = {decimals = 0, rate = "0.0061"}}'
+            )
+        if self.currency in {*self.id, self.time}:
+            raise ValueError(
+                f"columns.currency {self.currency!r} is the time or in the id, too: copy it under another name"
+            )
+        for code, one in self.currencies.items():
+            ratio_of(code, one, self.decimals)
+        return self
+
+    @model_validator(mode="after")
     def _distinct(self):
-        names = [*self.hashed, self.amount]
+        names = [*self.hashed, self.amount, self.currency]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"column {twice[0]!r} is named twice among entities, categories and amount: name it once")
+            raise ValueError(
+                f"column {twice[0]!r} is named twice among entities, categories, amount and currency: name it once"
+            )
         for setting, allowed in (("normalise", {*self.id, *self.hashed}), ("stand_ins", {*self.hashed})):
             if strange := sorted(getattr(self, setting).keys() - allowed):
                 raise ValueError(f"columns.{setting} names {strange[0]!r}: use one of {', '.join(sorted(allowed))}")
@@ -479,6 +524,21 @@ class Settings(Section):
     desk: DeskSection
     feed: FeedSection
     sample: SampleSection | None = None  # only domains that can be generated have one
+
+    @model_validator(mode="after")
+    def _based(self):
+        columns, code = self.columns, self.domain.currency
+        if not columns.currency:
+            return self
+        if self.input.one_currency:
+            raise ValueError("columns.currency and input.one_currency contradict each other: leave one of them out")
+        base = columns.currencies.get(code)
+        if not base or float(base.rate) != 1 or base.decimals != columns.decimals:
+            raise ValueError(
+                f'domain.currency {code!r} is the base of columns.currencies, and must be listed there with rate = "1" and '
+                f"decimals = {columns.decimals}, as columns.decimals"
+            )
+        return self
 
     @model_validator(mode="after")
     def _named(self):

@@ -4,23 +4,35 @@
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'CSV_NUMBER', 'UNSPELLED', 'OFFSET', 'CHUNK', 'FIRST_US', 'EMPTY', 'UNREADABLE', 'NONEXISTENT',
-           'AMBIGUOUS', 'keys_of', 'is_text', 'one_chunk', 'utf8', 'broken', 'without_missing', 'one_texts', 'as_text',
-           'respelled', 'as_numbers', 'missing_markers', 'cast_times', 'read_one_by_one', 'parse_iso', 'to_ms',
-           'localise', 'as_times', 'as_labels']
+           'AMBIGUOUS', 'keys_of', 'is_text', 'one_chunk', 'utf8', 'broken', 'without_missing', 'one_texts',
+           'not_identities', 'as_text', 'respelled', 'as_numbers', 'missing_markers', 'as_codes', 'all_in_base',
+           'cast_times', 'read_one_by_one', 'parse_iso', 'to_ms', 'localise', 'iso_texts', 'as_times', 'whole_days',
+           'day_ends', 'as_labels']
 
 # %% ../../nbs/11_columns.ipynb #c003
 import codecs
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..core.events import EMPTY_TEXT, MISSING, UNRESOLVED, LabelReader, is_missing, missing_words, one_text
-from ..core.reading import BROKEN, FAR, ISO, InvalidValue, iso_text, iso_us, plain_number
-from ..core.settings import BLANKS, ColumnsSection, InputSection
+from fraud_poc.core.events import (
+    EMPTY_TEXT,
+    MISSING,
+    UNRESOLVED,
+    Conversion,
+    LabelReader,
+    currency_code,
+    in_base,
+    is_missing,
+    missing_words,
+    one_text,
+)
+from ..core.reading import BROKEN, FAR, ISO, ISO_DATE, InvalidValue, iso_text, iso_us, plain_number
+from ..core.settings import BLANKS, UNITS_MS, ColumnsSection, InputSection
 
 # %% ../../nbs/11_columns.ipynb #c007
 def keys_of(
@@ -116,13 +128,25 @@ def one_texts(
     return pc.replace_with_mask(text, chosen, distinct.take(coded.indices))
 
 # %% ../../nbs/11_columns.ipynb #c021
+def not_identities(kind: pa.DataType) -> str:  # "" = they are
+    "What a column of identities should hold instead of a type: dates and times have many texts, as each program writes them in its own way."
+    is_, kind = pa.types, kind.value_type if pa.types.is_dictionary(kind) else kind
+    number = is_.is_integer(kind) or is_.is_floating(kind) or is_.is_decimal(kind)
+    if number or is_text(kind) or is_.is_boolean(kind) or is_.is_null(kind):
+        return ""
+    hint = " (write a date or time as text, the same that it is elsewhere)" if is_.is_temporal(kind) else ""
+    return f"text, numbers or booleans{hint}"
+
+
 def as_text(
     values: pa.Array | pa.ChunkedArray,  # n values of any simple type
     missing: frozenset[str] = EMPTY_TEXT,  # texts that stand for a missing value, from `events.missing_words`
     forms: Sequence[str] | None = None,  # of columns.normalise; None = not an identity: the text as it stands
 ) -> pa.Array:  # n texts; null where missing or NaN
-    "A column as text, each identity as `one_text`."
+    "A column as text, each identity as `one_text`; `ValueError` for identities of a type that has no one text."
     values = one_chunk(values)
+    if forms is not None and (expected := not_identities(values.type)):
+        raise ValueError(f"identities should be {expected}, not {values.type}")
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_nan(values), None, values)
         whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**63))
@@ -187,6 +211,30 @@ def missing_markers(
     if len(rows) and is_text(values.type):
         found[rows] = without_missing(values.take(pa.array(rows)), missing).is_null().to_numpy(zero_copy_only=False)
     return found
+
+# %% ../../nbs/11_columns.ipynb #d005
+def as_codes(
+    values: pa.Array | pa.ChunkedArray,  # n currencies
+    missing: frozenset[str],  # texts that stand for a missing value
+) -> pa.Array:  # n texts; null where missing
+    "A column of codes of currencies."
+    coded = as_text(values, missing, ("trim",)).dictionary_encode()
+    return pa.array([currency_code(text) for text in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
+
+
+def all_in_base(
+    amount: np.ndarray,  # (n,) float64, major units of their currencies
+    codes: pa.Array,  # n codes, from `as_codes`
+    declared: Mapping[str, Conversion],  # by code
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (n,) float64, major units of the base currency; (n,) bool: the currency is declared
+    "`in_base` of a column."
+    converted, known = amount.copy(), np.zeros(len(amount), bool)
+    for code, how in declared.items():
+        rows = pc.fill_null(pc.equal(codes, code), False).to_numpy(zero_copy_only=False)
+        converted[rows], known = in_base(amount[rows], how), known | rows
+    return converted, known
 
 # %% ../../nbs/11_columns.ipynb #c027
 OFFSET = r":.*(Z|[+-]\d\d(:?\d\d)?)$|[T ]\d\d(Z|[+-]\d\d(:?\d\d)?)$"  # an ISO time that names its offset
@@ -273,6 +321,15 @@ def localise(
     return early.cast(pa.int64()).to_numpy(), state
 
 # %% ../../nbs/11_columns.ipynb #c031
+def iso_texts(values: pa.Array, columns: ColumnsSection, spelled: InputSection | None) -> pa.Array:
+    "Texts of times, trimmed and in ISO form as far as they are spelled as the settings say; null where empty."
+    text = pc.utf8_trim_whitespace(utf8(values))
+    text = pc.if_else(pc.equal(text, ""), None, text)
+    if spelled and spelled.date_format != "iso":
+        text = respelled(text, lambda value: iso_text(value, spelled.date_format), missing_words(columns))
+    return text
+
+
 def as_times(
     values: pa.Array | pa.ChunkedArray,  # n raw times
     columns: ColumnsSection,  # how to read them
@@ -287,10 +344,7 @@ def as_times(
         return np.rint(np.clip(np.where(bad, 0, ms), -FAR, FAR)).astype(np.int64), state
     values = one_chunk(values)
     if is_text(values.type):
-        values = pc.utf8_trim_whitespace(utf8(values))
-        values = pc.if_else(pc.equal(values, ""), None, values)
-        if spelled and spelled.date_format != "iso":
-            values = respelled(values, lambda value: iso_text(value, spelled.date_format), missing_words(columns))
+        values = iso_texts(values, columns, spelled)
         stamps, zoned = parse_iso(values)
     else:
         stamps, zoned = values, np.full(len(values), pa.types.is_timestamp(values.type) and values.type.tz is not None)
@@ -301,6 +355,43 @@ def as_times(
     if len(local) and columns.timezone != "UTC":
         ms[local], state[local] = localise(ms[local], columns.timezone)
     return ms, state
+
+# %% ../../nbs/11_columns.ipynb #d002
+def whole_days(
+    values: pa.Array,  # n raw times
+    columns: ColumnsSection,  # how to read them
+    spelled: InputSection | None = None,  # how texts are spelled; None = plainly
+) -> np.ndarray:  # (n,) bool
+    "Which times are dates without a time; numbers and timestamps never are."
+    if columns.time_format != "iso" or not (is_text(values.type) or pa.types.is_date(values.type)):
+        return np.zeros(len(values), bool)
+    if is_text(values.type):
+        values = pc.if_else(
+            pc.match_substring_regex(iso_texts(values, columns, spelled), f"^{ISO_DATE.pattern}$"), values, None
+        )
+    return values.is_valid().to_numpy(zero_copy_only=False)
+
+
+def day_ends(
+    values: pa.Array | pa.ChunkedArray,  # n raw times at which labels were known
+    ms: np.ndarray,  # (n,) int64 UTC ms, from `as_times` with the same settings
+    columns: ColumnsSection,
+    spelled: InputSection | None = None,
+    now: int | None = None,  # UTC ms; None = days are not cut off at the clock
+) -> np.ndarray:  # (n,) int64 UTC ms
+    "Dates without a time as the ends of their days, as `EventReader.known_ms` reads them, and now while a day lasts."
+    values = one_chunk(values)
+    rows = np.flatnonzero(whole_days(values, columns, spelled))
+    if not len(rows):
+        return ms
+    start, utc = ms[rows], columns.model_copy(update={"timezone": "UTC"})
+    end = as_times(values.take(pa.array(rows)), utc, spelled)[0] + UNITS_MS["d"] - 1  # local
+    if columns.timezone != "UTC":
+        end, state = localise(end, columns.timezone)
+        end = np.where(state == NONEXISTENT, start + UNITS_MS["d"] - 1, end)
+    known = ms.copy()
+    known[rows] = end if now is None else np.maximum(start, np.minimum(end, now))
+    return known
 
 # %% ../../nbs/11_columns.ipynb #c034
 def as_labels(

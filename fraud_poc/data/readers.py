@@ -9,7 +9,7 @@ __all__ = ['ENDINGS', 'FOREIGN', 'JSON_TEXT', 'PARQUET', 'SKIPPED_SHOWN', 'END',
            'text_encoding', 'csv_dialect', 'CleanUtf8', 'reading', 'reading_text', 'CsvFile', 'csv_file', 'numbered',
            'due_lines', 'read_csv', 'read_parquet', 'Scan', 'plan_scans', 'large_tables', 'read_scan', 'needed_columns',
            'misfit', 'schema_of', 'check_columns', 'likely_encoding', 'sample_rows', 'likely_separator',
-           'sample_values', 'several_currencies']
+           'currency_columns']
 
 # %% ../../nbs/12_readers.ipynb #c003
 import codecs
@@ -39,7 +39,7 @@ from fsspec.spec import AbstractFileSystem
 
 from ..core.reading import BROKEN
 from ..core.settings import InputSection, Settings
-from .columns import is_text
+from .columns import is_text, not_identities
 
 # %% ../../nbs/12_readers.ipynb #c007
 ENDINGS = (".parquet", ".parq", ".pq", ".csv", ".csv.gz", ".tsv", ".tsv.gz")  # files that are taken from a folder
@@ -422,6 +422,7 @@ def needed_columns(
     columns = [(name, "columns.id") for name in settings.columns.id]
     if not labels:
         columns += [(settings.columns.time, "columns.time"), (settings.columns.amount, "columns.amount")]
+        columns += [(settings.columns.currency, "columns.currency")]
         columns += [(name, "columns.entities") for name in settings.columns.entities]
         columns += [(name, "columns.categories") for name in settings.columns.categories]
     if labels or own:
@@ -445,9 +446,9 @@ def misfit(
         if time_format == "iso":
             return "" if text or moment else iso
         return "" if number else f'numbers (columns.time_format = "{time_format}")'
-    if setting == "columns.id":
-        return "" if number or text or moment else "text or numbers"
-    return "" if number or text or moment or is_.is_boolean(kind) or is_.is_null(kind) else "text, numbers or booleans"
+    if setting == "labels.column":
+        return "" if moment else not_identities(kind)
+    return not_identities(kind)
 
 # %% ../../nbs/12_readers.ipynb #c029
 def schema_of(source: Source, spelled: InputSection) -> pa.Schema:
@@ -532,29 +533,13 @@ CURRENCY = re.compile(
 )  # names of such columns
 
 
-def sample_values(
+def currency_columns(
     source: Source,
-    spelled: InputSection,
-    wanted: Callable[[str], object],  # called with the name of each column; true = to be read
-) -> dict[str, list[str]]:  # by column; without empty ones
-    "Values of some columns in the first rows of a file."
-    with reading(source), open_source(source) as handle:
-        if source.parquet:
-            file = pq.ParquetFile(handle)
-            names = [name for name in file.schema_arrow.names if wanted(name)]
-            batch = next(file.iter_batches(SAMPLE_ROWS, columns=names), None) if names else None
-            return (
-                {} if batch is None else {name: [str(v) for v in batch[name].drop_null().to_pylist()] for name in names}
-            )
-        rows = sample_rows(handle.read(SAMPLE_BYTES).decode(text_encoding(spelled), "replace"), spelled)
-    columns = {at: name for at, name in enumerate(rows[0] if rows else []) if wanted(name)}
-    return {name: [row[at] for row in rows[1:] if len(row) > at and row[at].strip()] for at, name in columns.items()}
-
-
-def several_currencies(
-    source: Source, spelled: InputSection
-) -> dict[str, list[str]]:  # column -> currencies, if several
-    "Columns of currencies with more than one of them in the first rows of a file."
-    found = sample_values(source, spelled, CURRENCY.fullmatch)
-    kinds = {name: sorted({value.strip().upper() for value in values}) for name, values in found.items()}
-    return {name: values for name, values in kinds.items() if len(values) > 1}
+    settings: Settings,
+) -> list[str]:
+    "Columns of a file of events that look like currencies, where the settings say nothing of them."
+    if source.labels or settings.columns.currency or settings.input.one_currency:
+        return []
+    schema = schema_of(source, settings.input)
+    found = [name for name in schema.names if CURRENCY.fullmatch(name) and schema.names.count(name) == 1]
+    return [name for name in found if not not_identities(schema.field(name).type)]

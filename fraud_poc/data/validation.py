@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['REJECTED', 'STANDS', 'NO_LABEL', 'KNOWN', 'LABEL', 'UNLISTED', 'UNLISTED_KEPT', 'TWICE', 'DAY', 'FEWEST', 'PATTERNS',
            'DIGITS', 'Change', 'Check', 'reject_rows', 'shortened', 'rejected_lines', 'not_a_time', 'empty_checks',
-           'time_checks', 'amount_checks', 'long_check', 'id_texts', 'id_checks', 'ParsedLabels', 'parse_labels',
-           'numpy_of', 'rows_by_text', 'label_counts', 'missing_counts', 'CheckedRows', 'check_events', 'check_labels',
-           'days_of', 'bulk_of', 'bulks', 'split_outliers', 'number_changes', 'date_changes', 'number_times',
-           'unread_columns', 'recognise', 'proposal', 'check_spelling']
+           'time_checks', 'amount_checks', 'amounts_of', 'long_check', 'id_texts', 'id_checks', 'ParsedLabels',
+           'parse_labels', 'numpy_of', 'rows_by_text', 'label_counts', 'missing_counts', 'CheckedRows', 'check_events',
+           'check_labels', 'days_of', 'bulk_of', 'bulks', 'split_outliers', 'number_changes', 'date_changes',
+           'number_times', 'unread_columns', 'recognise', 'proposal', 'check_spelling']
 
 # %% ../../nbs/13_validation.ipynb #c003
 import json
@@ -28,6 +28,7 @@ from fraud_poc.core.events import (
     LEGITIMATE,
     UNRESOLVED,
     LabelReader,
+    conversions,
     identity_rule,
     is_missing,
     minor_units,
@@ -40,6 +41,7 @@ from fraud_poc.core.reading import (
     FAR,
     LIKE,
     MAX_TEXT,
+    NOT_DECLARED,
     NOT_FINITE,
     NOT_ISO,
     TOO_EARLY,
@@ -57,11 +59,14 @@ from fraud_poc.data.columns import (
     EMPTY,
     NONEXISTENT,
     UNREADABLE,
+    all_in_base,
+    as_codes,
     as_labels,
     as_numbers,
     as_text,
     as_times,
     broken,
+    day_ends,
     is_text,
     one_chunk,
     utf8,
@@ -191,6 +196,22 @@ def amount_checks(
         Check(name, raw, TOO_LARGE, units > MAX_MINOR_UNITS),
     ]
 
+
+def amounts_of(
+    batch: pa.Table,  # n raw rows
+    settings: Settings,
+) -> tuple[np.ndarray, list[Check]]:  # (n,) float64, major units of the base currency
+    "Amounts, those of several currencies converted, and what can be wrong with them."
+    columns, missing, checks = settings.columns, missing_words(settings.columns), []
+    amount, empty = as_numbers(batch[columns.amount], missing, settings.input)
+    if columns.currency:
+        raw = one_chunk(batch[columns.currency])
+        codes = as_codes(raw, missing)
+        amount, known = all_in_base(amount, codes, conversions(columns))
+        checks += empty_checks(columns.currency, raw, codes.is_null().to_numpy(zero_copy_only=False), "currency")
+        checks.append(Check(columns.currency, raw, f"currency {NOT_DECLARED}", ~known))
+    return amount, checks + amount_checks(columns.amount, batch[columns.amount], amount, empty, settings)
+
 # %% ../../nbs/13_validation.ipynb #c013
 def long_check(name: str, text: pa.Array) -> Check:
     "Texts that are longer than an identity may be."
@@ -263,7 +284,8 @@ def parse_labels(
     ms, state = as_times(raw, settings.columns, settings.input)
     for check in time_checks(labels.time_column, raw, ms, state, settings, "label time", now):
         checks.append(check._replace(failed=check.failed & (label != UNRESOLVED)))
-    return ParsedLabels(label, pa.array(ms), checks, unlisted)
+    known = day_ends(raw, ms, settings.columns, settings.input, now)
+    return ParsedLabels(label, pa.array(known), checks, unlisted)
 
 # %% ../../nbs/13_validation.ipynb #c019
 UNLISTED_KEPT = 1_000  # values in none of the lists that are counted by name in one batch
@@ -336,9 +358,9 @@ def check_events(
     for name, text in hashed.items():
         checks += [Check(name, text, f"{name} is not valid UTF-8", broken(text)), long_check(name, text)]
     ms, state = as_times(batch[columns.time], columns, settings.input)
-    amount, empty = as_numbers(batch[columns.amount], missing, settings.input)
     checks += time_checks(columns.time, batch[columns.time], ms, state, settings, now=now)
-    checks += amount_checks(columns.amount, batch[columns.amount], amount, empty, settings)
+    amount, more = amounts_of(batch, settings)
+    checks += more
     passed, rejected = reject_rows(order, checks)
     label, known, counts = np.full(len(order), NO_LABEL, np.int8), pa.nulls(len(order), pa.int64()), Counter()
     if own:

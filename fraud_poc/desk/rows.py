@@ -194,7 +194,8 @@ class EntryReader:
                 by_model.setdefault(row["model"], []).append(row)
         for model, some in by_model.items():
             vectors = np.array([np.frombuffer(row["vector"], np.float32) for row in some])
-            events = [msgspec.json.decode(row["body"]) for row in some]
+            amounts = [{self.columns.amount: row["amount"] / self.scale} for row in some]  # in the base currency
+            events = [msgspec.json.decode(row["body"]) | amount for row, amount in zip(some, amounts)]
             for row, reasons in zip(some, self.explain(model, vectors, events)):
                 row["reasons"] = reasons
 

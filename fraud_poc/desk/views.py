@@ -7,8 +7,8 @@ __all__ = ['STATES', 'PAGES', 'PACKAGE', 'SendLabel', 'TITLES', 'LABEL_WORDS', '
            'percent', 'count_words', 'cell_text', 'about_case', 'PageLink', 'Site', 'role_may', 'may_undo',
            'static_hashes', 'StatusChoice', 'status_choices', 'template_environment', 'SecurityHeaders', 'is_part',
            'error_page', 'link_query', 'queue_values', 'Earlier', 'counting_row', 'earlier_counts', 'earlier_words',
-           'drawings', 'case_values', 'listed_span', 'ChartText', 'iso_day', 'weekly_counts', 'weekly_rates',
-           'trend_values', 'WhatIfQuery', 'policy_loss_step', 'what_if_values']
+           'drawings', 'shown_fields', 'case_values', 'listed_span', 'ChartText', 'iso_day', 'weekly_counts',
+           'weekly_rates', 'trend_values', 'WhatIfQuery', 'policy_loss_step', 'what_if_values']
 
 # %% ../../nbs/77_views.ipynb #c003
 import asyncio
@@ -33,7 +33,7 @@ from jinja2 import Environment, FileSystemLoader
 from pydantic import AfterValidator, BaseModel, Field
 
 from ..core.events import Actor, Clock
-from ..core.settings import Settings
+from ..core.settings import ColumnsSection, Settings
 from . import queries, trends
 from .accounts import ROLES, Session
 from .login import Gate
@@ -421,6 +421,19 @@ def drawings(
     return {"timeline": [point(row) for row in past], "graph": {"name": visible(case["order_id"]), "groups": groups}}
 
 
+def shown_fields(
+    event: dict[str, Any],  # as it was sent
+    case: Mapping,
+    columns: ColumnsSection,
+    money: Callable[[int], str],  # minor units in words
+) -> dict[str, Any]:
+    "The fields of an event for people: its amount in the base currency, and beside the currency the amount as it was sent."
+    shown = event | {columns.amount: money(case["amount"]), columns.time: moment(case["time"])}
+    if columns.currency in event:
+        shown[columns.currency] = f"{event[columns.currency]} ({event[columns.amount]} as sent)"
+    return shown
+
+
 def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: Filters) -> dict[str, Any]:
     "Values of the template of a case."
     event, entities, columns = json.loads(case["body"]), site.settings.columns.entities, site.settings.columns
@@ -429,7 +442,7 @@ def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: F
     past = queries.customer_history(connection, case["customer"])
     linked = queries.linked_decisions(connection, case, entities)
     noun, earlier = noun_of([*columns.id, *entities]), earlier_counts(connection, site.table, case, entities)
-    shown = event | {columns.amount: site.env.filters["money"](case["amount"]), columns.time: moment(case["time"])}
+    shown = shown_fields(event, case, columns, site.env.filters["money"])
     following = None
     if case["status"] == "open":
         following = queries.next_case(connection, site.context(), filters, case["review_priority"], number)

@@ -14,7 +14,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import date
 from typing import Any, BinaryIO
 
 from fraud_poc.core.events import (
@@ -74,7 +74,7 @@ def text_rows(lines: Iterable[str], settings: Settings) -> Iterator[tuple[int, d
 def plain_row(row: dict[str, str], settings: Settings) -> dict | str:
     "A row of CSV with its times in ISO form, or what is wrong with it."
     spelled, missing = settings.input.date_format, missing_words(settings.columns)
-    if spelled == "iso" or settings.columns.time_format != "iso":
+    if settings.columns.time_format != "iso":
         return row
     for name in {"known", settings.labels.time_column} & row.keys():
         if not is_missing(row[name], missing):
@@ -133,7 +133,7 @@ class RowReader:
             self.settings.columns.time_format == "iso",
             self.given(row, "known", self.settings.labels.time_column),
         )
-        if isinstance(value, datetime):
+        if isinstance(value, date):  # or a datetime
             return value.isoformat() if iso else value
         if iso or type(value) is not str:
             return value

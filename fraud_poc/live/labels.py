@@ -526,7 +526,7 @@ RETRACTION_FIELDS = {"order": True, "retracts": True, "note": False}
 
 
 def known_field(settings: Settings) -> Field:
-    "The field `known`, which is read like the time of an event."
+    "The field `known`, which is read like the time of an event, but for a date without a time."
     return Field("known", "time" if settings.columns.time_format == "iso" else "number", False, True)
 
 
@@ -558,7 +558,7 @@ def read_field(reader: EventReader, name: str, value: Any) -> Any:
     if name == "order":
         return identity_text(value, False, *reader.id_rule)
     if name == "known":
-        return None if value is None else reader.time_ms(known_field(reader.settings), value)
+        return None if value is None else reader.known_ms(known_field(reader.settings), value)
     if name == "retracts":
         return read_position(value)
     if name != "fraud":

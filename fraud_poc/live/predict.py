@@ -59,7 +59,7 @@ def parse_csv(
                 row[name] = float(plain_number(row[name], spelled) or "")
             except ValueError:
                 raise ValueError(f"row {number}: {name} is {row[name]!r}, which is no number") from None
-        for name in times & row.keys() if spelled.date_format != "iso" else ():
+        for name in times & row.keys():
             row[name], given = iso_text(row[name], spelled.date_format), row[name]
             if row[name] is None:
                 raise ValueError(f"row {number}: {name} is {given!r}, no date as input.date_format says")
@@ -177,13 +177,15 @@ def with_reasons(
     explained = [msgspec.to_builtins(answer) | {"reasons": []} for answer in answers]
     indices = [i for i, answer in enumerate(answers) if answer.features and answer.model == engine.model.bundle.hash]
     vectors = np.array([list(answers[i].features.values()) for i in indices], np.float32)  # None becomes NaN
-    bodies, decimals = [json.loads(events[i].body) for i in indices], engine.settings.columns.decimals
+    columns = engine.settings.columns
+    amounts = [{columns.amount: events[i].amount / 10**columns.decimals} for i in indices]  # in the base currency
+    bodies = [json.loads(events[i].body) | amount for i, amount in zip(indices, amounts)]
     reasons_of_each = explain_many(
         engine.model.bundle.booster,
         engine.table.names,
         vectors.reshape(len(indices), len(engine.table.names)),
         bodies,
-        decimals,
+        columns.decimals,
         top,
     )
     for i, reasons in zip(indices, reasons_of_each):

@@ -429,6 +429,9 @@ def raw_orders(
             ms = round(row["time"].timestamp() * 1000)
             known = {columns.id[0]: row["id"]} if len(columns.id) == 1 else {}
             known |= {name: row[name] for name in columns.hashed}
-            known |= {columns.amount: row[columns.amount] / 10**columns.decimals}
+            known |= {
+                columns.amount: row[columns.amount] / 10**columns.decimals,
+                columns.currency: settings.domain.currency,
+            }
             known[columns.time] = row["time"].isoformat() if columns.time_format == "iso" else columns.number_of(ms)
             yield row["id_key"], {field.name: known[field.name] for field in fields}

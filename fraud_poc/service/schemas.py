@@ -135,7 +135,13 @@ class Codec:
     "Turns bodies into events, and answers into bytes."
 
     def __init__(self, reader: EventReader, feature_names: Sequence[str] = ()):
-        kinds = {"identity": str | int, "time": str, "number": int | float, "amount": int | float}
+        kinds = {
+            "identity": str | int,
+            "currency": str | int,
+            "time": str,
+            "number": int | float,
+            "amount": int | float,
+        }
         fields = [
             (f"f{i}", kinds[field.part] | None if field.optional else kinds[field.part])
             for i, field in enumerate(reader.fields)
@@ -230,6 +236,10 @@ def event_type(
     if field.part == "identity":
         return identity_type(reader, field)
     limits, columns = reader.settings.limits, reader.settings.columns
+    if field.part == "currency":
+        return Annotated[Literal[tuple(reader.conversions)], Field(description="of the amount")]
+    if field.part == "amount" and columns.currency:
+        return Annotated[float, Field(description=f"major units of {columns.currency}")]
     if field.part == "amount":
         bound = MAX_MINOR_UNITS / 10**columns.decimals
         low, high = max(limits.min_amount, -bound), min(limits.max_amount, bound)
@@ -273,7 +283,12 @@ def example_event(reader: EventReader, now: int) -> dict[str, Any]:
     "An event of yesterday that fits the settings."
     limits, yesterday = reader.settings.limits, (now // 86_400_000 - 1) * 86_400_000
     when = written_time(min(max(yesterday, reader.earliest), reader.latest - 1), reader.settings)
-    values = {"time": when, "number": when, "amount": min(max(25.0, limits.min_amount), limits.max_amount)}
+    values = {
+        "time": when,
+        "number": when,
+        "currency": reader.settings.domain.currency,
+        "amount": min(max(25.0, limits.min_amount), limits.max_amount),
+    }
     return {field.name: values.get(field.part, f"{field.name}-1") for field in reader.fields}
 
 
@@ -311,7 +326,10 @@ def label_models(reader: EventReader, now: int) -> tuple[type[BaseModel], type[B
         order=(identity, ...),
         fraud=(bool, ...),
         source=(Literal[tuple(SOURCES)], ...),
-        known=(when | None, Field(None, description="when it became known; null = now")),
+        known=(
+            when | None,
+            Field(None, description="when it became known; null = now; a date without a time = the end of that day"),
+        ),
         note=note,
     )
     position = Field(ge=0, le=2**63 - 1, description="in the log, from the answer to the assertion")

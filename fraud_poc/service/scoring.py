@@ -503,6 +503,8 @@ def sample_event(reader: EventReader, row: dict[str, Any], when: int) -> dict[st
             event[field.name] = written_time(when, reader.settings)
         elif field.part == "amount":
             event[field.name] = row[columns.amount] / 10**columns.decimals
+        elif field.part == "currency":
+            event[field.name] = reader.settings.domain.currency
         elif field.name in columns.hashed:
             event[field.name] = row[field.name]
         else:
