@@ -827,6 +827,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                         'fraud_poc/desk/tables.py'),
                                        'fraud_poc.desk.tables._indexes': ('tables.html#_indexes', 'fraud_poc/desk/tables.py'),
                                        'fraud_poc.desk.tables.add_passed_case': ('tables.html#add_passed_case', 'fraud_poc/desk/tables.py'),
+                                       'fraud_poc.desk.tables.closed_by_another': ( 'tables.html#closed_by_another',
+                                                                                    'fraud_poc/desk/tables.py'),
                                        'fraud_poc.desk.tables.closed_columns': ('tables.html#closed_columns', 'fraud_poc/desk/tables.py'),
                                        'fraud_poc.desk.tables.closing_sources': ('tables.html#closing_sources', 'fraud_poc/desk/tables.py'),
                                        'fraud_poc.desk.tables.folded_id': ('tables.html#folded_id', 'fraud_poc/desk/tables.py'),

@@ -709,7 +709,8 @@ def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
         fresh.log(LabelAssertion(order, True, "chargeback", None, "", Actor(KEY, "analyst-1")))
     )  # the writer has not read it yet
     person.post(f"case/{number}/decision", decision="clear", note="mine")
-    assert case_of(fresh, number) == ("open", None, "")
+    assert case_of(fresh, number) == ("flagged", "", "")
+    assert "by chargeback" in person.get(f"case/{number}").text
     fresh.log.write()
     assert (
         case_of(fresh, number) == ("flagged", "key analyst-1", "") and "/undo" not in person.get(f"case/{number}").text
@@ -927,6 +928,46 @@ def test_people_who_flag_one_passed_event_at_once_flag_it_once(fresh):
     flag = ("POST", f"case/{number}/decision", {"csrf": person.csrf, "decision": "flag"})
     answers = person.ask(*[flag] * 4)
     assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 1
+
+
+OUTRANKED = [("passed", True), ("passed", False), ("open", False)]  # status, whether the writer has the chargeback
+
+
+@pytest.mark.parametrize("status, written", OUTRANKED)
+@pytest.mark.parametrize("fraud", [True, False])
+def test_people_who_flag_an_event_that_a_chargeback_decided_flag_it_once(fresh, status, written, fraud):
+    "The chargeback outranks both flags and closes the case, whether the decision writer has read it or not."
+    number = passed_number(fresh) if status == "passed" else desk_server.open_numbers(fresh.engine)[0]
+    with fresh.engine.connect() as connection:
+        order = queries.find_decision(connection, number)["order_id"]
+    asyncio.run(fresh.log(LabelAssertion(order, fraud, "chargeback", None, "", Actor(KEY, "bank"))))
+    if written:
+        fresh.log.write()
+    people = [Browser(fresh, f"analyst-{one}") for one in (1, 2)]
+    assert all("Flag as fraud" in person.get(f"case/{number}").text for person in people)
+    flag = lambda person: person.post(f"case/{number}/decision", decision="flag", note=MINE)
+    with ThreadPoolExecutor(2) as at_once:
+        answers = sorted(at_once.map(flag, people), key=lambda answer: answer.status_code)
+    assert [answer.status_code for answer in answers] == [303, 409] and len(fresh.log.said) == 2
+    assert note_in(answers[1]).replace("\r\n", "\n") == MINE and "meanwhile" in answers[1].text
+    expected = "flagged" if fraud else "cleared"
+    for write in (lambda: None, fresh.log.write):
+        write()
+        assert case_of(fresh, number)[0] == expected
+        assert flag(people[0]).status_code == 409
+    assert case_of(fresh, number)[1] == str(Actor(KEY, "bank")) and len(fresh.log.said) == 2
+
+
+def test_an_assertion_is_taken_back_once_where_a_chargeback_decided(fresh):
+    "As above, for undo: afterwards the chargeback closes the case, and there is nothing to undo."
+    person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
+    person.post(f"case/{number}/decision", decision="flag")
+    asyncio.run(fresh.log(LabelAssertion(fresh.log.said[0].order, False, "chargeback", None, "", Actor(KEY, "bank"))))
+    undo = ("POST", f"case/{number}/undo", {"csrf": person.csrf})
+    assert sorted(answer.status_code for answer in person.ask(undo, undo, undo)) == [303, 422, 422]
+    assert case_of(fresh, number)[0] == "cleared" and len(fresh.log.said) == 3
+    fresh.log.write()
+    assert case_of(fresh, number)[:2] == ("cleared", str(Actor(KEY, "bank")))
 
 
 def test_the_writer_alone_gives_a_flagged_event_its_case(fresh):
