@@ -5,9 +5,11 @@ import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import httpx
 import numpy as np
@@ -22,7 +24,7 @@ from fraud_poc.core.database import writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
 from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
-from fraud_poc.desk.views import earlier_counts
+from fraud_poc.desk.views import earlier_counts, moment, wall_clock
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, Retraction
 from fraud_poc.service.documents import CONTENT_POLICY
@@ -241,6 +243,60 @@ def test_no_page_has_the_words_of_programs(fresh):
         found = re.search(r"log-odds|[a-z]+_[a-z]+|\d\d:\d\d:\d\d\.\d{3}|\bcapped\b|\{&#34;|label event", text)
         assert not found, (path, found)
     assert "came too late to be counted" in person.get(f"case/{number}").text
+
+
+MOMENTS = [  # time zone, UTC time, as pages show it: summer time, half hours, a clock that goes back by half an hour
+    ("UTC", "2025-10-26T01:30", "2025-10-26 01:30"),
+    ("Europe/Paris", "2025-03-30T00:59", "2025-03-30 01:59"),
+    ("Europe/Paris", "2025-03-30T01:00", "2025-03-30 03:00"),
+    ("Europe/Paris", "2025-10-25T23:59", "2025-10-26 01:59"),
+    ("Europe/Paris", "2025-10-26T00:30", "2025-10-26 02:30 CEST"),
+    ("Europe/Paris", "2025-10-26T01:30", "2025-10-26 02:30 CET"),
+    ("Europe/Paris", "2025-10-26T02:00", "2025-10-26 03:00"),
+    ("Asia/Kolkata", "2025-10-26T20:45", "2025-10-27 02:15"),
+    ("America/St_Johns", "2025-11-02T03:00", "2025-11-02 00:30"),
+    ("Australia/Lord_Howe", "2025-04-05T14:45", "2025-04-06 01:45 +11"),
+    ("Australia/Lord_Howe", "2025-04-05T15:15", "2025-04-06 01:45 +1030"),
+    ("Australia/Lord_Howe", "2025-04-05T15:30", "2025-04-06 02:00"),
+]
+
+
+@pytest.mark.parametrize("zone, utc, shown", MOMENTS)
+def test_times_are_those_of_the_time_zone(zone, utc, shown):
+    ms = int(np.datetime64(utc, "ms").astype(np.int64))
+    assert moment(ms, ZoneInfo(zone)) == shown
+    assert moment(wall_clock(ms, ZoneInfo(zone)), UTC) == shown[:16]
+
+
+@pytest.mark.parametrize("zone, currency", [("Europe/Paris", "EUR"), ("Asia/Kolkata", "INR"), ("UTC", "")])
+def test_currency_and_time_zone_are_those_of_the_settings(tmp_path, zone, currency):
+    "On every page, and the time zone is named once."
+    chosen = {"desk.time_zone": zone, "domain.currency": currency}
+    made = desk_server.make_desk(tmp_path, NOW, 200, lambda: NOW, **chosen)
+    person, number, behind = Browser(made, "admin-1"), desk_server.open_numbers(made.engine)[0], f" {currency}".rstrip()
+    person.post(f"case/{number}/note", note="seen")
+    with made.engine.connect() as connection:
+        case = queries.find_decision(connection, number)
+    time, amount = moment(case["time"], ZoneInfo(zone)), f"{case['amount'] / 100:,.2f}{behind}"
+    pages_of = ("queue", "queue?group=customer", "queue?status=all", f"case/{number}", "trends", "accounts", "audit")
+    texts = {path: re.sub(r"<[^>]*>", "\n", person.get(path).text) for path in pages_of}
+    for path, text in texts.items():
+        assert text.count(f"Times are in {zone}.") == 1 and text.count(zone) <= 1 + 2 * (zone == "UTC"), path
+        for found in re.findall(r"\n(-?[\d,]+\.\d\d(?: [A-Z]{3})?)\n", text):
+            assert found.endswith(behind) and (behind or found[-1].isdigit()), (path, found)
+    assert all(f"\n{amount}\n" in texts[path] for path in ("queue", f"case/{number}"))
+    assert texts[f"case/{number}"].count(time) >= 2 and moment(NOW, ZoneInfo(zone)) in texts["audit"]
+    assert (f"Amounts are in {currency}." in texts[f"case/{number}"]) == bool(currency)
+    data = re.search(r'data-chart="timeline" data-value="([^"]+)"', person.get(f"case/{number}").text)
+    drawn = [point for point in json.loads(data[1].replace("&#34;", '"')) if point["this"]]
+    assert moment(drawn[0]["time"], UTC) == time[:16] and drawn[0]["words"] == amount
+    assert (
+        "Days and weeks are those of UTC." in texts["trends"]
+        and f"Money saved per day{', ' * bool(currency)}{currency}" in texts["trends"]
+    )
+    tiles = person.get("trends/data", accept="application/json").json()["tiles"]
+    assert re.fullmatch(rf"-?[\d,]+{behind}", tiles["saved"])
+    made.engine.dispose()
 
 
 DECEPTIVE = (
@@ -1075,7 +1131,10 @@ def test_what_if_follows_threshold_and_capacity(desk):
         text = person.part(
             "trends/what-if?" + str(httpx.QueryParams({"span": 90, "step": 5, "capacity": 1000, "an_hour": 40} | query))
         ).text
-        return {name: float(value.replace(",", "")) for name, value in re.findall(r'data-count="(\w+)">([^<]+)', text)}
+        return {
+            name: float(value.split()[0].replace(",", ""))
+            for name, value in re.findall(r'data-count="(\w+)">([^<]+)', text)
+        }
 
     chosen = [asked(step=step)["chosen"] for step in range(0, 32, 6)]
     assert chosen == sorted(chosen, reverse=True) and chosen[0] > chosen[-1] and asked(step=0)["chosen"] <= 1500 / 44

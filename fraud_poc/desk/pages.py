@@ -597,7 +597,7 @@ def trend_routes(site: Site) -> APIRouter:
         settings = site.settings
         capacity, an_hour = settings.acceptance.reviews_a_day, settings.policy.review_cost_per_hour
         query = WhatIfQuery(span=span, step=policy_loss_step(site), capacity=capacity, an_hour=an_hour)
-        steps = ["0.00", *[f"{step:,.2f}" for step in trends.LOSS_STEPS]]
+        steps = [site.env.filters["major"](step) for step in (0.0, *trends.LOSS_STEPS)]
         values = {"span": span, "spans": SPANS, "charts": CHARTS, "steps": steps, "step": query.step}
         values |= {"capacity": capacity, "an_hour": f"{an_hour:g}"}
         return site.page(request, "trends.html", session, **values, **what_if_values(site, query))
