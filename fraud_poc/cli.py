@@ -185,7 +185,9 @@ def features_command(
     replace: Replace = False,
     until: Annotated[
         str,
-        typer.Option("--until", metavar="DATE", help="Stop before the part of the log that reaches this date, UTC."),
+        typer.Option(
+            "--until", metavar="DATE", help="Stop before the first row that was known at this date or later, UTC."
+        ),
     ] = "",
 ):
     "Compute the features of everything in the log that has none yet, and the states that a live service starts from."

@@ -85,11 +85,12 @@ LIVE_SHARE = 0.02  # of the events, kept for the service
 
 
 def live_from(settings: Settings) -> str:
-    "The moment, ISO, from which on the log plays the live orders: so late that about LIVE_SHARE of the events come after it."
+    "The moment, ISO, from which on the log plays the live orders: so late that about LIVE_SHARE of the events come after it, and between two parts."
     parts, after = read_json(settings.batch.folder / "log" / "manifest.json")["parts"], 0
-    for part in reversed(parts):
+    for index, part in reversed(list(enumerate(parts))):
         after += part["events"]
-        if after >= LIVE_SHARE * sum(p["events"] for p in parts):
+        between = all(earlier["last_known_ms"] < part["first_known_ms"] for earlier in parts[:index])
+        if between and after >= LIVE_SHARE * sum(p["events"] for p in parts):
             break
     return (
         datetime.fromtimestamp(part["first_known_ms"] / 1000, UTC)

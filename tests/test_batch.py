@@ -1,6 +1,5 @@
 """The features step when things go wrong: killed workers and processes, full disks, changed logs, two runs at once; and what a small portion costs."""
 
-import calendar
 import json
 import resource
 import shutil
@@ -8,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,13 +18,14 @@ from support.waiting import until
 
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
-from fraud_poc.data.log import part_path, read_manifest
+from fraud_poc.data.log import copy_stretch, part_path, read_manifest
 from fraud_poc.data.sample import make_data
 from fraud_poc.features import batch as batch_module
 from fraud_poc.features.batch import compute_features, parts_until
 from fraud_poc.features.frozen_labels import freeze_labels
 from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import build_table
+from fraud_poc.live.load import base_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDERS = ROOT / "config" / "orders.toml"
@@ -67,10 +68,13 @@ def assert_whole(settings: Settings) -> None:
         if (folder / "manifest.json").exists()
         else {"parts": [], "states": {}}
     )
-    named = {folder / "parts" / f"{part['name']}.parquet" for part in manifest["parts"]}
-    named |= {folder / "states" / by / name for by, names in manifest["states"].items() for name in names}
+    cut = [manifest["cut"]] if "cut" in manifest else []
+    whole = [*manifest["parts"], *cut]
+    named = {folder / "parts" / f"{part['name']}.parquet" for part in whole}
+    for states in (one["states"] for one in (manifest, *cut)):
+        named |= {folder / "states" / by / name for by, names in states.items() for name in names}
     assert named <= set(folder.rglob("*")), f"missing: {named - set(folder.rglob('*'))}"
-    for part in manifest["parts"]:
+    for part in whole:
         assert pq.read_metadata(folder / "parts" / f"{part['name']}.parquet").num_rows == part["rows"]
 
 
@@ -258,30 +262,70 @@ def test_a_replacing_run_that_is_killed_goes_on(log, copy):
     assert contents(settings_in(copy)) == log[1]
 
 
-def test_a_run_that_stops_at_a_date(log, copy):
-    "The parts before the date are folded, the next run goes on, and the result is that of one run."
-    settings = settings_in(copy)
-    parts = read_manifest(copy)["parts"]
-    middle = time.strftime("%Y-%m-%d", time.gmtime(parts[len(parts) // 2]["last_known_ms"] / 1000))
-    stopped = compute_features(settings, until=middle)
-    assert 0 < stopped["parts"] < len(parts)
-    assert (
-        parts[stopped["parts"] - 1]["last_known_ms"]
-        < calendar.timegm(time.strptime(middle, "%Y-%m-%d")) * 1000
-        <= parts[stopped["parts"]]["last_known_ms"]
-    )
-    assert compute_features(settings, until=middle)["new_events"] == 0
+def rows_and_states(settings: Settings) -> tuple[dict, dict]:
+    "The features of all rows that have some, in sequence, as bytes by column, and the states of each entity."
+    found = contents(settings)
+    files = [pq.read_table(pa.BufferReader(data)) for name, data in found.items() if name.endswith(".parquet")]
+    states = {name: table for name, table in found.items() if not name.endswith(".parquet")}
+    rows = pa.concat_tables(files)
+    return {name: rows[name].to_numpy().tobytes() for name in rows.column_names}, states
+
+
+def as_text(ms: int) -> str:
+    return str(np.datetime64(ms, "ms"))
+
+
+@pytest.mark.parametrize("where", ["middle", "second row", "last row", "behind the last row", "day"])
+def test_a_run_stops_at_a_moment(log, copy, tmp_path, where):
+    "Features and states are those of a log that ends there, the next run goes on, and the result is that of one run."
+    settings, parts = settings_in(copy), read_manifest(copy)["parts"]
+    first, last = (parts[len(parts) // 2][f"{name}_known_ms"] for name in ("first", "last"))
+    moments = {
+        "middle": (first + last) // 2,
+        "second row": first + 1,
+        "last row": last,
+        "behind the last row": last + 1,
+    }
+    moment = moments.get(where, last // 86_400_000 * 86_400_000)
+    for ms in (moment, moment + 7_200_000):  # the second within the same part, or in the next one
+        ended = settings_in(tmp_path / f"ended-{ms}")
+        kept = copy_stretch(copy, ended.batch.folder, [], ms)
+        stopped, expected = compute_features(settings, until=as_text(ms)), compute_features(ended)
+        assert [stopped[name] for name in ("events", "entities")] == [expected[name] for name in ("events", "entities")]
+        assert rows_and_states(settings) == rows_and_states(ended) and stopped["note"] == ""
+        assert base_of(settings, build_table(settings))["next_seq"] == kept["next_seq"]
+        assert_whole(settings)
+        again = compute_features(settings, until=as_text(ms))
+        assert (again["new_events"], again["events"]) == (0, stopped["events"])
+    early = compute_features(settings, until=as_text(parts[1]["first_known_ms"]))
+    assert early["events"] == stopped["events"] and "--replace" in early["note"]
     assert compute_features(settings)["parts"] == len(parts)
     assert_whole(settings)
     assert contents(settings) == log[1]
+
+
+def test_a_run_that_stops_before_all_rows(copy):
+    settings, parts = settings_in(copy), read_manifest(copy)["parts"]
+    assert compute_features(settings, until=as_text(parts[0]["first_known_ms"]))["events"] == 0
     with pytest.raises(ValueError, match="until='soon' is not a date"):
         compute_features(settings, until="soon")
 
 
+def test_a_run_that_is_killed_behind_a_moment_goes_on(log, copy):
+    "The files of the rows before it are replaced only when the manifest no longer names them."
+    settings, parts = settings_in(copy), read_manifest(copy)["parts"]
+    middle = (parts[2]["first_known_ms"] + parts[2]["last_known_ms"]) // 2
+    compute_features(settings, until=as_text(middle))
+    with other_process(copy, stop=0.3) as process:
+        wait_for(process, 0.3)
+    assert_whole(settings)
+    compute_features(settings)
+    assert contents(settings) == log[1]
+
+
 def test_a_run_counts_what_it_does(log, copy):
     calls, parts, table = [], read_manifest(copy)["parts"], build_table(settings_in(copy))
-    until = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(parts[5]["first_known_ms"] / 1000))
-    first = compute_features(settings_in(copy), until=until)
+    first = compute_features(settings_in(copy), until=as_text(parts[4]["last_known_ms"] + 1))
     rest = compute_features(settings_in(copy), progress=lambda done, total: calls.append((done, total)))
     rows = sum(part["events"] + part["labels"] for part in parts[first["parts"] :])
     assert (

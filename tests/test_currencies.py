@@ -1,7 +1,9 @@
 """Amounts in several currencies: refused where the settings say nothing of them, converted by one rule in files and live where they do."""
 
 import json
+from datetime import UTC
 from fractions import Fraction
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -272,7 +274,10 @@ def test_reasons_and_documents_speak_of_the_base_currency(made):
     reader._add_reasons(Rows(decisions=[row]))
     assert [(event["amount"], event["currency"]) for event in told] == [(6.1, "JPY")]
     case = {"amount": 610, "time": NOW}
-    shown = shown_fields(json.loads(body), case, settings.columns, lambda units: f"{units / 100:.2f}")
+    site = SimpleNamespace(
+        settings=settings, zone=UTC, env=SimpleNamespace(filters={"money": lambda units: f"{units / 100:.2f}"})
+    )
+    shown = shown_fields(site, json.loads(body), case)
     assert (shown["amount"], shown["currency"]) == ("6.10", "JPY (1000 as sent)")
     schema = event_model(EventReader(settings, bytes(32)), NOW).model_json_schema()
     assert schema["properties"]["currency"]["enum"] == list(RATES) and schema["example"]["currency"] == "EUR"

@@ -355,9 +355,9 @@ def test_share_known_of_truncated_waits():
     assert (weight[known.min(0)[age[seen]] < LEAST_KNOWN] == 0).all() and weight.max() <= 1 / LEAST_KNOWN
 
 
-def message(settings: Settings) -> str:
+def message(settings: Settings, until: str = "") -> str:
     with pytest.raises(ValueError) as caught:
-        make_dataset(settings)
+        make_dataset(settings, until=until)
     return str(caught.value)
 
 
@@ -410,8 +410,9 @@ def test_a_log_that_is_read_up_to_a_date(log, copy):
     assert read_split(copy, "train").features.shape[1] == 3
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["features of all", "features until the date"])
 @pytest.mark.parametrize("until", ["2025-02-01", "2025-02-03", "2025-02-04", "2025-02-07"])
-def test_a_date_within_a_part_is_a_date(log, copy, tmp_path, until):
+def test_a_date_within_a_part_is_a_date(log, copy, tmp_path, until, whole):
     "The same bytes as from a log that really ends there, whichever parts the log has."
     short = {
         "training__test_days": 2,
@@ -424,10 +425,13 @@ def test_a_date_within_a_part_is_a_date(log, copy, tmp_path, until):
     moment = moment_ms(until, "until")
     parts = copy_stretch(copy.batch.folder, other.batch.folder, [], moment)["parts"]
     compute_features(other)
+    if not whole:
+        compute_features(copy, replace=True, until=until)
+        assert "bring them up to date" in message(copy) and "bring them up to date" in message(copy, "2025-02-08")
     made, expected = make_dataset(copy, until=until, replace=True), make_dataset(other)
     assert parts[-1]["last_known_ms"] < moment <= moment_ms(made["windows"]["known_end"], "") <= moment
     assert made["windows"] == expected["windows"] and digests(made) == digests(expected)
-    if parts[-1] not in read_manifest(copy.batch.folder)["parts"]:
+    if whole and parts[-1] not in read_manifest(copy.batch.folder)["parts"]:
         assert made["inputs"] != make_dataset(copy, until="2025-02-08", replace=True)["inputs"]
 
 

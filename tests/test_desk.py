@@ -5,10 +5,12 @@ import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
 from pathlib import Path
 from tempfile import gettempdir
 from types import SimpleNamespace
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import httpx
 import numpy as np
@@ -23,7 +25,7 @@ from fraud_poc.core.database import open_database, writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
 from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
-from fraud_poc.desk.views import earlier_counts
+from fraud_poc.desk.views import earlier_counts, moment, wall_clock
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, Retraction
 from fraud_poc.service.documents import CONTENT_POLICY
@@ -252,6 +254,60 @@ def test_no_page_has_the_words_of_programs(fresh):
         found = re.search(r"log-odds|[a-z]+_[a-z]+|\d\d:\d\d:\d\d\.\d{3}|\bcapped\b|\{&#34;|label event", text)
         assert not found, (path, found)
     assert "came too late to be counted" in person.get(f"case/{number}").text
+
+
+MOMENTS = [  # time zone, UTC time, as pages show it: summer time, half hours, a clock that goes back by half an hour
+    ("UTC", "2025-10-26T01:30", "2025-10-26 01:30"),
+    ("Europe/Paris", "2025-03-30T00:59", "2025-03-30 01:59"),
+    ("Europe/Paris", "2025-03-30T01:00", "2025-03-30 03:00"),
+    ("Europe/Paris", "2025-10-25T23:59", "2025-10-26 01:59"),
+    ("Europe/Paris", "2025-10-26T00:30", "2025-10-26 02:30 CEST"),
+    ("Europe/Paris", "2025-10-26T01:30", "2025-10-26 02:30 CET"),
+    ("Europe/Paris", "2025-10-26T02:00", "2025-10-26 03:00"),
+    ("Asia/Kolkata", "2025-10-26T20:45", "2025-10-27 02:15"),
+    ("America/St_Johns", "2025-11-02T03:00", "2025-11-02 00:30"),
+    ("Australia/Lord_Howe", "2025-04-05T14:45", "2025-04-06 01:45 +11"),
+    ("Australia/Lord_Howe", "2025-04-05T15:15", "2025-04-06 01:45 +1030"),
+    ("Australia/Lord_Howe", "2025-04-05T15:30", "2025-04-06 02:00"),
+]
+
+
+@pytest.mark.parametrize("zone, utc, shown", MOMENTS)
+def test_times_are_those_of_the_time_zone(zone, utc, shown):
+    ms = int(np.datetime64(utc, "ms").astype(np.int64))
+    assert moment(ms, ZoneInfo(zone)) == shown
+    assert moment(wall_clock(ms, ZoneInfo(zone)), UTC) == shown[:16]
+
+
+@pytest.mark.parametrize("zone, currency", [("Europe/Paris", "EUR"), ("Asia/Kolkata", "INR"), ("UTC", "")])
+def test_currency_and_time_zone_are_those_of_the_settings(tmp_path, zone, currency):
+    "On every page, and the time zone is named once."
+    chosen = {"desk.time_zone": zone, "domain.currency": currency}
+    made = desk_server.make_desk(tmp_path, NOW, 200, lambda: NOW, **chosen)
+    person, number, behind = Browser(made, "admin-1"), desk_server.open_numbers(made.engine)[0], f" {currency}".rstrip()
+    person.post(f"case/{number}/note", note="seen")
+    with made.engine.connect() as connection:
+        case = queries.find_decision(connection, number)
+    time, amount = moment(case["time"], ZoneInfo(zone)), f"{case['amount'] / 100:,.2f}{behind}"
+    pages_of = ("queue", "queue?group=customer", "queue?status=all", f"case/{number}", "trends", "accounts", "audit")
+    texts = {path: re.sub(r"<[^>]*>", "\n", person.get(path).text) for path in pages_of}
+    for path, text in texts.items():
+        assert text.count(f"Times are in {zone}.") == 1 and text.count(zone) <= 1 + 2 * (zone == "UTC"), path
+        for found in re.findall(r"\n(-?[\d,]+\.\d\d(?: [A-Z]{3})?)\n", text):
+            assert found.endswith(behind) and (behind or found[-1].isdigit()), (path, found)
+    assert all(f"\n{amount}\n" in texts[path] for path in ("queue", f"case/{number}"))
+    assert texts[f"case/{number}"].count(time) >= 2 and moment(NOW, ZoneInfo(zone)) in texts["audit"]
+    assert (f"Amounts are in {currency}." in texts[f"case/{number}"]) == bool(currency)
+    data = re.search(r'data-chart="timeline" data-value="([^"]+)"', person.get(f"case/{number}").text)
+    drawn = [point for point in json.loads(data[1].replace("&#34;", '"')) if point["this"]]
+    assert moment(drawn[0]["time"], UTC) == time[:16] and drawn[0]["words"] == amount
+    assert (
+        "Days and weeks are those of UTC." in texts["trends"]
+        and f"Money saved per day{', ' * bool(currency)}{currency}" in texts["trends"]
+    )
+    tiles = person.get("trends/data", accept="application/json").json()["tiles"]
+    assert re.fullmatch(rf"-?[\d,]+{behind}", tiles["saved"])
+    made.engine.dispose()
 
 
 DECEPTIVE = (
@@ -720,7 +776,8 @@ def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
         fresh.log(LabelAssertion(order, True, "chargeback", None, "", Actor(KEY, "analyst-1")))
     )  # the writer has not read it yet
     person.post(f"case/{number}/decision", decision="clear", note="mine")
-    assert case_of(fresh, number) == ("open", None, "")
+    assert case_of(fresh, number) == ("flagged", "", "")
+    assert "by chargeback" in person.get(f"case/{number}").text
     fresh.log.write()
     assert (
         case_of(fresh, number) == ("flagged", "key analyst-1", "") and "/undo" not in person.get(f"case/{number}").text
@@ -940,6 +997,46 @@ def test_people_who_flag_one_passed_event_at_once_flag_it_once(fresh):
     assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 1
 
 
+OUTRANKED = [("passed", True), ("passed", False), ("open", False)]  # status, whether the writer has the chargeback
+
+
+@pytest.mark.parametrize("status, written", OUTRANKED)
+@pytest.mark.parametrize("fraud", [True, False])
+def test_people_who_flag_an_event_that_a_chargeback_decided_flag_it_once(fresh, status, written, fraud):
+    "The chargeback outranks both flags and closes the case, whether the decision writer has read it or not."
+    number = passed_number(fresh) if status == "passed" else desk_server.open_numbers(fresh.engine)[0]
+    with fresh.engine.connect() as connection:
+        order = queries.find_decision(connection, number)["order_id"]
+    asyncio.run(fresh.log(LabelAssertion(order, fraud, "chargeback", None, "", Actor(KEY, "bank"))))
+    if written:
+        fresh.log.write()
+    people = [Browser(fresh, f"analyst-{one}") for one in (1, 2)]
+    assert all("Flag as fraud" in person.get(f"case/{number}").text for person in people)
+    flag = lambda person: person.post(f"case/{number}/decision", decision="flag", note=MINE)
+    with ThreadPoolExecutor(2) as at_once:
+        answers = sorted(at_once.map(flag, people), key=lambda answer: answer.status_code)
+    assert [answer.status_code for answer in answers] == [303, 409] and len(fresh.log.said) == 2
+    assert note_in(answers[1]).replace("\r\n", "\n") == MINE and "meanwhile" in answers[1].text
+    expected = "flagged" if fraud else "cleared"
+    for write in (lambda: None, fresh.log.write):
+        write()
+        assert case_of(fresh, number)[0] == expected
+        assert flag(people[0]).status_code == 409
+    assert case_of(fresh, number)[1] == str(Actor(KEY, "bank")) and len(fresh.log.said) == 2
+
+
+def test_an_assertion_is_taken_back_once_where_a_chargeback_decided(fresh):
+    "As above, for undo: afterwards the chargeback closes the case, and there is nothing to undo."
+    person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
+    person.post(f"case/{number}/decision", decision="flag")
+    asyncio.run(fresh.log(LabelAssertion(fresh.log.said[0].order, False, "chargeback", None, "", Actor(KEY, "bank"))))
+    undo = ("POST", f"case/{number}/undo", {"csrf": person.csrf})
+    assert sorted(answer.status_code for answer in person.ask(undo, undo, undo)) == [303, 422, 422]
+    assert case_of(fresh, number)[0] == "cleared" and len(fresh.log.said) == 3
+    fresh.log.write()
+    assert case_of(fresh, number)[:2] == ("cleared", str(Actor(KEY, "bank")))
+
+
 def test_the_writer_alone_gives_a_flagged_event_its_case(fresh):
     "What the log says is enough: a database that is made anew has the same cases."
     person, number = Browser(fresh, "analyst-1"), passed_number(fresh)
@@ -1045,7 +1142,10 @@ def test_what_if_follows_threshold_and_capacity(desk):
         text = person.part(
             "trends/what-if?" + str(httpx.QueryParams({"span": 90, "step": 5, "capacity": 1000, "an_hour": 40} | query))
         ).text
-        return {name: float(value.replace(",", "")) for name, value in re.findall(r'data-count="(\w+)">([^<]+)', text)}
+        return {
+            name: float(value.split()[0].replace(",", ""))
+            for name, value in re.findall(r'data-count="(\w+)">([^<]+)', text)
+        }
 
     chosen = [asked(step=step)["chosen"] for step in range(0, 32, 6)]
     assert chosen == sorted(chosen, reverse=True) and chosen[0] > chosen[-1] and asked(step=0)["chosen"] <= 1500 / 44

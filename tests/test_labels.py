@@ -46,7 +46,7 @@ from fraud_poc.live.labels import (
     find_in_batch_log,
     unpack_history,
 )
-from fraud_poc.live.load import inspect_store, prepare_db, step_entry
+from fraud_poc.live.load import base_of, inspect_store, prepare_db, step_entry
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store
@@ -851,12 +851,14 @@ async def refusals(client: httpx.AsyncClient, said: list[dict]) -> None:
     assert [result["status"] for result in mixed] == [404, 200, 422] and mixed[2]["detail"][0]["loc"] == ["body", 2]
 
 
-def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path):
-    "As in a demonstration: the store is filled with the beginning of the log, and later orders of it come live."
+@pytest.mark.parametrize("until, within", [("2025-02-01", False), ("2025-01-20T12:00", True)])
+def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path, until, within):
+    "As in a demonstration: the store is filled with the beginning of the log, which may end within a part, and later orders of it come live."
     settings, url = copy_of(shop, tmp_path)
     whole, table = read_manifest(settings.batch.folder), build_table(settings)
-    compute_features(settings, replace=True, until="2025-02-01")
+    compute_features(settings, replace=True, until=until)
     prepare_db(settings, url, start_over=True)
+    assert ("cut" in base_of(settings, table)) == within
     served = {}
     asyncio.run(live_day(settings, url, range(20), served, 1))
     with pytest.raises(ValueError, match="--drop-others"):
@@ -872,7 +874,13 @@ def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path):
     ]
     told = collect(settings, url, drop=True)
     parts = read_manifest(settings.batch.folder)["parts"]
-    assert told["dropped"] > 0 and told["events"] == 20 and len(parts) == len(whole["parts"]) - told["dropped"] + 1
+    assert (
+        told["dropped"] > 0
+        and told["events"] == 20
+        and len(parts) == len(whole["parts"]) - told["dropped"] + 1 + within
+    )
+    ends = [part["next_seq"] for part in parts]
+    assert [part["first_seq"] for part in parts[1:]] == ends[:-1] and ends[-2] == told["first_seq"]
     compute_features(settings)
     batch = computed(settings, len(parts) - 1)
     assert all(batch[name].tobytes() == vector.tobytes() for name, vector in served.items()) and len(

@@ -10,7 +10,7 @@ import pytest
 import xgboost as xgb
 
 from fraud_poc.core.settings import load_settings
-from fraud_poc.features.table import build_table
+from fraud_poc.features.table import build_table, parse_rows
 from fraud_poc.ops.model_page import (
     feature_groups,
     markdown_table,
@@ -18,6 +18,7 @@ from fraud_poc.ops.model_page import (
     money_tables,
     number_cell,
     share_text,
+    windows_in_words,
     write_model_page,
 )
 
@@ -170,6 +171,11 @@ def test_every_feature_is_in_one_group_and_weights_add_up(bundle):
         weight for *_, weight in groups
     ) == pytest.approx(1)
     assert [weight for *_, weight in groups] == sorted((weight for *_, weight in groups), key=lambda w: -round(w, 4))
+
+
+def test_windows_are_listed_shortest_first():
+    rows = parse_rows('Count(by="a", over=["lifetime", "1h", "90s", "1s", "1min"])')
+    assert windows_in_words(rows) == "1s, 1min, 90s, 1h, lifetime"
 
 
 def test_tables_are_whole(bundle):

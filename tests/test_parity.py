@@ -31,7 +31,7 @@ from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import Stepper, build_table, step_event, step_label
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
-MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 FUTURE = lambda: 7_258_118_400_000  # noqa: E731, a clock later than all times that are drawn
 BASE = house.small_settings(
     CONFIG.parent,
@@ -95,8 +95,8 @@ def folder_of(settings: Settings, **changes):
 @st.composite
 def windows(draw, retention: int) -> tuple[int, int]:
     "Length and delay, ms, that together lie within the retention."
-    usual = [w for w in (MINUTE, HOUR, DAY, 7 * DAY, 30 * DAY, retention) if w <= retention]
-    over = draw(st.one_of(st.sampled_from(usual), st.integers(MINUTE, retention)))
+    usual = [w for w in (SECOND, 30 * SECOND, MINUTE, HOUR, DAY, 7 * DAY, 30 * DAY, retention) if w <= retention]
+    over = draw(st.one_of(st.sampled_from(usual), st.integers(SECOND, retention)))
     rest = retention - over
     return over, draw(
         st.one_of(st.just(0), st.sampled_from([0, *(w for w in usual if w <= rest)]), st.integers(0, rest))
@@ -299,11 +299,13 @@ def domain_stream(settings: Settings, count: int, seed: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", ["orders", "cards", "ratings"])
-def test_the_tables_of_the_domains_with_a_median(name):
-    "All features that are shipped, and a median of each entity, beyond a bound of 20 exact events and sets of 3."
+def test_the_tables_of_the_domains_with_a_median_and_windows_of_seconds(name):
+    "All features that are shipped, medians and windows of seconds of each entity, beyond a bound of 20 exact events and sets of 3."
     rows = load_settings(CONFIG / f"{name}.toml").features.rows
     columns = load_settings(CONFIG / f"{name}.toml").columns
     rows = [*rows, f"Median({columns.amount!r}, by={columns.entities!r}, last=[1, 4, 20])"]
+    rows += [f"{kind}({columns.amount!r}, by={columns.entities!r}, over=['1s', '30s'])" for kind in ("Sum", "Std")]
+    rows += [f"FraudCount(by={columns.entities!r}, over='30s', delay={delay!r})" for delay in ("5s", "7d")]
     settings = load_settings(
         CONFIG / f"{name}.toml", {"features.rows": rows, "features.exact_events": 20, "features.set_size": 3}
     )

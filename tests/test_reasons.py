@@ -82,7 +82,7 @@ def test_every_name_is_understood(name):
 @given(
     st.sampled_from([("amount_sum", "by_id"), ("count", "count_7d"), ("x", "x_by_y"), ("last", "mean_30d")]),
     st.sampled_from(["Mean", "Sum", "Ratio", "Distinct", "Lag", "Count", "FraudRate"]),
-    st.sampled_from(["30d", "lifetime", "", "1min"]),
+    st.sampled_from(["30d", "lifetime", "", "1min", "30s"]),
     st.sampled_from(["", "7d"]),
 )
 def test_columns_that_look_like_statistics_are_understood(columns, kind, over, delay):
@@ -99,6 +99,23 @@ def test_columns_that_look_like_statistics_are_understood(columns, kind, over, d
     )
     found = row_of(row.name, columns)
     assert found is not None and found.name == row.name
+
+
+@pytest.mark.parametrize(
+    "over, words",
+    [
+        ("1s", "4 earlier orders of this customer in the last second (30-day average: 0.003)"),
+        ("30s", "4 earlier orders of this customer in the last 30 seconds (30-day average: 0.1)"),
+        ("90s", "4 earlier orders of this customer in the last 90 seconds (30-day average: 0.3)"),
+        ("120s", "4 earlier orders of this customer in the last 2 minutes (30-day average: 0.4)"),
+        ("1500ms", "4 earlier orders of this customer in the last 1.5 seconds (30-day average: 0.005)"),
+    ],
+)
+def test_windows_of_seconds_in_words(over, words):
+    names = [f"count_{over}_by_customer_id", "count_30d_by_customer_id"]
+    assert [row_of(name, list(ORDER)).over for name in names] == [over, "30d"]
+    (reason,) = reasons_of(names, np.array([4.0, 8_640.0]), ORDER, 2, np.array([1.0, 0.0]), 1)
+    assert reason.words == words
 
 
 @pytest.mark.parametrize("name", DOMAINS)

@@ -655,7 +655,7 @@ def test_one_label_out_of_time_moves_nothing(make, tmp_path, apart, known, reaso
     )
     assert summary["labels"] + summary["labels_waiting"] == 400 - (reason is not None)
     manifest = read_manifest(settings.batch.folder)
-    assert last_known(settings, log_until(manifest, ""), NOW)[0] < NOW
+    assert last_known(settings, log_until(settings.batch.folder, manifest, ""), NOW)[0] < NOW
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "json"])
@@ -705,7 +705,7 @@ def test_the_cut_offs_of_a_dataset_are_not_moved(make, tmp_path, known, late):
     settings, frame = make(apart=True, labels={"time_column": "known", "delay": ""}), shop_frame(start="2025-01-01")
     labels = pd.DataFrame({"id": frame["id"], "outcome": 0, "known": frame["at"] + pd.Timedelta(hours=30)})
     ingest(settings, written(tmp_path / "e.csv", frame), written(tmp_path / "l.csv", labels), clock=lambda: NOW)
-    log = log_until(read_manifest(settings.batch.folder), "")
+    log = log_until(settings.batch.folder, read_manifest(settings.batch.folder), "")
     usual, count = last_known(settings, log, NOW)
     assert count == 0 and usual == int(labels["known"].max().timestamp() * 1000)
     waiting, moment = read_waiting(settings.batch.folder, log), int(pd.Timestamp(known, tz="UTC").timestamp() * 1000)
@@ -721,7 +721,7 @@ def test_the_cut_offs_of_a_dataset_are_not_moved(make, tmp_path, known, late):
 def test_a_log_that_reaches_into_the_future_is_no_training_set(make, tmp_path):
     settings = make(apart=True)
     ingest(settings, written(tmp_path / "e.csv", shop_frame()), "", clock=lambda: NOW)
-    log = log_until(read_manifest(settings.batch.folder), "")
+    log = log_until(settings.batch.folder, read_manifest(settings.batch.folder), "")
     with pytest.raises(
         ValueError,
         match=r"reaches to 2024-09-08, which is later than the clock by more than live.future_skew \(1h\): ingest the files anew",

@@ -7,8 +7,8 @@ __all__ = ['UNITS_MS', 'BLANKS', 'PLAIN_NUMBER', 'MAX_MINOR_UNITS', 'ENVIRONMENT
            'plain_value', 'reads_dates', 'Section', 'DomainSection', 'InputSection', 'Currency', 'ratio_of',
            'ColumnsSection', 'LabelsSection', 'LimitsSection', 'FeaturesSection', 'BatchSection', 'SampleSection',
            'TrainingSection', 'ModelSection', 'AcceptanceSection', 'LiveSection', 'ServiceSection', 'PolicySection',
-           'DatabaseSection', 'DeskSection', 'FeedSection', 'Settings', 'nearest_setting', 'read_settings',
-           'load_settings', 'validation_lines', 'effective_settings']
+           'DatabaseSection', 'is_time_zone', 'DeskSection', 'FeedSection', 'Settings', 'nearest_setting',
+           'read_settings', 'load_settings', 'validation_lines', 'effective_settings']
 
 # %% ../../nbs/00_settings.ipynb #c003
 import difflib
@@ -20,6 +20,7 @@ from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -473,6 +474,14 @@ class DatabaseSection(Section):
         return self
 
 # %% ../../nbs/00_settings.ipynb #c028
+def is_time_zone(name: str) -> bool:
+    "Whether IANA's database of time zones has a name."
+    try:
+        return bool(ZoneInfo(name).key)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # ValueError: no name but a path; OSError: a folder of zones
+        return False
+
+
 class DeskSection(Section):
     "The pages where people review."
 
@@ -480,10 +489,15 @@ class DeskSection(Section):
     secure_cookies: bool  # cookies for HTTPS only; browsers count localhost as such
     login_attempts: int = Field(ge=1)  # failed logins of one account or address in a quarter of an hour
     page_size: int = Field(ge=5, le=500)  # cases on a page of the queue
+    time_zone: str  # of the times on its pages, as IANA names it
 
     @model_validator(mode="after")
     def _durations(self):
         duration_ms(self.session)
+        if not is_time_zone(self.time_zone):
+            raise ValueError(
+                f"desk.time_zone {self.time_zone!r} is no known time zone: write one as in 'Europe/Paris' or 'UTC'"
+            )
         return self
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOG', 'REJECTS', 'WORK', 'LOG_FORMAT', 'KNOWN_AT', 'time_type', 'event_schema', 'label_schema', 'part_path',
-           'read_manifest', 'read_part', 'write_log_part', 'first_known_from', 'copy_part', 'copy_stretch', 'time_span',
-           'horizon_of', 'check_early_labels', 'hash_secret', 'waiting_schema', 'read_waiting', 'write_waiting',
-           'working_folder', 'clear', 'check_live']
+           'read_manifest', 'read_part', 'write_log_part', 'first_known_from', 'rows_before', 'cut_part', 'copy_part',
+           'copy_stretch', 'time_span', 'horizon_of', 'check_early_labels', 'hash_secret', 'waiting_schema',
+           'read_waiting', 'write_waiting', 'working_folder', 'clear', 'check_live']
 
 # %% ../../nbs/10_event_log.ipynb #c003
 import hashlib
@@ -169,6 +169,24 @@ def first_known_from(
         table = read_part(folder, kind, part["name"], ["seq", column])
         found += table["seq"].to_numpy()[table[column].cast("int64").to_numpy() >= moment][:1].tolist()
     return min(found)
+
+
+def rows_before(
+    table: "pa.Table",  # with a column `seq`, in its order
+    end: int | None,  # sequence number; None = all
+) -> "pa.Table":
+    "The rows before a sequence number."
+    return table if end is None else table.slice(0, int(np.searchsorted(table["seq"].to_numpy(), end)))
+
+
+def cut_part(
+    folder: Path,  # that has the log
+    part: dict,  # entry of the manifest
+    end: int,  # sequence number
+) -> dict:
+    "The entry of a part as far as a sequence number: it names the whole files, and counts the rows before the number."
+    count = lambda kind: len(rows_before(read_part(folder, kind, part["name"], ["seq"]), end))
+    return part | {"events": count("events"), "labels": count("labels"), "next_seq": end}
 
 
 def copy_part(

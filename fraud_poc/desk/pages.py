@@ -42,6 +42,7 @@ from .queries import Filters
 from fraud_poc.desk.tables import (
     add_passed_case,
     cases,
+    closed_by_another,
     closed_columns,
     closing_sources,
     decisions,
@@ -71,6 +72,7 @@ from fraud_poc.desk.views import (
     what_if_values,
 )
 from ..live.labels import MAX_NOTE, LabelAssertion, LabelChange, LabelResult, Retraction
+from ..live.store import ASSERT
 
 # %% ../../nbs/78_pages.ipynb #c005
 MAX_ID = 2**63 - 1
@@ -421,14 +423,18 @@ def locked_case(connection: sa.Connection, number: int, statuses: tuple[str, ...
     return case
 
 
-def case_after(site: Site, case: Mapping, result: LabelResult, change: LabelChange) -> dict[str, Any] | None:
-    "The state of a case after a label; None when another assertion determines it, which the decision writer knows."
-    if isinstance(change, Retraction):
-        return None if result.source in closing_sources(site.settings) else undecided_columns(case["action"])
-    if result.source != change.source:
-        return None
-    label = {"asserted": change.fraud, "noted": site.clock(), "actor": change.by.kind, "by": change.by.name}
-    return closed_columns(label | {"note": change.note, "position": result.position, "source": result.source})
+def case_after(
+    connection: sa.Connection, site: Site, case: Mapping, result: LabelResult, change: LabelChange
+) -> dict[str, Any]:
+    "The columns of a case after a label, also where another assertion determines it, which the decision writer may not have read yet."
+    retracted = change.retracts if isinstance(change, Retraction) else None
+    if retracted is not None and result.source not in closing_sources(site.settings):
+        return undecided_columns(case["action"])
+    if retracted is None and result.source == change.source:
+        label = {"asserted": change.fraud, "noted": site.clock(), "actor": change.by.kind, "by": change.by.name}
+        return closed_columns(label | {"note": change.note, "position": result.position, "source": result.source})
+    closing = {"source": result.source, "asserted": result.label, "kind": ASSERT}
+    return closed_by_another(connection, case["decision_id"], closing, site.clock(), retracted)
 
 
 def record_decision(
@@ -446,10 +452,10 @@ def record_decision(
             change = change_of(case)
             log, result = send_from_thread(site.send_label, change, loop)
             position = result.position
-            if columns := case_after(site, case, result, change):
-                if case["action"] == "pass":
-                    add_passed_case(connection, case)
-                update_case(connection, number, log, position, columns)
+            columns = case_after(connection, site, case, result, change)
+            if case["action"] == "pass":
+                add_passed_case(connection, case)
+            update_case(connection, number, log, position, columns)
     except sa.exc.DBAPIError as error:
         if position is None:
             raise
@@ -494,7 +500,7 @@ async def decide_and_answer(
     except CaseChanged as error:
         if error.case is None:
             raise HTTPException(404, "There is no such case here, or it was removed.") from None
-        status, by = error.case["status"], error.case["closed_by"]
+        status, by = error.case["status"], error.case["closed_by"] or error.case["source"] or "another label"
         again = {
             "open": "is open again already",
             "passed": "passed: it can be flagged, and has nothing to clear or undo",
@@ -591,7 +597,7 @@ def trend_routes(site: Site) -> APIRouter:
         settings = site.settings
         capacity, an_hour = settings.acceptance.reviews_a_day, settings.policy.review_cost_per_hour
         query = WhatIfQuery(span=span, step=policy_loss_step(site), capacity=capacity, an_hour=an_hour)
-        steps = ["0.00", *[f"{step:,.2f}" for step in trends.LOSS_STEPS]]
+        steps = [site.env.filters["major"](step) for step in (0.0, *trends.LOSS_STEPS)]
         values = {"span": span, "spans": SPANS, "charts": CHARTS, "steps": steps, "step": query.step}
         values |= {"capacity": capacity, "an_hour": f"{an_hour:g}"}
         return site.page(request, "trends.html", session, **values, **what_if_values(site, query))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['decisions', 'links', 'cases', 'labels', 'notes', 'MS_PER_DAY', 'SCORE_BUCKETS', 'days', 'scores', 'outcomes',
            'INDEXES', 'OPEN', 'folded_id', 'undecided_columns', 'add_passed_case', 'closing_sources', 'closed_columns',
-           'update_case']
+           'closed_by_another', 'update_case']
 
 # %% ../../nbs/70_tables.ipynb #c003
 from collections.abc import Mapping
@@ -232,6 +232,23 @@ def closed_columns(
         "assertion": label["position"],
         "source": label["source"],
     }
+
+
+def closed_by_another(
+    connection: sa.Connection,
+    decision_id: int,
+    wanted: Mapping[str, Any],  # columns of `labels` and their values in the assertion, at least source and asserted
+    noted: int,  # UTC ms, where no row says it
+    retracted: int | None = None,  # position of an assertion that was taken back
+) -> dict[str, Any]:
+    "The columns of a case that an assertion closes other than the label at hand. Author and note are unknown while it has no row: before the decision writer has read it, or when it is from before this log."
+    same = [labels.c[name] == value for name, value in wanted.items()]
+    if retracted is not None:
+        same.append(labels.c.position != retracted)
+    query = sa.select(labels).where(labels.c.decision_id == decision_id, *same)
+    row = connection.execute(query.order_by(labels.c.id.desc()).limit(1)).mappings().first()
+    unknown = {"actor": "", "by": "", "note": "", "position": None, "noted": noted}
+    return closed_columns(row or {**wanted, **unknown})
 
 
 def update_case(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATES', 'PAGES', 'PACKAGE', 'SendLabel', 'TITLES', 'LABEL_WORDS', 'SPANS', 'Span', 'CHARTS', 'ago', 'moment',
-           'percent', 'count_words', 'cell_text', 'about_case', 'PageLink', 'Site', 'role_may', 'may_undo',
-           'static_hashes', 'StatusChoice', 'status_choices', 'template_environment', 'SecurityHeaders', 'is_part',
-           'error_page', 'link_query', 'queue_values', 'Earlier', 'counting_row', 'earlier_counts', 'earlier_words',
-           'drawings', 'shown_fields', 'case_values', 'listed_span', 'ChartText', 'iso_day', 'weekly_counts',
-           'weekly_rates', 'trend_values', 'WhatIfQuery', 'policy_loss_step', 'what_if_values']
+           'wall_clock', 'percent', 'count_words', 'cell_text', 'about_case', 'PageLink', 'Site', 'role_may',
+           'may_undo', 'static_hashes', 'StatusChoice', 'status_choices', 'template_environment', 'SecurityHeaders',
+           'is_part', 'error_page', 'link_query', 'queue_values', 'Earlier', 'counting_row', 'earlier_counts',
+           'earlier_words', 'drawings', 'shown_fields', 'case_values', 'listed_span', 'ChartText', 'iso_day',
+           'weekly_counts', 'weekly_rates', 'trend_values', 'WhatIfQuery', 'policy_loss_step', 'what_if_values']
 
 # %% ../../nbs/77_views.ipynb #c003
 import asyncio
@@ -18,12 +18,13 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import sqlalchemy as sa
@@ -33,7 +34,7 @@ from jinja2 import Environment, FileSystemLoader
 from pydantic import AfterValidator, BaseModel, Field
 
 from ..core.events import Actor, Clock
-from ..core.settings import ColumnsSection, Settings
+from ..core.settings import Settings
 from . import queries, trends
 from .accounts import ROLES, Session
 from .login import Gate
@@ -59,9 +60,22 @@ def ago(
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} days"
 
 
-def moment(ms: int) -> str:
-    "A time to the minute, in UTC."
-    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+def moment(
+    ms: int,  # UTC ms
+    zone: tzinfo,
+) -> str:
+    "A time to the minute in a time zone, which pages name once; with its abbreviation where the clock shows the same time twice."
+    local = datetime.fromtimestamp(ms / 1000, zone)
+    twice = local.utcoffset() != local.replace(fold=1 - local.fold).utcoffset()
+    return f"{local:%Y-%m-%d %H:%M}{f' {local:%Z}' if twice else ''}"
+
+
+def wall_clock(
+    ms: int,  # UTC ms
+    zone: tzinfo,
+) -> int:
+    "The milliseconds after which a clock in UTC shows what one in a time zone shows then: charts know no time zones."
+    return ms + round(datetime.fromtimestamp(ms / 1000, zone).utcoffset().total_seconds() * 1000)
 
 
 def percent(share: float) -> str:
@@ -75,12 +89,12 @@ def count_words(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
 
 
-def cell_text(value: Any, column: str) -> str:
+def cell_text(value: Any, column: str, zone: tzinfo) -> str:
     "A value in a plain table."
     if value is None:
         return "–"
     if column in ("created", "disabled", "revoked", "at"):
-        return moment(value)
+        return moment(value, zone)
     if isinstance(value, dict):
         return "; ".join(f"{name.replace('_', ' ')}: {one}" for name, one in value.items()) or "–"
     return ", ".join(value) if isinstance(value, list) else str(value)
@@ -136,7 +150,7 @@ class Site:
         self.settings, self.engine, self.send_label, self.secret = settings, engine, send_label, secret
         self.review_over, self.read_keys = review_over, read_keys
         self.gate = Gate(settings, engine, clock)
-        self.path, self.clock = self.gate.path, clock
+        self.path, self.clock, self.zone = self.gate.path, clock, ZoneInfo(settings.desk.time_zone)
         self.env = template_environment(settings, self.path)
         self.table = build_table(settings)
         self.counting: asyncio.Task | None = None  # counts outcomes while it runs
@@ -194,12 +208,14 @@ def template_environment(settings: Settings, path: str) -> Environment:
     loader = FileSystemLoader(str(PACKAGE / "templates"))
     env = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     decimals, hashes = settings.columns.decimals, static_hashes(Path(str(PACKAGE / "static")))
+    currency, zone = settings.domain.currency, ZoneInfo(settings.desk.time_zone)
+    with_currency = lambda value, digits=2: f"{value:,.{digits}f} {currency}".rstrip()
     env.filters |= {
         "ago": ago,
-        "moment": moment,
+        "moment": partial(moment, zone=zone),
         "percent": percent,
         "count": count_words,
-        "cell": cell_text,
+        "cell": partial(cell_text, zone=zone),
         "marked": marked,
         "prose": partial(marked, prose=True),
         "visible": visible,
@@ -208,10 +224,12 @@ def template_environment(settings: Settings, path: str) -> Environment:
         "readable": readable,
         "about_case": about_case,
         "actor": lambda row: str(Actor(row["actor"], row["by"])),
-        "decimal": lambda value: f"{value:,.2f}",
-        "money": lambda units: f"{units / 10**decimals:,.{decimals}f}",
+        "major": with_currency,
+        "money": lambda units: with_currency(units / 10**decimals, decimals),
     }
     env.globals |= {
+        "currency": currency,
+        "time_zone": zone.key,
         "status_choices": status_choices,
         "states": STATES,
         "path": path,
@@ -404,7 +422,7 @@ def drawings(
         return {
             "id": row["id"],
             "name": visible(row["order_id"]),
-            "time": row["time"],
+            "time": wall_clock(row["time"], site.zone),
             "amount": row["amount"] / scale,
             "words": money(row["amount"]),
             "band": row["band"],
@@ -422,13 +440,13 @@ def drawings(
 
 
 def shown_fields(
+    site: Site,
     event: dict[str, Any],  # as it was sent
     case: Mapping,
-    columns: ColumnsSection,
-    money: Callable[[int], str],  # minor units in words
 ) -> dict[str, Any]:
     "The fields of an event for people: its amount in the base currency, and beside the currency the amount as it was sent."
-    shown = event | {columns.amount: money(case["amount"]), columns.time: moment(case["time"])}
+    columns, money = site.settings.columns, site.env.filters["money"]
+    shown = event | {columns.amount: money(case["amount"]), columns.time: moment(case["time"], site.zone)}
     if columns.currency in event:
         shown[columns.currency] = f"{event[columns.currency]} ({event[columns.amount]} as sent)"
     return shown
@@ -442,7 +460,7 @@ def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: F
     past = queries.customer_history(connection, case["customer"])
     linked = queries.linked_decisions(connection, case, entities)
     noun, earlier = noun_of([*columns.id, *entities]), earlier_counts(connection, site.table, case, entities)
-    shown = shown_fields(event, case, columns, site.env.filters["money"])
+    shown = shown_fields(site, event, case)
     following = None
     if case["status"] == "open":
         following = queries.next_case(connection, site.context(), filters, case["review_priority"], number)
@@ -548,7 +566,7 @@ def trend_values(
     tiles = {
         "events": f"{events:,}",
         "acted": percent(acted / events) if events else "–",
-        "saved": f"{sum(saved.values()):,.0f}",
+        "saved": site.env.filters["major"](sum(saved.values()), 0),
         "waiting": f"{sum(count for _, count in ages):,}",
     }
     return {

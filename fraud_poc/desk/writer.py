@@ -45,6 +45,7 @@ from fraud_poc.desk.tables import (
     MS_PER_DAY,
     add_passed_case,
     cases,
+    closed_by_another,
     closed_columns,
     days,
     decisions,
@@ -141,12 +142,7 @@ def case_columns(
     wanted = {"source": SOURCES[closing[0]], "asserted": closing[1], "known": closing[2], "kind": ASSERT}
     if wanted.items() <= row.items():
         return closed_columns(row)
-    same = [labels.c[name] == value for name, value in wanted.items()]
-    query = sa.select(labels).where(labels.c.decision_id == row["decision_id"], *same)
-    earlier = connection.execute(query.order_by(labels.c.id.desc()).limit(1)).mappings().first()
-    # an assertion from before this log has no row: its author and note are not known
-    unknown = {"actor": "", "by": "", "note": "", "position": None, "noted": closing[2]}
-    return closed_columns(earlier or row | wanted | unknown)
+    return closed_by_another(connection, row["decision_id"], wanted, closing[2])
 
 
 def label_audit(row: dict) -> AuditEntry:

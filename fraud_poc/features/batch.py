@@ -7,9 +7,10 @@ __all__ = ['LABEL_COLUMNS', 'PARTITION_ROWS', 'PATIENCE_S', 'EntityItems', 'int6
            'partition_items', 'FoldResult', 'fold_arrays', 'features_of_arrays', 'FoldedPartition', 'fold_partition',
            'write_features', 'delayed_with_lists', 'save_step_states', 'fold_graph', 'step_graph', 'check_part',
            'on_cluster', 'on_threads', 'on_dask', 'rows_to_fold', 'step_rows', 'steps_of', 'moment_ms', 'parts_until',
-           'left_out', 'compute_features']
+           'cut_until', 'compute_features']
 
 # %% ../../nbs/26_batch.ipynb #c003
+import copy
 import math
 import os
 import time
@@ -32,7 +33,7 @@ from distributed import Client, wait
 
 from ..core.files import Progress, read_json, remove_partials, sha256_of, sole_use, write_json, write_parquet
 from ..core.settings import Settings
-from ..data.log import KNOWN_AT, part_path, read_manifest, read_part
+from ..data.log import cut_part, first_known_from, part_path, read_manifest, read_part, rows_before
 from .fold import NO_ENTITY, Items, fold, group_by_entity, own_features
 from .state import Plan, compiled, inner, most_bytes, new_state
 from fraud_poc.features.state_files import (
@@ -103,16 +104,18 @@ def read_items(
     amount: str,  # the amount's column
     labels: pa.Table
     | None = None,  # the part's labels, in place of those in the log: LABEL_COLUMNS and the entity's key
+    end: int | None = None,  # sequence number before which they lie; None = that of the part
 ) -> EntityItems:
-    "All items of one entity in a part of the log, with key 0 where the entity is missing."
+    "The items of one entity in a part of the log, with key 0 where the entity is missing."
     key, compared = f"{entity.by}_key", {f"{column}_key" for column in entity.columns}
     wanted = ["seq", "time", amount, *({key, *compared} - {"id_key"})] + ["id_key"] * entity.labels
-    events = read_part(folder, "events", part, wanted)
+    events = rows_before(read_part(folder, "events", part, wanted), end)
     found = _event_items(events, entity, amount)
     if not entity.labels:
         return found
     if labels is None:
         labels = read_part(folder, "labels", part, [*LABEL_COLUMNS, key])
+    labels = rows_before(labels, end)
     return _merged(found, _label_items(labels, entity), (int64_of(events, "seq"), int64_of(labels, "seq")))
 
 # %% ../../nbs/26_batch.ipynb #c011
@@ -287,11 +290,12 @@ def write_features(
     to: Path,  # folder for the file
     table: FeatureTable,
     amount: str,  # the amount's column
+    end: int,  # sequence number before which its rows are folded
     part: int,  # number of the part in its step
     *folded: list[FoldedPartition],  # of each entity
 ) -> dict:  # the part's entry in the manifest: rows, sha256
     "Write the features of one part."
-    events = read_part(folder, "events", name, ["seq", "time", amount])
+    events = rows_before(read_part(folder, "events", name, ["seq", "time", amount]), end)
     columns = np.full((len(table.rows), len(events)), np.nan, np.float32)
     own_features(table.own, table.scale, int64_of(events, "time"), int64_of(events, amount), columns.T)
     arrays = {"seq": events["seq"]}
@@ -351,13 +355,13 @@ def step_graph(
     for entity in table.entities:
         items = []
         for part in parts:
-            whole = dask.delayed(read_items)(folder, part["name"], entity, amount)
+            whole = dask.delayed(read_items)(folder, part["name"], entity, amount, None, part["next_seq"])
             items.append(dask.delayed(partition_items)(whole, partitions))
         path = to / "states" / entity.by / f"{number:06d}.arrow"
         folded[entity.by], saved[entity.by] = fold_graph(entity, items, partitions, generations[entity.by], path)
     written = []
     for index, part in enumerate(parts):
-        write = partial(write_features, folder, part["name"], to / "parts", table, amount, index)
+        write = partial(write_features, folder, part["name"], to / "parts", table, amount, part["next_seq"], index)
         written.append(delayed_with_lists(write, *folded.values()))
     return written, saved
 
@@ -458,10 +462,16 @@ def steps_of(table: FeatureTable, parts: list[dict], rows: int) -> list[list[dic
     return steps
 
 # %% ../../nbs/26_batch.ipynb #c036
-def _run_step(
-    settings: Settings, table: FeatureTable, manifest: dict, parts: list[dict], partitions: int, run: Callable
+def _fold_step(
+    settings: Settings,
+    table: FeatureTable,
+    manifest: dict,
+    parts: list[dict],
+    partitions: int,
+    run: Callable,
+    merge: bool = True,  # generations of states where there are many; the files of those that were merged are not removed
 ) -> None:
-    "Fold one step and note it in the manifest, which is written last; `run` gives the results of delayed tasks."
+    "Fold one step and note it in `manifest`, which is not written; `run` gives the results of delayed tasks."
     folder, number = features_folder(settings, table), manifest["steps"]
     generations = {by: [folder / "states" / by / name for name in names] for by, names in manifest["states"].items()}
     written, saved = step_graph(settings, table, parts, generations, number, partitions)
@@ -471,7 +481,7 @@ def _run_step(
         manifest["entities"][by] += new
         paths = [*generations[by], folder / "states" / by / f"{number:06d}.arrow"]
         first = first_to_merge([path.stat().st_size for path in paths])
-        if first < len(paths) - 1:
+        if merge and first < len(paths) - 1:
             merged = paths[-1].with_name(f"{number:06d}_merged.arrow")
             merge_generations(merged, paths[first:])
             paths[first:] = [merged]
@@ -479,15 +489,31 @@ def _run_step(
     kept = ("name", "events_sha256", "labels_sha256")
     manifest["parts"] += [{k: part[k] for k in kept} | entry for part, entry in zip(parts, results)]
     manifest["steps"] += 1
+
+
+def _write_manifest(folder: Path, manifest: dict) -> None:
+    "Write the manifest, and remove what it does not name any more."
     write_json(folder / "manifest.json", manifest)
     _remove_unnamed(folder, manifest)
+
+
+def _fold_cut(
+    settings: Settings, table: FeatureTable, manifest: dict, parts: list[dict], partitions: int, run: Callable
+) -> None:
+    "Fold one part as far as its `next_seq`, and note it in `manifest` as its `cut`: beside the whole parts, from which the next run goes on."
+    aside = copy.deepcopy(manifest)
+    _fold_step(settings, table, aside, parts, partitions, run, merge=False)
+    end = {"next_seq": parts[0]["next_seq"]}
+    manifest["cut"] = aside["parts"][-1] | end | {name: aside[name] for name in ("states", "entities")}
 
 
 def _remove_unnamed(folder: Path, manifest: dict) -> None:
     "Remove files that the manifest does not name: generations that were merged, parts of a step that was not finished."
     remove_partials(folder)
-    named = {folder / "parts" / f"{part['name']}.parquet" for part in manifest["parts"]}
-    named |= {folder / "states" / by / name for by, names in manifest["states"].items() for name in names}
+    cut = [manifest["cut"]] if "cut" in manifest else []
+    named = {folder / "parts" / f"{part['name']}.parquet" for part in [*manifest["parts"], *cut]}
+    for states in (one["states"] for one in (manifest, *cut)):
+        named |= {folder / "states" / by / name for by, names in states.items() for name in names}
     for path in [*folder.glob("parts/*.parquet"), *folder.glob("states/*/*.arrow")]:
         if path not in named:
             path.unlink()
@@ -509,27 +535,40 @@ def parts_until(parts: list[dict], until: str) -> list[dict]:
     return list(takewhile(lambda part: part["last_known_ms"] < end, parts))
 
 
-def left_out(folder: Path, parts: list[dict], until: str) -> str:
-    "What was known before a date and lies in the part that reaches it, in words; empty when that is nothing."
-    whole = len(parts_until(parts, until))
-    if whole == len(parts):
-        return ""
-    end, part, count = moment_ms(until, "until"), parts[whole], 0
-    for kind, column in KNOWN_AT.items():
-        known = read_part(folder, kind, part["name"], [column])[column].cast("int64").to_numpy()
-        count += int((known < end).sum())
-    reached = np.datetime64(parts[whole - 1]["last_known_ms"], "ms") if whole else "nothing"
-    words = f"{count:,} events and labels known before {until} lie in part {part['name']}, which goes beyond it"
-    return f"{words}: features reach to {reached}" if count else ""
+def cut_until(folder: Path, parts: list[dict], until: str) -> dict | None:
+    "The part that reaches a date, as far as the first row that was known then or later; None when the date lies between parts, or behind them."
+    whole = parts_until(parts, until)
+    if len(whole) == len(parts):
+        return None
+    part, end = parts[len(whole)], first_known_from(folder, parts, moment_ms(until, "until"))
+    return cut_part(folder, part, end) if end > part["first_seq"] else None
 
 # %% ../../nbs/26_batch.ipynb #c041
+def _parts_to_fold(folder: Path, parts: list[dict], manifest: dict, until: str) -> tuple[list[dict], list[dict]]:
+    "Whole parts of the log, and at most one as far as a date, that are not folded yet."
+    whole, done, kept = parts_until(parts, until), len(manifest["parts"]), manifest.get("cut", {})
+    cut = cut_until(folder, parts, until) if len(whole) >= done else None
+    same = ("name", "events_sha256", "labels_sha256", "next_seq")
+    if cut is None or len(whole) == done and all(cut[name] == kept.get(name) for name in same):
+        return whole[done:], []
+    return whole[done:], [cut]
+
+
+def _beyond(folder: Path, parts: list[dict], manifest: dict, until: str) -> str:
+    "That features reach beyond a date, in words; empty when they do not."
+    whole, done = len(parts_until(parts, until)), len(manifest["parts"])
+    if whole < done or whole == done and "cut" in manifest and not cut_until(folder, parts, until):
+        return f"features reach beyond {until} already: run with --replace to end them there"
+    return ""
+
+
 def compute_features(
     settings: Settings,
     replace: bool = False,  # forget earlier features and states of this table and start over
     progress: Progress | None = None,  # called with rows done and in all, events and labels
-    until: str = "",  # ISO date, UTC: stop before the first part that reaches it; "" = go to the end
-) -> dict:  # folder, table hash, features, events, new events, parts, entities by column, bytes of states, note
-    "Compute features for the parts of the log that have none, and the states after the last; `ValueError` or `OSError` say what went wrong."
+    until: str = "",  # ISO date, UTC: stop before the first row that was known then or later; "" = go to the end
+) -> dict:  # folder, table hash, features, events, new events, whole parts, entities by column, bytes of states, note
+    "Compute features for what has none in the log, and the states after the last row; `ValueError` or `OSError` say what went wrong."
     table, log = build_table(settings), read_manifest(settings.batch.folder)
     folder = features_folder(settings, table)
     with sole_use(folder), on_dask(settings) as (threads, run):
@@ -537,16 +576,21 @@ def compute_features(
         if replace:
             (folder / "manifest.json").unlink(missing_ok=True)  # first, since it names what is removed next
         _remove_unnamed(folder, manifest)
-        new = parts_until(log["parts"], until)[len(manifest["parts"]) :]
-        total, done = sum(rows_to_fold(table, part) for part in new), 0
+        new, cut = _parts_to_fold(settings.batch.folder, log["parts"], manifest, until)
+        if "cut" in manifest and new + cut:  # it is folded anew, from the beginning of its part
+            del manifest["cut"]
+            _write_manifest(folder, manifest)
+        total, done = sum(rows_to_fold(table, part) for part in new + cut), 0
         if progress:
             progress(0, total)
         try:
-            for parts in steps_of(table, new, step_rows(settings, table)):
+            for parts in [*steps_of(table, new, step_rows(settings, table)), *([cut] if cut else [])]:
                 size = sum(rows_to_fold(table, part) for part in parts)
                 tick = lambda share: progress and progress(done + int(share * size), total)
                 partitions = settings.batch.partitions or 4 * threads
-                _run_step(settings, table, manifest, parts, partitions, partial(run, tick=tick))
+                fold_parts = _fold_cut if parts is cut else _fold_step
+                fold_parts(settings, table, manifest, parts, partitions, partial(run, tick=tick))
+                _write_manifest(folder, manifest)
                 done += size
                 tick(0)
         except Exception as error:
@@ -556,20 +600,20 @@ def compute_features(
             raise
     if not new and not manifest["parts"]:
         write_json(folder / "manifest.json", manifest)
-    summary = _summary(settings, table, manifest, sum(part["events"] for part in new))
-    return summary | {"note": left_out(settings.batch.folder, log["parts"], until)}
+    summary = _summary(settings, table, manifest, sum(part["events"] for part in new + cut))
+    return summary | {"note": _beyond(settings.batch.folder, log["parts"], manifest, until)}
 
 # %% ../../nbs/26_batch.ipynb #c042
 def _summary(settings: Settings, table: FeatureTable, manifest: dict, new_events: int) -> dict:
     "What a run gave; read from the manifest, since counting states would cost what history costs."
-    states = [path for e in table.entities for path in states_of(settings, table, e.by)]
+    states, cut = [path for e in table.entities for path in states_of(settings, table, e.by)], manifest.get("cut")
     return {
         "folder": str(features_folder(settings, table)),
         "table_hash": table.hash,
         "features": len(table.rows),
-        "events": sum(p["rows"] for p in manifest["parts"]),
+        "events": sum(p["rows"] for p in [*manifest["parts"], *([cut] if cut else [])]),
         "new_events": new_events,
         "parts": len(manifest["parts"]),
-        "entities": manifest["entities"],
+        "entities": (cut or manifest)["entities"],
         "state_bytes": sum(path.stat().st_size for path in states),
     }

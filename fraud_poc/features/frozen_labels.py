@@ -116,11 +116,11 @@ def label_plans(settings: Settings, table: FeatureTable) -> list[EntityPlan]:
 
 
 def _frozen_items(
-    folder: Path, part: str, plan: EntityPlan, amount: str, frozen: FrozenLabels, partitions: int
+    folder: Path, part: dict, plan: EntityPlan, amount: str, frozen: FrozenLabels, partitions: int
 ) -> list[EntityItems]:
     "A part's items of the keys that lose a label, by partition of the keys."
-    labels = read_part(folder, "labels", part, [*LABEL_COLUMNS, f"{plan.by}_key", "known"])
-    whole = read_items(folder, part, plan, amount, without_late_labels(labels, frozen))
+    labels = read_part(folder, "labels", part["name"], [*LABEL_COLUMNS, f"{plan.by}_key", "known"])
+    whole = read_items(folder, part["name"], plan, amount, without_late_labels(labels, frozen), part["next_seq"])
     indices = np.flatnonzero(np.isin(whole.entity, frozen.keys[plan.by]))
     concerned = EntityItems(whole.entity[indices], whole.row[indices], pick_items(whole.items, indices))
     return partition_items(concerned, partitions)
@@ -178,7 +178,7 @@ def _frozen_graph(
     folder, amount, graph = settings.batch.folder, settings.columns.amount, {}
     for plan in plans:
         read = dask.delayed(_frozen_items)
-        items = [read(folder, part["name"], plan, amount, frozen, partitions) for part in parts]
+        items = [read(folder, part, plan, amount, frozen, partitions) for part in parts]
         earlier = [states / plan.by / f"{step:06d}.arrow" for step in range(number)]
         graph[plan.by] = fold_graph(plan, items, partitions, earlier, states / plan.by / f"{number:06d}.arrow")
     return graph

@@ -136,7 +136,8 @@ def features_folder(settings: Settings, table: FeatureTable) -> Path:
 def states_of(settings: Settings, table: FeatureTable, by: str) -> list[Path]:
     "Generations of one entity's states, oldest first."
     folder = features_folder(settings, table)
-    return [folder / "states" / by / name for name in read_json(folder / "manifest.json")["states"][by]]
+    manifest = read_json(folder / "manifest.json")
+    return [folder / "states" / by / name for name in (manifest.get("cut") or manifest)["states"][by]]
 
 
 def read_states(settings: Settings, table: FeatureTable, by: str) -> Iterator[pa.Table]:

@@ -174,8 +174,15 @@ def batch_log_rows(
     for part in read_manifest(settings.batch.folder)["parts"]:
         if part["first_seq"] >= before and part.get("live") != epoch:
             continue  # ingested from a file after the store was filled
-        read = lambda kind, columns: rows_with_ids(settings.batch.folder, kind, part["name"], wanted, columns)
-        for row in read("events", ["time", *names]):
+        until = (
+            None if part.get("live") == epoch else before
+        )  # a store may have been filled with the first rows of a part
+
+        def read(kind: str, columns: list[str]) -> list[dict]:
+            rows = rows_with_ids(settings.batch.folder, kind, part["name"], wanted, columns)
+            return [row for row in rows if until is None or row["seq"] < until]
+
+        for row in read("events", ["seq", "time", *names]):
             events[row["id_key"], row["time"]] = row
             newest[row["id_key"]] = row["time"]
         for row in read("statements", columns) if part.get("statements") else []:

@@ -50,18 +50,20 @@ def checksum_of(parts: list[dict]) -> str:
 def base_of(
     settings: Settings,
     table: FeatureTable,
-) -> dict:  # log (checksum), parts, next_seq, features (folder)
+) -> dict:  # log (checksum), whole parts, next_seq, features (folder); cut (checksum of the part in which next_seq lies, if it does)
     "What history the states of a table stand for; `ValueError` when they are missing or of another log."
-    log, path = read_manifest(settings.batch.folder), features_folder(settings, table) / "manifest.json"
+    log, path = read_manifest(settings.batch.folder)["parts"], features_folder(settings, table) / "manifest.json"
     if not path.exists():
         raise ValueError(f"no features of this table at {path}: run `fraud-poc features` first")
-    done = read_json(path)["parts"]
-    if checksum_of(done) != checksum_of(log["parts"][: len(done)]):
+    manifest = read_json(path)
+    done, cut = manifest["parts"], [manifest["cut"]] if "cut" in manifest else []
+    if checksum_of(done + cut) != checksum_of(log[: len(done + cut)]):
         raise ValueError(
             f"the log in {settings.batch.folder} changed since its features were computed: run `fraud-poc features` with --replace"
         )
-    first = log["parts"][len(done) - 1]["next_seq"] if done else 0
-    return {"log": checksum_of(done), "parts": len(done), "next_seq": first, "features": path.parent.name}
+    first = cut[0]["next_seq"] if cut else log[len(done) - 1]["next_seq"] if done else 0
+    base = {"log": checksum_of(done), "parts": len(done), "next_seq": first, "features": path.parent.name}
+    return base | ({"cut": checksum_of(cut)} if cut else {})
 
 
 def grown_from(settings: Settings, meta: Meta, base: dict) -> bool:
@@ -345,7 +347,7 @@ def _starts_over(
 ) -> bool:
     "Whether the store starts over; `ValueError` when its live log would no longer fit."
     if found.meta and not start_over:
-        same = all(found.meta.base.get(k) == base[k] for k in ("log", "next_seq"))
+        same = all(found.meta.base.get(k) == base.get(k) for k in ("log", "next_seq", "cut"))
         if same or grown_from(settings, found.meta, base):
             return False
     if found.entries and not start_over and not holds_only_waiting_labels(client, names):
@@ -434,7 +436,8 @@ def prepare_db(
         base, found = base_of(settings, table), inspect_store(client, names)
         fresh = _starts_over(client, names, settings, found, base, start_over)
         removed = remove_stale(client, names)
-        expected = read_json(features_folder(settings, table) / "manifest.json")["entities"]
+        manifest = read_json(features_folder(settings, table) / "manifest.json")
+        expected = (manifest.get("cut") or manifest)["entities"]
         done, total = {"states": 0, "entries": 0}, sum(expected.values()) + found.entries
 
         def tick(kind: str, count: int) -> None:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DATASET', 'DATASET_WORK', 'AMOUNT', 'WEIGHT', 'FROZEN', 'DATASET_VERSION', 'SPLITS', 'Windows', 'as_date',
-           'find_windows', 'log_until', 'event_span', 'parts_computed', 'check_inputs', 'inputs_hash', 'last_known',
-           'read_labels', 'draws', 'kept', 'split_of', 'side_columns', 'label_part', 'label_features', 'with_frozen',
-           'spill_path', 'choose_rows', 'weigh', 'write_shard', 'make_dataset', 'Examples', 'read_dataset',
-           'read_shard', 'read_split']
+           'find_windows', 'log_until', 'event_span', 'computed_parts', 'parts_computed', 'check_inputs', 'inputs_hash',
+           'last_known', 'read_labels', 'draws', 'kept', 'split_of', 'side_columns', 'label_part', 'label_features',
+           'with_frozen', 'spill_path', 'choose_rows', 'weigh', 'write_shard', 'make_dataset', 'Examples',
+           'read_dataset', 'read_shard', 'read_split']
 
 # %% ../../nbs/30_dataset.ipynb #c003
 import hashlib
@@ -31,11 +31,11 @@ from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, occurrence_of, s
 from ..core.files import Progress, read_json, sha256_of, sole_use, write_json, write_parquet
 from ..core.settings import Settings, duration_ms
 from ..data.columns import keys_of
-from ..data.log import part_path, read_manifest, read_part, read_waiting, time_span
+from ..data.log import part_path, read_manifest, read_part, read_waiting, rows_before, time_span
 from ..data.shop import scramble
 from ..data.validation import bulks
 from ..features.aggregates import DAY_MS, HOUR_MS
-from ..features.batch import moment_ms, on_dask, parts_until
+from ..features.batch import cut_until, moment_ms, on_dask, parts_until
 from ..features.frozen_labels import frozen_features, label_plans
 from ..features.label_delay import count_waits, label_events, labels_before, share_known, waiting_weights
 from ..features.state_files import features_folder
@@ -103,18 +103,21 @@ def find_windows(
 
 # %% ../../nbs/30_dataset.ipynb #c026
 def log_until(
+    folder: Path,  # of the domain
     manifest: dict,  # of the log
     until: str,  # ISO date, UTC; "" = all of it
     computed: int | None = None,  # parts that have features; None = all
 ) -> dict:  # parts, next_seq, waiting, end (UTC ms, within the last part; None = that of the parts)
     "What is used of a log: what was known before a date, and the labels that wait beside the whole of it; `ValueError` when it is no date."
     every, whole = manifest["parts"], parts_until(manifest["parts"], until)
-    end = moment_ms(until, "until") if until else None
     # the part that reaches the date is used up to it, where it has features
-    cut = every[len(whole) : len(whole) + 1] if end is not None and computed != len(whole) else []
-    cut = [part for part in cut if part["first_known_ms"] < end]
-    waiting = manifest.get("waiting") if len(whole) == len(every) else None
-    return {"parts": whole + cut, "next_seq": manifest["next_seq"], "waiting": waiting, "end": end if cut else None}
+    cut = cut_until(folder, every, until) if computed != len(whole) else None
+    waiting, end = (
+        manifest.get("waiting") if len(whole) == len(every) else None,
+        moment_ms(until, "until") if cut else None,
+    )
+    parts = whole + ([cut] if cut else [])
+    return {"parts": parts, "next_seq": manifest["next_seq"], "waiting": waiting, "end": end}
 
 
 def event_span(folder: Path, log: dict) -> tuple[int, int]:  # log: as `log_until` gives it
@@ -126,10 +129,17 @@ def event_span(folder: Path, log: dict) -> tuple[int, int]:  # log: as `log_unti
     return min(first for first, _ in spans), last if log["end"] is None else min(last, log["end"] - 1)
 
 
+def computed_parts(
+    manifest: dict,  # of the features
+) -> list[dict]:  # with a `next_seq` where only the rows before it have features
+    "The parts of the log that have features."
+    return [*manifest["parts"], *([manifest["cut"]] if "cut" in manifest else [])]
+
+
 def parts_computed(settings: Settings, table: FeatureTable) -> int | None:
-    "Parts of the log that have features; None when no features were computed at all."
+    "Parts of the log that have features, the last of them perhaps only for its first rows; None when no features were computed at all."
     path = features_folder(settings, table) / "manifest.json"
-    return len(read_json(path)["parts"]) if path.exists() else None
+    return len(computed_parts(read_json(path))) if path.exists() else None
 
 
 def check_inputs(settings: Settings, table: FeatureTable, parts: list[dict]) -> None:
@@ -139,14 +149,16 @@ def check_inputs(settings: Settings, table: FeatureTable, parts: list[dict]) -> 
         raise ValueError(
             f"no features of table {table.hash[:12]} in {settings.batch.folder}: run `fraud-poc features` first"
         )
-    done = read_json(path)["parts"]
+    done = computed_parts(read_json(path))
     for one, other in zip(done, parts):
         if any(one[k] != other[k] for k in ("name", "events_sha256", "labels_sha256")):
             raise ValueError(
                 f"part {other['name']} of the log in {settings.batch.folder} changed since its features were computed: "
                 "run `fraud-poc features` with --replace"
             )
-    if len(done) < len(parts):
+    if len(done) < len(parts) or any(
+        one.get("next_seq", other["next_seq"]) < other["next_seq"] for one, other in zip(done, parts)
+    ):
         raise ValueError(
             f"{settings.batch.folder} holds features of {len(done)} of the log's {len(parts)} parts: "
             "run `fraud-poc features` to bring them up to date, or give the date until which they go"
@@ -251,6 +263,7 @@ def side_columns(settings: Settings) -> list[str]:
 def label_part(settings: Settings, log: dict, part: dict, windows: Windows) -> tuple[pa.Table, np.ndarray]:
     "Events of one part with split and label; and what `count_waits` gives as of the cut-off and as of the log's end."
     events = read_part(settings.batch.folder, "events", part["name"], [*side_columns(settings), "id_key"])
+    events = rows_before(events, part["next_seq"])
     time = events["time"].cast(pa.int64()).to_numpy()
     key = occurrence_of(events["id_key"].to_numpy(), time)
     labels = read_labels(settings.batch.folder, log, int(time.min()), int(time.max()))
@@ -285,6 +298,7 @@ def with_frozen(settings: Settings, table: FeatureTable, name: str, events: pa.T
     "Events of a part of the log with their label features as served and, in further columns, as they are with labels frozen at the cut-off."
     path = settings.batch.folder / DATASET_WORK / "frozen" / "parts" / f"{name}.parquet"
     found = pq.read_table(path) if path.exists() else events  # no file: no label was known so late, and nothing differs
+    found = found.slice(0, len(events))
     if not found["seq"].equals(events["seq"]):
         raise ValueError(f"the frozen features of part {name} are not those of its events: run it again")
     for feature in label_features(settings, table):
@@ -307,6 +321,7 @@ def choose_rows(settings: Settings, table: FeatureTable, log: dict, index: int, 
     features = pq.read_table(
         features_folder(settings, table) / "parts" / f"{part['name']}.parquet", columns=["seq", *table.names]
     )
+    features = rows_before(features, part["next_seq"])
     if not features["seq"].equals(events["seq"]):
         raise ValueError(
             f"the features of part {part['name']} are not those of its events: run `fraud-poc features` with --replace"
@@ -415,7 +430,7 @@ def make_dataset(
 ) -> dict:  # manifest: windows, splits, files, features, label_features, table_hash, inputs, labels_not_yet_known
     "Write the training set of a log with features under batch.folder/dataset; `ValueError` says what is missing and what to do."
     folder, table = settings.batch.folder, build_table(settings)
-    log = log_until(read_manifest(folder), until, parts_computed(settings, table))
+    log = log_until(folder, read_manifest(folder), until, parts_computed(settings, table))
     check_inputs(settings, table, log["parts"])
     inputs, manifest_path = inputs_hash(settings, table, log), folder / DATASET / "manifest.json"
     span = event_span(folder, log)

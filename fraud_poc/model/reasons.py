@@ -140,8 +140,8 @@ def duration_words(seconds: float) -> str:
 def window_words(over: str) -> tuple[str, str]:
     'A window as noun and adjective: "30 days", "30-day".'
     unit, size = next((unit for unit in TIME_UNITS if duration_ms(over) % (1000 * unit[1]) == 0), TIME_UNITS[-1])
-    number = duration_ms(over) // (1000 * size)
-    return (unit if number == 1 else f"{number} {unit}s"), f"{number}-{unit}"
+    number = f"{duration_ms(over) / (1000 * size):.15g}"
+    return (unit if number == "1" else f"{number} {unit}s"), f"{number}-{unit}"
 
 
 def within(row: Row) -> str:

@@ -183,11 +183,13 @@ def rewrite_features(settings: Settings, table: FeatureTable, plan: ErasurePlan,
             changed["removed"].append(folder.name)
         elif path.exists():
             manifest, log = read_json(path), read_manifest(settings.batch.folder)
+            cut = [manifest["cut"]] if "cut" in manifest else []
             for entity in table.entities:
-                for name in manifest["states"][entity.by]:
+                names = [name for one in (manifest, *cut) for name in one["states"][entity.by]]
+                for name in dict.fromkeys(names):
                     file = folder / "states" / entity.by / name
                     changed["states"] += rewrite_states(file, entity, plan, tags)
-            changed["parts"] = update_checksums(manifest["parts"], log["parts"], journal["marks"])
+            changed["parts"] = update_checksums([*manifest["parts"], *cut], log["parts"], journal["marks"])
             write_json(path, manifest)
     return changed
 

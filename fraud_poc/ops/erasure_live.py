@@ -379,11 +379,15 @@ def update_base(client: Client, names: Names, now: list[dict], marks: dict[str, 
     base, count = meta["base"], meta["base"].get("parts", 0)
 
     def sealed(parts: list[dict]) -> str:
-        return hashlib.sha256(json.dumps(checksums_of(parts[:count])).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(checksums_of(parts)).encode()).hexdigest()
 
-    if base.get("log") != sealed(with_old_checksums(now, marks)) or sealed(now) == base["log"]:
+    before, changed = with_old_checksums(now, marks), {}
+    for name, own in (("log", slice(count)), ("cut", slice(count, count + 1))):
+        if base.get(name) == sealed(before[own]) != sealed(now[own]):
+            changed[name] = sealed(now[own])
+    if not changed:
         return False
-    base["log"] = sealed(now)
+    meta["base"] |= changed
     return bool(client.call("EVAL", REPLACE, 1, names.meta, text, json.dumps(meta)))
 
 # %% ../../nbs/86_erasure_live.ipynb #c029

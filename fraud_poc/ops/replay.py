@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.events import Actor
-from ..core.files import Progress, read_json
+from ..core.files import Progress
 from ..core.reading import Event, event_fields
 from ..core.settings import ColumnsSection, Settings
 from ..data.log import copy_stretch, hash_secret, part_path, read_manifest, read_part
@@ -43,7 +43,7 @@ from fraud_poc.live.labels import (
     find_in_batch_log,
     history_key,
 )
-from ..live.load import prepare_db
+from ..live.load import base_of, prepare_db
 from ..live.redis_server import start_redis
 from ..live.redis_store import open_store
 from ..live.store import RETRACT, Entry, Store, decode_entry, state_key
@@ -339,14 +339,15 @@ def base_states(
     base: dict,  # of the store's meta
 ) -> dict[str, list[Path]]:  # generations of states, by entity
     "The states that a store was filled with; `ValueError` when they have moved on since."
-    manifest = features_folder(settings, table) / "manifest.json"
-    parts = len(read_json(manifest)["parts"]) if manifest.exists() else 0
-    if parts != base["parts"]:
+    found = (features_folder(settings, table) / "manifest.json").exists()
+    now = base_of(settings, table) if found else {"parts": 0, "next_seq": 0}
+    if any(now[name] != base[name] for name in ("parts", "next_seq")):
         raise ValueError(
-            f"the store began with the states after {base['parts']} parts of the log, the features are at {parts}: "
+            f"the store began with the states after {base['parts']} parts of the log, before row {base['next_seq']}; the features are "
+            f"at {now['parts']}, before {now['next_seq']}: "
             "fill it anew (`fraud-poc prepare-db`, with --start-over after other files than collected ones)"
         )
-    return {entity.by: states_of(settings, table, entity.by) if parts else [] for entity in table.entities}
+    return {entity.by: states_of(settings, table, entity.by) if found else [] for entity in table.entities}
 
 
 async def served_entries(store: Store, after: int) -> list[Entry]:

@@ -86,7 +86,7 @@
     const {axis, tooltip, bands, quiet} = style();
     const point = order => ({value: [order.time, order.amount], order, symbolSize: order.this ? 15 : 9, symbol: order.label === 1 ? "diamond" : "circle",
       itemStyle: {color: order.label === 1 ? css("flag") : order.this ? css("accent") : bands[order.band], borderColor: order.this ? css("ink") : css("card"), borderWidth: order.this ? 2 : 1}});
-    const chart = draw(element, {...quiet, grid: {left: 8, right: 14, top: 14, bottom: 4, containLabel: true}, tooltip: {...tooltip, formatter: p => `${p.data.order.name}\n${day(p.data.order.time)}   ${p.data.order.words}\n${p.data.order.label_words}`},
+    const chart = draw(element, {...quiet, useUTC: true, grid: {left: 8, right: 14, top: 14, bottom: 4, containLabel: true}, tooltip: {...tooltip, formatter: p => `${p.data.order.name}\n${day(p.data.order.time)}   ${p.data.order.words}\n${p.data.order.label_words}`},
       xAxis: {type: "time", ...axis, splitLine: {show: false}}, yAxis: {type: "value", ...axis, axisLabel: {...axis.axisLabel, formatter: v => compact.format(v)}, splitNumber: 3},
       series: [{type: "scatter", data: value.map(point), cursor: "pointer"}]});
     chart.off("click");
