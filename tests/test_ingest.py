@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import house
-from support.waiting import LONG
+from support.children import child
 
 from fraud_poc.core.events import key_of
 from fraud_poc.core.files import sole_use
@@ -906,17 +904,19 @@ def test_portions_and_rebuild(make, tmp_path):
         ingest(settings, str(tmp_path / "b.csv"), "")
 
 
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from fraud_poc.core.settings import Settings
-from fraud_poc.data import ingest as module
-settings = Settings.model_validate(json.loads(Path(sys.argv[1]).read_text()))
-if sys.argv[4] == "commit": module.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-def progress(done, total):
-    if sys.argv[4] != "commit" and done >= total * float(sys.argv[4]): os.kill(os.getpid(), signal.SIGKILL)
-module.ingest(settings, sys.argv[2], "", replace=sys.argv[3] == "replace", progress=progress)
-"""
+def killed(tell, settings: Settings, place: str, replace: bool, when: str) -> None:
+    "Runs in a process of its own, which kills itself after a share of the rows, or at the commit."
+
+    def end(*anything):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def progress(done, total):
+        if when != "commit" and done >= total * float(when):
+            end()
+
+    if when == "commit":
+        module.write_json = end
+    ingest(settings, place, "", replace=replace, progress=progress)
 
 
 @pytest.mark.parametrize(
@@ -930,15 +930,8 @@ def test_killed(make, tmp_path, mode, when):
     ingest(settings, str(tmp_path / "a.parquet"), "")
     before = contents(settings.batch.folder / "log")
     names = {part["name"] for part in read_manifest(settings.batch.folder)["parts"]}
-    write(tmp_path / "settings.json", settings.model_dump_json())
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path / "settings.json", tmp_path / "b.parquet", mode, when],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-    )
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    with child(killed, settings, str(tmp_path / "b.parquet"), mode == "replace", when) as process:
+        assert process.ended() == -signal.SIGKILL
     assert (
         before.items() <= contents(settings.batch.folder / "log").items()
         and {part["name"] for part in read_manifest(settings.batch.folder)["parts"]} == names

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -213,6 +214,12 @@ def floor_problems(module: str, code: str, floors: dict[str, int], own: int) -> 
     ]
 
 
+@cache
+def distributions() -> dict[str, list[str]]:
+    "Import name -> distributions that bring it: sklearn comes with scikit-learn."
+    return dict(packages_distributions())
+
+
 def dependency_problems(code: str, requirements: list[str]) -> list[str]:
     "Imports of what neither Python nor the runtime requirements bring."
     given = {canonicalize_name(Requirement(r).name) for r in requirements} | {
@@ -224,7 +231,7 @@ def dependency_problems(code: str, requirements: list[str]) -> list[str]:
         - {"fraud_poc"}
         - set(sys.stdlib_module_names)
     )
-    brought_by = packages_distributions()  # import name -> distributions: sklearn comes with scikit-learn
+    brought_by = distributions()
     return [
         f"imports {name}, which is no runtime requirement"
         for name in sorted(names)
