@@ -1,6 +1,8 @@
 """The drills of benchmarks/ on a small scale: the service under kills, and under more orders than it can answer."""
 
 import asyncio
+import importlib
+import io
 import json
 import os
 import sys
@@ -9,8 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.children import child
 from support.private import careless_umask, open_to_others
-from support.waiting import LONG, until, watched
+from support.waiting import LONG, until
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.live.redis_client import Client
@@ -32,20 +35,37 @@ def made(tmp_path_factory):
     return folder
 
 
+class Told(io.TextIOBase):
+    "A stream whose text goes to the process that listens."
+
+    def __init__(self, tell):
+        self.tell = tell
+
+    def write(self, text: str) -> int:
+        self.tell(text)
+        return len(text)
+
+
+def drilled(tell, name: str, options: list[str]) -> None:
+    "The command of a drill; runs in a process of its own."
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.argv, sys.stdout, sys.stderr = [name, *options], Told(tell), Told(tell)
+    importlib.import_module(name).main()
+
+
 def run(name: str, made: Path, *options) -> dict:
     "A drill as a command, which says how far it is; its summary, the last line."
-    done = watched(
-        [sys.executable, ROOT / "benchmarks" / name, "--made", made, *options],
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    last = (done.stdout.splitlines() or [""])[-1]
-    assert last.startswith("{"), done.stdout[-5000:]
-    return json.loads(last) | {"code": done.returncode, "said": done.stdout[-5000:]}
+    with child(drilled, name, ["--made", str(made), *map(str, options)]) as process:
+        said = "".join(text for (text,) in iter(process.hear, None))
+        code = process.ended()
+    last = (said.splitlines() or [""])[-1]
+    assert last.startswith("{"), said[-5000:]
+    return json.loads(last) | {"code": code, "said": said[-5000:]}
 
 
 def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed(made):
-    found = run("crash.py", made, "--orders", 600, "--redis-kills", 2, "--worker-kills", 2, "--connections", 4)
-    assert found["code"] == 0 and found["acknowledged"] == found["orders"] == 600, found["said"]
+    found = run("crash", made, "--orders", 400, "--redis-kills", 2, "--worker-kills", 2, "--connections", 4)
+    assert found["code"] == 0 and found["acknowledged"] == found["orders"] == 400, found["said"]
     assert found["redis_kills"] == found["worker_kills"] == 2
     for name in (
         "lost",
@@ -60,7 +80,7 @@ def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed(made):
 
 
 def test_overload_is_refused_cleanly(made):
-    found = run("load.py", made, "--seconds", 2, "--search", 1, "--patterns", 300, "--busy-machine")
+    found = run("load", made, "--seconds", 1, "--search", 0.5, "--patterns", 300, "--busy-machine")
     assert (
         found["errors"] == 0
         and found["sustainable"] > 0
@@ -72,7 +92,7 @@ def test_overload_is_refused_cleanly(made):
 
 def test_callers_without_a_key_keep_no_order_from_its_score(made):
     files = ["--files", 256]  # fewer than there are callers
-    found = run("doors.py", made, "--seconds", 4, "--patterns", 300, "--rate", 40, "--busy-machine", *files)
+    found = run("doors", made, "--seconds", 2, "--patterns", 300, "--rate", 40, "--busy-machine", *files)
     assert found["failed"] == 0 and found["recovered_s"] < LONG, found["said"]
     assert sum(found["callers"].values()) >= 600 and found["closed"]["max_head_bytes"] > 100
     assert "max_connections" in found["closed"]
