@@ -120,7 +120,7 @@ def label_rows(settings: Settings, numbered: list[tuple[int, Entry]]) -> tuple[p
 
 # %% ../../nbs/48_collect.ipynb #c010
 def begins_within(store: StoreContents, own: list[dict]) -> bool:
-    "Whether a live log begins within the part behind some: the store was filled with its first rows (`fraud-poc features --until`)."
+    "Whether a live log begins within the part behind some: the store was filled with its first rows (`fraud-poc features` with `--until`)."
     return store.meta.base.get("next_seq", 0) > (own[-1]["next_seq"] if own else 0)
 
 
