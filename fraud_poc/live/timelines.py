@@ -7,6 +7,7 @@ __all__ = ['timelines', 'is_of_epoch', 'is_read', 'is_lost', 'positions_read', '
            'LostTail', 'lost_tail', 'lost_words', 'read_lost_tail', 'lost_warning', 'fence_writer']
 
 # %% ../../nbs/50_timelines.ipynb #c003
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -125,7 +126,7 @@ def _mark_lost(connection: sa.Connection, lines: Sequence[Timeline], now: int) -
         detail = {"log": row.log, "first": row.lost_from if lost_from is None else lost_from, "last": row.position}
         what = "entries are in the store again" if lost_from is None else "the store lost entries"
         record_audit(connection, [AuditEntry("decision writer", what, row.log, detail, now)])
-        log_event(what, 30, "writer", **detail)
+        log_event(what, logging.WARNING, "writer", **detail)
 
 
 def go_on(
