@@ -21,6 +21,7 @@ from .desk.pages import create_desk
 from .desk.writer_process import writer_process
 from .live.decide import default_engine
 from .live.labels import LabelChange, LabelResult, LabelWriter
+from .live.store import timeline_at
 from .ops.feed import keep_registered
 from .service.documents import add_documents
 from .service.keys import fresh_key, list_keys
@@ -38,7 +39,7 @@ def desk_of(
         result = await LabelWriter(service.engine, service.reader.secret).assert_label(
             change, service.clock(), fresh=True
         )
-        return (await service.engine.store.meta()).epoch, result
+        return timeline_at(await service.engine.store.timelines(), result.position), result
 
     policy = service.engine.model.bundle.policy
     return create_desk(

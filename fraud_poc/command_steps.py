@@ -158,16 +158,15 @@ def import_step(folder: Path, source: str) -> Step:
 # %% ../nbs/92_command_steps.ipynb #c022
 def written_before(settings: Settings, url: str) -> int:
     "The sequence number before which the live log is in the database."
-    from fraud_poc.core.database import read_checkpoint
     from fraud_poc.live.load import inspect_store
     from fraud_poc.live.redis_client import Client
     from fraud_poc.live.redis_store import Names
+    from fraud_poc.live.timelines import position_in_log
 
-    with database_of(settings) as database:
-        mark = read_checkpoint(database)
     with Client(url) as client:
-        meta = inspect_store(client, Names(settings.domain.name)).meta
-    return mark.position + 1 if mark and meta and mark.log == meta.epoch else 0
+        lines = inspect_store(client, Names(settings.domain.name)).timelines
+    with database_of(settings) as database:
+        return position_in_log(database, lines) + 1 if lines else 0
 
 # %% ../nbs/92_command_steps.ipynb #c023
 def prepare_step(start_over: bool, trim: bool = False) -> Step:

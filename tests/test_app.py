@@ -33,15 +33,17 @@ from fraud_poc.app import with_desk
 from fraud_poc.cli import app as commands
 from fraud_poc.core.audit import audit, list_audit
 from fraud_poc.core.database import Checkpoint, checkpoints, open_database, writing
-from fraud_poc.core.events import system_clock
+from fraud_poc.core.events import PERSON, Actor, system_clock
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.accounts import accounts, new_account
 from fraud_poc.desk.login import Gate
+from fraud_poc.desk.rows import EntryReader
 from fraud_poc.desk.tables import cases, decisions, labels
-from fraud_poc.desk.writer import begin_log
+from fraud_poc.desk.writer import begin_log, follow_log
 from fraud_poc.features.batch import compute_features
+from fraud_poc.live.labels import LabelAssertion
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import server_for, server_runs
@@ -211,6 +213,48 @@ def test_metrics_tell_how_far_the_database_is_behind(whole):
 
     whole.engine.store.log_length = down
     assert asyncio.run(behind()) is None
+
+
+def test_what_a_restored_store_has_lost_is_told(whole):
+    reader = EntryReader(whole.settings, explain=lambda model, vectors, orders: [None] * len(orders))
+    store = whole.engine.store
+
+    async def asked() -> tuple[list[str], dict[str, float]]:
+        await follow_log(store, whole.database, reader, asyncio.Event(), to_end=True)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(whole.app), base_url="http://service", headers={KEY_HEADER: whole.key}
+        ) as client:
+            ready, metrics = await client.get("/readyz"), (await client.get("/metrics")).text
+        assert ready.status_code == 200
+        found = dict(re.findall(r"^fraud_poc_(\w+_lost|decisions_behind) (\S+)$", metrics, re.MULTILINE))
+        return ready.json()["warnings"], {name: float(value) for name, value in found.items()}
+
+    asyncio.run(score(whole, ["a", "b"]))
+    copy = store.copy()
+    asyncio.run(score(whole, ["c", "d"]))
+    assert asyncio.run(asked()) == ([], {"decisions_lost": 0, "labels_lost": 0, "decisions_behind": 0})
+    store.restore(copy)
+    asyncio.run(score(whole, ["e"]))
+    warnings, gauges = asyncio.run(asked())
+    assert gauges == {"decisions_lost": 2, "labels_lost": 0, "decisions_behind": 0}
+    assert "2 decisions in the database are of a part of the live log that the store has lost" in warnings[0]
+    assert "noticed " in warnings[0] and "sent again" in warnings[0] and len(warnings) == 1
+    asyncio.run(score(whole, ["c", "d"]))
+    assert asyncio.run(asked()) == ([], {"decisions_lost": 0, "labels_lost": 0, "decisions_behind": 0})
+    with whole.database.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(decisions)).scalar() == 7
+
+
+def test_the_desk_is_told_in_which_timeline_a_label_is(whole):
+    store = whole.engine.store
+    asyncio.run(score(whole, ["a"]))
+    store.restore(store.copy())
+    asyncio.run(score(whole, ["b"]))
+    desk = next(route.app for route in whole.app.routes if getattr(route, "path", "") == "/desk")
+    change = LabelAssertion("b", True, "analyst", None, "", Actor(PERSON, "ann"))
+    log, result = asyncio.run(desk.state.site.send_label(change))
+    lines = asyncio.run(store.timelines())
+    assert (log, result.position) == (lines[1].log, 2) and lines[1].start == 1
 
 
 # --- schemathesis: statements on orders -------------------------------------------------------------------------------------------------

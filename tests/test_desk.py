@@ -28,6 +28,7 @@ from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
 from fraud_poc.desk.views import earlier_counts, moment, wall_clock
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, Retraction
+from fraud_poc.live.timelines import lost_tail, timelines
 from fraud_poc.service.documents import CONTENT_POLICY
 
 NOW = 1_767_000_000_000
@@ -111,6 +112,32 @@ def routes(desk) -> list[tuple[str, str]]:
         if isinstance(route.original_route, APIRoute)
         for method in sorted(route.methods - {"HEAD"})
     ]
+
+
+# --- what the store has lost ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_tail_is_told_to_those_who_decide_and_at_its_cases(fresh):
+    for name in ("viewer-1", "analyst-1"):
+        assert "the store has lost" not in Browser(fresh, name).get("queue").text
+    with writing(fresh.engine) as connection:
+        newest = connection.execute(sa.select(sa.func.max(decisions.c.position))).scalar()
+        log = connection.execute(sa.select(decisions.c.log).where(decisions.c.position == newest)).scalar()
+        row = {"log": log, "start": 0, "position": newest, "lost_from": newest, "found": NOW}
+        connection.execute(sa.insert(timelines).values(row))
+        kept, lost = [
+            connection.execute(sa.select(decisions.c.id).where(condition).limit(1)).scalar()
+            for condition in (decisions.c.position < newest, decisions.c.position == newest)
+        ]
+        count = lost_tail(connection)
+    assert count.decisions == 1
+    for name, told in (("viewer-1", False), ("analyst-1", True), ("admin-1", True)):
+        browser = Browser(fresh, name)
+        for path in ("queue", "trends", f"case/{kept}", f"case/{lost}"):
+            text = browser.get(path).text
+            assert ("of a part of the live log that the store has lost" in text) == told, (name, path)
+            assert ("has lost this decision" in text) == (path == f"case/{lost}"), (name, path)
+        assert "the store has lost" not in browser.part("queue").text
 
 
 # --- who may do what --------------------------------------------------------------------------------------------------------------------

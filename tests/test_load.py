@@ -303,8 +303,8 @@ def test_a_load_that_fails_leaves_the_running_generation(history, settings, serv
         assert client.call("SCARD", names.stale) >= 1
         assert prepare_db(settings, server.url)["removed"] > len(before)
         assert (
-            client.call("SCARD", names.stale) == 0 and client.call("DBSIZE") == len(before) + 50 + 6
-        )  # states, records; now, meta, seq, log, loads, labels that wait
+            client.call("SCARD", names.stale) == 0 and client.call("DBSIZE") == len(before) + 50 + 7
+        )  # states, records; now, meta, seq, log, run, loads, labels that wait
     assert contents(settings, server.url) == before
 
 

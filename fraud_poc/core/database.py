@@ -260,7 +260,7 @@ def new_ids(
 checkpoints = new_table(
     "writers",
     text_column("name", primary_key=True),
-    text_column("log"),  # epoch
+    text_column("log"),  # name of the timeline; "" = taken away
     number_column("position"),  # of the last entry that was processed
 )
 DECISION_WRITER = "decisions"  # name of its row
@@ -269,7 +269,7 @@ DECISION_WRITER = "decisions"  # name of its row
 class Checkpoint(NamedTuple):
     "How far the decision writer has processed a log."
 
-    log: str  # epoch
+    log: str  # name of a timeline
     position: int  # of the last entry; -1 = none
 
 

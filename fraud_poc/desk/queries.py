@@ -8,8 +8,8 @@ __all__ = ['STATUSES', 'AGES', 'MAX_AMOUNT', 'FOUND', 'LAST_CHARACTER', 'DECISIO
            'default_status', 'Filters', 'filter_message', 'QueryContext', 'matching_decisions', 'search_is_cut',
            'conditions', 'sort_column', 'after_cursor', 'cursor_of', 'with_decisions', 'all_decisions', 'queue_page',
            'count_cases', 'newest_case', 'count_new', 'closed_among', 'customer_page', 'next_case', 'find_decision',
-           'label_column', 'customer_history', 'label_entries', 'notes_of', 'stored_before', 'linked_decisions',
-           'case_distance', 'similar_cases']
+           'is_lost_decision', 'label_column', 'customer_history', 'label_entries', 'notes_of', 'stored_before',
+           'linked_decisions', 'case_distance', 'similar_cases']
 
 # %% ../../nbs/75_queries.ipynb #c003
 import math
@@ -23,6 +23,7 @@ from ..core.database import signed
 from ..core.events import UNRESOLVED, ascii_lower, checked_text, key_of, one_text
 from ..core.settings import Settings
 from .tables import MS_PER_DAY, cases, decisions, folded_id, labels, links, notes
+from ..live.timelines import is_lost
 
 # %% ../../nbs/75_queries.ipynb #c005
 STATUSES = ("open", "cleared", "flagged", "all")
@@ -362,6 +363,12 @@ def find_decision(
     wanted = sa.select(decisions, *[cases.c[name] for name in CASE_COLUMNS])
     wanted = wanted.join_from(decisions, cases, decisions.c.id == cases.c.decision_id, isouter=True)
     return connection.execute(wanted.where(decisions.c.id == number)).mappings().first()
+
+
+def is_lost_decision(connection: sa.Connection, number: int) -> bool:
+    "Whether a decision, by its id, is of a part of the live log that the store has lost."
+    wanted = sa.select(is_lost(decisions.c.log, decisions.c.position)).where(decisions.c.id == number)
+    return bool(connection.execute(wanted).scalar())
 
 
 def label_column() -> sa.ScalarSelect:

@@ -142,7 +142,7 @@ class EntryReader:
 
     def read(
         self,
-        log: str,  # epoch
+        log: str,  # name of the timeline
         entries: Sequence[tuple[int, bytes]],  # position and packed entry, in order
     ) -> Rows:
         "What some entries add to the tables; entries that cannot be read are reported and skipped."
@@ -202,7 +202,7 @@ class EntryReader:
 # %% ../../nbs/71_decision_rows.ipynb #c018
 def decision_row(
     reader: EntryReader,
-    log: str,  # epoch
+    log: str,  # name of the timeline
     position: int,
     entry: Entry,
 ) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def decision_row(
 
 
 def label_row(
-    log: str,  # epoch
+    log: str,  # name of the timeline
     position: int,
     entry: Entry,
     default_source: str,  # for entries of an older layout, which name none

@@ -18,12 +18,14 @@ from sqlalchemy.sql.functions import FunctionElement
 from ..core.database import INT64, insert_or, new_table, number_column
 from ..core.events import Actor
 from ..core.settings import Settings
+from ..live.store import epoch_of
+from ..live.timelines import is_lost, is_of_epoch, is_read
 
 # %% ../../nbs/70_tables.ipynb #c005
 decisions = new_table(
     "decisions",
     sa.Column("id", INT64, primary_key=True, autoincrement=True),
-    sa.Column("log", sa.Text, nullable=False),  # epoch
+    sa.Column("log", sa.Text, nullable=False),  # name of the timeline
     sa.Column("position", INT64, nullable=False),  # in the log
     sa.Column("order_id", sa.Text, nullable=False, index=True),
     sa.Column("id_key", INT64, nullable=False),  # signed
@@ -79,7 +81,7 @@ cases = new_table(
     sa.Column("amount", INT64, nullable=False),
     sa.Column("customer", sa.Text, nullable=False),
     sa.Column("time", INT64, nullable=False),
-    # epoch and position of the last label entry that the row reflects
+    # timeline and position of the last label entry that the row reflects
     sa.Column("log", sa.Text),
     sa.Column("position", INT64),
     # position and source of the assertion that closed the case; null = open
@@ -243,6 +245,7 @@ def closed_by_another(
 ) -> dict[str, Any]:
     "The columns of a case that an assertion closes other than the label at hand. Author and note are unknown while it has no row: before the decision writer has read it, or when it is from before this log."
     same = [labels.c[name] == value for name, value in wanted.items()]
+    same.append(sa.not_(is_lost(labels.c.log, labels.c.position)))
     if retracted is not None:
         same.append(labels.c.position != retracted)
     query = sa.select(labels).where(labels.c.decision_id == decision_id, *same)
@@ -254,12 +257,14 @@ def closed_by_another(
 def update_case(
     connection: sa.Connection,
     decision_id: int,
-    log: str,  # epoch and position of the label entry
+    log: str,  # timeline and position of the label entry
     position: int | None,
     columns: Mapping[str, Any],  # from `undecided_columns` or `closed_columns`
 ) -> None:
-    "Set the state of a case, unless it reflects a later entry of the same log."
+    "Set the state of a case, unless it reflects a later entry: of the same timeline, or of one that only the desk knows yet."
     c = cases.c
-    older = c.position.is_(None) | (c.log != log) | (c.position <= position)
+    shown_first = is_of_epoch(c.log, epoch_of(log)) & sa.not_(is_read(c.log)) & is_read(sa.literal(log))
+    other = (c.log != log) & sa.not_(shown_first)
+    older = c.position.is_(None) | other | (c.log == log) & (c.position <= position)
     change = sa.update(cases).where(c.decision_id == decision_id, older)
     connection.execute(change.values(log=log, position=position, **columns))

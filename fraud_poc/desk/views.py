@@ -41,6 +41,7 @@ from .login import Gate
 from .queries import Filters, QueryContext
 from ..features.table import FeatureTable, Row, build_table
 from ..live.labels import LabelChange, LabelResult
+from ..live.timelines import lost_words, read_lost_tail
 from ..model.policy import BANDS
 from ..model.reasons import Phrases, View, counted, noun_of, readable, within
 from ..service.documents import SECURITY_HEADERS
@@ -131,7 +132,7 @@ PAGES = (
     PageLink("audit", "Audit", "admin"),
 )
 PACKAGE = files("fraud_poc.desk")
-SendLabel = Callable[[LabelChange], Awaitable[tuple[str, LabelResult]]]  # -> epoch of the log, result
+SendLabel = Callable[[LabelChange], Awaitable[tuple[str, LabelResult]]]  # -> timeline of the log, result
 
 
 class Site:
@@ -159,6 +160,10 @@ class Site:
         "What queries need besides a connection."
         return QueryContext(self.settings, self.secret, self.clock())
 
+    def lost_words(self) -> str:
+        "What the live store has lost and the database has; empty when nothing is."
+        return lost_words(read_lost_tail(self.engine))
+
     def page(
         self,
         request: Request,
@@ -169,6 +174,8 @@ class Site:
     ) -> HTMLResponse:
         "Render a page or a part of one."
         here = request.scope["path"].removeprefix(self.path).strip("/").split("/")[0]  # the URL has a header in it
+        whole = session and not template.startswith("_")
+        values |= {"lost": self.lost_words() if whole and role_may(session.role, "analyst") else ""}
         text = self.env.get_template(template).render(session=session, now=self.clock(), here=here, **values)
         return HTMLResponse(text.encode("utf-8", "replace"), status)
 
@@ -475,6 +482,7 @@ def case_values(site: Site, connection: sa.Connection, case: Mapping, filters: F
         "others": [
             entity for entity in entities[1:] if entity in linked or entity in earlier and earlier[entity].count
         ],
+        "is_lost": queries.is_lost_decision(connection, number),
         "pool": queries.SIMILAR_POOL,
         "next": following,
         "reasons": [reason | {"width": 100 * abs(reason["contribution"]) / largest} for reason in reasons],

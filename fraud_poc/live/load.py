@@ -28,11 +28,12 @@ from ..features.state_files import features_folder, read_states
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
 from .labels import history_key
 from .redis_client import Client
-from .redis_store import Names, state_ms
+from .redis_store import Names, parse_timelines, run_id_of, state_ms
 from fraud_poc.live.store import (
     Entry,
     Meta,
     StoreDown,
+    Timeline,
     WaitingLabel,
     decode_assertion,
     decode_entry,
@@ -211,9 +212,13 @@ def replay_log(
 SWITCH = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 'other' end
 if (redis.call('GET', KEYS[3]) or '') ~= ARGV[2] then return 'grew' end
-if ARGV[5] ~= '' then redis.call('SET', KEYS[3], ARGV[5]); redis.call('UNLINK', KEYS[4]) end
-redis.call('SREM', KEYS[5], ARGV[6])
-for i = 7, #ARGV do redis.call('SADD', KEYS[5], ARGV[i]) end
+if ARGV[5] ~= '' then
+  redis.call('SET', KEYS[3], ARGV[5])
+  redis.call('UNLINK', KEYS[4], KEYS[6])
+  redis.call('SET', KEYS[7], ARGV[6])
+end
+redis.call('SREM', KEYS[5], ARGV[7])
+for i = 8, #ARGV do redis.call('SADD', KEYS[5], ARGV[i]) end
 redis.call('SET', KEYS[2], ARGV[4])
 redis.call('SET', KEYS[1], ARGV[3])
 return 'done'
@@ -227,18 +232,19 @@ class StoreContents(NamedTuple):
     meta: Meta | None  # of the last load
     entries: int  # in the live log
     seq: bytes  # last sequence number; b"" when it never had one
+    timelines: list[Timeline] = []  # of the log
 
 
 def inspect_store(client: Client, names: Names) -> StoreContents:
     "What a store holds."
-    marker, text, seq = client.call("MGET", names.now, names.meta, names.seq)
-    return StoreContents(
-        marker or b"", Meta(**json.loads(text)) if text else None, client.call("XLEN", names.log), seq or b""
-    )
+    marker, text, seq, lines = client.call("MGET", names.now, names.meta, names.seq, names.timelines)
+    meta = Meta(**json.loads(text)) if text else None
+    timelines = parse_timelines(meta.epoch, lines) if meta else []
+    return StoreContents(marker or b"", meta, client.call("XLEN", names.log), seq or b"", timelines)
 
 
 def switch(client: Client, names: Names, found: StoreContents, meta: Meta, seq: bytes, fresh: bool) -> bool:
-    "Make a new generation the one in use unless the log has grown beyond `seq`. `fresh`: empty the log. `ValueError` when another load switched."
+    "Make a new generation the one in use unless the log has grown beyond `seq`. `fresh`: empty the log, and begin its first timeline. `ValueError` when another load switched."
     old = [] if found.meta is None else [names.states(found.meta.generation)]
     if found.meta and meta.epoch != found.meta.epoch:
         old += [names.records(found.meta.epoch), names.waiting(found.meta.epoch)]
@@ -246,17 +252,20 @@ def switch(client: Client, names: Names, found: StoreContents, meta: Meta, seq: 
     answer = client.call(
         "EVAL",
         SWITCH,
-        5,
+        7,
         names.now,
         names.meta,
         names.seq,
         names.log,
         names.stale,
+        names.timelines,
+        names.run,
         found.marker,
         seq,
         meta.marker,
         json.dumps(asdict(meta)),
         start,
+        run_id_of(client.call("INFO", "server"), client.address),
         names.states(meta.generation),
         *old,
     )
@@ -306,7 +315,9 @@ def archive_log(client: Client, names: Names, folder: Path, epoch: str, after: i
         found = read_log(client, names, after)
         rows += [{"seq": seq} | {name: getattr(entry, name) for name in ARCHIVED.names[1:]} for seq, entry in found]
         if rows and (len(rows) >= 50_000 or not found):
-            write_parquet(folder / f"{epoch}-{rows[0]['seq']:012d}.parquet", pa.Table.from_pylist(rows, ARCHIVED))
+            lines = client.call("GET", names.timelines) or b""  # after the entries, so that it has all of theirs
+            schema = ARCHIVED.with_metadata({"timelines": lines})
+            write_parquet(folder / f"{epoch}-{rows[0]['seq']:012d}.parquet", pa.Table.from_pylist(rows, schema))
             rows = []
         if not found:
             return after

@@ -269,6 +269,10 @@ class Connection(asyncio.Protocol):
     async def only(self, replies: PendingReplies) -> Any:
         "The reply to a single command. Raises an error reply."
         [reply] = await replies.all()
+        return self.checked(reply)
+
+    def checked(self, reply: Any) -> Any:
+        "A reply that is no error. Raises an error reply."
         if isinstance(reply, Exception):
             raise error_of(self.address, reply) if isinstance(reply, hiredis.ReplyError) else reply
         return reply

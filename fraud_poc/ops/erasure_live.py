@@ -6,10 +6,11 @@
 __all__ = ['NOTE', 'EMPTY_NOTE', 'ERASE_SCRIPT', 'REPLACE', 'STILL', 'read_entries', 'live_entries', 'last_entry',
            'erase_from_data', 'copy_log', 'byte_patterns', 'log_names_customer', 'ErasureKeys', 'erasure_keys',
            'StoreWrite', 'apply_in_store', 'state_writes', 'history_writes', 'record_writes', 'label_record_keys',
-           'records_in_store', 'records_in_log', 'rewrite_waiting_labels', 'check_feature_table', 'erase_live',
-           'new_last_entries', 'update_base', 'persistence', 'rewrite_server_file', 'compact_store', 'decisions_of',
-           'search_database', 'update_rows', 'rewrite_links', 'assertions_without_decision', 'clear_database_notes',
-           'fence_writer', 'await_writer', 'rewrite_database', 'compact_database']
+           'records_in_store', 'records_in_log', 'rewrite_waiting_labels', 'check_feature_table', 'live_note',
+           'erase_live', 'new_last_entries', 'update_base', 'persistence', 'rewrite_server_file', 'compact_store',
+           'is_after_step', 'decisions_of', 'search_database', 'update_rows', 'rewrite_links',
+           'assertions_without_decision', 'clear_database_notes', 'await_writer', 'rewrite_database',
+           'compact_database']
 
 # %% ../../nbs/86_erasure_live.ipynb #c003
 import hashlib
@@ -49,7 +50,9 @@ from fraud_poc.live.store import (
     event_key,
     label_key,
     state_key,
+    timeline_at,
 )
+from ..live.timelines import fence_writer, is_of_epoch, timelines
 from .erasure_files import checksums_of, with_old_checksums
 from fraud_poc.ops.erasure_plan import (
     CustomerSearch,
@@ -317,6 +320,12 @@ def check_feature_table(found: Any, table: FeatureTable) -> None:
         )
 
 
+def live_note(client: Client, names: Names, epoch: str, last: int) -> dict:
+    "The journal's note of the step in the store: up to which sequence number, and of which timeline."
+    lines = inspect_store(client, names).timelines
+    return {"epoch": epoch, "last": last, "log": timeline_at(lines, max(last, 0)) if lines else epoch}
+
+
 def erase_live(
     client: Client,
     names: Names,
@@ -349,7 +358,7 @@ def erase_live(
         answer = apply_in_store(client, names, found.marker, after, name, plan, states + events, gone)
         if answer.startswith(b"done"):
             counts = {"entries": changed, "states": len(states), "records": len(events) + len(gone)}
-            return counts | {"epoch": epoch, "last": int(answer[4:])}
+            return counts | live_note(client, names, epoch, int(answer[4:]))
         if answer != b"changed":
             break
     return None
@@ -434,6 +443,15 @@ def compact_store(client: Client) -> dict[str, str]:
     return outcomes
 
 # %% ../../nbs/86_erasure_live.ipynb #c032
+def is_after_step(log: sa.Column, position: sa.Column, live: dict) -> sa.ColumnElement:
+    "Whether a row is of an entry that the log took after the step in the store, where `live` is its note. What the store had lost before is not."
+    follows = timelines.c.lost_from.is_(None) | (timelines.c.lost_from > timelines.c.start)
+    later = sa.select(timelines.c.log).where(
+        is_of_epoch(timelines.c.log, live["epoch"]), timelines.c.start > live["last"], follows
+    )
+    return (log == live.get("log", live["epoch"])) & (position > live["last"]) | log.in_(later)
+
+
 def decisions_of(
     connection: sa.Connection, columns: ColumnsSection, customer: int, live: dict | None = None
 ) -> list[sa.Row]:
@@ -443,7 +461,7 @@ def decisions_of(
     )
     wanted = sa.select(decisions.c.id, decisions.c.id_key, decisions.c.time, decisions.c.body).join(links, linked)
     if live:
-        wanted = wanted.where(sa.not_(sa.and_(decisions.c.log == live["epoch"], decisions.c.position > live["last"])))
+        wanted = wanted.where(sa.not_(is_after_step(decisions.c.log, decisions.c.position, live)))
     return connection.execute(wanted.order_by(decisions.c.id)).all()
 
 
@@ -507,11 +525,12 @@ def rewrite_links(connection: sa.Connection, ids: list[int], plan: ErasurePlan) 
 
 def assertions_without_decision(connection: sa.Connection, plan: ErasurePlan, live: dict) -> dict[int, str]:
     "Label assertions on the customer's events whose decision is not in the database: number of the row -> new id of the event."
-    wanted = sa.select(labels.c.id, labels.c.order_id, labels.c.log, labels.c.position)
+    after = is_after_step(labels.c.log, labels.c.position, live)
+    wanted = sa.select(labels.c.id, labels.c.order_id).where(labels.c.decision_id.is_(None), sa.not_(after))
     new = {}
-    for row in connection.execute(wanted.where(labels.c.decision_id.is_(None))):
+    for row in connection.execute(wanted):
         key = key_of(row.order_id, plan.pseudonyms.secret)
-        if key in plan.events and (row.log != live["epoch"] or row.position <= live["last"]):
+        if key in plan.events:
             new[row.id] = plan.pseudonyms.text("id", key)
     return new
 
@@ -528,14 +547,11 @@ def clear_database_notes(connection: sa.Connection, plan: ErasurePlan) -> int:
 STILL = 3.0  # seconds without progress after which a writer is taken for stopped
 
 
-def fence_writer(connection: sa.Connection, live: dict) -> None:
-    "Make the writer of decisions read again what it has read and not yet written."
-    connection.execute(sa.update(checkpoints).where(checkpoints.c.log == live["epoch"]).values(log=""))
-
-
 def await_writer(database: sa.Engine, live: dict, still: float = STILL) -> None:
     "Wait while the writer processes an earlier log, until it has finished or has made no progress for `still` seconds."
-    earlier = sa.select(sa.func.min(checkpoints.c.position)).where(checkpoints.c.log.not_in(["", live["epoch"]]))
+    log = checkpoints.c.log
+    is_earlier = (log != "") & sa.not_(is_of_epoch(log, live["epoch"]))
+    earlier = sa.select(sa.func.min(checkpoints.c.position)).where(is_earlier)
     before, since = None, time.monotonic()
     while time.monotonic() < since + still:
         with database.connect() as connection:
@@ -549,7 +565,7 @@ def await_writer(database: sa.Engine, live: dict, still: float = STILL) -> None:
 # %% ../../nbs/86_erasure_live.ipynb #c035
 def rewrite_database(connection: sa.Connection, plan: ErasurePlan, live: dict) -> dict[str, int]:
     "Rewrite the rows of the customer's events; returns how many, by table."
-    fence_writer(connection, live)
+    fence_writer(connection, live["epoch"])
     pseudonyms = plan.pseudonyms
     customer = {"customer": plan.text(plan.columns.entities[0], plan.customer)}
     new_decisions, new_cases, new_labels = {}, {}, {}

@@ -49,6 +49,7 @@ from fraud_poc.ops.erasure_live import (
     erasure_keys,
     last_entry,
     live_entries,
+    live_note,
     new_last_entries,
     read_entries,
     rewrite_database,
@@ -191,6 +192,7 @@ NO_LIVE_CHANGES = {
     "states": 0,
     "records": 0,
     "epoch": "",
+    "log": "",
     "last": -1,
 }  # what changes in a store that is not there
 
@@ -229,7 +231,7 @@ def unfinished(here: ErasureContext) -> dict | None:
         done = here.client.call("GET", erasure_keys(here.names).done) or b"::"
         name, last, epoch, *_ = done.decode().split(":")
         if name == journal["name"]:
-            journal["live"] = NO_LIVE_CHANGES | {"epoch": epoch, "last": int(last)}
+            journal["live"] = NO_LIVE_CHANGES | live_note(here.client, here.names, epoch, int(last))
         write_journal(here.folder, journal)
     if journal["live"]:
         return journal

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..core.database import read_checkpoint
 from ..core.events import KEY, Actor
 from ..core.logs import log_event, place_of_error
 from ..core.reading import EventError, EventReader, FieldError
@@ -30,6 +29,7 @@ from ..data.log import hash_secret, read_manifest, read_part
 from ..live.decide import STORE_ERRORS, Answer, Conflict, Engine
 from ..live.labels import LabelResult, LabelWriter, read_label_change
 from ..live.store import StoreDown, StoreLost, StoreRefuses, StoreSlow
+from ..live.timelines import lost_warning, position_in_log, read_lost_tail
 from .keys import Keys
 from .metrics import Metrics
 from fraud_poc.service.schemas import (
@@ -447,36 +447,40 @@ class Status:
 
     async def decisions_behind(self) -> int | None:
         "Entries of the live log that are not in the database yet; None when it cannot say. Store errors are raised."
-        if self.keys is None:
+        store = self.engine.store
+        lines, meta, newest = await store.timelines(), await store.meta(), await store.newest()
+        position = await self._read(position_in_log, lines)
+        if position is None:
             return None
+        return max(newest - (position if position >= 0 else meta.base["next_seq"] - 1), 0)
+
+    async def _read(self, function: Callable, *more: Any) -> Any:
+        "What a function reads from the database; None when there is none or it cannot be read."
         try:
-            checkpoint = await asyncio.to_thread(read_checkpoint, self.keys.engine)
+            return await asyncio.to_thread(function, self.keys.engine, *more) if self.keys else None
         except SQLAlchemyError:
             return None
-        meta, newest = await self.engine.store.meta(), await self.engine.store.newest()
-        begun = checkpoint is not None and checkpoint.log == meta.epoch and checkpoint.position >= 0
-        return max(newest - (checkpoint.position if begun else meta.base["next_seq"] - 1), 0)
 
     async def warnings(self) -> list[str]:
         "What an operator should look at, although events are scored."
         try:
             async with asyncio.timeout(self.patience):
-                behind = await self.decisions_behind()
+                behind, lost = await self.decisions_behind(), await self._read(read_lost_tail)
         except (*STORE_ERRORS, TimeoutError):
             return []  # `unready` says so
-        most = self.service.settings.database.max_behind
-        if behind is None or behind <= most:
-            return []
-        text = f"{behind:,} decisions are not in the database yet (database.max_behind is {most:,})"
-        return [f"{text}: the desk does not show them. Look at the decision writer"]
+        found, most = [], self.service.settings.database.max_behind
+        if behind is not None and behind > most:
+            text = f"{behind:,} decisions are not in the database yet (database.max_behind is {most:,})"
+            found.append(f"{text}: the desk does not show them. Look at the decision writer")
+        return found + (lost_warning(lost) if lost else [])
 
     async def gauges(self) -> dict[str, tuple[str, float | None]]:
         "Gauges for `metrics.exposition`."
-        length = behind = None
+        length = behind = lost = None
         try:
             async with asyncio.timeout(self.patience):
                 length = await self.engine.store.log_length()
-                behind = await self.decisions_behind()
+                behind, lost = await self.decisions_behind(), await self._read(read_lost_tail)
         except (*STORE_ERRORS, TimeoutError):
             pass  # store_up tells it
         compiled = float(getattr(self.engine.model.scorer, "compiled", False))
@@ -485,6 +489,8 @@ class Status:
             "log_length": ("Entries in the live log.", length),
             "store_up": ("Whether the store answers.", float(length is not None)),
             "decisions_behind": ("Entries of the live log that are not in the database yet.", behind),
+            "decisions_lost": ("Decisions in the database that the store has lost.", lost and float(lost.decisions)),
+            "labels_lost": ("Labels in the database that the store has lost.", lost and float(lost.labels)),
             "model_age_seconds": ("Time since the model was made.", self.model_age()),
             "model_compiled": ("Whether the compiled trees are in use.", compiled),
             "in_flight": ("Requests in progress in the process that answers.", self.service.admission.in_flight),
