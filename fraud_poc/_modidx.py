@@ -1760,6 +1760,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                            'fraud_poc/live/redis_store.py'),
                                             'fraud_poc.live.redis_store.Unacknowledged.__init__': ( 'redis_store.html#unacknowledged.__init__',
                                                                                                     'fraud_poc/live/redis_store.py'),
+                                            'fraud_poc.live.redis_store.Unacknowledged.conflicted': ( 'redis_store.html#unacknowledged.conflicted',
+                                                                                                      'fraud_poc/live/redis_store.py'),
                                             'fraud_poc.live.redis_store.Unacknowledged.current_records': ( 'redis_store.html#unacknowledged.current_records',
                                                                                                            'fraud_poc/live/redis_store.py'),
                                             'fraud_poc.live.redis_store.Unacknowledged.current_states': ( 'redis_store.html#unacknowledged.current_states',

@@ -361,6 +361,21 @@ async def test_two_processes_conflict_and_lose_nothing(server):
 
 
 @runs
+async def test_two_processes_that_change_one_state_all_the_time_come_to_an_end(server):
+    "Writes computed from a write that was rejected are rejected too: unless a process gives them up, all its writes can be of that kind for ever."
+    for _ in range(60):
+        fill(server.url)
+        async with redis_store(server.url) as one, redis_store(server.url) as two:
+
+            async def work(store, numbers):
+                return [await add_one(store, number) for number in numbers]
+
+            numbers = (iter(range(60)), iter(range(40, 100)))
+            await asyncio.gather(*[work(store, n) for store, n in zip((one, two), numbers) for _ in range(8)])
+            assert (await one.read(event_key(999), [KEY])).states == [b"100"]
+
+
+@runs
 async def test_a_new_generation_moves_a_change(server):
     fill(server.url)
     async with redis_store(server.url) as store:

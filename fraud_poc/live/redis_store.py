@@ -265,6 +265,11 @@ class Unacknowledged:
         if self.records.get(write.record_key) == number:
             del self.records[write.record_key]
 
+    def conflicted(self, write: Write) -> None:
+        "Forget the states of a write that the server rejected, and those that later writes computed from them: they will be rejected too."
+        for key in write.keys:
+            self.states.pop(key, None)
+
     def current_states(
         self, number: int, keys: list[bytes], values: list[bytes | None]
     ) -> dict[bytes, tuple[bytes, bytes]]:
@@ -453,6 +458,9 @@ class RedisMicroBatch(MicroBatch):
         flat = []
         for reply, (writes, *_) in zip(replies, self.sent):
             flat += reply if isinstance(reply, list) else [reply] * len(writes)
+            for write, one in zip(writes, flat[-len(writes) :]):
+                if isinstance(one, bytes) and one[:1] in (b"c", b"m"):  # conflict, moved
+                    self.own.conflicted(write)
         return await results_of(flat, self.store)
 
     async def _again(self, replies: list) -> list:
