@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from support.databases import settings_for
 from support.waiting import LONG, in_time, until, until_so
 
 from fraud_poc.core.audit import list_audit
@@ -53,12 +54,6 @@ ROOT, DAY, NOW = Path(__file__).resolve().parents[1], 86_400_000, 1_751_000_000_
 META = Meta("5eed", 1, "table", {"next_seq": 0})
 SETTINGS = load_settings(ROOT / "config" / "orders.toml", {"batch.folder": "unused", "live.redis_url": ""})
 TABLE = build_table(SETTINGS)
-
-
-def settings_for(folder: Path, url: str = ""):
-    return load_settings(
-        ROOT / "config" / "orders.toml", {"batch.folder": str(folder), "database.url": url, "live.redis_url": ""}
-    )
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
@@ -19,6 +18,7 @@ import xgboost
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from support.databases import settings_for
 from support.waiting import LONG, ended, in_time, until, until_so
 
 from fraud_poc.core.audit import audit, verify_audit
@@ -26,7 +26,6 @@ from fraud_poc.core.database import Checkpoint, checkpoints, open_database, read
 from fraud_poc.core.events import COMMAND_LINE, KEY, PERSON, WAITED, Actor, key_of, system_clock
 from fraud_poc.core.files import write_parquet
 from fraud_poc.core.logs import JsonLines
-from fraud_poc.core.settings import load_settings
 from fraud_poc.desk import rows as rows_module
 from fraud_poc.desk import writer
 from fraud_poc.desk import writer_process as process_module
@@ -47,15 +46,8 @@ from fraud_poc.live.store import ASSERT, RETRACT, AssertionRecord, Entry, Memory
 from fraud_poc.model.policy import Policy, review_priority
 from fraud_poc.model.reasons import explain
 
-ROOT, DAY, NOW = Path(__file__).resolve().parents[1], 86_400_000, system_clock()
+DAY, NOW = 86_400_000, system_clock()
 COUNTED = {"decisions": decisions, "links": links, "cases": cases, "labels": labels}
-
-
-def settings_for(folder, url="", **changes):
-    return load_settings(
-        ROOT / "config" / "orders.toml",
-        {"batch.folder": str(folder), "database.url": url, "live.redis_url": ""} | changes,
-    )
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from fraud_poc.data.log import (
 )
 from .load import StoreContents, checksum_of, gap_message, inspect_store
 from .redis_client import Client
-from .redis_store import Names
+from .redis_store import Names, numbered_entries
 from .store import Entry, StoreDown, decode_assertion, decode_entry
 
 # %% ../../nbs/48_collect.ipynb #c005
@@ -186,7 +186,7 @@ def live_log_batches(
     "The live log between two numbers, inclusive, in batches of at most `most` entries; raises `ValueError` when some are missing."
     while first <= last:
         entries = client.call("XRANGE", names.log, f"{first}-0", f"{last}-99", "COUNT", most)
-        batch = [(int(number.partition(b"-")[0]), fields[1]) for number, fields in entries]
+        batch = numbered_entries(entries)
         if not batch or batch[0][0] != first or batch[-1][0] != first + len(batch) - 1:
             raise ValueError(gap_message(first, batch[0][0] if batch else last + 1))
         yield batch

@@ -28,7 +28,7 @@ from ..features.state_files import features_folder, read_states
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
 from .labels import history_key
 from .redis_client import Client
-from .redis_store import Names, parse_timelines, run_id_of, state_ms
+from .redis_store import Names, numbered_entries, parse_timelines, run_id_of, state_ms
 from fraud_poc.live.store import (
     Entry,
     Meta,
@@ -169,7 +169,7 @@ ENTRIES = 500  # of the log at a time
 def read_log(client: Client, names: Names, after: int) -> list[tuple[int, Entry]]:
     "The next entries of the live log after a sequence number."
     found = client.call("XRANGE", names.log, f"{after + 1}-0", "+", "COUNT", ENTRIES)
-    return [(int(number.partition(b"-")[0]), decode_entry(fields[1])) for number, fields in found]
+    return [(seq, decode_entry(data)) for seq, data in numbered_entries(found)]
 
 
 def gap_message(first: int, there: int) -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'COMMIT', 'BEGIN', 'PATIENT_S', 'LONGEST_PAUSE_S', 'MOVED', 'Names', 'run_id_of', 'parse_timelines',
-           'begin_timeline', 'read_log', 'numbered_entries', 'Reconnecting', 'Unacknowledged', 'RedisStore',
+           'begin_timeline', 'log_and_timelines', 'numbered_entries', 'Reconnecting', 'Unacknowledged', 'RedisStore',
            'RedisMicroBatch', 'result_of', 'results_of', 'state_ms', 'open_store']
 
 # %% ../../nbs/43_redis_store.ipynb #c003
@@ -144,7 +144,7 @@ async def begin_timeline(link: Connection, names: Names) -> None:
 PATIENT_S = 30.0  # longest time for calls that are not about one event
 
 
-async def read_log(link: Connection, names: Names, after_seq: int, count: int) -> list:
+async def log_and_timelines(link: Connection, names: Names, after_seq: int, count: int) -> list:
     "Entries behind a sequence number, marker, meta and timelines, as the server sends them: all from one server, as a connection has one."
     replies = PendingReplies(link.loop, PATIENT_S)
     # entries first: a load that empties the log in between is seen by its epoch
@@ -394,7 +394,7 @@ class RedisStore(Store):
         return numbered_entries(await self.call("XRANGE", self.names.log, f"{after_seq + 1}-0", "+", "COUNT", count))
 
     async def log_after(self, after_seq: int, count: int) -> tuple[list[Timeline], list[tuple[int, bytes]]]:
-        found, marker, meta, lines = await read_log(self.connection.up(), self.names, after_seq, count)
+        found, marker, meta, lines = await log_and_timelines(self.connection.up(), self.names, after_seq, count)
         return parse_timelines(self._filled(marker, meta).epoch, lines), numbered_entries(found)
 
     async def log_length(self) -> int:

@@ -166,6 +166,14 @@ class Databases:
             engine.dispose()
 
 
+def settings_for(folder: Path | str, url: str = "", **changes):
+    'The settings of orders in a folder of a test\'s own, on a database: "" = SQLite in that folder.'
+    return load_settings(
+        ROOT / "config" / "orders.toml",
+        {"batch.folder": str(folder), "database.url": url, "live.redis_url": ""} | changes,
+    )
+
+
 def make_tables(url: str) -> None:
     "The tables of the desk, without rows."
     open_database(load_settings(ROOT / "config" / "orders.toml", {"database.url": ""}), url).dispose()
