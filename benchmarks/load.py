@@ -4,7 +4,8 @@
 
 The service runs as `fraud-poc serve` does, with a server of its own for the store. First the rate that it sustains: so many connections, each of which
 sends the next order when it has the answer to the last (closed loop). Then half of that rate, and then twice of it, each order at its fixed time whatever
-has become of the others, on as many connections as that takes (open loop). The time of an answer counts from the moment at which its order was due. An
+has become of the others, on as many connections as that takes (open loop). Half of the rate is sent a second time while the decision writer is suspended: what
+the writer costs those who wait for an answer. The time of an answer counts from the moment at which its order was due. An
 order that the client itself sends more than 5 ms late (its core was taken from it) is sent, answered and counted, but its time is not among the times: how
 many these are is shown.
 
@@ -21,10 +22,11 @@ import json
 import os
 import random
 import re
+import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from fraud_poc.live.redis_server import server_runs
 from fraud_poc.service.client import ServiceClient
 
 MOST_OPEN = 5_000  # requests without an answer; more of them, and the service hangs
+NO_WRITER = "half, no writer"
 SENT_LATE_S = 0.005  # an order that is sent later than this after its time says nothing of the service
 
 
@@ -191,6 +194,18 @@ async def all_written(address: str, key: str) -> None:
         await asyncio.sleep(0.2)
 
 
+@contextmanager
+def suspended(pids: Iterable[int]) -> Iterator[None]:
+    "Within it, these processes get no processor time."
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 async def measure(address: str, key: str, service: int, orders: Orders, options: argparse.Namespace) -> dict:
     "All three loads."
     await closed_loop(address, orders, options.connections, options.search)  # connections, code and memory get warm
@@ -200,9 +215,10 @@ async def measure(address: str, key: str, service: int, orders: Orders, options:
     if not sustainable:
         raise RuntimeError(f"no order was accepted: {dict(seen.answers)}")
     say(f"{sustainable:,.0f} orders a second are sustained")
-    for name, factor in (("half the rate", 0.5), ("twice the rate", 2.0)):
+    for name, factor in (("half the rate", 0.5), (NO_WRITER, 0.5), ("twice the rate", 2.0)):
         await all_written(address, key)
-        found[name] = (await open_loop(address, orders, factor * sustainable, options.seconds)).summary()
+        with suspended(writers_of(service) if name == NO_WRITER else []):
+            found[name] = (await open_loop(address, orders, factor * sustainable, options.seconds)).summary()
         sizes.append(memory(service))
         say(f"{name} is over")
     return {"sustainable": sustainable, "loads": found, "memory": sizes}
@@ -258,6 +274,7 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     return {
         "sustainable": round(found["sustainable"]),
         "p99_half_ms": half["p99_ms"],
+        "p99_half_no_writer_ms": loads[NO_WRITER]["p99_ms"],
         "p99_twice_ms": twice["p99_ms"],
         "ratio": round(twice["p99_ms"] / half["p99_ms"], 2),
         "refused_share": twice["refused_share"],
