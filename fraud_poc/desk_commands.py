@@ -51,8 +51,8 @@ __all__ = ['desk_app', 'TIME_COLUMNS', 'keys_app', 'Named', 'accounts_app', 'Rol
            'SAME_FAULT', 'read_features', 'operator', 'database_of', 'run_on_database', 'rows_table', 'keys_new',
            'keys_list', 'keys_revoke', 'read_password', 'change_account_command', 'accounts_new', 'accounts_password',
            'accounts_role', 'accounts_disable', 'accounts_list', 'parse_noted', 'audit_verify', 'audit_list',
-           'RowFaults', 'labels_step', 'collect_step', 'labels_command', 'collect_command', 'write_step',
-           'write_command', 'forget_step', 'named_customer', 'forget_command']
+           'RowFaults', 'labels_step', 'collect_step', 'verify_log_step', 'labels_command', 'collect_command',
+           'verify_log_command', 'write_step', 'write_command', 'forget_step', 'named_customer', 'forget_command']
 
 # %% ../nbs/91_desk_commands.ipynb #n012
 def read_features(settings: Settings) -> None:
@@ -429,6 +429,15 @@ def collect_step(drop: bool) -> Step:
 
     return step
 
+
+def verify_log_step(settings: Settings, progress: Progress) -> dict:
+    "Check the digests of the live log."
+    from fraud_poc.live.collect import verify_log
+    from fraud_poc.live.redis_server import server_for
+
+    with server_for(settings) as url:
+        return verify_log(settings, url, progress)
+
 # %% ../nbs/91_desk_commands.ipynb #c023
 @desk_app.command(
     "labels",
@@ -478,6 +487,12 @@ def collect_command(
 ):
     "Copy live events and labels into the batch log, from which the next training set is made; the service keeps running."
     run_step("collect", collect_step(drop), config, overrides, as_json)
+
+
+@desk_app.command("verify-log", epilog="Examples:\n\nfraud-poc verify-log\n\nfraud-poc verify-log --json | jq .last")
+def verify_log_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
+    "Prove that no entry of the live log is missing, changed, exchanged or there twice; ends with code 2 when one is."
+    run_step("verify-log", verify_log_step, config, overrides, as_json)
 
 # %% ../nbs/91_desk_commands.ipynb #c025
 def write_step(to_end: bool) -> Step:

@@ -85,6 +85,8 @@ STEP_UNITS = {
     "prepare-db": "states",
     "replay": "events and labels",
     "collect": "entries",
+    "verify-log": "entries",
+    "recover": "decisions and labels",
     "forget": "parts and entries",
     "write-decisions": "position in the log",
 }  # what steps count, if not rows
@@ -231,6 +233,8 @@ def counted_rows(name: str, result: dict) -> int:
         "replay": ["events", "labels"],
         "labels": ["rows"],
         "collect": ["events", "labels"],
+        "verify-log": ["entries"],
+        "recover": ["decisions", "labels"],
         "forget": ["orders"],
         "write-decisions": [],
     }

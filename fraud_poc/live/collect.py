@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATEMENTS', 'texts_of', 'event_rows', 'typed_table', 'label_rows', 'begins_within', 'first_rows', 'own_parts',
-           'check_fit', 'live_log_batches', 'live_parts', 'await_disk', 'still_waiting', 'collect']
+           'check_fit', 'live_log_batches', 'verify_log', 'live_parts', 'await_disk', 'still_waiting', 'collect']
 
 # %% ../../nbs/48_collect.ipynb #c003
 import hashlib
@@ -37,8 +37,8 @@ from fraud_poc.data.log import (
 )
 from .load import StoreContents, checksum_of, gap_message, inspect_store
 from .redis_client import Client
-from .redis_store import Names, numbered_entries
-from .store import Entry, StoreDown, decode_assertion, decode_entry
+from .redis_store import Names, stored_entries
+from .store import Entry, StoredEntry, StoreDown, check_chain, decode_assertion, decode_entry
 
 # %% ../../nbs/48_collect.ipynb #c005
 # `noted` is when the entry was written, by the clock of the process, UTC ms
@@ -180,29 +180,47 @@ def check_fit(settings: Settings, client: Client, names: Names, store: StoreCont
         )
 
 # %% ../../nbs/48_collect.ipynb #c012
-def live_log_batches(
-    client: Client, names: Names, first: int, last: int, most: int
-) -> Iterator[list[tuple[int, bytes]]]:
-    "The live log between two numbers, inclusive, in batches of at most `most` entries; raises `ValueError` when some are missing."
+def live_log_batches(client: Client, names: Names, first: int, last: int, most: int) -> Iterator[list[StoredEntry]]:
+    "The live log between two numbers, inclusive, in batches of at most `most` entries. Raises `ValueError` when some are missing, and `BrokenLog` for a wrong digest."
+    before = next(iter(stored_entries(client.call("XRANGE", names.log, f"{first - 1}-0", f"{first - 1}-99"))), None)
     while first <= last:
-        entries = client.call("XRANGE", names.log, f"{first}-0", f"{last}-99", "COUNT", most)
-        batch = numbered_entries(entries)
-        if not batch or batch[0][0] != first or batch[-1][0] != first + len(batch) - 1:
-            raise ValueError(gap_message(first, batch[0][0] if batch else last + 1))
+        batch = stored_entries(client.call("XRANGE", names.log, f"{first}-0", f"{last}-99", "COUNT", most))
+        if not batch or batch[0].seq != first:
+            raise ValueError(gap_message(first, batch[0].seq if batch else last + 1))
+        before = check_chain(batch, before)
         yield batch
         first += len(batch)
 
 
+def verify_log(
+    settings: Settings,
+    url: str,  # of the store, as for live.store.parse_url
+    progress: Progress | None = None,  # called with entries done and in all
+) -> dict:  # entries; first and last sequence number; without_digest (entries)
+    "Prove that no entry of the live log is missing, changed, exchanged or there twice. Raises as `live_log_batches`."
+    names = Names(settings.domain.name)
+    with Client(url) as client:
+        store, head = inspect_store(client, names), client.call("XRANGE", names.log, "-", "+", "COUNT", 1)
+        begin = store.meta.base.get("next_seq", 0) if store.meta else 0
+        first, last = min([begin, *(entry.seq for entry in stored_entries(head))]), int(store.seq or -1)
+        done, without_digest = 0, 0
+        for batch in live_log_batches(client, names, first, last, 1_000):
+            done, without_digest = done + len(batch), without_digest + sum(not entry.digest for entry in batch)
+            if progress:
+                progress(done, last - first + 1)
+    return {"entries": done, "first": first, "last": last, "without_digest": without_digest}
+
+
 def live_parts(
-    settings: Settings, batches: Iterator[list[tuple[int, bytes]]], number: int, epoch: str, tick: Callable[[int], None]
+    settings: Settings, batches: Iterator[list[StoredEntry]], number: int, epoch: str, tick: Callable[[int], None]
 ) -> Iterator[dict]:
     "Write parts of the batch log; a last batch that changes nothing there stays in the live log."
     secret, held, count, start, data = hash_secret(settings.batch.folder), [], 0, 0, b""
     for batch in itertools.chain(batches, [None]):
         if batch:
-            numbered, data = [(seq, decode_entry(packed)) for seq, packed in batch], batch[-1][1]
+            numbered, data = [(entry.seq, decode_entry(entry.data)) for entry in batch], batch[-1].data
             held.append([event_rows(settings, secret, numbered), *label_rows(settings, numbered)])
-            count, start, end = count + len(batch), batch[0][0] if count == 0 else start, batch[-1][0] + 1
+            count, start, end = count + len(batch), batch[0].seq if count == 0 else start, batch[-1].seq + 1
             tick(len(batch))
         if not held or batch and count < settings.batch.part_rows:
             continue

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'COMMIT', 'BEGIN', 'PATIENT_S', 'LONGEST_PAUSE_S', 'MOVED', 'Names', 'run_id_of', 'parse_timelines',
-           'begin_timeline', 'log_and_timelines', 'numbered_entries', 'Reconnecting', 'Unacknowledged', 'RedisStore',
-           'RedisMicroBatch', 'result_of', 'results_of', 'state_ms', 'open_store']
+           'begin_timeline', 'log_and_timelines', 'numbered_entries', 'stored_entries', 'Reconnecting',
+           'Unacknowledged', 'RedisStore', 'RedisMicroBatch', 'result_of', 'results_of', 'state_ms', 'open_store']
 
 # %% ../../nbs/43_redis_store.ipynb #c003
 import asyncio
@@ -39,6 +39,7 @@ from fraud_poc.live.store import (
     MicroBatch,
     ReadRequest,
     Store,
+    StoredEntry,
     StoreDown,
     StoreLost,
     StoreRefuses,
@@ -79,6 +80,7 @@ class Names:
 AT_ONCE = 8  # writes in one call, at most: those of a micro-batch of the service
 
 COMMIT = """
+local digest
 local function commit(k, v, states)
   local found = redis.call('MGET', unpack(KEYS, k, k + states))
   if found[1] then return 'k' .. found[1] end
@@ -86,7 +88,8 @@ local function commit(k, v, states)
     if string.sub(found[i + 1] or '', 1, 8) ~= ARGV[v + 2 * i + 1] then return 'c' end
   end
   local seq = string.format('%.0f', redis.call('INCR', KEYS[2]))
-  redis.call('XADD', KEYS[3], seq .. '-1', 'e', ARGV[v + 2])
+  digest = string.sub(redis.sha1hex(digest .. ARGV[v + 2]), 1, 32)
+  redis.call('XADD', KEYS[3], seq .. '-1', 'e', ARGV[v + 2], 'd', digest)
   redis.call('SET', KEYS[k], seq .. ' ' .. ARGV[v + 1], 'PX', ARGV[2])
   for i = 1, states do
     if ARGV[v + 2 * i + 2] ~= '' then redis.call('SET', KEYS[k + i], ARGV[v + 2 * i + 2], 'PX', ARGV[3]) end
@@ -95,6 +98,8 @@ local function commit(k, v, states)
 end
 local now, results, k, v = redis.call('GET', KEYS[1]), {}, 4, 4
 if now ~= ARGV[1] then return 'm' .. (now or '') end
+local last = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)[1]
+digest = last and last[2][4] or ''
 while v <= #ARGV do
   local states = tonumber(ARGV[v])
   results[#results + 1] = commit(k, v, states)
@@ -158,6 +163,14 @@ async def log_and_timelines(link: Connection, names: Names, after_seq: int, coun
 def numbered_entries(reply: list) -> list[tuple[int, bytes]]:
     "Sequence number and data of the entries in a reply to XRANGE."
     return [(int(number.partition(b"-")[0]), fields[1]) for number, fields in reply]
+
+
+def stored_entries(reply: list) -> list[StoredEntry]:
+    "As `numbered_entries`, with digests."
+    return [
+        StoredEntry(seq, data, fields[3] if len(fields) > 3 else b"")
+        for (seq, data), (_, fields) in zip(numbered_entries(reply), reply)
+    ]
 
 # %% ../../nbs/43_redis_store.ipynb #c010
 LONGEST_PAUSE_S = 1.0  # between two attempts

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'EMPTY_NOTE', 'ERASE_SCRIPT', 'REPLACE', 'STILL', 'read_entries', 'live_entries', 'last_entry',
-           'erase_from_data', 'copy_log', 'byte_patterns', 'log_names_customer', 'ErasureKeys', 'erasure_keys',
-           'StoreWrite', 'apply_in_store', 'state_writes', 'history_writes', 'record_writes', 'label_record_keys',
-           'records_in_store', 'records_in_log', 'rewrite_waiting_labels', 'check_feature_table', 'live_note',
-           'erase_live', 'new_last_entries', 'update_base', 'persistence', 'rewrite_server_file', 'compact_store',
-           'is_after_step', 'decisions_of', 'search_database', 'update_rows', 'rewrite_links',
+           'erase_from_data', 'Digests', 'copy_log', 'byte_patterns', 'log_names_customer', 'ErasureKeys',
+           'erasure_keys', 'StoreWrite', 'apply_in_store', 'state_writes', 'history_writes', 'record_writes',
+           'label_record_keys', 'records_in_store', 'records_in_log', 'rewrite_waiting_labels', 'check_feature_table',
+           'live_note', 'erase_live', 'new_last_entries', 'update_base', 'persistence', 'rewrite_server_file',
+           'compact_store', 'is_after_step', 'decisions_of', 'search_database', 'update_rows', 'rewrite_links',
            'assertions_without_decision', 'clear_database_notes', 'await_writer', 'rewrite_database',
            'compact_database']
 
@@ -49,6 +49,7 @@ from fraud_poc.live.store import (
     encode_waiting,
     event_key,
     label_key,
+    next_digest,
     state_key,
     timeline_at,
 )
@@ -96,6 +97,23 @@ def erase_from_data(data: bytes, plan: ErasurePlan) -> bytes:
     return data if new is entry else encode_entry(new)
 
 # %% ../../nbs/86_erasure_live.ipynb #c008
+class Digests:
+    "The digests of a log whose entries are rewritten in their order."
+
+    def __init__(self):
+        self.old = self.new = b""  # of the entry before
+
+    def rewritten(self, fields: list[bytes], new: bytes) -> list[bytes]:
+        "The fields of an entry with other bytes. A digest that was wrong before stays as it is, and so stays wrong."
+        name, data, *chain = fields
+        if not chain:
+            self.old = self.new = b""
+            return [name, new]
+        digest = next_digest(self.new, new) if chain[1] == next_digest(self.old, data) else chain[1]
+        self.old, self.new = chain[1], digest
+        return [name, new, chain[0], digest]
+
+
 def copy_log(
     client: Client,
     names: Names,
@@ -104,7 +122,7 @@ def copy_log(
     tick: Callable[[int], None],  # called with the number of entries copied
 ) -> tuple[bytes, int]:  # number of the last entry, and how many entries changed
     "Copy the live log with rewritten entries."
-    changed, held, after = 0, [], b"0-0"
+    changed, held, after, digests = 0, [], b"0-0", Digests()
 
     def send() -> None:
         client.send(b"".join(held))
@@ -114,9 +132,8 @@ def copy_log(
 
     for after, fields in read_entries(client, names.log, b"0-0"):
         new = erase_from_data(fields[1], plan)
-        if new != fields[1]:
-            fields, changed = [fields[0], new, *fields[2:]], changed + 1
-        held.append(hiredis.pack_command(("XADD", to, after, *fields)))
+        changed += new != fields[1]
+        held.append(hiredis.pack_command(("XADD", to, after, *digests.rewritten(fields, new))))
         if len(held) >= 500:
             send()
     if held:
@@ -159,7 +176,18 @@ for i = 1, states do
   if redis.call('GETRANGE', KEYS[5 + 2 * i - 1], 0, 7) ~= ARGV[5 + 2 * i - 1] then return 'changed' end
 end
 if redis.call('EXISTS', KEYS[4]) == 1 then
-  for _, entry in ipairs(tail) do redis.call('XADD', KEYS[4], entry[1], unpack(entry[2])) end
+  local last = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
+  local digest = last and last[2][4] or ''
+  for _, entry in ipairs(tail) do
+    local fields = entry[2]
+    if fields[4] then
+      digest = string.sub(redis.sha1hex(digest .. fields[2]), 1, 32)
+      fields[4] = digest
+    else
+      digest = ''
+    end
+    redis.call('XADD', KEYS[4], entry[1], unpack(fields))
+  end
   redis.call('RENAME', KEYS[4], KEYS[3])
 end
 for i = 1, states do
