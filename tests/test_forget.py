@@ -29,7 +29,7 @@ from fraud_poc.desk.tables import cases, notes
 from fraud_poc.features.batch import compute_features, features_of_arrays
 from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import build_table
-from fraud_poc.live.collect import collect
+from fraud_poc.live.collect import collect, verify_log
 from fraud_poc.live.decide import Engine
 from fraud_poc.live.labels import LabelAssertion, LabelResult, LabelWriter, UnknownEvent, find_in_batch_log
 from fraud_poc.live.load import base_of, inspect_store, prepare_db
@@ -269,7 +269,7 @@ def spread_out(values) -> bytes:
 
 
 def assert_nothing_left(settings: Settings, gone: list[bytes], url: str) -> None:
-    "No file and nothing in the store holds any of some bytes."
+    "No file and nothing in the store holds any of some bytes; the digests of the live log are those of what is left."
     for path in settings.batch.folder.rglob("*"):
         if not path.is_file():
             continue
@@ -288,6 +288,7 @@ def assert_nothing_left(settings: Settings, gone: list[bytes], url: str) -> None
             }
             data = key + read[kind]()
             assert not [text for text in gone if text in data], f"the store's {key!r} holds what should be gone"
+    assert verify_log(settings, url)["without_digest"] == 0
 
 
 def new_keys(before: pa.Table, after: pa.Table, columns: list[str]) -> dict[tuple[str, int], int]:

@@ -182,7 +182,8 @@ def check_fit(settings: Settings, client: Client, names: Names, store: StoreCont
 # %% ../../nbs/48_collect.ipynb #c012
 def live_log_batches(client: Client, names: Names, first: int, last: int, most: int) -> Iterator[list[StoredEntry]]:
     "The live log between two numbers, inclusive, in batches of at most `most` entries. Raises `ValueError` when some are missing, and `BrokenLog` for a wrong digest."
-    before = next(iter(stored_entries(client.call("XRANGE", names.log, f"{first - 1}-0", f"{first - 1}-99"))), None)
+    ahead = client.call("XRANGE", names.log, f"{first - 1}-0", f"{first - 1}-99") if first else []
+    before = next(iter(stored_entries(ahead)), None)
     while first <= last:
         batch = stored_entries(client.call("XRANGE", names.log, f"{first}-0", f"{last}-99", "COUNT", most))
         if not batch or batch[0].seq != first:
