@@ -101,6 +101,8 @@ class Rows:
     # (day, band, action) -> events, amount, frauds, fraud_amount, saved
     days: dict[tuple, list[int]] = field(default_factory=dict)
     scores: dict[tuple, int] = field(default_factory=dict)  # (day, bucket) -> events
+    # position and packed entry: what brings back a lost entry, and is in the tables already
+    recovered: list[tuple[int, bytes]] = field(default_factory=list)
 
     def count(self, day: int, band: str, action: str, *numbers: int) -> None:
         "Add numbers to the sums of a day, band and action."
@@ -144,12 +146,16 @@ class EntryReader:
         self,
         log: str,  # name of the timeline
         entries: Sequence[tuple[int, bytes]],  # position and packed entry, in order
+        recovered: bool = False,  # read entries that bring back lost ones like others
     ) -> Rows:
         "What some entries add to the tables; entries that cannot be read are reported and skipped."
         rows = Rows()
         for position, packed in entries:
             try:
                 entry = decode_entry(packed)
+                if entry.recovers and not recovered:
+                    rows.recovered.append((position, packed))
+                    continue
                 add = self._add_label if entry.kind == "label" else self._add_decision
                 add(rows, log, position, entry)
             except (ValueError, TypeError, msgspec.MsgspecError, StoreLost) as error:

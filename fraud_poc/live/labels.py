@@ -74,6 +74,7 @@ class LabelAssertion(msgspec.Struct, frozen=True):
     note: str = ""
     by: Actor = Actor()  # who asserts it
     time: int | None = None  # of the event, UTC ms; None = the newest event with this id that `known` can be about
+    recovers: str = ""  # as in the log entry
 
 
 class Retraction(msgspec.Struct, frozen=True):
@@ -83,6 +84,7 @@ class Retraction(msgspec.Struct, frozen=True):
     retracts: int  # position of the assertion in the log
     note: str = ""
     by: Actor = Actor()  # who takes it back
+    recovers: str = ""  # as in the log entry
 
 
 LabelChange = LabelAssertion | Retraction
@@ -345,6 +347,7 @@ def label_entry(
         decision=pack_history(history),
         body=msgspec.json.encode(body),
         at=now,
+        recovers=change.recovers,
     )
 
 # %% ../../nbs/45_labels.ipynb #c022

@@ -304,6 +304,7 @@ ARCHIVED = pa.schema(
         ("body", pa.binary()),
         ("at", pa.int64()),
         ("took", pa.int64()),
+        ("recovers", pa.string()),
     ]
 )
 

@@ -247,6 +247,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     body: bytes = b""  # the event as it was sent, or an AssertionRecord, as JSON
     at: int = 0  # when it was received by wall clock, UTC ms
     took: int = 0  # from then until it was sent to the log, microseconds
+    recovers: str = ""  # timeline and sequence number of the lost entry that this one brings back: "5eed 27"
 
 
 def encode_entry(entry: Entry) -> bytes:

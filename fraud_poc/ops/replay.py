@@ -282,8 +282,9 @@ def compare(
     scores: np.ndarray,  # (n,) float32: of the model on the replayed features
 ) -> dict:  # events, labels, values, differing bits of features and scores, differing flags
     "What was served against what batch computes."
-    events = np.array([e.kind == "event" for e in entries], bool)
-    served = [e for e in entries if e.kind == "event"]
+    # a decision that was brought back was made from the states of a log that the store has lost
+    events = np.array([e.kind == "event" and not e.recovers for e in entries], bool)
+    served = [entry for entry, compared in zip(entries, events) if compared]
     records = [unpack_record(e.decision) for e in served]
     vectors = np.array([record.vector for record in records], np.float32).reshape(len(served), -1)
     flags = np.array([list(record.flags) for record in records], np.uint8).reshape(len(served), -1)
@@ -293,7 +294,7 @@ def compare(
     )
     return {
         "events": len(served),
-        "labels": len(entries) - len(served),
+        "labels": sum(entry.kind == "label" for entry in entries),
         "values": vectors.size,
         "differing_bits": sum(bits),
         "differing_bits_of_features": bits[0],
