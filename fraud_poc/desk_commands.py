@@ -52,7 +52,8 @@ __all__ = ['desk_app', 'TIME_COLUMNS', 'keys_app', 'Named', 'accounts_app', 'Rol
            'keys_list', 'keys_revoke', 'read_password', 'change_account_command', 'accounts_new', 'accounts_password',
            'accounts_role', 'accounts_disable', 'accounts_list', 'parse_noted', 'audit_verify', 'audit_list',
            'RowFaults', 'labels_step', 'collect_step', 'verify_log_step', 'labels_command', 'collect_command',
-           'verify_log_command', 'write_step', 'write_command', 'forget_step', 'named_customer', 'forget_command']
+           'verify_log_command', 'write_step', 'write_command', 'recover_step', 'recover_command', 'forget_step',
+           'named_customer', 'forget_command']
 
 # %% ../nbs/91_desk_commands.ipynb #n012
 def read_features(settings: Settings) -> None:
@@ -519,6 +520,42 @@ def write_command(
 ):
     "Write decisions and labels from the live log into the database until stopped; `serve` does so by itself."
     run_step("write-decisions", write_step(to_end), config, overrides, as_json)
+
+# %% ../nbs/91_desk_commands.ipynb #e910
+def recover_step(confirmed: bool, who: str) -> Step:
+    "Show what the store has lost, and bring it back when that is confirmed."
+
+    def step(settings: Settings, progress: Progress) -> dict:
+        from fraud_poc.desk.writer import run_writer
+        from fraud_poc.live.recovery import describe_lost, recover
+        from fraud_poc.live.redis_server import server_for
+
+        with server_for(settings) as url, database_of(settings) as database:
+            run_writer(settings, url, to_end=True)
+            lost = describe_lost(database)
+            if not lost["decisions"] + lost["labels"]:
+                return lost | {"note": "nothing is lost: the live log has all that the database has"}
+            if not confirmed:
+                return lost | {"note": "nothing was changed: run again with --yes to bring them back"}
+            done = recover(settings, url, database, who, progress)
+            run_writer(settings, url, to_end=True)
+            left = describe_lost(database)
+        return done | {"still_lost": left["decisions"] + left["labels"]}
+
+    return step
+
+
+@desk_app.command("recover", epilog="Examples:\n\nfraud-poc recover\n\nfraud-poc recover --yes --json | jq .still_lost")
+def recover_command(
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    confirmed: Annotated[bool, typer.Option("--yes", help="Bring it back, instead of only showing it.")] = False,
+):
+    "Show the decisions and labels that the store has lost and the database has, and bring them back into the live log."
+    result = run_step("recover", recover_step(confirmed, str(operator())), config, overrides, as_json)
+    if result.get("still_lost"):
+        raise typer.Exit(FAILED)
 
 # %% ../nbs/91_desk_commands.ipynb #c027
 def forget_step(customer: str, who: str) -> Step:
