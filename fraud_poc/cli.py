@@ -87,7 +87,10 @@ app = Commands(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or input, 130 stopped by Ctrl-C, 143 by SIGTERM or the end of the terminal.\n\nFirst steps: fraud-poc demo",
+    epilog=(
+        "Exit codes: 0 done, 1 failed, 2 wrong use or input, 130 stopped by Ctrl-C, "
+        "143 by SIGTERM or the end of the terminal.\n\nFirst steps: fraud-poc demo"
+    ),
 )
 
 
@@ -110,7 +113,9 @@ def top(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
     ] = False,
 ):
-    "Fraud detection from raw files to live decisions: features equal in training and live, a judged model, a service that learns from every order."
+    """Fraud detection from raw files to live decisions: features equal in training and live, a judged model, a
+    service that learns from every order.
+    """
     context.with_resource(private_files())
 
 # %% ../nbs/94_cli.ipynb #c008
@@ -234,10 +239,15 @@ def train_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_jso
 
 @app.command(
     "evaluate",
-    epilog="Examples:\n\nfraud-poc evaluate\n\nfraud-poc evaluate --set acceptance.min_average_precision=0.5 || echo rejected",
+    epilog=(
+        "Examples:\n\nfraud-poc evaluate\n\n"
+        "fraud-poc evaluate --set acceptance.min_average_precision=0.5 || echo rejected"
+    ),
 )
 def evaluate_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_json: Json = False):
-    "Judge the trained model on the test days and save it as a bundle, accepted or rejected; code 1 when it is rejected."
+    """Judge the trained model on the test days and save it as a bundle, accepted or rejected; code 1 when it is
+    rejected.
+    """
     result = run_step("evaluate", evaluate_step, config, overrides, as_json)
     if result["acceptance"] != "accepted":
         raise typer.Exit(FAILED)
@@ -288,8 +298,11 @@ def model_page_command(
 # %% ../nbs/94_cli.ipynb #c027
 @app.command(
     "prepare-db",
-    epilog="Examples:\n\nfraud-poc prepare-db\n\nfraud-poc prepare-db --trim\n\nA store of your own: its address with the password goes into the environment "
-    "variable FRAUD_POC_REDIS_URL, not on a command line that other users of the machine can read.",
+    epilog=(
+        "Examples:\n\nfraud-poc prepare-db\n\nfraud-poc prepare-db --trim\n\n"
+        "A store of your own: its address with the password goes into the environment variable FRAUD_POC_REDIS_URL, "
+        "not on a command line that other users of the machine can read."
+    ),
 )
 def prepare_command(
     config: Config = DEFAULT_CONFIG,
@@ -309,7 +322,10 @@ def prepare_command(
 # %% ../nbs/94_cli.ipynb #c028
 @app.command(
     "replay",
-    epilog="Examples:\n\nfraud-poc replay --events 10000\n\nfraud-poc replay --from 2025-06-01 --until 2025-06-08 --writers 8 --again 0.05 --verify",
+    epilog=(
+        "Examples:\n\nfraud-poc replay --events 10000\n\n"
+        "fraud-poc replay --from 2025-06-01 --until 2025-06-08 --writers 8 --again 0.05 --verify"
+    ),
 )
 def replay_command(
     config: Config = DEFAULT_CONFIG,
@@ -332,7 +348,10 @@ def replay_command(
 
 # %% ../nbs/94_cli.ipynb #c031
 def open_for_service(settings: Settings, name: str | None) -> str:
-    'A new key of that name, or "" without a name. Raises `ValueError` when there is no key at all, or no model to serve.'
+    """A new key of that name, or "" without a name.
+
+    Raises `ValueError` when there is no key at all, or no model to serve.
+    """
     from fraud_poc.features.table import build_table
     from fraud_poc.model.bundle import latest_bundle
     from fraud_poc.service.keys import SCOPES, list_keys, new_key
@@ -350,7 +369,10 @@ def open_for_service(settings: Settings, name: str | None) -> str:
 # %% ../nbs/94_cli.ipynb #n003
 @contextmanager
 def told_when_ready(err: Console) -> Iterator[Callable[[str], None]]:
-    "Yields a function that takes the address of a service that starts; it is then told on `err` when it is ready, and why it is not."
+    """A context whose value is called with the address of a starting service.
+
+    It then prints on `err` that the service is ready, or why it is not.
+    """
     from fraud_poc.service.client import unready_reasons
 
     over, threads = threading.Event(), []
@@ -381,7 +403,9 @@ def told_when_ready(err: Console) -> Iterator[Callable[[str], None]]:
 # %% ../nbs/94_cli.ipynb #c033
 @app.command(
     "serve",
-    epilog="Examples:\n\nfraud-poc serve --new-key shop\n\nfraud-poc serve --set service.port=9000 --set service.workers=4",
+    epilog=(
+        "Examples:\n\nfraud-poc serve --new-key shop\n\nfraud-poc serve --set service.port=9000 --set service.workers=4"
+    ),
 )
 def serve_command(
     config: Config = DEFAULT_CONFIG,
@@ -392,7 +416,9 @@ def serve_command(
         typer.Option("--new-key", metavar="NAME", help="Make an API key; it is shown this once."),
     ] = None,
 ):
-    "Answer orders and show the desk over HTTP, with the newest accepted model, until stopped; decisions are written beside it."
+    """Answer orders and show the desk over HTTP, with the newest accepted model, until stopped; decisions are written
+    beside it.
+    """
     about, (out, err) = {}, consoles(as_json)
     with ending("serve", as_json, about):
         from fraud_poc.app import run_service
@@ -534,7 +560,9 @@ def demo_command(
         typer.Option("--stay/--no-stay", help="Keep serving until Ctrl-C; the default where a person watches."),
     ] = None,
 ):
-    "From raw orders to live decisions, in a folder demo under batch.folder: all steps on sample data, or on a file of yours. A second run starts what is there."
+    """From raw orders to live decisions, in a folder demo under batch.folder: all steps on sample data, or on a file
+    of yours. A second run starts what is there.
+    """
     about, (out, err) = {}, consoles(as_json)
     with ending("demo", as_json, about):
         from fraud_poc.demo import demo_request, demo_service, demo_settings, made_demo
