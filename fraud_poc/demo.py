@@ -68,7 +68,7 @@ def sample_start(
 
 
 def demo_settings(settings: Settings, end: str = "") -> Settings:
-    "The same settings with a folder, a store and a database for the demo alone, small parts, any free port, and a sample that ends now."
+    "The same settings for the demo alone: own folder, store and database, small parts, a free port, sample until now."
     sample = settings.sample and settings.sample.model_copy(update={"start": sample_start(settings.sample.days, end)})
     batch = settings.batch.model_copy(
         update={"folder": settings.batch.folder / "demo", "part_rows": min(settings.batch.part_rows, 20_000)}
@@ -85,7 +85,10 @@ LIVE_SHARE = 0.02  # of the events, kept for the service
 
 
 def live_from(settings: Settings) -> str:
-    "The moment, ISO, from which on the log plays the live orders: so late that about LIVE_SHARE of the events come after it, and between two parts."
+    """The moment, ISO, from which on the log plays the live orders.
+
+    It lies between two parts, so late that about LIVE_SHARE of the events come after it.
+    """
     parts, after = read_json(settings.batch.folder / "log" / "manifest.json")["parts"], 0
     for index, part in reversed(list(enumerate(parts))):
         after += part["events"]
@@ -305,7 +308,10 @@ def live_money(
     settings: Settings,
     sent: list[dict],  # order, answer and label (1, 0, -1 = not known) of each
 ) -> dict[str, float]:  # major units
-    "What rules cost on orders, by their labels; an order without a label counts as legitimate. Degraded answers are left out."
+    """What rules cost on orders, by their labels; an order without a label counts as legitimate.
+
+    Degraded answers are left out.
+    """
     import numpy as np
 
     from fraud_poc.features.table import build_table
@@ -370,7 +376,10 @@ def score_live(
     generated: bool,  # the generator knows how orders end
     progress: Progress,
 ) -> dict:
-    "Send the orders behind some parts of the log to a service; see `live_summary`. Raises `ValueError` when there are none."
+    """Send the orders behind some parts of the log to a service; see `live_summary`.
+
+    Raises `ValueError` when there are none.
+    """
     from fraud_poc.ops.replay import raw_orders
     from fraud_poc.service.client import ServiceClient
 
@@ -420,7 +429,10 @@ def live_table(settings: Settings, live: dict) -> Table:
 
 # %% ../nbs/93_demo.ipynb #n006
 def live_words(settings: Settings, results: dict, live: dict) -> list[str]:
-    "What the service did with the live orders, in sentences: money, the defrauded amount, the customers who were disturbed; and why it differs."
+    """What the service did with the live orders, in sentences, and why it differs from the test days.
+
+    Money, the defrauded amount, and the customers who were disturbed.
+    """
     money = lambda value: f"{value:,.0f} {settings.domain.currency}".strip()
     share = lambda part, whole: f" ({part / whole:.1%})" if whole else ""
     cost, found, disturbed = live["money"], results["evaluate"], live["others_reviewed"] + live["others_blocked"]
@@ -431,25 +443,30 @@ def live_words(settings: Settings, results: dict, live: dict) -> list[str]:
         else "they count as legitimate here, so the true saving is higher"
     )
     lines = [
-        f"The policy {'saved' if saved >= 0 else 'lost'} {money(abs(saved))} on the newest {live['events']:,} orders: they cost {money(cost['policy'])}; "
-        f"letting all pass would have cost {money(cost['pass'])}, and blocking from a probability of 0.5 {money(cost['fixed'])}.",
-        f"Stopped (blocked or sent to review): {money(live['fraud_amount_caught'])} of {money(live['fraud_amount'])} defrauded"
-        f"{share(live['fraud_amount_caught'], live['fraud_amount'])}, {live['caught']:,} of {len(live['frauds']):,} frauds.",
-        f"Disturbed: {disturbed:,} of {live['others']:,} other orders{share(disturbed, live['others'])}; {live['others_reviewed']:,} waited for a "
-        f"review, {live['others_blocked']:,} were blocked.",
-        f"Why this differs from the test days: these are the newest {live['days']:g} days, few and later than all that the model learned from, and single large "
-        f"frauds weigh much. {live['not_labelled']:,} of the orders have no label yet, since fraud is reported weeks later: {unknown}.",
+        f"The policy {'saved' if saved >= 0 else 'lost'} {money(abs(saved))} on the newest {live['events']:,} "
+        f"orders: they cost {money(cost['policy'])}; letting all pass would have cost {money(cost['pass'])}, "
+        f"and blocking from a probability of 0.5 {money(cost['fixed'])}.",
+        f"Stopped (blocked or sent to review): {money(live['fraud_amount_caught'])} of "
+        f"{money(live['fraud_amount'])} defrauded{share(live['fraud_amount_caught'], live['fraud_amount'])}, "
+        f"{live['caught']:,} of {len(live['frauds']):,} frauds.",
+        f"Disturbed: {disturbed:,} of {live['others']:,} other orders{share(disturbed, live['others'])}; "
+        f"{live['others_reviewed']:,} waited for a review, {live['others_blocked']:,} were blocked.",
+        f"Why this differs from the test days: these are the newest {live['days']:g} days, "
+        "few and later than all that the model learned from, and single large frauds weigh much. "
+        f"{live['not_labelled']:,} of the orders have no label yet, since fraud is reported weeks later: {unknown}.",
     ]
     if saved_a_day := found.get("saved_a_day"):
         lines[-1] += (
-            f" On the test days, whose labels have arrived, the policy saved {money(saved_a_day['pass'])} a day against letting all pass."
+            " On the test days, whose labels have arrived, "
+            f"the policy saved {money(saved_a_day['pass'])} a day against letting all pass."
         )
     return lines
 
 # %% ../nbs/93_demo.ipynb #c026
 def try_it(address: str, key: str, order: dict) -> str:
     "A line for a shell that scores an order."
-    return f"curl -s {address}/score -H 'X-API-Key: {key}' -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(order))}"
+    body = shlex.quote(json.dumps(order))
+    return f"curl -s {address}/score -H 'X-API-Key: {key}' -H 'Content-Type: application/json' -d {body}"
 
 # %% ../nbs/93_demo.ipynb #c029
 def wait_for_interrupt(process: Any, out: Console) -> None:
@@ -465,16 +482,17 @@ def wait_for_interrupt(process: Any, out: Console) -> None:
 def ways_in(settings: Settings, address: str, line: str, password: str) -> list[str]:
     "What to try next: addresses and commands, to be copied."
     folder = settings.batch.folder
+    orders, where = shlex.quote(str(folder / "orders.json")), shlex.quote(str(folder))
     return [
         f"Desk: {address}/desk, account demo, password {password}",
         f"API:  {address}/docs",
         f"Score an order:\n{line}",
-        f"Score orders of a file:\nfraud-poc score {shlex.quote(str(folder / 'orders.json'))} --set batch.folder={shlex.quote(str(folder))}",
+        f"Score orders of a file:\nfraud-poc score {orders} --set batch.folder={where}",
     ]
 
 
 def demo_service(settings: Settings, made: dict, stay: bool, out: Console, err: Console) -> dict:
-    "Serve the demo's model, score the live orders unless an earlier run did, show them; with `stay`, go on until Ctrl-C."
+    "Serve the demo's model, score the live orders unless an earlier run did, show them; with `stay`, until Ctrl-C."
     from fraud_poc.desk.accounts import fresh_account
     from fraud_poc.live.redis_server import server_for
     from fraud_poc.service.keys import fresh_key

@@ -140,7 +140,10 @@ Named = Annotated[str, typer.Argument(metavar="NAME")]
 
 @keys_app.command(
     "new",
-    epilog="Examples:\n\nfraud-poc keys new shop --scope score --scope labels\n\nfraud-poc keys new prometheus --scope metrics",
+    epilog=(
+        "Examples:\n\nfraud-poc keys new shop --scope score --scope labels\n\n"
+        "fraud-poc keys new prometheus --scope metrics"
+    ),
 )
 def keys_new(
     name: Named,
@@ -188,7 +191,10 @@ Random = Annotated[bool, typer.Option("--random", help="Generate a password and 
 
 
 def read_password(name: str, random: bool) -> str:
-    "A new password: generated, prompted for, or the first line of standard input. Raises `ValueError` when there is none."
+    """A new password: generated, prompted for, or the first line of standard input.
+
+    Raises `ValueError` when there is none.
+    """
     from fraud_poc.desk.accounts import generated_password
 
     if random:
@@ -222,7 +228,9 @@ def change_account_command(
 # %% ../nbs/91_desk_commands.ipynb #c014
 @accounts_app.command(
     "new",
-    epilog="Examples:\n\nfraud-poc accounts new alex --role analyst\n\nfraud-poc accounts new alex --role admin --random",
+    epilog=(
+        "Examples:\n\nfraud-poc accounts new alex --role analyst\n\nfraud-poc accounts new alex --role admin --random"
+    ),
 )
 def accounts_new(
     name: Named,
@@ -450,7 +458,10 @@ def labels_command(
         str,
         typer.Argument(
             metavar="FILE",
-            help="CSV, Parquet or JSON Lines: columns order and fraud; optional: source, known, note. - = standard input.",
+            help=(
+                "CSV, Parquet or JSON Lines: columns order and fraud; optional: source, known, note. "
+                "- = standard input."
+            ),
         ),
     ],
     config: Config = DEFAULT_CONFIG,
@@ -570,7 +581,10 @@ def forget_step(customer: str, who: str) -> Step:
 
 
 def named_customer(value: str, confirmed: bool) -> str:
-    "The customer to forget, from the command line or (`-`) the first line of standard input. Raises `typer.Exit` unless confirmed."
+    """The customer to forget, from the command line or (`-`) the first line of standard input.
+
+    Raises `typer.Exit` unless confirmed.
+    """
     customer = sys.stdin.readline().strip("\r\n") if value == "-" else value
     if confirmed:
         return customer
@@ -599,7 +613,9 @@ def forget_command(
     as_json: Json = False,
     confirmed: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ):
-    "Remove a customer's identifiers from the log, the states, the live store and the database; features of other customers do not change."
+    """Remove a customer's identifiers from the log, the states, the live store and the database; features of other
+    customers do not change.
+    """
     result = run_step(
         "forget", forget_step(named_customer(customer, confirmed), "command line"), config, overrides, as_json
     )

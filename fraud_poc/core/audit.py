@@ -154,6 +154,9 @@ def verify_audit(
     engine: Engine,
     noted: tuple[int, str] | None = None,  # length and last hash at an earlier time, kept outside of the database
 ) -> tuple[int, str]:  # length and last hash now
-    "Verify every row of the audit. Raises `ValueError` that names the first row that was changed, removed, inserted or moved."
+    """Verify every row of the audit.
+
+    Raises `ValueError` that names the first row that was changed, removed, inserted or moved.
+    """
     with engine.connect() as connection:
         return check_audit(connection, noted)

@@ -178,7 +178,8 @@ def is_current(engine: sa.Engine) -> bool:
     unknown = present - {script.revision for script in scripts.walk_revisions()}
     if unknown:
         raise ValueError(
-            f"the database is at revision {min(unknown)}, which this program does not know: use the version that made it, or a newer one"
+            f"the database is at revision {min(unknown)}, which this program does not know: "
+            "use the version that made it, or a newer one"
         )
     return present == set(scripts.get_heads())
 
@@ -197,7 +198,10 @@ def open_database(
     settings: Settings,
     url: str = "",  # "" = as the settings say: PostgreSQL, or SQLite in the domain's folder
 ) -> sa.Engine:  # the caller disposes of it
-    "Open the database of a domain, with its tables up to date. Raises `ValueError` for a wrong address, `ConnectionError` when it cannot be reached."
+    """Open the database of a domain, with its tables up to date.
+
+    Raises `ValueError` for a wrong address, `ConnectionError` when it cannot be reached.
+    """
     address = database_url(settings, url)
     engine = make_engine(address)
     try:

@@ -244,7 +244,8 @@ class Actor(NamedTuple):
         return self.name if self.kind in (PERSON, "") else f"{self.kind} {self.name}".strip()
 
 # %% ../../nbs/01_events.ipynb #a004
-UNPRINTED = "\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f-\\u009f"  # control characters but for tab and the ends of lines, for a pattern
+# control characters but for tab and the ends of lines, for a pattern
+UNPRINTED = "\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f-\\u009f"
 
 
 def checked_text(

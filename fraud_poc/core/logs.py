@@ -72,7 +72,10 @@ def log_event(event: str, level: int = logging.INFO, source: str = "service", **
 
 
 def place_of_error(error: BaseException) -> str:
-    "The innermost place of this package through which an error came, such as `store.py:120`; of another file when there is none."
+    """The innermost place of this package through which an error came, such as `store.py:120`.
+
+    A place in another file when the error did not pass through this package.
+    """
     frames = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
     ours = [(path, line) for path, line in frames if path.is_relative_to(PACKAGE)]
     return "".join(f"{path.name}:{line}" for path, line in (ours or frames)[-1:])

@@ -47,7 +47,7 @@ PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII)
 def plain_value(
     value: bool | int | float | str,  # of a setting or a file
 ) -> str:
-    "A value in the form in which values are compared: a number by its value, a word without case, neither with blanks around it."
+    "A value in the form in which values are compared: a number by its value, a word without case or outer blanks."
     text = str(value).strip(BLANKS).lower()
     if not PLAIN_NUMBER.fullmatch(text):
         return text
@@ -78,7 +78,10 @@ class DomainSection(Section):
 
 
 class InputSection(Section):
-    "Where raw data is read from when no other place is given (files, folders, globs or fsspec addresses), and how text files are spelled."
+    """Where raw data is read from when no other place is given, and how text files are spelled.
+
+    Places are files, folders, globs or fsspec addresses.
+    """
 
     events: str  # "" = must be given
     labels: str  # "" = the events carry their own labels
@@ -104,8 +107,8 @@ class InputSection(Section):
             raise ValueError(f"input.decimal and input.thousands are both {self.decimal!r}: they must differ")
         if self.date_format not in ("iso", "dayfirst", "monthfirst") and not reads_dates(self.date_format):
             raise ValueError(
-                f"input.date_format {self.date_format!r} names no day, month and year: write iso, dayfirst, monthfirst, "
-                "or a pattern as in '%d.%m.%Y %H:%M'"
+                f"input.date_format {self.date_format!r} names no day, month and year: write iso, dayfirst, "
+                "monthfirst, or a pattern as in '%d.%m.%Y %H:%M'"
             )
         return self
 
@@ -118,7 +121,10 @@ class Currency(Section):
 
 
 def ratio_of(code: str, one: Currency, decimals: int) -> Fraction:
-    "Minor units of a base currency with some decimals for one minor unit of a currency; `ValueError` when no conversion is exact with it."
+    """Minor units of a base currency with some decimals for one minor unit of a currency.
+
+    Raises `ValueError` when no conversion is exact with it.
+    """
     ratio = Fraction(one.rate) * Fraction(10) ** (decimals - one.decimals)
     if ratio > 0 and max(ratio.numerator, ratio.denominator) < 2**31:
         return ratio
@@ -154,7 +160,7 @@ class ColumnsSection(Section):
 
     @property
     def meaning(self) -> dict[str, Any]:
-        "What decides how columns are read; settings that came later are left out while they are empty, so that a hash over it stays."
+        "What decides how columns are read; settings added later are left out while empty, so that its hash stays."
         given = self.model_dump(exclude=None if self.time_format == "index" else {"time_unit", "time_start"})
         later = ("normalise", "stand_ins", "currency", "currencies")
         return {name: value for name, value in given.items() if value or name not in later}
@@ -194,7 +200,8 @@ class ColumnsSection(Section):
     def _started(self):
         if (self.time_format == "index") != bool(self.time_start):
             raise ValueError(
-                'columns.time_start goes with columns.time_format = "index": give the moment at which the index is 0, as in "2017-12-01"'
+                'columns.time_start goes with columns.time_format = "index": '
+                'give the moment at which the index is 0, as in "2017-12-01"'
             )
         try:
             datetime.fromisoformat(self.time_start or "2017-12-01")
@@ -208,8 +215,8 @@ class ColumnsSection(Section):
     def _declared(self):
         if bool(self.currency) != bool(self.currencies):
             raise ValueError(
-                "columns.currency goes with columns.currencies: name the column, and give each code its decimals and rate, "
-                'as in currencies = {EUR = {decimals = 2, rate = "1"}, JPY = {decimals = 0, rate = "0.0061"}}'
+                "columns.currency goes with columns.currencies: name the column, and give each code its decimals and "
+                'rate, as in currencies = {EUR = {decimals = 2, rate = "1"}, JPY = {decimals = 0, rate = "0.0061"}}'
             )
         if self.currency in {*self.id, self.time}:
             raise ValueError(
@@ -269,7 +276,8 @@ class LabelsSection(Section):
         twice = sorted({form for form in forms if forms.count(form) > 1})
         if twice:
             raise ValueError(
-                f"{twice[0]!r} is listed twice among labels.fraud_values, legitimate_values and unresolved_values: list it once"
+                f"{twice[0]!r} is listed twice among labels.fraud_values, legitimate_values and unresolved_values: "
+                "list it once"
             )
         if len(set(self.priority)) < 4:
             raise ValueError("labels.priority must name each of the four sources once")
@@ -354,7 +362,11 @@ class TrainingSection(Section):
 
     @property
     def meaning(self) -> dict[str, Any]:
-        "What a dataset follows from; `test_end`, which came later, is left out while it is empty, so that a hash over it stays."
+        """What a dataset follows from.
+
+        `test_end`, which was added later, is left out while it is empty: a hash over the other settings
+        stays the same.
+        """
         return {name: value for name, value in self.model_dump().items() if value or name != "test_end"}
 
     @model_validator(mode="after")
@@ -366,7 +378,8 @@ class TrainingSection(Section):
             raise ValueError(f"training.test_end {self.test_end!r} is no date: write one as in '2025-01-31'") from None
         if self.validation_days >= self.train_days:
             raise ValueError(
-                f"training.validation_days {self.validation_days} leaves nothing of training.train_days {self.train_days} to learn from"
+                f"training.validation_days {self.validation_days} leaves nothing of training.train_days "
+                f"{self.train_days} to learn from"
             )
         return self
 
@@ -549,8 +562,8 @@ class Settings(Section):
         base = columns.currencies.get(code)
         if not base or float(base.rate) != 1 or base.decimals != columns.decimals:
             raise ValueError(
-                f'domain.currency {code!r} is the base of columns.currencies, and must be listed there with rate = "1" and '
-                f"decimals = {columns.decimals}, as columns.decimals"
+                f'domain.currency {code!r} is the base of columns.currencies, and must be listed there with rate = "1" '
+                f"and decimals = {columns.decimals}, as columns.decimals"
             )
         return self
 
@@ -558,7 +571,8 @@ class Settings(Section):
     def _named(self):
         if self.acceptance.card not in self.columns.entities:
             raise ValueError(
-                f"acceptance.card {self.acceptance.card!r} is not an entity: use one of {', '.join(self.columns.entities)}"
+                f"acceptance.card {self.acceptance.card!r} is not an entity: "
+                f"use one of {', '.join(self.columns.entities)}"
             )
         return self
 
@@ -653,7 +667,10 @@ def read_settings(
 ) -> tuple[
     dict, dict[str, str]
 ]:  # values by section and key, with absolute paths; by dotted name, where each comes from
-    "Lay a domain's file, the environment and overrides over the defaults; `ValueError` names the file and what is wrong."
+    """Lay a domain's file, the environment and overrides over the defaults.
+
+    Raises `ValueError`, which names the file and what is wrong.
+    """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no configuration at {path}: give one with --config, as in config/orders.toml")
@@ -747,7 +764,10 @@ def validation_lines(
 def effective_settings(
     path: str | Path, overrides: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:  # setting, value, from
-    "Every setting with its value and where it comes from: default, a file, an environment variable or an override; `ValueError` as `load_settings`."
+    """Every setting with its value and where it comes from: default, a file, an environment variable or an override.
+
+    Raises `ValueError` as `load_settings` does.
+    """
     data, origins = read_settings(path, overrides)
     values = _validated(data, path).model_dump(mode="json", exclude_none=True)
     safe = lambda value: _without_password(value) if isinstance(value, str) else value

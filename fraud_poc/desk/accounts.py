@@ -339,7 +339,11 @@ def log_in(
     address: str,  # network address of the client
     now: int | None = None,  # UTC ms; None = by the system clock
 ) -> tuple[str, str]:  # token for the cookie, csrf token
-    "Open a session. Raises `LoginThrottled` after too many attempts, else `LoginRejected`, which takes as long for unknown accounts."
+    """Open a session.
+
+    Raises `LoginThrottled` after too many attempts, else `LoginRejected`, which takes as long for unknown
+    accounts.
+    """
     now, unknown, subjects = system_clock() if now is None else now, dummy_hash(), throttle_subjects(name, address)
     numbers, name = count_attempt(engine, subjects, settings.desk.login_attempts, now), name.strip().lower()
     enabled = accounts.c.name == (name if ACCOUNT.fullmatch(name) else ""), accounts.c.disabled.is_(None)

@@ -410,7 +410,10 @@ CASE_OF_DECISION = [decisions.c[name] for name in ("id", "order_id", "decided", 
 
 
 def locked_case(connection: sa.Connection, number: int, statuses: tuple[str, ...]) -> Mapping:
-    "A case, locked with its event until the transaction ends; without a row, its status is passed. Raises `CaseChanged` when its status is none of `statuses`."
+    """A case, locked with its event until the transaction ends; without a row, its status is passed.
+
+    Raises `CaseChanged` when its status is none of `statuses`.
+    """
     wanted = sa.select(decisions.c.action, *CASE_OF_DECISION).where(decisions.c.id == number)
     decision = connection.execute(wanted.with_for_update(key_share=True)).mappings().first()
     if decision is None:
@@ -426,7 +429,10 @@ def locked_case(connection: sa.Connection, number: int, statuses: tuple[str, ...
 def case_after(
     connection: sa.Connection, site: Site, case: Mapping, result: LabelResult, change: LabelChange
 ) -> dict[str, Any]:
-    "The columns of a case after a label, also where another assertion determines it, which the decision writer may not have read yet."
+    """The columns of a case after a label, also where another assertion determines it.
+
+    The decision writer may not have read that assertion yet.
+    """
     retracted = change.retracts if isinstance(change, Retraction) else None
     if retracted is not None and result.source not in closing_sources(site.settings):
         return undecided_columns(case["action"])
@@ -444,7 +450,10 @@ def record_decision(
     statuses: tuple[str, ...],  # of which the case must have one
     change_of: Callable[[Mapping], LabelChange],  # the assertion or retraction about the case
 ) -> Mapping:  # the case as it was
-    "Send a label about a case to the log and update the case. Raises `CaseChanged`, `OnlyLogged`, and errors of the log."
+    """Send a label about a case to the log and update the case.
+
+    Raises `CaseChanged`, `OnlyLogged`, and errors of the log.
+    """
     position = None
     try:
         with writing(site.engine) as connection:
@@ -516,7 +525,10 @@ async def decide_and_answer(
         return await asyncio.to_thread(show, status=422, error=f"{error} Nothing was recorded.", note=note)
     except (OSError, RuntimeError, TimeoutError) as error:
         log_event("decision_unconfirmed", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
-        text = "The log did not confirm the decision. If it was recorded, the case shows it in a few seconds; if not, decide again."
+        text = (
+            "The log did not confirm the decision. If it was recorded, the case shows it in a few seconds; if not, "
+            "decide again."
+        )
         return await asyncio.to_thread(show, status=503, error=text, note=note)
     return await asyncio.to_thread(to_next_case, site, case, filters)
 

@@ -243,7 +243,11 @@ def closed_by_another(
     noted: int,  # UTC ms, where no row says it
     retracted: int | None = None,  # position of an assertion that was taken back
 ) -> dict[str, Any]:
-    "The columns of a case that an assertion closes other than the label at hand. Author and note are unknown while it has no row: before the decision writer has read it, or when it is from before this log."
+    """The columns of a case that an assertion closes other than the label at hand.
+
+    Author and note are unknown while the assertion has no row: before the decision writer has read it, or when
+    it is older than this log.
+    """
     same = [labels.c[name] == value for name, value in wanted.items()]
     same.append(sa.not_(is_lost(labels.c.log, labels.c.position)))
     if retracted is not None:
@@ -261,7 +265,10 @@ def update_case(
     position: int | None,
     columns: Mapping[str, Any],  # from `undecided_columns` or `closed_columns`
 ) -> None:
-    "Set the state of a case, unless it reflects a later entry: of the same timeline, or of one that only the desk knows yet."
+    """Set the state of a case, unless it reflects a later entry.
+
+    The later entry is one of the same timeline, or of a timeline that only the desk knows yet.
+    """
     c = cases.c
     shown_first = is_of_epoch(c.log, epoch_of(log)) & sa.not_(is_read(c.log)) & is_read(sa.literal(log))
     other = (c.log != log) & sa.not_(shown_first)

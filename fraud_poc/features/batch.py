@@ -274,7 +274,10 @@ def fold_partition(entity: EntityPlan, parts: list[EntityItems], generations: li
 # %% ../../nbs/26_batch.ipynb #c022
 @inner
 def _scatter(features, flags, index, rows, columns, indices, flag_column):
-    "Copy features (N, F) to the columns (all features, n) and flags to their column, at `rows`, in blocks that fit the cache."
+    """Copy features (N, F) to the columns (all features, n) and flags to their column, at `rows`.
+
+    It goes in blocks that fit the cache.
+    """
     for start in range(0, len(rows), 512):
         for f in range(len(indices)):
             column = columns[indices[f]]
@@ -392,7 +395,8 @@ def on_cluster(client: Client, tasks: list, tick: Callable[[float], None]) -> li
         if time.monotonic() - alive > PATIENCE_S:
             client.cancel(futures)
             raise ConnectionError(
-                f"the cluster at {client.scheduler.address} has had no worker for {PATIENCE_S} s: start workers and run again"
+                f"the cluster at {client.scheduler.address} has had no worker for {PATIENCE_S} s: "
+                "start workers and run again"
             )
     return client.gather(futures)
 
@@ -433,8 +437,8 @@ def _resumed(settings: Settings, table: FeatureTable, log: dict, replace: bool) 
         now = log["parts"][index] if index < len(log["parts"]) else {}
         if any(done[k] != now.get(k) for k in ("name", "events_sha256", "labels_sha256")):
             raise ValueError(
-                f"part {done['name']} of the log in {settings.batch.folder} is gone or changed since its features were computed: "
-                "run again with --replace"
+                f"part {done['name']} of the log in {settings.batch.folder} is gone or changed since its features "
+                "were computed: run again with --replace"
             )
     return manifest
 
@@ -445,7 +449,10 @@ def rows_to_fold(table: FeatureTable, part: dict) -> int:
 
 
 def step_rows(settings: Settings, table: FeatureTable) -> int:
-    "Most rows in a step: as set, or what fits in about 2.5 GB, at three copies of an entity's items and one of its features."
+    """Most rows in a step: as set, or what fits in about 2.5 GB.
+
+    A step holds three copies of an entity's items and one of its features.
+    """
     copies = [3 * (32 + 8 * len(e.columns) + 18 * e.labels) + 16 + 4 * len(e.places) for e in table.entities]
     return settings.batch.step_rows or 5 * 10**9 // (2 * sum(copies) + 1)
 
@@ -469,7 +476,8 @@ def _fold_step(
     parts: list[dict],
     partitions: int,
     run: Callable,
-    merge: bool = True,  # generations of states where there are many; the files of those that were merged are not removed
+    # generations of states where there are many; the files of those that were merged are not removed
+    merge: bool = True,
 ) -> None:
     "Fold one step and note it in `manifest`, which is not written; `run` gives the results of delayed tasks."
     folder, number = features_folder(settings, table), manifest["steps"]
@@ -500,7 +508,10 @@ def _write_manifest(folder: Path, manifest: dict) -> None:
 def _fold_cut(
     settings: Settings, table: FeatureTable, manifest: dict, parts: list[dict], partitions: int, run: Callable
 ) -> None:
-    "Fold one part as far as its `next_seq`, and note it in `manifest` as its `cut`: beside the whole parts, from which the next run goes on."
+    """Fold one part as far as its `next_seq`, and note it in `manifest` as its `cut`.
+
+    The next run goes on from the whole parts, which stay beside it.
+    """
     aside = copy.deepcopy(manifest)
     _fold_step(settings, table, aside, parts, partitions, run, merge=False)
     end = {"next_seq": parts[0]["next_seq"]}
@@ -528,7 +539,10 @@ def moment_ms(text: str, what: str) -> int:  # UTC ms
 
 
 def parts_until(parts: list[dict], until: str) -> list[dict]:
-    "The first parts of a log, all of whose events and labels were known before a date; `ValueError` when it is no date."
+    """The first parts of a log, all of whose events and labels were known before a date.
+
+    Raises `ValueError` when it is no date.
+    """
     if not until:
         return parts
     end = moment_ms(until, "until")
@@ -536,7 +550,10 @@ def parts_until(parts: list[dict], until: str) -> list[dict]:
 
 
 def cut_until(folder: Path, parts: list[dict], until: str) -> dict | None:
-    "The part that reaches a date, as far as the first row that was known then or later; None when the date lies between parts, or behind them."
+    """The part that a date divides, as far as the first row that was known then or later.
+
+    None when the date lies between parts, or behind all.
+    """
     whole = parts_until(parts, until)
     if len(whole) == len(parts):
         return None
@@ -568,7 +585,7 @@ def compute_features(
     progress: Progress | None = None,  # called with rows done and in all, events and labels
     until: str = "",  # ISO date, UTC: stop before the first row that was known then or later; "" = go to the end
 ) -> dict:  # folder, table hash, features, events, new events, whole parts, entities by column, bytes of states, note
-    "Compute features for what has none in the log, and the states after the last row; `ValueError` or `OSError` say what went wrong."
+    "Features of what has none in the log, and the states after the last row; `ValueError` or `OSError` tell of faults."
     table, log = build_table(settings), read_manifest(settings.batch.folder)
     folder = features_folder(settings, table)
     with sole_use(folder), on_dask(settings) as (threads, run):
@@ -594,9 +611,8 @@ def compute_features(
                 done += size
                 tick(0)
         except Exception as error:
-            error.add_note(
-                f"features of {len(manifest['parts'])} of {len(log['parts'])} parts are complete; run again to go on from there"
-            )
+            complete, every = len(manifest["parts"]), len(log["parts"])
+            error.add_note(f"features of {complete} of {every} parts are complete; run again to go on from there")
             raise
     if not new and not manifest["parts"]:
         write_json(folder / "manifest.json", manifest)

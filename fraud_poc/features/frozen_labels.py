@@ -129,7 +129,10 @@ def _frozen_items(
 def _write_frozen(
     served: Path, to: Path, table: FeatureTable, plans: list[EntityPlan], part: int, *folded: list[FoldedPartition]
 ) -> None:
-    "Write the label features of one part: those as served, with what was folded in place of them. `part` is its number in the step."
+    """Write the label features of one part: those as served, with what was folded in place of them.
+
+    `part` is the part's number in the step.
+    """
     names = [table.names[i] for plan in plans for i in plan.places]
     features = pq.read_table(served, columns=["seq", *names])
     columns = {name: features[name].to_numpy().copy() for name in names}
@@ -150,7 +153,10 @@ def frozen_features(
     on: tuple[int, Callable],  # threads, and what runs tasks, as `on_dask` gives them
     tick: Callable[[float], None] = lambda share: None,  # called with the share that is done
 ) -> bool:  # False: no label of these parts was known so late, features are as served, nothing was written
-    "Write the label features of some parts, in the table's order of entities and beside `seq`, as they are in a frozen log."
+    """Write the label features of some parts, as they are in a frozen log.
+
+    They are in the table's order of entities, and beside `seq`.
+    """
     (threads, run), every = on, label_plans(settings, table)
     frozen = freeze_labels(settings.batch.folder, parts, [plan.by for plan in every], moment)
     plans = [plan for plan in every if len(frozen.keys[plan.by])]
@@ -174,7 +180,10 @@ def frozen_features(
 def _frozen_graph(
     settings: Settings, plans: list, frozen: Delayed, parts: list[dict], number: int, partitions: int, states: Path
 ) -> dict[str, tuple[list[Delayed], Delayed]]:
-    "Delayed tasks that fold one step of a frozen log, by entity: the folded partitions, and one that saves states for the next step."
+    """Delayed tasks that fold one step of a frozen log, by entity.
+
+    For each, the folded partitions, and one task that saves states for the next step.
+    """
     folder, amount, graph = settings.batch.folder, settings.columns.amount, {}
     for plan in plans:
         read = dask.delayed(_frozen_items)

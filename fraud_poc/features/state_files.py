@@ -23,7 +23,10 @@ MOST_GENERATIONS = 8  # before any are merged
 
 
 def first_to_merge(sizes: list[int]) -> int:
-    "Index of the first generation to merge with all later ones: when there are many, each must be more than twice as large as all later ones."
+    """Index of the first generation to merge with all later ones.
+
+    When there are many, each must be more than twice as large as all later ones together.
+    """
     first, total = len(sizes) - 1, sizes[-1]
     if len(sizes) <= MOST_GENERATIONS:
         return first

@@ -74,7 +74,10 @@ class Row:
 
 # %% ../../nbs/24_table.ipynb #c010
 def rows(kind: str, column: str | list[str] = "", **settings) -> list[Row]:
-    "Rows of one kind, one for each combination of the values that are given as lists; `ValueError` for an unknown kind or parameter."
+    """Rows of one kind, one for each combination of the values that are given as lists.
+
+    Raises `ValueError` for an unknown kind or parameter.
+    """
     if kind not in AGGREGATES:
         raise ValueError(f"no feature is called {kind!r}: there are {', '.join(AGGREGATES)}")
     settings = {"column": column, **settings} if column != "" else settings
@@ -146,8 +149,8 @@ def _check_window(row: Row, settings: Settings) -> None:
         raise ValueError(f"over={row.over!r} is below the shortest window, {SHORTEST}")
     if row.window_ms + delay > duration_ms(retention):
         raise ValueError(
-            f"the window reaches back {row.over}{' after a delay of ' + row.delay if row.delay else ''}, beyond features.retention "
-            f"({retention}): raise features.retention or shorten the window"
+            f"the window reaches back {row.over}{' after a delay of ' + row.delay if row.delay else ''}, "
+            f"beyond features.retention ({retention}): raise features.retention or shorten the window"
         )
 
 # %% ../../nbs/24_table.ipynb #c015
@@ -287,14 +290,17 @@ def build_table(
 
 # %% ../../nbs/24_table.ipynb #c026
 class Stepper:
-    "Applies the step to single events through packed states; one instance for each thread, since it holds working space."
+    """Applies the step to single events through packed states.
+
+    One instance for each thread, since it holds scratch space.
+    """
 
     def __init__(self, table: FeatureTable):
         entities, n = table.entities, len(table.entities)
         self.table = table
         self.columns = list(dict.fromkeys(column for e in entities for column in (e.by, *e.columns)))
         self.layout = struct.Struct(f"<{KEYS_AT}q{len(self.columns)}Q{n}q")
-        # the event, the bytes of each packed state and the flags lie in one array, so that one call fills in the first two
+        # event, bytes of each packed state and flags lie in one array, so that one call fills in the first two
         self.event = np.zeros(KEYS_AT + len(self.columns) + 2 * n, np.int64)
         self.ends = self.event[len(self.event) - 2 * n : len(self.event) - n]
         self.flags = self.event[len(self.event) - n :]
@@ -316,13 +322,16 @@ class Stepper:
         keys: list[int],  # of the stepper's columns
         states: list[bytes],  # packed state of each entity
     ) -> list[bytes]:
-        "New states after an event or label; vector and flags stay in the stepper. `ValueError` when bytes are not a state of this table."
+        """New states after an event or label; vector and flags stay in the stepper.
+
+        Raises `ValueError` when bytes are not a state of this table.
+        """
         self.layout.pack_into(self.event, 0, *numbers, *keys, *map(len, states))
         done = step_entities(*self.arrays, np.frombuffer(bytearray().join(states) or bytearray(1), np.uint8))
         if done < 0:
             raise ValueError(
-                f"{len(states[-1 - done])} bytes are not a state of {self.table.entities[-1 - done].by!r} in feature table "
-                f"{self.table.hash[:12]}: rebuild the states from the log"
+                f"{len(states[-1 - done])} bytes are not a state of {self.table.entities[-1 - done].by!r} in "
+                f"feature table {self.table.hash[:12]}: rebuild the states from the log"
             )
         ends = [0, *self.ends.tolist()]
         return [bytes(self.saved[a:b]) if b > a else before for a, b, before in zip(ends, ends[1:], states)]

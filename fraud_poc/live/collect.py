@@ -83,8 +83,8 @@ def event_rows(settings: Settings, secret: bytes, numbered: list[tuple[int, Entr
         ident, texts = texts_of(settings, entry.body)
         if ident and key_of(ident, secret) != entry.id_key:
             raise ValueError(
-                f"entry {seq} of the live log was hashed with another secret than {settings.batch.folder / 'hash_secret'}: "
-                "bring that one back"
+                f"entry {seq} of the live log was hashed with another secret than "
+                f"{settings.batch.folder / 'hash_secret'}: bring that one back"
             )
         rows.append(
             {"seq": seq, "id": ident, "id_key": entry.id_key, "time": entry.time, columns.amount: entry.amount}
@@ -120,12 +120,18 @@ def label_rows(settings: Settings, numbered: list[tuple[int, Entry]]) -> tuple[p
 
 # %% ../../nbs/48_collect.ipynb #c010
 def begins_within(store: StoreContents, own: list[dict]) -> bool:
-    "Whether a live log begins within the part behind some: the store was filled with its first rows (`fraud-poc features` with `--until`)."
+    """Whether a live log begins within the part behind some.
+
+    The store was then filled with the part's first rows (`fraud-poc features` with `--until`).
+    """
     return store.meta.base.get("next_seq", 0) > (own[-1]["next_seq"] if own else 0)
 
 
 def first_rows(settings: Settings, store: StoreContents, own: list[dict], parts: list[dict], number: int) -> list[dict]:
-    "A new part, by its number, with the rows before a live log that begins within a part; none when it begins behind one."
+    """A new part, by its number, with the rows before a live log that begins within a part.
+
+    Empty when the live log begins behind a part.
+    """
     end, folder = store.meta.base.get("next_seq", 0), settings.batch.folder
     if not begins_within(store, own) or int(store.seq) < end:
         return []
@@ -136,7 +142,10 @@ def first_rows(settings: Settings, store: StoreContents, own: list[dict], parts:
 
 
 def own_parts(settings: Settings, store: StoreContents, parts: list[dict], drop: bool) -> list[dict]:
-    "Parts of the batch log that belong to a live log; raises `ValueError` when there are others, unless they are to be dropped."
+    """Parts of the batch log that belong to a live log.
+
+    Raises `ValueError` when there are other parts, unless they are to be dropped.
+    """
     if store.meta is None:
         raise ValueError(
             "the store was never filled, or has lost everything: there is no live log. Run `fraud-poc prepare-db`"
@@ -159,8 +168,9 @@ def own_parts(settings: Settings, store: StoreContents, parts: list[dict], drop:
         else "bring back the batch log of before"
     )
     raise ValueError(
-        f"the live log does not go on from the log in {settings.batch.folder}: {what}, and its sequence numbers are taken by live "
-        f"entries. Either {remedy}, or start over (`fraud-poc prepare-db --start-over`), which writes the live log to live_log/"
+        f"the live log does not go on from the log in {settings.batch.folder}: {what}, "
+        f"and its sequence numbers are taken by live entries. Either {remedy}, "
+        "or start over (`fraud-poc prepare-db --start-over`), which writes the live log to live_log/"
     )
 
 

@@ -124,7 +124,10 @@ class RowReader:
             return None if label == UNRESOLVED else label == FRAUD
         lists = "neither yes nor no: write true or false, yes or no, 1 or 0"
         if not plain:
-            lists = "in none of labels.fraud_values, labels.legitimate_values and labels.unresolved_values: write one of these, or list it"
+            lists = (
+                "in none of labels.fraud_values, labels.legitimate_values and labels.unresolved_values: "
+                "write one of these, or list it"
+            )
         raise InvalidValue(f"{str(row[name])[:40]!r} is {lists}", "label")
 
     def known(self, row: dict) -> Any:

@@ -55,7 +55,10 @@ def measured(
     policy: Policy,
     progress: Progress | None,
 ) -> dict:
-    'What `evaluate` finds on the test days, and as "money" what the policy cost and saved there; None when nothing is resolved.'
+    """What `evaluate` finds on the test days, and as "money" what the policy cost and saved there.
+
+    None when nothing is resolved.
+    """
     (times, cards, amounts), p, most = (
         columns_of(settings, test),
         probabilities(calibration, scores),
@@ -131,7 +134,10 @@ def measured_twice(
 
 
 def frozen_in_short(found: dict | None) -> dict:
-    "The figures with labels frozen that a summary shows, and what they mean; empty when the table has no label features."
+    """The figures with labels frozen that a summary shows, and what they mean.
+
+    Empty when the table has no label features.
+    """
     if found is None:
         return {}
     shown = {name: found["metrics"][name] for name in ("auc", "average_precision", "card_precision")}

@@ -330,7 +330,10 @@ def check_meaning(folder: Path, fields: dict, table: FeatureTable) -> None:
     if fields["table_hash"] != table.hash:
         raise _rejected(
             path,
-            f"was trained on feature table {fields['table_hash'][:12]}..., and the configuration has {table.hash[:12]}...",
+            (
+                f"was trained on feature table {fields['table_hash'][:12]}..., "
+                f"and the configuration has {table.hash[:12]}..."
+            ),
             anew,
         )
     if fields["names"] != table.names:
@@ -637,6 +640,6 @@ def latest_bundle(
     if not rows:
         raise ValueError(f"there is no model in {folder}: {remedy}")
     raise ValueError(
-        f"all {len(rows)} models in {folder} were rejected, the newest since {'; '.join(rows[0]['reasons'])}: {remedy}, "
-        "with more data or other settings"
+        f"all {len(rows)} models in {folder} were rejected, the newest since {'; '.join(rows[0]['reasons'])}: "
+        f"{remedy}, with more data or other settings"
     )

@@ -298,7 +298,10 @@ def measure(
 
 # %% ../../nbs/33_evaluate.ipynb #c029
 def curves(frauds: np.ndarray, legitimate: np.ndarray) -> dict[str, np.ndarray]:
-    "Precision at the recalls of GRID, and recall at its rates of false positives (the rates squared, for more points at small ones)."
+    """Precision at the recalls of GRID, and recall at the false-positive rates of GRID squared.
+
+    The rates are squared for more points at small ones.
+    """
     bad, good = max(frauds[-1], 1e-300), max(legitimate[-1], 1e-300)
     reached = np.maximum(np.searchsorted(frauds / bad, np.maximum(GRID - 1e-12, 1e-12)), 1).clip(max=len(frauds) - 1)
     kept = np.searchsorted(legitimate / good, GRID**2 + 1e-12, side="right") - 1
@@ -413,7 +416,11 @@ def scores_by_label(probability: np.ndarray, labels: np.ndarray, steps: int = 40
 
 # %% ../../nbs/33_evaluate.ipynb #c036
 def check_arrays(**arrays: np.ndarray) -> None:
-    "`ValueError` when arrays differ in length, scores are not from 0 to 1, labels not -1, 0 or 1, or weights not above 0."
+    """Check the arrays of an evaluation.
+
+    Raises `ValueError` when arrays differ in length, scores are not from 0 to 1, labels not -1, 0 or 1, or
+    weights not above 0.
+    """
     lengths = {name: len(values) for name, values in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"arrays of different lengths: {lengths}; give one value of each for every event")
@@ -421,7 +428,8 @@ def check_arrays(**arrays: np.ndarray) -> None:
     wrong = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
     if len(wrong):
         raise ValueError(
-            f"score {scores[wrong[0]]} of event {wrong[0]} is not from 0 to 1: give XGBoost's probabilities, not margins"
+            f"score {scores[wrong[0]]} of event {wrong[0]} is not from 0 to 1: give XGBoost's probabilities, "
+            "not margins"
         )
     wrong = np.flatnonzero(~np.isin(labels, [-1, 0, 1]))
     if len(wrong):
@@ -431,7 +439,8 @@ def check_arrays(**arrays: np.ndarray) -> None:
     wrong = np.flatnonzero(~((arrays["weights"] > 0) & (arrays["weights"] < np.inf)))
     if len(wrong):
         raise ValueError(
-            f"weight {arrays['weights'][wrong[0]]} of event {wrong[0]}: weights are above 0, leave out what does not count"
+            f"weight {arrays['weights'][wrong[0]]} of event {wrong[0]}: weights are above 0, "
+            "leave out what does not count"
         )
 
 
@@ -543,13 +552,16 @@ def frozen_means(
 ) -> str:
     "What the difference of the two means for a service."
     if not changed:
-        return "No label that became known during the test days is in a feature of a test event: both figures are the same."
+        return (
+            "No label that became known during the test days is in a feature of a test event: "
+            "both figures are the same."
+        )
     number = lambda found, name: "not defined" if found[name]["value"] is None else f"{found[name]['value']:.3f}"
     both = ", ".join(
         f"{words} {number(served, name)} and {number(frozen, name)}" for name, (words, _) in MINIMA.items()
     )
     return (
-        f"Labels that became known during the test days are in the features of {changed:,} of {events:,} test events. As served, and with these "
-        f"labels left out: {both}. The first holds if labels reach the live service as fast as the log says; the later they come, the nearer to "
-        "the second."
+        f"Labels that became known during the test days are in the features of {changed:,} of {events:,} test "
+        f"events. As served, and with these labels left out: {both}. The first holds if labels reach the live "
+        "service as fast as the log says; the later they come, the nearer to the second."
     )

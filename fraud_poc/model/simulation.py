@@ -83,7 +83,10 @@ def capacity_price(value: np.ndarray, weights: np.ndarray, room: float) -> float
 def candidates(
     policy: Policy, probabilities: np.ndarray, amounts: np.ndarray, weights: np.ndarray, days: int
 ) -> list[Policy]:
-    "Policies with other thresholds; for each threshold of a block the least review_over within the capacity, less and more."
+    """Policies with other thresholds.
+
+    For each threshold of a block: the least review_over within the capacity, smaller and larger ones.
+    """
     passed, _, blocked = expected_costs(policy, probabilities, amounts)
     promised, tried = (passed - blocked)[passed > blocked], []
     for over in [0.0, *map(rounded_up, np.quantile(promised, QUANTILES) if len(promised) else [])]:
@@ -302,7 +305,7 @@ def evaluate_policy(
     weights: np.ndarray | None = None,  # (n,) above 0: how many events each stands for; None = 1
     progress: Progress | None = None,  # called with resamples done and in all
 ) -> dict:  # numbers and text for JSON; money in major units a day, with 95 % intervals
-    "What a policy cost and saved on days that are over; `ValueError` for arrays that do not fit or when none is resolved."
+    "What a policy cost and saved on past days; `ValueError` for arrays that do not fit or without resolved events."
     part = prepare_days(policy, probabilities, amounts, labels, days, cards, weights)
     size, rng, runs = int(part.cards.max()) + 1, np.random.default_rng(settings.training.seed), []
     point = daily_money(part, np.ones(size))

@@ -107,7 +107,10 @@ def _base_margin(p):
 def read_trees(
     model: bytes,  # in XGBoost's JSON format; objective binary:logistic, numeric features
 ) -> Trees:
-    "Trees of a model up to its best round; `ValueError` when the model is of a kind that is not compiled, or its tables are wrong."
+    """Trees of a model up to its best round.
+
+    Raises `ValueError` when the model is of a kind that is not compiled, or its tables are wrong.
+    """
     learner = _learner(model)
     tables, parameters = learner["gradient_booster"]["model"], learner["learner_model_param"]
     best = learner.get("attributes", {}).get("best_iteration")
@@ -195,7 +198,10 @@ def _passes(left, slot, threshold, features, node, goal, vector):
 
 @compiled
 def _fill_edges(left, slot, threshold, features, first, last, values, reach, found):
-    "Fill `found` (6 splits, F) with edge vectors of nodes first to last; `reach` (nodes, F) takes a vector through each node, the first is given."
+    """Fill `found` (6 splits, F) with edge vectors of nodes first to last.
+
+    `reach` (nodes, F) takes a vector through each node; the first one is given.
+    """
     n = 0
     for node in range(first, last):
         if left[node] == node:
@@ -241,7 +247,7 @@ def prove(
     sample: np.ndarray,  # (n, F) float32: real vectors
     rows: int = 8_192,  # vectors compared at once
 ) -> str:  # "" when every score is the same; else what differs
-    "Compare scores of the compiled walk with XGBoost's, to the bit, on the sample and on both sides of every threshold."
+    "Compare compiled scores with XGBoost's, to the bit, on the sample and on both sides of every threshold."
     waiting, compared = [sample], 0
     for vectors in (*edge_vectors(trees, sample), None):
         if vectors is not None:
@@ -277,7 +283,10 @@ class Scorer:
             self.score(np.zeros(trees.features, np.float32))  # loads the compiled code before the first request
 
     def score(self, vector: np.ndarray) -> float:
-        "Score of one vector (F,) float32, NaN = missing: a float32 number. `ValueError` when it is not of the model's width."
+        """Score of one vector (F,) float32, NaN = missing: a float32 number.
+
+        Raises `ValueError` when it is not of the model's width.
+        """
         if not self.compiled:
             return float(xgboost_scores(self.booster, vector[None])[0])
         if len(vector) != self.features:
@@ -317,7 +326,10 @@ def contributions(
 ) -> (
     np.ndarray
 ):  # (n, F + 1) float32: share of each feature in the logit of the score; last column: what all rows share
-    "Exact contributions of features to scores (TreeSHAP); `ValueError` for infinite values, which XGBoost does not take here."
+    """Exact contributions of features to scores (TreeSHAP).
+
+    Raises `ValueError` for infinite values, which XGBoost does not take here.
+    """
     if np.isinf(vectors).any():
         row, column = np.argwhere(np.isinf(vectors))[0]
         raise ValueError(

@@ -340,11 +340,15 @@ def rewrite_waiting_labels(client: Client, key: bytes, plan: ErasurePlan) -> Non
 
 # %% ../../nbs/86_erasure_live.ipynb #c023
 def check_feature_table(found: Any, table: FeatureTable) -> None:
-    "`ValueError` when the states of a store were not made with this feature table; `found` as `inspect_store` returns it."
+    """Check that the states of a store were made with this feature table; else `ValueError`.
+
+    `found` as `inspect_store` returns it.
+    """
     if found.meta and found.meta.table_hash not in ("", table.hash):
         raise ValueError(
-            f"the store holds states of feature table {found.meta.table_hash[:12]}, the settings make {table.hash[:12]}: "
-            "use the settings that filled the store, or run `fraud-poc prepare-db` first"
+            f"the store holds states of feature table {found.meta.table_hash[:12]}, "
+            f"the settings make {table.hash[:12]}: use the settings that filled the store, "
+            "or run `fraud-poc prepare-db` first"
         )
 
 
@@ -434,7 +438,10 @@ def persistence(client: Client) -> dict[str, str]:
 
 
 def rewrite_server_file(client: Client, command: str, outcome: str, patience: float = 600.0) -> str:
-    'Have the server write a file again, and wait: "done", or why it refuses. `TimeoutError` when it takes too long, `OSError` when it fails.'
+    """Have the server write a file again, and wait; returns "done", or why it refuses.
+
+    Raises `TimeoutError` when it takes too long, `OSError` when it fails.
+    """
     until = time.monotonic() + patience
 
     def busy() -> bool:
@@ -472,7 +479,10 @@ def compact_store(client: Client) -> dict[str, str]:
 
 # %% ../../nbs/86_erasure_live.ipynb #c032
 def is_after_step(log: sa.Column, position: sa.Column, live: dict) -> sa.ColumnElement:
-    "Whether a row is of an entry that the log took after the step in the store, where `live` is its note. What the store had lost before is not."
+    """Whether a row is of an entry that the log took after the step in the store, of which `live` is the note.
+
+    Entries that the store had lost before are not.
+    """
     follows = timelines.c.lost_from.is_(None) | (timelines.c.lost_from > timelines.c.start)
     later = sa.select(timelines.c.log).where(
         is_of_epoch(timelines.c.log, live["epoch"]), timelines.c.start > live["last"], follows
@@ -552,7 +562,10 @@ def rewrite_links(connection: sa.Connection, ids: list[int], plan: ErasurePlan) 
 
 
 def assertions_without_decision(connection: sa.Connection, plan: ErasurePlan, live: dict) -> dict[int, str]:
-    "Label assertions on the customer's events whose decision is not in the database: number of the row -> new id of the event."
+    """Label assertions on the customer's events whose decision is not in the database.
+
+    Returns number of the row -> new id of the event.
+    """
     after = is_after_step(labels.c.log, labels.c.position, live)
     wanted = sa.select(labels.c.id, labels.c.order_id).where(labels.c.decision_id.is_(None), sa.not_(after))
     new = {}
@@ -616,7 +629,10 @@ def rewrite_database(connection: sa.Connection, plan: ErasurePlan, live: dict) -
 
 # %% ../../nbs/86_erasure_live.ipynb #c039
 def compact_database(database: sa.Engine, patience: float = 30.0) -> None:
-    "Have the database write its files again; `TimeoutError` when a reader blocks it for longer than `patience` seconds."
+    """Have the database write its files again.
+
+    Raises `TimeoutError` when a reader blocks it for longer than `patience` seconds.
+    """
     with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if connection.dialect.name == "postgresql":
             for table in (decisions, links, cases, labels, notes):

@@ -61,7 +61,8 @@ def check_domain(settings: Settings) -> None:
     columns = settings.columns
     if odd := sorted({*columns.id, columns.time, columns.amount, *columns.hashed} ^ made):
         raise ValueError(
-            f"generated orders have the columns {', '.join(sorted(made))}: {odd[0]!r} is not in both, use config/orders.toml"
+            f"generated orders have the columns {', '.join(sorted(made))}: {odd[0]!r} is not in both, "
+            "use config/orders.toml"
         )
 
 
@@ -481,7 +482,10 @@ def keep_registered(
     stop: threading.Event,  # ends it
     every: float = 30.0,  # seconds
 ) -> None:
-    "Register again and again until `stop` is set, in a thread of the scoring service; failures are logged when they change."
+    """Register again and again until `stop` is set, in a thread of the scoring service.
+
+    Failures are logged when they change.
+    """
     before = None
     while not stop.is_set():
         found = register(settings, own_url, key)

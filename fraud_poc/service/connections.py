@@ -188,7 +188,10 @@ class LimitedProtocol(HttpToolsProtocol):
         return bool(self.pipeline) or (cycle is not None and not (cycle.response_complete or cycle.more_body))
 
     def quiet_since(self) -> float | None:
-        "Since when there is no complete request, or the client takes nothing of a reply; None = a request is in progress."
+        """Since when there is no complete request, or the client takes nothing of a reply.
+
+        None = a request is in progress.
+        """
         if self.unsent:
             return self.unsent_since
         if self.is_answering():
