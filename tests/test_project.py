@@ -52,7 +52,7 @@ def files(folder: Path, below: str) -> dict[str, bytes]:
     }
 
 
-# --- notebooks and modules --------------------------------------------------------------------------------------------------------------
+# --- notebooks and modules --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["nbdev_export", "nbdev_build_lib"])
@@ -138,7 +138,7 @@ def test_migrations_are_plain_files_that_are_installed_and_stand_alone(project):
         )
 
 
-# --- versions and metadata --------------------------------------------------------------------------------------------------------------
+# --- versions and metadata --------------------------------------------------------------------------------------------
 
 
 def test_lock_files_satisfy_the_settings(project):
@@ -188,7 +188,7 @@ def test_licence_is_apache_2():
     )
 
 
-# --- commands and files -----------------------------------------------------------------------------------------------------------------
+# --- commands and files -----------------------------------------------------------------------------------------------
 
 
 def test_git_keeps_data_without_its_contents(tmp_path):
