@@ -158,6 +158,12 @@ def test_orphans_are_seen(notebooks, modules, problem):
     assert any(problem in p for p in house.pairing_problems(notebooks, modules))
 
 
+def test_long_lines_are_seen():
+    long, listed = f'x = "{"y" * house.LINE}"', f"__all__ = ['{'y' * house.LINE}',\n           '{'z' * house.LINE}']"
+    assert house.line_problems(f"{listed}\n{'z' * house.LINE}\n") == []
+    assert house.line_problems(f"{listed}\n{long}\n") == [f"line 3 has {len(long)} characters, more than {house.LINE}"]
+
+
 def test_only_migrations_need_no_notebook():
     for name in ("desk/migrations/env.py", "desk/migrations/versions/0001_decisions.py"):
         assert house.is_migration(Path("fraud_poc") / name)

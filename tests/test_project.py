@@ -77,8 +77,8 @@ def test_every_module_has_its_notebook_and_every_notebook_its_module():
 
 
 @pytest.mark.parametrize("command", [["ruff", "format", "--check"], ["ruff", "check"]], ids=" ".join)
-def test_notebooks_tests_and_benchmarks_are_formatted_and_linted(command):
-    house.run([*command, "."], ROOT)
+def test_notebooks_tests_benchmarks_and_migrations_are_formatted_and_linted(command):
+    house.run([*command, ".", "fraud_poc/desk/migrations"], ROOT)
 
 
 @every_notebook
@@ -111,6 +111,11 @@ def test_examples_import_no_higher_floor(name):
 @every_module
 def test_module_imports_only_lower_floors(module):
     assert house.floor_problems(module, MODULES[module].read_text(encoding="utf-8"), FLOORS, FLOORS[module]) == []
+
+
+@every_module
+def test_module_has_no_long_lines(module):
+    assert house.line_problems(MODULES[module].read_text(encoding="utf-8")) == []
 
 
 @every_module

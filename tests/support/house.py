@@ -24,6 +24,7 @@ from fraud_poc.core.settings import read_settings
 from support.waiting import QUIET, watched
 
 FUNCTION_LINES = 40  # most lines of an exported function, as ruff formats it
+LINE = 120  # most characters of a line; ruff checks the same in cells, tests and benchmarks
 CLASS_LINES = 100  # most lines of an exported class, and of any exported cell: imports and blank lines are not counted
 INTRO_WORDS = 150  # most words before the first heading or code
 OUTPUT_BYTES = 20_000  # saved output of a notebook, images aside
@@ -222,6 +223,21 @@ def floor_problems(module: str, code: str, floors: dict[str, int], own: int) -> 
     used = {name.removeprefix("fraud_poc.") for name in imported(code, package)} & floors.keys()
     return [
         f"{module} (floor {own}) imports {name} (floor {floors[name]})" for name in sorted(used) if floors[name] >= own
+    ]
+
+
+def line_problems(code: str) -> list[str]:
+    "Lines of a module that are too long; the list `__all__`, which nbdev writes, may have such."
+    listed = {
+        number
+        for node in ast.parse(code).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        for number in range(node.lineno, node.end_lineno + 1)
+    }
+    return [
+        f"line {number} has {len(line)} characters, more than {LINE}"
+        for number, line in enumerate(code.splitlines(), 1)
+        if len(line) > LINE and number not in listed
     ]
 
 
