@@ -4,20 +4,17 @@
 
 # %% auto #0
 __all__ = ['MAX_ID', 'MAX_QUERY', 'QueryFilters', 'FormFilters', 'RowId', 'AddressQuery', 'CaseId', 'Note', 'NUMBERS_MESSAGE',
-           'SEND_TIMEOUT_S', 'CASE_OF_DECISION', 'AUDIT_PAGE', 'filters_from_query', 'filters_from_form', 'valid_note',
-           'valid_name', 'valid_query', 'typed_texts', 'login_form', 'rejected_form', 'invalid_queue',
-           'invalid_sentence', 'exception_handlers', 'GuardedPages', 'page_after_login', 'case_with_note',
-           'login_routes', 'queue_routes', 'existing_decision', 'case_page', 'case_routes', 'CaseChanged', 'OnlyLogged',
-           'send_from_thread', 'locked_case', 'case_after', 'record_decision', 'analyst_assertion',
-           'analyst_retraction', 'to_next_case', 'decide_and_answer', 'add_note', 'note_routes', 'decision_routes',
-           'start_counting', 'trend_routes', 'audit_rows', 'admin_routes', 'create_desk']
+           'AUDIT_PAGE', 'filters_from_query', 'filters_from_form', 'valid_note', 'valid_name', 'valid_query',
+           'typed_texts', 'login_form', 'rejected_form', 'invalid_queue', 'invalid_sentence', 'exception_handlers',
+           'GuardedPages', 'page_after_login', 'case_with_note', 'login_routes', 'queue_routes', 'existing_decision',
+           'case_page', 'case_routes', 'to_next_case', 'decide_and_answer', 'add_note', 'note_routes',
+           'decision_routes', 'start_counting', 'trend_routes', 'audit_rows', 'admin_routes', 'create_desk']
 
 # %% ../../nbs/79_pages.ipynb #c003
 import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode
@@ -32,24 +29,21 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from ..core.audit import audit, record
 from ..core.database import writing
-from ..core.events import PERSON, Actor, Clock, checked_text, system_clock
+from ..core.events import Clock, checked_text, system_clock
 from ..core.logs import log_event, place_of_error
 from ..core.settings import Settings
 from . import queries, trends
 from .accounts import LoginRejected, LoginThrottled, Session, list_accounts, session_of
+from fraud_poc.desk.case_decisions import (
+    CaseChanged,
+    OnlyLogged,
+    analyst_assertion,
+    analyst_retraction,
+    record_decision,
+)
 from .login import LONG_FORM, SAFE_METHODS, case_number, check_origin, is_short
 from .queries import Filters
-from fraud_poc.desk.tables import (
-    add_passed_case,
-    cases,
-    closed_by_another,
-    closed_columns,
-    closing_sources,
-    decisions,
-    notes,
-    undecided_columns,
-    update_case,
-)
+from .tables import notes
 from fraud_poc.desk.views import (
     CHARTS,
     PACKAGE,
@@ -63,16 +57,13 @@ from fraud_poc.desk.views import (
     error_page,
     is_part,
     link_query,
-    listed_span,
-    may_undo,
     policy_loss_step,
     queue_values,
     role_may,
     trend_values,
     what_if_values,
 )
-from ..live.labels import MAX_NOTE, LabelAssertion, LabelChange, LabelResult, Retraction
-from ..live.store import ASSERT
+from ..live.labels import MAX_NOTE
 
 # %% ../../nbs/79_pages.ipynb #c005
 MAX_ID = 2**63 - 1
@@ -380,108 +371,6 @@ def case_routes(site: Site) -> APIRouter:
         return site.page(request, "_state.html", session, case=decision)
 
     return router
-
-# %% ../../nbs/79_pages.ipynb #c016
-SEND_TIMEOUT_S = 10.0  # for the log to confirm
-
-
-class CaseChanged(Exception):
-    "The case is not in the state that the decision supposes."
-
-    def __init__(self, case: Mapping | None):
-        self.case = case  # as it is; None = it does not exist
-
-
-class OnlyLogged(Exception):
-    "The entry is in the log, but the database failed afterwards."
-
-
-def send_from_thread(send: SendLabel, change: LabelChange, loop: asyncio.AbstractEventLoop) -> tuple[str, LabelResult]:
-    "Send a label to the log from a thread. Raises `TimeoutError` when it is not confirmed in time."
-    future: Future = asyncio.run_coroutine_threadsafe(send(change), loop)
-    try:
-        return future.result(SEND_TIMEOUT_S)
-    except TimeoutError:
-        future.cancel()
-        raise
-
-
-CASE_OF_DECISION = [decisions.c[name] for name in ("id", "order_id", "decided", "band", "amount", "customer", "time")]
-
-
-def locked_case(connection: sa.Connection, number: int, statuses: tuple[str, ...]) -> Mapping:
-    """A case, locked with its event until the transaction ends; without a row, its status is passed.
-
-    Raises `CaseChanged` when its status is none of `statuses`.
-    """
-    wanted = sa.select(decisions.c.action, *CASE_OF_DECISION).where(decisions.c.id == number)
-    decision = connection.execute(wanted.with_for_update(key_share=True)).mappings().first()
-    if decision is None:
-        raise CaseChanged(None)
-    locked = sa.select(cases).where(cases.c.decision_id == number).with_for_update()
-    row = connection.execute(locked).mappings().first()
-    case = dict(decision) | {"decision_id": number} | dict(row or undecided_columns("pass"))
-    if case["status"] not in statuses:
-        raise CaseChanged(case)
-    return case
-
-
-def case_after(
-    connection: sa.Connection, site: Site, case: Mapping, result: LabelResult, change: LabelChange
-) -> dict[str, Any]:
-    """The columns of a case after a label, also where another assertion determines it.
-
-    The decision writer may not have read that assertion yet.
-    """
-    retracted = change.retracts if isinstance(change, Retraction) else None
-    if retracted is not None and result.source not in closing_sources(site.settings):
-        return undecided_columns(case["action"])
-    if retracted is None and result.source == change.source:
-        label = {"asserted": change.fraud, "noted": site.clock(), "actor": change.by.kind, "by": change.by.name}
-        return closed_columns(label | {"note": change.note, "position": result.position, "source": result.source})
-    closing = {"source": result.source, "asserted": result.label, "kind": ASSERT}
-    return closed_by_another(connection, case["decision_id"], closing, site.clock(), retracted)
-
-
-def record_decision(
-    site: Site,
-    loop: asyncio.AbstractEventLoop,  # of the log
-    number: int,  # of the decision
-    statuses: tuple[str, ...],  # of which the case must have one
-    change_of: Callable[[Mapping], LabelChange],  # the assertion or retraction about the case
-) -> Mapping:  # the case as it was
-    """Send a label about a case to the log and update the case.
-
-    Raises `CaseChanged`, `OnlyLogged`, and errors of the log.
-    """
-    position = None
-    try:
-        with writing(site.engine) as connection:
-            case = locked_case(connection, number, statuses)
-            change = change_of(case)
-            log, result = send_from_thread(site.send_label, change, loop)
-            position = result.position
-            columns = case_after(connection, site, case, result, change)
-            if case["action"] == "pass":
-                add_passed_case(connection, case)
-            update_case(connection, number, log, position, columns)
-    except sa.exc.DBAPIError as error:
-        if position is None:
-            raise
-        raise OnlyLogged from error
-    return case
-
-# %% ../../nbs/79_pages.ipynb #c018
-def analyst_assertion(case: Mapping, fraud: bool, note: str, account: str) -> LabelAssertion:
-    "What an analyst decides on a case, known from now on."
-    return LabelAssertion(case["order_id"], fraud, "analyst", None, note, Actor(PERSON, account))
-
-
-def analyst_retraction(case: Mapping, account: str) -> Retraction:
-    "Retracts the assertion that closed a case. Raises `ValueError` when it is not an analyst's, or of an unknown log."
-    if may_undo(case):
-        return Retraction(case["order_id"], case["assertion"], "", Actor(PERSON, account))
-    raise ValueError(f"This case was closed by {case['source'] or 'an earlier log'}, which cannot be retracted here.")
 
 # %% ../../nbs/79_pages.ipynb #n008
 def to_next_case(site: Site, case: Mapping, filters: Filters) -> Response:
