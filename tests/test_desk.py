@@ -25,7 +25,8 @@ from fraud_poc.core.database import open_database, writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
 from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
-from fraud_poc.desk.views import earlier_counts, moment, wall_clock
+from fraud_poc.desk.views import earlier_counts
+from fraud_poc.desk.words import moment, wall_clock
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, Retraction
 from fraud_poc.live.timelines import lost_tail, timelines
