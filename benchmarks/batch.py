@@ -2,16 +2,18 @@
 
     python benchmarks/batch.py [--orders 1000000] [--large 10000000] [--repeats 3] [--keep FOLDER]
 
-Generated orders with skewed customers are ingested; time, amount and the keys of customer and address are handed to every engine as the same file of
-ready integer columns. Of each order, over its customer's earlier orders: count, sum, mean and maximum of the amount over 1 hour, 1, 7 and 30 days, count
-and distinct addresses over the lifetime, time since the last and since the first order. All results are compared, value by value.
+Generated orders with skewed customers are ingested; time, amount and the keys of customer and address are handed to
+every engine as the same file of ready integer columns. Of each order, over its customer's earlier orders: count, sum,
+mean and maximum of the amount over 1 hour, 1, 7 and 30 days, count and distinct addresses over the lifetime, time
+since the last and since the first order. All results are compared, value by value.
 
-What is measured: CPU seconds (user and system) of the computation alone, from columns in memory to columns in memory in the order of the input. Each engine
-runs in a fresh process and in one thread, and does the whole work once unmeasured, so that nothing is compiled or allocated for the first time.
-The processes take turns; shown are medians. Peak memory is that of the process, the input included. pandas works on every tenth customer.
+What is measured: CPU seconds (user and system) of the computation alone, from columns in memory to columns in memory
+in the order of the input. Each engine runs in a fresh process and in one thread, and does the whole work once
+unmeasured, so that nothing is compiled or allocated for the first time. The processes take turns; shown are medians.
+Peak memory is that of the process, the input included. pandas works on every tenth customer.
 
-Then the whole `features` step through Dask, from Parquet to Parquet, states included, with this table; ten times as many orders; and a key that holds a third
-of all events. The last line is one JSON object.
+Then the whole `features` step through Dask, from Parquet to Parquet, states included, with this table; ten times as
+many orders; and a key that holds a third of all events. The last line is one JSON object.
 """
 
 import argparse
@@ -47,11 +49,11 @@ ALONE = {
 }
 
 
-# --- the engines: each gives a function from the input to whatever it computes, and one from that to columns -----------------------------
+# --- the engines: each gives a function from the input to whatever it computes, and one from that to columns ----------
 
 
 def our_settings(**batch):
-    "Orders with the table of 20 rows; 256 exact events, so that nobody's 30 days exceed them and all engines must agree."
+    "Orders with the table of 20 rows; 256 exact events, more than a customer has in 30 days: all agree."
     from fraud_poc.core.settings import load_settings
 
     over = json.dumps([*WINDOWS])
@@ -103,7 +105,10 @@ def fold64():
 
 
 def major(columns: dict) -> dict:
-    "What the others compute, in our units and with our marks for nothing: amounts from cents, times from ms, no sum is 0, no first order no age."
+    """What the others compute, in our units and with our marks for nothing.
+
+    Amounts come from cents and times from ms; no sum is 0, no first order no age.
+    """
     units = {
         name: 100 if name.startswith(("sum", "mean", "max")) else 1000 if name in ("since", "age") else 1
         for name in COLUMNS
@@ -214,23 +219,30 @@ def polars_shifted():
 def duckdb_query() -> str:
     "The ordinary way: RANGE frames of intervals, one aggregate for each feature."
     frames = [
-        f"w{name} AS (PARTITION BY customer ORDER BY t RANGE BETWEEN INTERVAL {ms - 1} MILLISECONDS PRECEDING AND INTERVAL 1 MILLISECOND PRECEDING)"
+        f"w{name} AS (PARTITION BY customer ORDER BY t RANGE BETWEEN INTERVAL {ms - 1} MILLISECONDS PRECEDING AND "
+        "INTERVAL 1 MILLISECOND PRECEDING)"
         for name, ms in WINDOWS.items()
     ]
     rolled = [
-        f"count(*) OVER w{w} AS count_{w}, sum(amount) OVER w{w} AS sum_{w}, avg(amount) OVER w{w} AS mean_{w}, max(amount) OVER w{w} AS max_{w}"
+        f"count(*) OVER w{w} AS count_{w}, sum(amount) OVER w{w} AS sum_{w}, avg(amount) OVER w{w} AS mean_{w}, "
+        f"max(amount) OVER w{w} AS max_{w}"
         for w in WINDOWS
     ]
-    return f"""SELECT row, {", ".join(rolled)}, row_number() OVER o - 1 AS count, epoch_ms(t) - lag(epoch_ms(t)) OVER o AS since,
+    return f"""SELECT row, {", ".join(rolled)}, row_number() OVER o - 1 AS count,
+        epoch_ms(t) - lag(epoch_ms(t)) OVER o AS since,
         epoch_ms(t) - first_value(epoch_ms(t)) OVER o AS age, count(DISTINCT ip) OVER past AS distinct_
         FROM orders WINDOW {", ".join(frames)}, o AS (PARTITION BY customer ORDER BY t),
         past AS (PARTITION BY customer ORDER BY t ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) ORDER BY row"""
 
 
 def duckdb_tuned_query() -> str:
-    "The fastest that we found: integers for times, the current row excluded, means from sums and counts, distinct values from first ones."
+    """The fastest that we found.
+
+    Integers for times, the current row excluded, means from sums and counts, distinct values from first ones.
+    """
     frames = [
-        f"w{name} AS (PARTITION BY customer ORDER BY ms RANGE BETWEEN {ms - 1} PRECEDING AND CURRENT ROW EXCLUDE CURRENT ROW)"
+        f"w{name} AS (PARTITION BY customer ORDER BY ms RANGE BETWEEN {ms - 1} PRECEDING AND CURRENT ROW EXCLUDE "
+        "CURRENT ROW)"
         for name, ms in WINDOWS.items()
     ]
     rolled = [
@@ -238,7 +250,8 @@ def duckdb_tuned_query() -> str:
         for w in WINDOWS
     ]
     means = ", ".join(f"sum_{w} / count_{w} AS mean_{w}" for w in WINDOWS)
-    return f"""SELECT *, {means} FROM (SELECT row, {", ".join(rolled)}, row_number() OVER o - 1 AS count, ms - lag(ms) OVER o AS since,
+    return f"""SELECT *, {means} FROM (SELECT row, {", ".join(rolled)}, row_number() OVER o - 1 AS count,
+        ms - lag(ms) OVER o AS since,
         ms - first_value(ms) OVER o AS age, sum(new) OVER past AS distinct_
         FROM (SELECT *, (row_number() OVER (PARTITION BY customer, ip ORDER BY ms) = 1)::INT AS new FROM orders)
         WINDOW {", ".join(frames)}, o AS (PARTITION BY customer ORDER BY ms),
@@ -307,7 +320,7 @@ ENGINES = {
 }
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------------------------
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def measured(call, times: int) -> dict:
@@ -379,7 +392,7 @@ def merged(runs: list[dict]) -> dict:
     }
 
 
-# --- data -------------------------------------------------------------------------------------------------------------------------------
+# --- data -------------------------------------------------------------------------------------------------------------
 
 
 def make_log(folder: Path, orders: int) -> None:
@@ -403,7 +416,10 @@ def make_log(folder: Path, orders: int) -> None:
 
 
 def make_input(folder: Path, orders: int) -> Path:
-    "The log's integer columns, in order; of orders of a customer at one moment only the first, so that all engines mean the same."
+    """The log's integer columns, in order.
+
+    Of a customer's orders at one moment only the first is taken, so that all engines mean the same.
+    """
     from fraud_poc.data.log import read_manifest, read_part
 
     if not (folder / "input.feather").exists():
@@ -441,7 +457,10 @@ def make_spreads(source: Path) -> dict[str, Path]:
 
 
 def differences(folder: Path, source: Path) -> dict[str, int]:
-    "How many values of each engine differ from our fold in float64 (relative 1e-12; counts and sums exactly), and of our float32 from that, in any bit."
+    """How many values of each engine differ from our fold in float64, and of our float32 from that fold.
+
+    Relative 1e-12 for float64, counts and sums exactly; any bit for float32.
+    """
     expected = feather.read_table(folder / "fold64.feather")
     tenth = np.flatnonzero(feather.read_table(source)["customer"].to_numpy() % 10 == 0)
     found = {}
@@ -466,7 +485,7 @@ def differences(folder: Path, source: Path) -> dict[str, int]:
     return found
 
 
-# --- the report -------------------------------------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def say(text: str) -> None:
@@ -475,7 +494,10 @@ def say(text: str) -> None:
 
 def line(name: str, run: dict, more: str = "") -> None:
     print(
-        f"{name:<30} {run['rows']:>10,} {run['cpu']:>8.2f} {run['least']:>7.2f} {run['most']:>7.2f} {run['wall']:>8.2f} {run['rows'] / run['cpu']:>12,.0f} {run['peak_mb']:>8,.0f} {more}",
+        (
+            f"{name:<30} {run['rows']:>10,} {run['cpu']:>8.2f} {run['least']:>7.2f} {run['most']:>7.2f} "
+            f"{run['wall']:>8.2f} {run['rows'] / run['cpu']:>12,.0f} {run['peak_mb']:>8,.0f} {more}"
+        ),
         flush=True,
     )
 
@@ -523,7 +545,8 @@ def report(given: argparse.Namespace, folder: Path) -> int:
     fresh(engine="fold64", source=str(source), target=str(folder / "fold64.feather"), times=0)
     wrong = differences(folder, source)
     print(
-        f"{'20 features, one thread':<30} {'rows':>10} {'CPU s':>8} {'least':>7} {'most':>7} {'wall s':>8} {'rows/CPU s':>12} {'peak MB':>8} differing values"
+        f"{'20 features, one thread':<30} {'rows':>10} {'CPU s':>8} {'least':>7} {'most':>7} {'wall s':>8} "
+        f"{'rows/CPU s':>12} {'peak MB':>8} differing values"
     )
     engines = {name: merged(found) for name, found in runs.items()}
     for name, run in engines.items():
@@ -548,7 +571,8 @@ def report(given: argparse.Namespace, folder: Path) -> int:
     line("our fold, even spread", turns["even"])
     line("our fold, a third on one key", turns["hot"])
     print(
-        f"\n{'features step through Dask':<30} {'rows':>10} {'CPU s':>8} {'least':>7} {'most':>7} {'wall s':>8} {'rows/CPU s':>12} {'peak MB':>8} rows/wall s"
+        f"\n{'features step through Dask':<30} {'rows':>10} {'CPU s':>8} {'least':>7} {'most':>7} {'wall s':>8} "
+        f"{'rows/CPU s':>12} {'peak MB':>8} rows/wall s"
     )
     line("our fold again, in turns", turns["fold"], f"{turns['fold']['rows'] / turns['fold']['wall']:,.0f}")
     line("Parquet to Parquet, states", turns["step"], f"{turns['step']['rows'] / turns['step']['wall']:,.0f}")

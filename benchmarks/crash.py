@@ -1,15 +1,18 @@
 """Is any acknowledged order lost, or counted twice, when the store and the workers are killed again and again?
 
-    python benchmarks/crash.py [--orders 50000] [--redis-kills 10] [--worker-kills 10] [--connections 8] [--durability always] [--seed 7]
+    python benchmarks/crash.py [--orders 50000] [--redis-kills 10] [--worker-kills 10] [--connections 8]
+                               [--durability always] [--seed 7]
 
-Generated orders are sent over HTTP to the service as `fraud-poc serve` runs it: two worker processes and a server of its own for the store. Meanwhile that
-server, and one worker or the other, are killed with SIGKILL, each ten times, at moments that are drawn and spread over the run: this program only kills, to
-start them again is the service's part. A client whose request breaks, or whose answer is degraded, sends the same order again until it is acknowledged with
-a position in the log.
+Generated orders are sent over HTTP to the service as `fraud-poc serve` runs it: two worker processes and a server of
+its own for the store. Meanwhile that server, and one worker or the other, are killed with SIGKILL, each ten times, at
+moments that are drawn and spread over the run: this program only kills, to start them again is the service's part. A
+client whose request breaks, or whose answer is degraded, sends the same order again until it is acknowledged with a
+position in the log.
 
-At the end the service is stopped and the store's server started once more. Then: does the log hold each acknowledged order once, at the position and with the
-score that the client was told, and nothing else? Do features, scores and states equal a batch fold over that log, bit by bit? And does a store that is
-filled again from the log hold the same bytes? The last line is one JSON object; the exit code is 1 when anything is lost, twice or different.
+At the end the service is stopped and the store's server started once more. Then: does the log hold each acknowledged
+order once, at the position and with the score that the client was told, and nothing else? Do features, scores and
+states equal a batch fold over that log, bit by bit? And does a store that is filled again from the log hold the same
+bytes? The last line is one JSON object; the exit code is 1 when anything is lost, twice or different.
 """
 
 import argparse

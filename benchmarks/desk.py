@@ -1,11 +1,14 @@
 """How long do the pages of the desk take with a million stored decisions?
 
-    python benchmarks/desk.py [--decisions 1000000] [--cases 100000] [--requests 40] [--keep FOLDER] [--browser] [--postgresql]
+    python benchmarks/desk.py [--decisions 1000000] [--cases 100000] [--requests 40] [--keep FOLDER] [--browser]
+                              [--postgresql]
 
-The database is SQLite, or with --postgresql a PostgreSQL server that is started for it, filled by benchmarks/many_decisions.py. The desk runs under uvicorn in a process of its own, and one client asks for each page over
-HTTP with another filter, cursor or case each time, as an analyst who works through the queue; decisions are given too, with a log that only answers.
-Times are from the request to the last byte. --browser measures the first paint of the queue in headless Chromium as well. The last line is one JSON object:
-`p95_ms`, the page whose 95th percentile is the worst.
+The database is SQLite, or with --postgresql a PostgreSQL server that is started for it, filled by
+benchmarks/many_decisions.py. The desk runs under uvicorn in a process of its own, and one client asks for each page
+over HTTP with another filter, cursor or case each time, as an analyst who works through the queue; decisions are
+given too, with a log that only answers. Times are from the request to the last byte. --browser measures the first
+paint of the queue in headless Chromium as well. The last line is one JSON object: `p95_ms`, the page whose 95th
+percentile is the worst.
 """
 
 import argparse
@@ -103,7 +106,8 @@ def wanted(folder: Path, url: str, count: int) -> dict[str, list[str]]:
         "queue": [f"queue?least={number}" if number else "queue" for number in range(count)],
         "queue, deep": [f"queue?after={review_priority!r}~{number}" for review_priority, number in at],
         "queue, filtered": [
-            f"queue?band={pick('medium', 'high')}&action={pick('', 'review', 'block')}&least={rng.integers(1, 400)}&most={rng.integers(300, 2000)}&age={pick('', 'hour', 'day', 'older', 'week')}"
+            f"queue?band={pick('medium', 'high')}&action={pick('', 'review', 'block')}&least={rng.integers(1, 400)}"
+            f"&most={rng.integers(300, 2000)}&age={pick('', 'hour', 'day', 'older', 'week')}"
             for _ in range(count)
         ],
         "queue, nothing found": [f"queue?least={10**6 + number}&age=week" for number in range(count)],

@@ -2,8 +2,9 @@
 
     python benchmarks/doors.py [--seconds 60] [--connections 600] [--rate 100] [--files 256]
 
-The service runs as `fraud-poc serve` does. Ordinary load comes from 127.0.0.1: orders at fixed times, on connections that are kept, and each tenth on a
-connection of its own. It runs for `--seconds` undisturbed, and again while so many connections from 127.0.0.2 to 127.0.0.5 are open that
+The service runs as `fraud-poc serve` does. Ordinary load comes from 127.0.0.1: orders at fixed times, on connections
+that are kept, and each tenth on a connection of its own. It runs for `--seconds` undisturbed, and again while so many
+connections from 127.0.0.2 to 127.0.0.5 are open that
 
 * send nothing ("silent"),
 * send a byte of a header each second ("slow"),
@@ -11,12 +12,13 @@ connection of its own. It runs for `--seconds` undisturbed, and again while so m
 * send one request and stay ("idle"),
 * ask for the OpenAPI document forty times, and read nothing ("unread").
 
-One that the service closes is opened again about a second later. With `--files` the service may have only so many open files. Afterwards the connections end, and
-the drill measures how long it takes until ten new connections from 127.0.0.2 are answered one after the other.
+One that the service closes is opened again about a second later. With `--files` the service may have only so many
+open files. Afterwards the connections end, and the drill measures how long it takes until ten new connections from
+127.0.0.2 are answered one after the other.
 
-Shown are p99 of the answers without and with these connections, what became of the orders, and which limits closed connections. The last line is one JSON
-object: `p99_ratio`, `failed` (orders that got no score) and `recovered_s`; the exit code is 1 when p99_ratio is above 2, an order failed, or the service did
-not recover.
+Shown are p99 of the answers without and with these connections, what became of the orders, and which limits closed
+connections. The last line is one JSON object: `p99_ratio`, `failed` (orders that got no score) and `recovered_s`; the
+exit code is 1 when p99_ratio is above 2, an order failed, or the service did not recover.
 """
 
 import argparse

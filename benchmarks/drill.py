@@ -1,4 +1,4 @@
-"""What the drills share: a small domain with an accepted model, the service as `fraud-poc serve` runs it, and a lean client."""
+"""What the drills share: a small domain with a model, the service as `fraud-poc serve` runs it, and a lean client."""
 
 import asyncio
 import json
@@ -47,7 +47,8 @@ ANY_MODEL = {
     "sample.fraud_rate": 0.1,
 }  # here nobody asks how good it is
 
-# Limits are there against hanging, not against slowness: they count from the last progress. FRAUD_POC_TEST_PATIENCE is a factor on all of them
+# Limits are there against hanging, not against slowness: they count from the last progress. FRAUD_POC_TEST_PATIENCE
+# is a factor on all of them
 PATIENCE = float(os.environ.get("FRAUD_POC_TEST_PATIENCE", 1))
 STUCK_S = 120 * PATIENCE  # without progress
 ANSWER_S = 10 * PATIENCE  # without an answer to an order, until it is sent again
@@ -75,7 +76,10 @@ def say(text: str) -> None:
 
 
 class Domain:
-    "A domain on disk: history in the store, a model, a key, and orders that come after that history. Several drills can copy one that was `made` before."
+    """A domain on disk: history in the store, a model, a key, and orders that come after that history.
+
+    Several drills can copy a domain that was `made` before.
+    """
 
     def __init__(self, folder: Path, orders: int, history: int, made: Path | None = None, **changes):
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,8 +143,8 @@ class Domain:
         "An order as bytes on the wire."
         body = json.dumps(order).encode()
         return (
-            b"POST /score HTTP/1.1\r\nhost: drill\r\nx-api-key: %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-            % (self.key.encode(), len(body), body)
+            b"POST /score HTTP/1.1\r\nhost: drill\r\nx-api-key: %s\r\n"
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (self.key.encode(), len(body), body)
         )
 
 
@@ -148,8 +152,11 @@ class Domain:
 def serving(
     domain: Domain, log: Path, writer_last: bool = True, files: int | None = None
 ) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The command `serve` in a process of its own: address and process, when it is ready. A decision writer that goes last may never get a core of a busy
-    machine. With `files`, each of its processes may have only so many open files."""
+    """The command `serve` in a process of its own: address and process, when it is ready.
+
+    A decision writer that goes last may never get a core of a busy machine. With `files`, each of its processes may
+    have only so many open files.
+    """
     sets = [word for name, value in domain.changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     before = (
         "" if writer_last else "from fraud_poc.desk import writer_process; writer_process.go_last = lambda pid: None; "
@@ -232,7 +239,10 @@ def memory_of(pid: int) -> int:
 
 
 class Connection(asyncio.Protocol):
-    "One connection, one request at a time; tells `answered` the status, the head and the body, or status 0 when the connection is lost."
+    """One connection, one request at a time.
+
+    Tells `answered` the status, the head and the body, or status 0 when the connection is lost.
+    """
 
     def __init__(self):
         self.data, self.answered, self.transport = b"", None, None

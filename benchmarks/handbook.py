@@ -2,15 +2,18 @@
 
     python benchmarks/handbook.py [--shared ../shared] [--test-start 2018-08-08] [--scores FOLDER]
 
-The book's protocol (chapter 3): train on 2018-07-25 to 31, a gap of seven days in which labels come in, test on 2018-08-08 to 14 without the customers that are
-known to be compromised. A label is known seven days after its transaction. Two rows of ours: trained on the book's seven days, and on the ninety days before
-the gap, which a bank would have. Both use only labels that were known before the test week began; both go through the pipeline as it is (ingest, features,
-dataset, train) with config/cards.toml. Scores go to a file, and the judge is handbook_eval.py, which is no part of this project. Each row stands twice: as
-served, with labels of the gap that come in during the test week as the protocol has it, and with label features frozen when the week begins.
+The book's protocol (chapter 3): train on 2018-07-25 to 31, a gap of seven days in which labels come in, test on
+2018-08-08 to 14 without the customers that are known to be compromised. A label is known seven days after its
+transaction. Two rows of ours: trained on the book's seven days, and on the ninety days before the gap, which a bank
+would have. Both use only labels that were known before the test week began; both go through the pipeline as it is
+(ingest, features, dataset, train) with config/cards.toml. Scores go to a file, and the judge is handbook_eval.py,
+which is no part of this project. Each row stands twice: as served, with labels of the gap that come in during the
+test week as the protocol has it, and with label features frozen when the week begins.
 
-The feature table and the numbers of the ninety days were tuned on the four weeks before (test weeks from 2018-07-04 to 25), by the same protocol, with labels
-that were all known before the test week began; those of the seven days were not tuned. `--test-start` runs such an earlier week, with the log cut off behind its
-end, so that nothing of a later day can show. The last line is one JSON object with the better row, as served.
+The feature table and the numbers of the ninety days were tuned on the four weeks before (test weeks from 2018-07-04
+to 25), by the same protocol, with labels that were all known before the test week began; those of the seven days were
+not tuned. `--test-start` runs such an earlier week, with the log cut off behind its end, so that nothing of a later
+day can show. The last line is one JSON object with the better row, as served.
 """
 
 import argparse
@@ -46,7 +49,8 @@ PUBLISHED = {  # AUC ROC, average precision, card precision at 100
     "XGBoost": (0.862, 0.639, 0.273),
     "feed-forward network": (0.864, 0.653, 0.286),
 }
-# days of training -> settings. Of ninety days a quarter of the honest transactions is drawn, which each then stand for four, and for each seed another quarter
+# days of training -> settings. Of ninety days a quarter of the legitimate transactions is drawn, each of which stands
+# for four, and another quarter for each seed
 ROWS = {
     7: {"model.trees": 150, "model.max_depth": 3, "model.learning_rate": 0.05},
     90: {"model.trees": 300, "model.max_depth": 4, "model.learning_rate": 0.05, "training.legitimate_share": 0.25},
@@ -69,7 +73,10 @@ def prepare(source: Path, folder: Path, end: np.datetime64, threads: int) -> flo
 
 
 def settings_for(folder: Path, days: int, seed: int, threads: int) -> Settings:
-    "The windows of the protocol. All days before the gap are learnt from: how many trees there are was settled on earlier weeks."
+    """The windows of the protocol.
+
+    The model learns from all days before the gap: the number of trees was settled on earlier weeks.
+    """
     changes = {
         "batch.folder": str(folder / "cards"),
         "batch.threads": threads,
@@ -84,7 +91,10 @@ def settings_for(folder: Path, days: int, seed: int, threads: int) -> Settings:
 
 
 def scores(folder: Path, days: int, threads: int, start: np.datetime64) -> dict[str, pa.Table]:
-    "Scores of the transactions of the test week: as served, and with label features frozen when the week begins, as if no label came in during it."
+    """Scores of the transactions of the test week: as served, and with frozen label features.
+
+    Label features are frozen when the week begins, as if no label came in during it.
+    """
     total = {"": 0, ", labels frozen": 0}
     for seed in SEEDS:
         settings = settings_for(folder, days, seed, threads)
@@ -141,7 +151,8 @@ def main() -> int:
     source = given.shared / "data" / "handbook" / "transactions.parquet"
     if not source.exists():
         print(
-            f"skipped: no {source}. Set FRAUD_POC_SHARED or --shared to the folder that holds data/handbook and tools/handbook_eval.py"
+            f"skipped: no {source}. Set FRAUD_POC_SHARED or --shared to the folder that holds data/handbook and "
+            "tools/handbook_eval.py"
         )
         return 0
     start, rows = np.datetime64(given.test_start), {}

@@ -2,11 +2,12 @@
 
     python benchmarks/handbook_features.py [--data ../shared/data/handbook] [--all]
 
-The raw transactions go through ingest and the features step with config/cards.toml; the results are compared with features_april_may.parquet, which
-nobody of this project made. Customers: the authors count the current transaction in, we do not, so theirs are our count + 1 and
-(our sum + amount) / (our count + 1). Terminals: equal as they stand, with rate 0 for their empty windows. Transactions of one customer in the same second,
-which have no defined order, are left out. Means and rates are compared in float64, and the float32 of the feature files with that float64, bit for bit.
-The last line is one JSON object; the exit code is 1 when anything differs.
+The raw transactions go through ingest and the features step with config/cards.toml; the results are compared with
+features_april_may.parquet, which nobody of this project made. Customers: the authors count the current transaction
+in, we do not, so theirs are our count + 1 and (our sum + amount) / (our count + 1). Terminals: equal as they stand,
+with rate 0 for their empty windows. Transactions of one customer in the same second, which have no defined order, are
+left out. Means and rates are compared in float64, and the float32 of the feature files with that float64, bit for
+bit. The last line is one JSON object; the exit code is 1 when anything differs.
 """
 
 import argparse
@@ -58,7 +59,10 @@ def features_of(raw: Path, folder: Path) -> tuple[Settings, dict[str, float]]:
 
 
 def comparison(settings: Settings, theirs: pd.DataFrame) -> pd.DataFrame:
-    "For each of the authors' features: rows compared, rows that differ (counts in any way, means and rates by more than 1e-9), largest relative difference."
+    """For each of the authors' features: rows compared, rows that differ, largest relative difference.
+
+    Counts differ in any way, means and rates by more than 1e-9.
+    """
     names, exact = build_table(settings).names, oracle.float64_of_log(settings)
     vectors = oracle.of_batch(settings)[0]
     events = pd.concat(
@@ -138,7 +142,8 @@ def main() -> int:
         events = read_manifest(settings.batch.folder)["ingests"][0]["events"]
     print(frame.to_string(index=False, formatters={"rows": "{:,}".format, "largest": "{:.1e}".format}))
     print(
-        f"\n{events:,} transactions: ingest {took['ingest']:.1f} s, features {took['features']:.1f} s; {frame.attrs['ties']} rows with ties left out for customers"
+        f"\n{events:,} transactions: ingest {took['ingest']:.1f} s, features {took['features']:.1f} s; "
+        f"{frame.attrs['ties']} rows with ties left out for customers"
     )
     print(
         json.dumps(

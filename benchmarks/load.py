@@ -2,18 +2,21 @@
 
     python benchmarks/load.py [--seconds 60] [--workers 1] [--connections 16] [--search 10]
 
-The service runs as `fraud-poc serve` does, with a server of its own for the store. First the rate that it sustains: so many connections, each of which
-sends the next order when it has the answer to the last (closed loop). Then half of that rate, and then twice of it, each order at its fixed time whatever
-has become of the others, on as many connections as that takes (open loop). Half of the rate is sent a second time while the decision writer is suspended: what
-the writer costs those who wait for an answer. The time of an answer counts from the moment at which its order was due. An
-order that the client itself sends more than 5 ms late (its core was taken from it) is sent, answered and counted, but its time is not among the times: how
-many these are is shown.
+The service runs as `fraud-poc serve` does, with a server of its own for the store. First the rate that it sustains:
+so many connections, each of which sends the next order when it has the answer to the last (closed loop). Then half of
+that rate, and then twice of it, each order at its fixed time whatever has become of the others, on as many
+connections as that takes (open loop). Half of the rate is sent a second time while the decision writer is suspended:
+what the writer costs those who wait for an answer. The time of an answer counts from the moment at which its order
+was due. An order that the client itself sends more than 5 ms late (its core was taken from it) is sent, answered and
+counted, but its time is not among the times: how many these are is shown.
 
-Shown are p50 and p99 of the answers to accepted orders, the share that was refused with 429 or 503, whether each refusal says when to come again
-(Retry-After), everything else that came back, and the memory of the processes that score and of the one that writes decisions (the store's server, which
-keeps every order, aside). Each load begins when all decisions so far are in the database, the first after enough of them for the writer's memory to be
-full. The client has the last core of the machine to itself; the service, its store and its decision writer share the others. The last line is one JSON
-object; the exit code is 1 when an answer is neither a score nor a clean refusal, or when p99 at twice the rate is more than three times that at half of it.
+Shown are p50 and p99 of the answers to accepted orders, the share that was refused with 429 or 503, whether each
+refusal says when to come again (Retry-After), everything else that came back, and the memory of the processes that
+score and of the one that writes decisions (the store's server, which keeps every order, aside). Each load begins when
+all decisions so far are in the database, the first after enough of them for the writer's memory to be full. The
+client has the last core of the machine to itself; the service, its store and its decision writer share the others.
+The last line is one JSON object; the exit code is 1 when an answer is neither a score nor a clean refusal, or when
+p99 at twice the rate is more than three times that at half of it.
 """
 
 import argparse
@@ -263,7 +266,8 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     print(f"{'':<16}{'sent':>10}{'accepted':>10}{'p50 ms':>9}{'p99 ms':>9}{'refused':>9}{'errors':>8}{'sent late':>11}")
     for name, load in loads.items():
         print(
-            f"{name:<16}{load['sent']:>10,}{load['accepted']:>10,}{load['p50_ms']:>9.1f}{load['p99_ms']:>9.1f}{load['refused_share']:>9.1%}{load['errors']:>8}{load['sent_late_share']:>11.1%}"
+            f"{name:<16}{load['sent']:>10,}{load['accepted']:>10,}{load['p50_ms']:>9.1f}{load['p99_ms']:>9.1f}"
+            f"{load['refused_share']:>9.1%}{load['errors']:>8}{load['sent_late_share']:>11.1%}"
         )
     growth = {}
     for part in ("scoring", "writer"):
@@ -297,7 +301,9 @@ def main() -> None:
     parser.add_argument(
         "--busy-machine",
         action="store_true",
-        help="other programs use its cores: the store's answers may take long, and the decision writer does not go last",
+        help=(
+            "other programs use its cores: the store's answers may take long, and the decision writer does not go last"
+        ),
     )
     parser.add_argument(
         "--made",

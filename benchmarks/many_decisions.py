@@ -2,8 +2,8 @@
 
     python benchmarks/many_decisions.py FOLDER [--decisions 1000000] [--cases 100000] [--seed 7]
 
-The rows look like those of the writer, in numbers and in size: orders of 90 days that end now, four links each, cases that are open or were closed with a
-label, and rollups that add up. Nothing of it was ever scored.
+The rows look like those of the writer, in numbers and in size: orders of 90 days that end now, four links each, cases
+that are open or were closed with a label, and rollups that add up. Nothing of it was ever scored.
 """
 
 import argparse
@@ -230,7 +230,10 @@ def insert(connection: sa.Connection, name: str, rows: list[tuple]) -> None:
 
 
 def fill(engine: sa.Engine, settings: Settings, decisions: int, cases: int, seed: int = 7, progress=None) -> dict:
-    "Fill an empty database with so many decisions, so many open cases and half as many closed ones; returns counts of rows. Indexes are built at the end."
+    """Fill an empty database with so many decisions, so many open cases and half as many closed ones.
+
+    Returns counts of rows. Indexes are built at the end.
+    """
     rng, table, counts = (
         np.random.default_rng(seed),
         build_table(settings),
@@ -256,7 +259,8 @@ def fill(engine: sa.Engine, settings: Settings, decisions: int, cases: int, seed
             if connection.dialect.name == "postgresql":
                 connection.execute(
                     sa.text(
-                        f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), greatest(1, (SELECT max(id) FROM {name})))"
+                        f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), greatest(1, "
+                        f"(SELECT max(id) FROM {name})))"
                     )
                 )
         connection.execute(sa.text("ANALYZE"))

@@ -2,15 +2,18 @@
 
     python benchmarks/money.py [--orders 300000] [--shared ../shared] [--bootstrap 200]
 
-On two sets of data, each through the pipeline as it is (ingest, features, dataset, train, judge) with the settings of config/ as they are:
+On two sets of data, each through the pipeline as it is (ingest, features, dataset, train, judge) with the settings of
+config/ as they are:
 
 * orders: generated ones (make-data), with config/orders.toml. The last 14 days whose verdicts are due are the test.
-* handbook: the test week of the Fraud Detection Handbook (2018-08-08 to 14), with config/cards.toml: 90 days before a gap of seven days, the last 14 of them for
-  calibration and policy; a label is known seven days after its transaction. As in the book, transactions of customers who are known to be compromised are left
-  out of the test; handbook_eval.py says which. Skipped when the data is not there.
+* handbook: the test week of the Fraud Detection Handbook (2018-08-08 to 14), with config/cards.toml: 90 days before a
+  gap of seven days, the last 14 of them for calibration and policy; a label is known seven days after its
+  transaction. As in the book, transactions of customers who are known to be compromised are left out of the test;
+  handbook_eval.py says which. Skipped when the data is not there.
 
-Model, calibration and both thresholds of the policy are settled before the test days begin. Money is in major units a day; costs are those of the section
-`policy` of the settings, the same for both; intervals are the middle 95 % of resamples of whole customers. The last line is one JSON object.
+Model, calibration and both thresholds of the policy are settled before the test days begin. Money is in major units a
+day; costs are those of the section `policy` of the settings, the same for both; intervals are the middle 95 % of
+resamples of whole customers. The last line is one JSON object.
 """
 
 import argparse
@@ -108,14 +111,14 @@ def tell(name: str, found: dict) -> None:
         + ("" if entry["low"] is None else f"  ({entry['low']:,.0f} to {entry['high']:,.0f})")
     )
     print(
-        f"\n{name}: {found['days']} days, {found['events']:,} resolved events, {found['frauds']:,} frauds; money in major units a day, 95 % intervals"
+        f"\n{name}: {found['days']} days, {found['events']:,} resolved events, {found['frauds']:,} frauds; "
+        "money in major units a day, 95 % intervals"
     )
     print(f"a review must save {found['review_over']:.2f}, a block {found['block_over']:.2f}")
     print(f"{'rule':<18}{'cost':<30}{'saved by the policy':<30}")
     for rule, words in COMPARED_RULES.items():
-        print(
-            f"{words:<18}{span(found['costs'][rule]):<30}{span(found['savings'][rule]) if rule in found['savings'] else '':<30}"
-        )
+        saved = span(found["savings"][rule]) if rule in found["savings"] else ""
+        print(f"{words:<18}{span(found['costs'][rule]):<30}{saved:<30}")
     best, acts = found["best_fixed"], found["actions"]
     print(f"best fixed threshold in hindsight, {best['threshold']:.1%}: {best['cost']:,.0f}")
     print(
@@ -168,7 +171,8 @@ def main() -> int:
         tell("handbook", results["handbook"])
     else:
         print(
-            f"handbook: skipped, no {source}. Set FRAUD_POC_SHARED or --shared to the folder that holds data/handbook and tools/handbook_eval.py"
+            f"handbook: skipped, no {source}. Set FRAUD_POC_SHARED or --shared to the folder that holds "
+            "data/handbook and tools/handbook_eval.py"
         )
     print(json.dumps({name: short(found) for name, found in results.items()}))
     return 0

@@ -1,23 +1,28 @@
 """Which tests notice when the code is wrong?
 
-    python benchmarks/mutants.py [--count 112] [--seed 7] [--modules live.decide,model.policy] [--workers 2] [--journal mutants.jsonl]
+    python benchmarks/mutants.py [--count 112] [--seed 7] [--modules live.decide,model.policy] [--workers 2]
+                                 [--journal mutants.jsonl]
     python benchmarks/mutants.py --list                          # the sample, nothing runs
     python benchmarks/mutants.py --only 3,17 [--stages module]   # these, whatever the journal says of them
-    python benchmarks/mutants.py --becomes "* 1001"              # no sample, but each change that makes a line with these words
+    python benchmarks/mutants.py --becomes "* 1001"              # no sample, but the changes that give these words
 
-A mutant is the code with a single change of an operator or a constant: `<` becomes `<=`, `==` becomes `!=`, `+` becomes `-`, `and` becomes `or`, `min` becomes
-`max`, a `not` or a minus is dropped, `True` becomes `False`, a number one more. A seeded sample is drawn, an equal share of each module, at most one of a line.
-Each mutant changes a module and its notebook together, in a copy of the project that a worker keeps, and must be noticed, or killed, by one of three stages:
+A mutant is the code with a single change of an operator or a constant: `<` becomes `<=`, `==` becomes `!=`, `+`
+becomes `-`, `and` becomes `or`, `min` becomes `max`, a `not` or a minus is dropped, `True` becomes `False`, a number
+one more. A seeded sample is drawn, an equal share of each module, at most one of a line. Each mutant changes a module
+and its notebook together, in a copy of the project that a worker keeps, and must be noticed, or killed, by one of
+three stages:
 
 * module: the tests of that module (`TESTS`), without a change of anything else;
 * notebook: the notebook that exports the module;
 * rest: all other tests, those that import the module first, without the ones of `NOT_RUN`.
 
-The first failure kills a mutant, and so does a run that says nothing for three times as long as the whole stage takes without a mutant. All mutants go through
-one stage before the survivors go on to the next. Without a mutant each stage must pass, else nothing is tried. Mutants that change nothing a user could see
-are listed in equivalent_mutants.toml with the reason; they do not run. With a journal, a run that was stopped goes on where it was, and what survived a stage
-is tried again once its tests changed. The tests run at low priority, and nothing that they start is left behind.
-The last line is one JSON object; the exit code is 1 when more than 5 % of the mutants survive, those that are equivalent aside.
+The first failure kills a mutant, and so does a run that says nothing for three times as long as the whole stage takes
+without a mutant. All mutants go through one stage before the survivors go on to the next. Without a mutant each stage
+must pass, else nothing is tried. Mutants that change nothing a user could see are listed in equivalent_mutants.toml
+with the reason; they do not run. With a journal, a run that was stopped goes on where it was, and what survived a
+stage is tried again once its tests changed. The tests run at low priority, and nothing that they start is left
+behind. The last line is one JSON object; the exit code is 1 when more than 5 % of the mutants survive, those that are
+equivalent aside.
 """
 
 import argparse
@@ -115,7 +120,7 @@ class Change:
     becomes: str  # with the change, stripped
 
 
-# --- candidates -------------------------------------------------------------------------------------------------------------------------
+# --- candidates -------------------------------------------------------------------------------------------------------
 
 COMPARED = {
     ast.Lt: ("<", ("<=", ">=")),
@@ -276,7 +281,7 @@ def known_equivalent(root: Path) -> dict[Change, str]:
     return listed
 
 
-# --- copies of the project, and runs in them --------------------------------------------------------------------------------------------
+# --- copies of the project, and runs in them --------------------------------------------------------------------------
 
 
 def cell_of(root: Path, change: Change) -> tuple[Path, str, int]:
@@ -300,7 +305,10 @@ def with_change(text: str, place: int, change: Change) -> str:
 
 @contextmanager
 def mutated(root: Path, change: Change) -> Iterator[None]:
-    "A copy of the project with one change, in the module and in its notebook; afterwards both are as they were, times included."
+    """A copy of the project with one change, in the module and in its notebook.
+
+    Afterwards both are as they were, times included.
+    """
     module, (notebook, ident, place) = source_of(root, change.module), cell_of(root, change)
     before = {path: (path.read_bytes(), path.stat()) for path in (module, notebook)}
     try:
@@ -413,7 +421,7 @@ def killer(code: int | None, said: str) -> str:
     return failed[1] if failed else said.strip().splitlines()[-1][:150] if said.strip() else f"exit code {code}"
 
 
-# --- the whole --------------------------------------------------------------------------------------------------------------------------
+# --- the whole --------------------------------------------------------------------------------------------------------
 
 
 class Trial:
@@ -432,7 +440,10 @@ class Trial:
             self.recall(json.loads(line))
 
     def recall(self, told: dict) -> None:
-        "Take in a line of the journal: what was killed stays so, what passed or survived must have had the tests of today."
+        """Take in a line of the journal.
+
+        What was killed stays so; what passed or survived counts only with the tests of today.
+        """
         same = told["state"] == self.states.get((told["module"], told["stage"]))
         if "mutant" not in told:
             if same:
@@ -505,7 +516,8 @@ class Trial:
             return None
         killed_by, seconds = killer(code, said) if code != 0 else None, time.monotonic() - start
         print(
-            f"{number:>4} {change.module:<20} {stage:<9} {seconds:>6.0f} s  {'killed by ' + killed_by if killed_by else 'SURVIVES: ' + change.becomes}",
+            f"{number:>4} {change.module:<20} {stage:<9} {seconds:>6.0f} s  "
+            f"{'killed by ' + killed_by if killed_by else 'SURVIVES: ' + change.becomes}",
             flush=True,
         )
         self.past[change, stage] = killed_by
@@ -539,7 +551,8 @@ def tell(drawn: dict[int, Change], equivalent: dict[Change, str], trial: Trial) 
     }
     for number, change in survived.items():
         print(
-            f"\n{number:>4} {change.module} {change.function}, line {change.number}\n     {change.line}\n  -> {change.becomes}"
+            f"\n{number:>4} {change.module} {change.function}, line {change.number}\n     {change.line}\n"
+            f"  -> {change.becomes}"
         )
     same, left = sum(change in equivalent for change in drawn.values()), len(survived)
     print(json.dumps({"mutants": len(drawn), "killed": len(drawn) - same - left, "equivalent": same, "survived": left}))
@@ -594,7 +607,9 @@ def main() -> int:
     if given.list:
         for number, change in drawn.items():
             print(
-                f"{number:>4} {change.module}:{change.number} {change.function}{' (equivalent)' * (change in equivalent)}\n     {change.line}\n  -> {change.becomes}"
+                f"{number:>4} {change.module}:{change.number} "
+                f"{change.function}{' (equivalent)' * (change in equivalent)}\n     {change.line}\n"
+                f"  -> {change.becomes}"
             )
         return 0
     os.nice(19)

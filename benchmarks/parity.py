@@ -3,9 +3,10 @@
     python benchmarks/parity.py                                                  # generated orders
     python benchmarks/parity.py --config config/ratings.toml --input ratings.parquet
 
-The input is ingested to a temporary folder. Its features are computed in 1, 2 and 7 pieces on Dask, event by event through packed bytes, and by the
-naive oracle of the tests, which recomputes each feature from all that an entity ever did: that takes minutes. Compared are the bits of each
-float32 value, the flags, and the packed states. The last line is one JSON object; the exit code is 1 when anything differs.
+The input is ingested to a temporary folder. Its features are computed in 1, 2 and 7 pieces on Dask, event by event
+through packed bytes, and by the naive oracle of the tests, which recomputes each feature from all that an entity ever
+did: that takes minutes. Compared are the bits of each float32 value, the flags, and the packed states. The last line
+is one JSON object; the exit code is 1 when anything differs.
 """
 
 import argparse
@@ -163,14 +164,17 @@ def main() -> int:
         lines, totals = run(settings, given.workers)
     say("")
     print(
-        f"\r{settings.domain.name}: {totals['events']:,} events, {totals['labels']:,} labels, {totals['features']} features, {totals['states']:,} states\n"
+        f"\r{settings.domain.name}: {totals['events']:,} events, {totals['labels']:,} labels, "
+        f"{totals['features']} features, {totals['states']:,} states\n"
     )
     print(
-        f"{'compared with event by event':<30} {'seconds':>8} {'values that differ':>19} {'bits':>5} {'flags':>6} {'states':>7}"
+        f"{'compared with event by event':<30} {'seconds':>8} {'values that differ':>19} {'bits':>5} {'flags':>6} "
+        f"{'states':>7}"
     )
     for line in lines:
         rest = (
-            f"{line['values']:>19} {line['bits']:>5} {line['flags']:>6} {'-' if line['states'] is None else line['states']:>7}"
+            f"{line['values']:>19} {line['bits']:>5} {line['flags']:>6} "
+            f"{'-' if line['states'] is None else line['states']:>7}"
             if "bits" in line
             else ""
         )

@@ -1,15 +1,19 @@
 """Does a history that comes in portions, by files and live, give the features that it gives in one piece?
 
-    python benchmarks/portions.py                                                           # generated orders, labels in files of their own
-    python benchmarks/portions.py --config config/cards.toml --input transactions.parquet   # labels with their events, known after labels.delay
+    python benchmarks/portions.py                       # generated orders, labels in files of their own
+    python benchmarks/portions.py --config config/cards.toml --input transactions.parquet
+                                                        # labels with their events, known after labels.delay
         [--cuts 5] [--rounds 3] [--live 20000] [--orders 60000] [--seed 7]
 
-The history is ingested in one piece, and its features computed. Then, so many rounds: it is cut at moments that are drawn, and each portion is ingested and its features computed, one after the other. A label comes with the portion of its event, whenever
-it is known. In the last round the newest events do not come in a file: they are accepted one by one by the live path over a store that was filled from the portions before, labels that waited enter when their time has
-come, and the live log is collected.
+The history is ingested in one piece, and its features computed. Then, so many rounds: it is cut at moments that are
+drawn, and each portion is ingested and its features computed, one after the other. A label comes with the portion of
+its event, whenever it is known. In the last round the newest events do not come in a file: they are accepted one by
+one by the live path over a store that was filled from the portions before, labels that waited enter when their time
+has come, and the live log is collected.
 
-Compared with the one piece are the order of events and labels in the log, the labels that wait, each float32 value, the states, and, in rounds of files, the rows of the training set where there can be one. The last line is one JSON object; the exit code is 1 when
-anything differs.
+Compared with the one piece are the order of events and labels in the log, the labels that wait, each float32 value,
+the states, and, in rounds of files, the rows of the training set where there can be one. The last line is one JSON
+object; the exit code is 1 when anything differs.
 """
 
 import argparse
@@ -67,7 +71,11 @@ def log_of(settings: Settings) -> pd.DataFrame:
 
 
 def differences(one: Settings, other: Settings, live_from: int | None) -> dict[str, int]:
-    "What differs between the history in one piece and in portions. Labels of live events that are known later than the newest one were said to nobody: they count on neither side."
+    """What differs between the history in one piece and in portions.
+
+    Labels of live events that are known later than the newest one have reached no store: they count on neither
+    side.
+    """
     logs, (vectors, others) = [log_of(s) for s in (one, other)], [oracle.of_batch(s) for s in (one, other)]
     found = {
         "log_rows": int((logs[0].to_numpy() != logs[1].to_numpy()).any(1).sum())
@@ -131,7 +139,10 @@ async def accept(learner: Engine, event: Event) -> None:
 
 
 def moves(settings: Settings, whole: Settings, start: int) -> Iterator[tuple[str, int, Event | dict]]:
-    "Events of the log in one piece from a moment on, and labels of these events, in the order in which they are known: kind, UTC ms, item."
+    """Events of the log in one piece from a moment on, and labels of these events: kind, UTC ms, item.
+
+    They come in the order in which they are known.
+    """
     columns, mine = settings.columns, set()
     for part in read_manifest(whole.batch.folder)["parts"]:
         items = [("event", row) for row in read_part(whole.batch.folder, "events", part["name"]).to_pylist()]
@@ -268,10 +279,9 @@ def main() -> int:
             )
             (home / str(number)).mkdir()
             found = one_round(settings, settings, frame, labels, cuts, home / str(number), live_from)
-            print(
-                f"round {number + 1}, cut before {', '.join(str(np.datetime64(cut, 'ms'))[:16] for cut in cuts)}{', then live' if live_from is not None else ''}: {found}",
-                flush=True,
-            )
+            until = ", ".join(str(np.datetime64(cut, "ms"))[:16] for cut in cuts)
+            live = ", then live" if live_from is not None else ""
+            print(f"round {number + 1}, cut before {until}{live}: {found}", flush=True)
             for name, count in found.items():
                 total[name] = total.get(name, 0) + count
             shutil.rmtree(home / str(number))

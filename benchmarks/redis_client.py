@@ -2,8 +2,8 @@
 
     python benchmarks/redis_client.py [--states 200000] [--bytes 400] [--repeats 5]
 
-Both set the states with an expiry, 500 at a time, each piece in a transaction; redis-py parses with hiredis, too. They take turns. CPU time is that of the
-client. The last line is one JSON object with the medians.
+Both set the states with an expiry, 500 at a time, each piece in a transaction; redis-py parses with hiredis, too.
+They take turns. CPU time is that of the client. The last line is one JSON object with the medians.
 """
 
 import argparse

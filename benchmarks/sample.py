@@ -2,8 +2,8 @@
 
     python benchmarks/sample.py [--orders 3000000]
 
-Each run is a fresh process on one core. The largest run is cut short: it writes the first slices of the last batch of a sample of
-100 million orders. The last line is one JSON object.
+Each run is a fresh process on one core. The largest run is cut short: it writes the first slices of the last batch of
+a sample of 100 million orders. The last line is one JSON object.
 """
 
 import argparse
@@ -88,12 +88,14 @@ def main() -> None:
     measured = parser.parse_args().orders
     runs = [fresh(max(1, measured // 10), 0), fresh(measured, 0), fresh(100_000_000, min(measured, 3_000_000))]
     print(
-        f"{'sample of':>12} {'written':>11} {'wall s':>7} {'CPU s':>7} {'orders/s':>10} {'a CPU s':>10} {'bytes each':>10} {'peak MB':>8}"
+        f"{'sample of':>12} {'written':>11} {'wall s':>7} {'CPU s':>7} {'orders/s':>10} {'a CPU s':>10} "
+        f"{'bytes each':>10} {'peak MB':>8}"
     )
     for run in runs:
         print(
-            f"{run['orders']:>12,} {run['written']:>11,} {run['wall_s']:>7.2f} {run['cpu_s']:>7.2f} {run['per_second']:>10,.0f} "
-            f"{run['per_cpu_second']:>10,.0f} {run['bytes_per_order']:>10.1f} {run['peak_memory_mb']:>8.0f}"
+            f"{run['orders']:>12,} {run['written']:>11,} {run['wall_s']:>7.2f} {run['cpu_s']:>7.2f} "
+            f"{run['per_second']:>10,.0f} {run['per_cpu_second']:>10,.0f} {run['bytes_per_order']:>10.1f} "
+            f"{run['peak_memory_mb']:>8.0f}"
         )
     print(
         json.dumps(

@@ -2,18 +2,22 @@
 
     python benchmarks/score.py [--orders 100000] [--seconds 1] [--repeats 15] [--without-feast] [--keep FOLDER]
 
-Orders are generated, ingested and turned into features; a model of 300 trees of depth 6 is trained, and the states are loaded into a real Redis or
-Valkey with its append-only file on. Then three services run side by side on one core, each under uvicorn with httptools and uvloop, one process each:
+Orders are generated, ingested and turned into features; a model of 300 trees of depth 6 is trained, and the states
+are loaded into a real Redis or Valkey with its append-only file on. Then three services run side by side on one core,
+each under uvicorn with httptools and uvloop, one process each:
 
-  ours    `POST /score`, the whole of it: API key, validation, states, fold step, model, calibration, commit of states, record and log
+  ours    `POST /score`, the whole of it: API key, validation, states, fold step, model, calibration, commit of
+          states, record and log
   empty   FastAPI with a pydantic body of the same fields, which does nothing
-  feast   FastAPI with the same body, the same number of features of the same entities read through Feast from the same server, the same model
-          by XGBoost. It reads only: nothing learns of the order, and no answer is kept
+  feast   FastAPI with the same body, the same number of features of the same entities read through Feast from the
+          same server, the same model by XGBoost. It reads only: nothing learns of the order, and no answer is kept
 
-The client and the store share another core (on more than two, the store has a third one). Ours talks to the store through a Unix socket, as `fraud-poc serve`
-does with a server of its own; Feast can only do so through TCP, on the same server. The client is a loop over raw keep-alive connections, each with
-one request under way. Services take turns, at 1 and at 16 connections; shown are medians over the turns. Orders are new ones of identities at the end of the
-log. Feast is installed into an environment of its own, under --keep if that is given. The last line is one JSON object.
+The client and the store share another core (on more than two, the store has a third one). Ours talks to the store
+through a Unix socket, as `fraud-poc serve` does with a server of its own; Feast can only do so through TCP, on the
+same server. The client is a loop over raw keep-alive connections, each with one request under way. Services take
+turns, at 1 and at 16 connections; shown are medians over the turns. Orders are new ones of identities at the end of
+the log. Feast is installed into an environment of its own, under --keep if that is given. The last line is one JSON
+object.
 """
 
 import argparse
@@ -49,7 +53,7 @@ MARK = "0123456789"  # place of an order's number in its id
 PEERS = ["feast[redis]>=0.67", "xgboost-cpu>=3.2", "fastapi", "uvicorn", "httptools", "uvloop"]
 
 
-# --- services, each run as `score.py --serve NAME FOLDER` in a process of its own ---------------------------------------------------------
+# --- services, each run as `score.py --serve NAME FOLDER` in a process of its own -------------------------------------
 
 
 def run_uvicorn(app, port: int) -> None:
@@ -163,7 +167,7 @@ def serve_feast(folder: Path, plan: dict) -> None:
     run_uvicorn(app, plan["ports"]["feast"])
 
 
-# --- the client: `score.py --client PORT CONNECTIONS SECONDS FIRST FOLDER` --------------------------------------------------------------
+# --- the client: `score.py --client PORT CONNECTIONS SECONDS FIRST FOLDER` --------------------------------------------
 
 
 def requests_of(folder: Path) -> list[tuple[bytes, bytes]]:
@@ -171,7 +175,10 @@ def requests_of(folder: Path) -> list[tuple[bytes, bytes]]:
     plan = json.loads((folder / "plan.json").read_text())
     found = []
     for line in (folder / "bodies.jsonl").read_bytes().splitlines():
-        head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-API-Key: {plan['key']}\r\nContent-Length: {len(line)}\r\n\r\n"
+        head = (
+            "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"X-API-Key: {plan['key']}\r\nContent-Length: {len(line)}\r\n\r\n"
+        )
         before, after = (head.encode() + line).split(MARK.encode())
         found.append((before, after))
     return found
@@ -228,7 +235,7 @@ def load(port: int, connections: int, seconds: float, first: int, folder: Path) 
     }
 
 
-# --- preparation ------------------------------------------------------------------------------------------------------------------------
+# --- preparation ------------------------------------------------------------------------------------------------------
 
 
 def say(text: str) -> None:
@@ -377,7 +384,7 @@ def write_feast_inputs(settings, table, bundle, folder: Path) -> dict[str, list[
 
 @contextmanager
 def redis_server(folder: Path):
-    "A server on its core, set up as `fraud-poc serve` sets up its own, and with a port for Feast: address, port and password."
+    "A server on its core, set up as `fraud-poc serve` does, with a port for Feast: address, port and password."
     from fraud_poc.live.redis_server import CONFIG, find_server
 
     port, password, home = free_port(), secrets.token_hex(16), folder / "redis"
@@ -410,7 +417,7 @@ def feast_python(folder: Path) -> Path:
     return python
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------------------------
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def cpu_seconds(pid: int) -> float:
@@ -510,7 +517,8 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
         return min(spans)
 
     print(
-        f"\nstates of an order's entities: {np.mean([sum(map(len, b)) for b in before]):,.0f} bytes; compiled model: {scorer.compiled}"
+        f"\nstates of an order's entities: {np.mean([sum(map(len, b)) for b in before]):,.0f} bytes; "
+        f"compiled model: {scorer.compiled}"
     )
     return {name: best(part, len(bodies)) for name, part in parts.items()} | {
         name: best(part, 200) for name, part in found.items()
@@ -518,7 +526,10 @@ def in_process(settings, table, bundle, folder: Path, rounds: int = 3_000) -> di
 
 
 def turns(services: dict[str, tuple[int, int]], args, folder: Path, key: str) -> tuple[dict, dict]:
-    "All turns: for each service and number of connections the list of results, and what our service says it spent on one connection."
+    """All turns: a list of results for each service and number of connections.
+
+    And what our service reports to have spent on one connection.
+    """
     found, number, inside = {}, 0, {}
     for port, pid in services.values():
         number = measure(port, pid, 4, 1.5, number, folder)["next"]  # warm
@@ -626,7 +637,8 @@ def main() -> None:
             services[name] = (plan["ports"][name], started.pid)
             wait_for(plan["ports"][name], started, folder / f"{name}.log")
         print(
-            f"\n{len(table.names)} features, {TREES} trees of depth {settings.model.max_depth}; cores: services {SERVER}, client {CLIENT}, store {STORE}"
+            f"\n{len(table.names)} features, {TREES} trees of depth {settings.model.max_depth}; cores: "
+            f"services {SERVER}, client {CLIENT}, store {STORE}"
         )
         found, inside = turns(services, args, folder, plan["key"])
     print(json.dumps(report(found, inside, alone, services)))

@@ -4,14 +4,17 @@
 
 A small domain with a model is made first. Then each of these is started several times, and the medians are shown:
 
-  service         `fraud-poc serve` with one worker, until /readyz answers 200; the processes that score, without store and decision writer
-  writer          the decision writer that `serve` starts beside it, until it has written the one decision that is made when the service is ready
+  service         `fraud-poc serve` with one worker, until /readyz answers 200; the processes that score, without
+                  store and decision writer
+  writer          the decision writer that `serve` starts beside it, until it has written the one decision that is
+                  made when the service is ready
   --help, config  the command line, until it has ended
 
-CPU time is that of user and system together. Memory is the proportional set size (PSS) of the processes when they are ready, where the system tells it, else
-the resident set size (RSS); of the command line it is the largest RSS. A first start, which is not counted, fills numba's cache and notes which large
-libraries each process imports. The decision writer runs at idle priority: on a busy machine its seconds say little, its CPU seconds do. The last line is
-one JSON object.
+CPU time is that of user and system together. Memory is the proportional set size (PSS) of the processes when they are
+ready, where the system tells it, else the resident set size (RSS); of the command line it is the largest RSS. A first
+start, which is not counted, fills numba's cache and notes which large libraries each process imports. The decision
+writer runs at idle priority: on a busy machine its seconds say little, its CPU seconds do. The last line is one JSON
+object.
 """
 
 import argparse
@@ -34,7 +37,8 @@ from fraud_poc.service.client import ServiceClient
 LIBRARIES = ("pandas", "dask", "distributed", "matplotlib", "sklearn", "scipy", "xgboost", "pyarrow")
 COMMANDS = {"--help": ["--help"], "config": ["config", "--config", str(CONFIG)]}
 COMMAND_LINE = [sys.executable, "-c", "from fraud_poc.cli import main; main()"]
-# Python imports a module of this name when it starts: it notes the first import of each library, in a file for each process
+# Python imports a module of this name when it starts: it notes the first import of each library, in a file for each
+# process
 NOTE_IMPORTS = """import os, sys
 LIBRARIES, FOLDER = {libraries!r}, {folder!r}
 
@@ -50,7 +54,8 @@ sys.addaudithook(note)
 RUN_COMMAND = """import json, os, sys, time
 
 begun = time.perf_counter()
-process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+actions = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=actions)
 _, status, used = os.wait4(process, 0)
 seconds = time.perf_counter() - begun
 figures = {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "megabytes": used.ru_maxrss * 1024 / 1e6}
@@ -137,7 +142,10 @@ def start_service(domain: Domain, order: dict, log: Path) -> dict[str, dict]:
 
 
 def start_command(words: list[str]) -> dict:
-    "Run a command once, by a small process: the largest RSS of a process counts what its parent had when it was started."
+    """Run a command once, by a small process.
+
+    The largest RSS of a process counts what its parent had when it was started.
+    """
     environment = os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
     runner = [sys.executable, "-S", "-c", RUN_COMMAND, *COMMAND_LINE, *words]
     done = subprocess.run(runner, env=environment, capture_output=True, text=True)

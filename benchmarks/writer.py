@@ -1,17 +1,21 @@
 """Is any decision missing in the database, or there twice, when the decision writer is killed again and again?
 
-    python benchmarks/writer.py [--orders 20000] [--kills 10] [--connections 8] [--rate 400] [--busy 0] [--database URL] [--seed 7]
+    python benchmarks/writer.py [--orders 20000] [--kills 10] [--connections 8] [--rate 400] [--busy 0]
+                                [--database URL] [--seed 7]
 
-Generated orders are sent over HTTP to the service as `fraud-poc serve` runs it, while the process that writes decisions is killed with SIGKILL at moments
-that are drawn and spread over the run, each time after it has written something, or has had time to. This program only kills; to start
-it again is the part of whoever started it: the service, or `writer_process` in this program, where the service runs none. When all orders are answered, the
-writer is given time to come to the end of the log.
+Generated orders are sent over HTTP to the service as `fraud-poc serve` runs it, while the process that writes
+decisions is killed with SIGKILL at moments that are drawn and spread over the run, each time after it has written
+something, or has had time to. This program only kills; to start it again is the part of whoever started it: the
+service, or `writer_process` in this program, where the service runs none. When all orders are answered, the writer is
+given time to come to the end of the log.
 
-With `--busy N`, so many processes keep processors busy meanwhile and until the database has all: the writer has a low priority, and must catch up all the same.
+With `--busy N`, so many processes keep processors busy meanwhile and until the database has all: the writer has a low
+priority, and must catch up all the same.
 
-Then: does the database hold each accepted order once, at the position and with the score that the client was told, and nothing else? Is each entry of the
-log a row? Do links, cases and rollups add up to the decisions? At the end the same log is written into an empty database, to see how fast that goes.
-The last line is one JSON object; the exit code is 1 when anything is missing, twice or different.
+Then: does the database hold each accepted order once, at the position and with the score that the client was told,
+and nothing else? Is each entry of the log a row? Do links, cases and rollups add up to the decisions? At the end the
+same log is written into an empty database, to see how fast that goes. The last line is one JSON object; the exit code
+is 1 when anything is missing, twice or different.
 """
 
 import argparse
@@ -45,7 +49,7 @@ from fraud_poc.live.store import Entry, decode_entry
 
 
 async def kill(run: Run, service: int, engine: sa.Engine, kills: int, rng: random.Random) -> Counter:
-    "Kill the writer at drawn moments, one in each equal piece of the run, when it has written something since it was started."
+    "Kill the writer at drawn moments, one in each equal piece of the run, once it has written after its start."
     done, last = Counter(), None
     for number in range(kills):
         await run.until(int(len(run.orders) * (number + rng.uniform(0.1, 0.9)) / kills))

@@ -2,11 +2,12 @@
 
     python docs/architecture.py [--check]
 
-The script reads every module of fraud_poc/ and every notebook of nbs/. It writes what lies between the markers `<!-- NAME: ... -->` and `<!-- end -->` of
-docs/architecture.md: figures as Mermaid text, and the table of notebooks. In README.md, CONTRIBUTING.md and docs/*.md, a link to a notebook is a reference by
-the module that the notebook exports (or by the name of the notebook, where it exports none): `[22_table][features.table]` in the text, and
-`[features.table]: nbs/22_table.ipynb` at the end of the page. Number and path are repaired; a module that no notebook exports is an error. With --check
-the script writes nothing, and ends with code 1 when a page differs.
+The script reads every module of fraud_poc/ and every notebook of nbs/. It writes what lies between the markers
+`<!-- NAME: ... -->` and `<!-- end -->` of docs/architecture.md: figures as Mermaid text, and the table of notebooks.
+In README.md, CONTRIBUTING.md and docs/*.md, a link to a notebook is a reference by the module that the notebook
+exports (or by the name of the notebook, where it exports none): `[22_table][features.table]` in the text, and
+`[features.table]: nbs/22_table.ipynb` at the end of the page. Number and path are repaired; a module that no notebook
+exports is an error. With --check the script writes nothing, and ends with code 1 when a page differs.
 """
 
 import argparse
@@ -126,7 +127,7 @@ def without_shortcuts(graph: Graph) -> Graph:
     }
 
 
-# --- commands -----------------------------------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def command_name(node: ast.AST) -> str | None:
@@ -162,7 +163,7 @@ def command_rooms(modules: dict[str, Module]) -> Graph:
     return found
 
 
-# --- figures ------------------------------------------------------------------------------------------------------------------------------
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def node_id(name: str) -> str:
@@ -258,7 +259,7 @@ def drawn(text: str) -> str:
     return text
 
 
-# --- links --------------------------------------------------------------------------------------------------------------------------------
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
 def notebook_labels() -> dict[str, str]:

@@ -497,7 +497,7 @@ def collect_command(
         ),
     ] = False,
 ):
-    "Copy live events and labels into the batch log, from which the next training set is made; the service keeps running."
+    "Copy live events and labels into the batch log, for the next training set; the service keeps running."
     run_step("collect", collect_step(drop), config, overrides, as_json)
 
 

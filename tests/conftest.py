@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-# A thread of OpenMP that has nothing to do sleeps: by default it burns its core, which other processes of the tests need. The results are the same. Read once, at import
+# A thread of OpenMP that has nothing to do sleeps: by default it burns its core, which other processes of the tests
+# need. The results are the same. Read once, at import
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
 from hypothesis import HealthCheck, Phase, settings
@@ -19,11 +20,12 @@ from support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "FRAUD_POC_TEST_RUN"  # environment variable, of this run
-# The time at which the tests run, as the code under test sees it, whatever the calendar says: FRAUD_POC_TEST_NOW tries another one
+# The time at which the tests run, as the code under test sees it, whatever the calendar says: FRAUD_POC_TEST_NOW
+# tries another one
 NOW = datetime.fromisoformat(os.environ.get("FRAUD_POC_TEST_NOW", "2025-11-05T10:30:00+00:00"))
 
-# A machine shared with others makes single examples slow now and then: that is no failure. The same examples are drawn each time,
-# but for HYPOTHESIS_PROFILE=long, which draws many more, and other ones each time
+# A machine shared with others makes single examples slow now and then: that is no failure. The same examples are
+# drawn each time, but for HYPOTHESIS_PROFILE=long, which draws many more, and other ones each time
 settings.register_profile("house", deadline=None, print_blob=True, derandomize=True, database=None)
 settings.register_profile(
     "long", deadline=None, print_blob=True, max_examples=1000, database=None, suppress_health_check=list(HealthCheck)
@@ -92,8 +94,8 @@ def pytest_addoption(parser):
     )
 
 
-# Files that take longest, so that no worker is left with one of them at the end. In a fresh clone the notebooks are the first to compile the fold: what needs
-# it compiled comes after what does not, and finds part of it there
+# Files that take longest, so that no worker is left with one of them at the end. In a fresh clone the notebooks are
+# the first to compile the fold: what needs it compiled comes after what does not, and finds part of it there
 LONGEST = [
     "test_notebooks",
     "test_project",
@@ -133,7 +135,10 @@ def pytest_sessionstart(session):
 
 
 def processes_left() -> list[str]:
-    "Processes that the tests started and that still run; those that run tests, and what Python itself keeps for them, aside."
+    """Processes that the tests started and that still run.
+
+    Processes that run tests, and those that Python keeps for them, are left out.
+    """
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -159,7 +164,10 @@ def processes_left() -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session):
-    "Tests leave the project's folder as they found it, and no process: otherwise the run fails, even if each test passed."
+    """Tests leave the project's folder as they found it, and no process.
+
+    Otherwise the run fails, even if each test passed.
+    """
     if not hasattr(session.config, "tree_before"):
         return
     with suppress(AssertionError):

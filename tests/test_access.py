@@ -79,7 +79,7 @@ def quick(monkeypatch):
     accounts_module.dummy_hash.cache_clear()
 
 
-# --- accounts, logins, sessions ---------------------------------------------------------------------------------------------------------
+# --- accounts, logins, sessions ---------------------------------------------------------------------------------------
 
 
 def test_an_account_and_its_sessions(database, settings, quick):
@@ -269,7 +269,7 @@ def test_a_password_that_was_just_changed_lets_nobody_in(here, settings, quick, 
         log_in(here, settings, "ann", SENTENCE, "192.0.2.1", NOW)
 
 
-# --- keys -------------------------------------------------------------------------------------------------------------------------------
+# --- keys -------------------------------------------------------------------------------------------------------------
 
 
 def test_keys_are_made_listed_and_revoked(database):
@@ -321,9 +321,11 @@ def test_a_name_has_one_key_even_when_two_ask_at_once(database):
 def test_a_revocation_is_seen_by_other_processes(settings, tmp_path):
     key = fresh_key(settings, "shop")
     code = (
-        "import json, sys, time\nfrom fraud_poc.core.settings import Settings\nfrom fraud_poc.service.keys import Keys\nfrom fraud_poc.core.database import open_database\n"
-        "keys = Keys(open_database(Settings.model_validate(json.loads(sys.argv[1]))))\nprint(keys.admit(sys.argv[2].encode(), 'score'), flush=True)\n"
-        "for _ in sys.stdin:\n    keys.refresh()\n    print('refused' if keys.admit(sys.argv[2].encode(), 'score') is None else 'admitted', flush=True)\n"
+        "import json, sys, time\nfrom fraud_poc.core.settings import Settings\n"
+        "from fraud_poc.service.keys import Keys\nfrom fraud_poc.core.database import open_database\n"
+        "keys = Keys(open_database(Settings.model_validate(json.loads(sys.argv[1]))))\n"
+        "print(keys.admit(sys.argv[2].encode(), 'score'), flush=True)\nfor _ in sys.stdin:\n    keys.refresh()\n"
+        "    print('refused' if keys.admit(sys.argv[2].encode(), 'score') is None else 'admitted', flush=True)\n"
     )
     workers = [
         subprocess.Popen(
@@ -352,7 +354,7 @@ def test_a_revocation_is_seen_by_other_processes(settings, tmp_path):
                 end.close()
 
 
-# --- the audit --------------------------------------------------------------------------------------------------------------------------
+# --- the audit --------------------------------------------------------------------------------------------------------
 
 
 def drop_triggers(engine) -> None:
@@ -395,7 +397,8 @@ def test_the_database_refuses_to_change_the_audit(database):
     ]
     if database.dialect.name == "sqlite":
         statements += [
-            "INSERT OR REPLACE INTO audit SELECT 3, at, who, what, about, detail, previous, hash FROM audit WHERE number = 4",
+            "INSERT OR REPLACE INTO audit SELECT 3, at, who, what, about, detail, previous, hash FROM audit "
+            "WHERE number = 4",
             "REPLACE INTO audit_head SELECT * FROM audit_head",
             "UPDATE OR REPLACE audit SET number = 2 WHERE number = 3",
         ]
@@ -539,12 +542,14 @@ def test_writers_at_once_keep_the_chain_whole(database, settings, database_url):
 def test_the_hash_of_a_row_is_as_the_page_says(here):
     filled(here, 1)
     row = list_audit(here)[0]
-    told = '{"about":"decision 1","at":1750000000001,"detail":"{\\"fraud\\":true,\\"note\\":\\"\\\\u00e9\\\\u0000\\\\ud83e\\\\udd8a\\"}","number":1,"what":"decision","who":"analyst-1"}'
+    detail = '{\\"fraud\\":true,\\"note\\":\\"\\\\u00e9\\\\u0000\\\\ud83e\\\\udd8a\\"}'
+    about = f'"about":"decision 1","at":1750000000001,"detail":"{detail}"'
+    told = f'{{{about},"number":1,"what":"decision","who":"analyst-1"}}'
     assert json.loads(json.loads(told)["detail"]) == row["detail"]
     assert row["hash"] == hashlib.sha256(f"{'0' * 64}\n{told}".encode()).hexdigest()
 
 
-# --- the doors --------------------------------------------------------------------------------------------------------------------------
+# --- the doors --------------------------------------------------------------------------------------------------------
 
 
 def small_desk(gate: Gate) -> FastAPI:

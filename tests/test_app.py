@@ -1,4 +1,4 @@
-"""The whole service as its users get it: who is let in where, what its document promises, and the way of an order to a decision and into the next training set."""
+"""The whole service as its users get it: who is let in where, its document, and the way of an order to training."""
 
 import asyncio
 import json
@@ -98,7 +98,7 @@ async def score(whole, idents) -> None:
             ).status_code == 200
 
 
-# --- pages ------------------------------------------------------------------------------------------------------------------------------
+# --- pages ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_page_has_the_security_headers_and_loads_nothing_from_elsewhere(whole):
@@ -125,7 +125,7 @@ def test_every_page_has_the_security_headers_and_loads_nothing_from_elsewhere(wh
     assert {"/docs", "/desk/login", "/desk/nowhere"} <= set(seen) and "/redoc" not in paths, seen
 
 
-# --- who may do what --------------------------------------------------------------------------------------------------------------------
+# --- who may do what --------------------------------------------------------------------------------------------------
 
 OPEN = [
     "/healthz",
@@ -183,7 +183,7 @@ def test_a_new_route_without_a_guard_is_found_wherever_it_is(whole):
     ], found
 
 
-# --- how far the writer is behind -------------------------------------------------------------------------------------------------------
+# --- how far the writer is behind -------------------------------------------------------------------------------------
 
 
 def test_metrics_tell_how_far_the_database_is_behind(whole):
@@ -257,7 +257,7 @@ def test_the_desk_is_told_in_which_timeline_a_label_is(whole):
     assert (log, result.position) == (lines[1].log, 2) and lines[1].start == 1
 
 
-# --- schemathesis: statements on orders -------------------------------------------------------------------------------------------------
+# --- schemathesis: statements on orders -------------------------------------------------------------------------------
 
 KNOWN = ("o1", "o2", "17")
 LOOSE = dict(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -331,7 +331,7 @@ def test_schemathesis_finds_nothing_in_sequences_of_orders_and_statements(whole)
     assert len(whole.engine.store.log) > len(KNOWN) and labels_of(whole)
 
 
-# --- real processes ---------------------------------------------------------------------------------------------------------------------
+# --- real processes ---------------------------------------------------------------------------------------------------
 
 ROWS = [
     'Value("order_amount")',
@@ -609,7 +609,10 @@ def whole_again(shop: Shop) -> None:
 
 
 def weeks_later(shop: Shop, client: httpx.Client) -> None:
-    "Time goes on, which `live.future_skew` allows here: orders of the next weeks come in, and a file of labels on them."
+    """Time goes on, which `live.future_skew` allows here.
+
+    Orders of the next weeks come in, and a file of labels on them.
+    """
     later, folder = (
         shop.settings.sample.model_copy(update={"start": day(1), "days": 40, "orders": 400, "seed": 8}),
         shop.folder / "later",

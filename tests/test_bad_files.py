@@ -1,4 +1,4 @@
-"""Files that cannot be read: whatever is wrong with one, a command ends with code 2 and names it, and nothing of the process is left reading."""
+"""Files that cannot be read: a command ends with code 2, names the file, and nothing goes on reading it."""
 
 import gzip
 import io
@@ -166,7 +166,7 @@ def test_a_file_that_is_left_before_its_end(monkeypatch, tmp_path):
     assert Slow.reads == reads
 
 
-# --- input that is not read is named ------------------------------------------------------------------------------------------------------------
+# --- input that is not read is named ----------------------------------------------------------------------------------
 
 
 def rows_of(name: str) -> bytes:
@@ -291,7 +291,7 @@ def test_a_parquet_file_is_one_whatever_its_name(payments, tmp_path):
     assert as_json("ingest", *payments, "--input", tmp_path / "rows.csv")["events"] == 1
 
 
-# --- files of which nothing was taken -----------------------------------------------------------------------------------------------------------
+# --- files of which nothing was taken ---------------------------------------------------------------------------------
 
 
 def test_a_file_of_rejected_rows_ends_with_1_and_says_so_first(payments, tmp_path):

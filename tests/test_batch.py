@@ -1,4 +1,4 @@
-"""The features step when things go wrong: killed workers and processes, full disks, changed logs, two runs at once; and what a small portion costs."""
+"""The features step when things go wrong: killed workers and processes, full disks, changed logs, two runs at once."""
 
 import json
 import resource
@@ -97,11 +97,14 @@ def copy(log, tmp_path):
     return tmp_path / "orders"
 
 
-# --- processes that tests start and always end ------------------------------------------------------------------------------------------
+# --- processes that tests start and always end ------------------------------------------------------------------------
 
 
 def features(tell, folder: Path, stop: float, limit: int, replace: bool, batch: dict) -> None:
-    "compute_features, which tells its progress and its failure; with `stop` it goes no further than this share of the rows, with `limit` no file is longer."
+    """Run compute_features, and tell its progress and its failure.
+
+    With `stop` it goes no further than this share of the rows, with `limit` no file is longer.
+    """
     batch_module.PATIENCE_S = 2
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -141,7 +144,7 @@ def failure_of(process: Child) -> str:
     return last[1]
 
 
-# --- workers ----------------------------------------------------------------------------------------------------------------------------
+# --- workers ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_that_is_killed(log, copy, tmp_path):
@@ -172,7 +175,7 @@ def test_the_last_worker_is_killed(log, copy, tmp_path):
     assert contents(settings_in(copy)) == log[1]
 
 
-# --- disks ------------------------------------------------------------------------------------------------------------------------------
+# --- disks ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [2_000, 20_000, 60_000])
@@ -189,7 +192,7 @@ def test_a_full_disk(log, copy, limit):
     assert contents(settings_in(copy)) == log[1]
 
 
-# --- logs -------------------------------------------------------------------------------------------------------------------------------
+# --- logs -------------------------------------------------------------------------------------------------------------
 
 
 def damage(folder: Path, kind: str, how: str) -> str:
@@ -226,7 +229,7 @@ def test_a_log_that_was_written_anew(copy):
         compute_features(settings_in(copy))
 
 
-# --- runs that are killed, and runs side by side ----------------------------------------------------------------------------------------
+# --- runs that are killed, and runs side by side ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.03, 0.1])
@@ -364,11 +367,14 @@ def test_two_runs_in_one_folder(log, copy):
     assert contents(settings_in(copy)) == log[1]
 
 
-# --- what a small portion costs ---------------------------------------------------------------------------------------------------------
+# --- what a small portion costs ---------------------------------------------------------------------------------------
 
 
 def test_a_portion_costs_what_it_holds(log, tmp_path, monkeypatch):
-    "After a long history: rows folded, states looked up and written in a small portion are bounded by its events, whatever went before."
+    """Rows folded, states looked up and written in a small portion are bounded by its events.
+
+    The history before it may be as long as it likes.
+    """
     items = oracle.log_items(log[0], settings_in(log[0]).columns)
     settings, sizes, folded = settings_in(tmp_path / "orders", part_rows=10**6, step_rows=10**6), [], []
     real = batch_module.fold_arrays
@@ -392,7 +398,7 @@ def test_a_portion_costs_what_it_holds(log, tmp_path, monkeypatch):
     entities = len(build_table(settings).entities)
     assert all(size["rows"] <= entities * 40 for size in sizes[1:]), sizes
     assert sizes[0]["rows"] > 2 * len(history) > 500 * 40
-    # a portion writes the states that it touched, and now and then merges what a few portions wrote: never the history's
+    # a portion writes the states that it touched, and now and then merges what a few portions wrote: never all states
     assert max(size["bytes"] for size in sizes[1:]) < sizes[0]["bytes"] / 2, sizes
     assert sum(size["bytes"] for size in sizes[1:]) < 1.5 * sizes[0]["bytes"], sizes
 

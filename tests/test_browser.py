@@ -1,4 +1,7 @@
-"""The desk in a real browser: ten cases by keyboard, undo, the slider, a phone, accessible names, contrast, and not one request to another machine."""
+"""The desk in a real browser: ten cases by keyboard, undo, the slider, a phone, accessible names, contrast.
+
+And not one request to another machine.
+"""
 
 import os
 import re
@@ -206,19 +209,35 @@ def test_a_colleague_closes_the_case_on_the_screen(chromium, desk):
         )
 
 
-LIGHT = """colour => { const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true}); c.fillStyle = colour; c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; }"""
+LIGHT = """colour => {
+  const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  c.fillStyle = colour; c.fillRect(0, 0, 1, 1);
+  return [...c.getImageData(0, 0, 1, 1).data];
+}"""
 CHECK = """() => {
-  const read = READ_COLOUR, wrong = [], seen = e => e.checkVisibility({visibilityProperty: true}) && e.getClientRects().length;
-  const light = ([r, g, b]) => { const f = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; return 0.2126 * f(r) + 0.7152 * f(g) + 0.0722 * f(b); };
-  const behind = e => { for (; e; e = e.parentElement) { const c = read(getComputedStyle(e).backgroundColor); if (c[3] > 250) return c; } return read('Canvas'); };
+  const read = READ_COLOUR, wrong = [];
+  const seen = e => e.checkVisibility({visibilityProperty: true}) && e.getClientRects().length;
+  const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const c = read(getComputedStyle(e).backgroundColor);
+      if (c[3] > 250) return c;
+    }
+    return read('Canvas');
+  };
   for (const e of document.querySelectorAll('body *')) {
     const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
     if (!own || !seen(e) || e.closest('dialog, .skip, [aria-hidden=true]')) continue;
-    const style = getComputedStyle(e), a = light(read(style.color)), b = light(behind(e)), ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) wrong.push(`contrast ${ratio.toFixed(2)}: ${e.tagName} ${e.className} "${e.textContent.trim().slice(0, 30)}"`);
+    const style = getComputedStyle(e), a = light(read(style.color)), b = light(behind(e));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const what = `${e.tagName} ${e.className} "${e.textContent.trim().slice(0, 30)}"`;
+    if (ratio < 4.5) wrong.push(`contrast ${ratio.toFixed(2)}: ${what}`);
   }
-  for (const e of document.querySelectorAll('[role=img]')) if (!e.getAttribute('aria-label')) wrong.push('a picture without a name');
-  if (document.documentElement.scrollWidth > innerWidth) wrong.push(`the page is ${document.documentElement.scrollWidth} wide`);
+  for (const e of document.querySelectorAll('[role=img]'))
+    if (!e.getAttribute('aria-label')) wrong.push('a picture without a name');
+  const width = document.documentElement.scrollWidth;
+  if (width > innerWidth) wrong.push(`the page is ${width} wide`);
   return wrong;
 }""".replace("READ_COLOUR", LIGHT)
 

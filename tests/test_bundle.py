@@ -1,4 +1,4 @@
-"""Bundles: what is saved comes back to the bit, and each kind of damage is refused, with checksums as they were and with checksums made anew."""
+"""Bundles: what is saved comes back to the bit, and each kind of damage is refused, also with new checksums."""
 
 import errno
 import hashlib
@@ -138,7 +138,7 @@ def edited(content: bytes, edit) -> bytes:
     return json.dumps(model).encode()
 
 
-# --- what is saved comes back -----------------------------------------------------------------------------------------------------------
+# --- what is saved comes back -----------------------------------------------------------------------------------------
 
 
 def test_a_bundle_comes_back_to_the_bit(made):
@@ -205,7 +205,7 @@ def test_all_kinds_of_grown_trees_are_served(parameters, tmp_path):
     assert np.array_equal(bundle.booster.inplace_predict(bundle.sample), booster.inplace_predict(bundle.sample))
 
 
-# --- damaged files ----------------------------------------------------------------------------------------------------------------------
+# --- damaged files ----------------------------------------------------------------------------------------------------
 
 
 def flip(path: Path, place: int) -> None:
@@ -290,7 +290,7 @@ def test_what_is_no_bundle_is_named(made, tmp_path):
             load_bundle(folder, made[1])
 
 
-# --- damage with right checksums --------------------------------------------------------------------------------------------------------
+# --- damage with right checksums --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_another_feature_table_is_refused(made, tmp_path):
             load_bundle(made[0], build_table(settings_in(tmp_path, **{"features.rows": rows})))
 
 
-# --- saving -----------------------------------------------------------------------------------------------------------------------------
+# --- saving -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -583,7 +583,7 @@ def test_a_save_that_breaks_leaves_nothing(tmp_path, monkeypatch):
     assert load_bundle(folder, build_table(settings)).folder == folder
 
 
-# --- which one is served ----------------------------------------------------------------------------------------------------------------
+# --- which one is served ----------------------------------------------------------------------------------------------
 
 
 def test_the_newest_accepted_model_is_served(tmp_path):
@@ -596,7 +596,10 @@ def test_the_newest_accepted_model_is_served(tmp_path):
     bad = save(settings, judgement=REJECTED)
     with pytest.raises(
         ValueError,
-        match="all 1 models in .* were rejected, the newest since AUC ROC 0.5 is too low: run `fraud-poc train`, then `fraud-poc evaluate`",
+        match=(
+            "all 1 models in .* were rejected, the newest since AUC ROC 0.5 is too low: run `fraud-poc train`, "
+            "then `fraud-poc evaluate`"
+        ),
     ):
         latest_bundle(settings, table)
     old, new, worse = (
@@ -657,7 +660,7 @@ def test_figures_with_labels_frozen_are_kept_and_earlier_bundles_have_none(made,
         )
 
 
-# --- whose it is --------------------------------------------------------------------------------------------------------------------------
+# --- whose it is ------------------------------------------------------------------------------------------------------
 
 
 def resealed_only(folder: Path, **fields) -> None:

@@ -12,7 +12,10 @@ from conftest import NOW
 from fraud_poc.core.events import CLOCK_SHIFT, clock_shift, system_clock
 
 DAY = 86_400_000
-AGE = "import sys, time; from fraud_poc.core.events import system_clock; print(system_clock() - time.time_ns() // 1_000_000)"
+AGE = (
+    "import sys, time; from fraud_poc.core.events import system_clock; "
+    "print(system_clock() - time.time_ns() // 1_000_000)"
+)
 
 
 def shifted(text: str, *command: str) -> subprocess.CompletedProcess:

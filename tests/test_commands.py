@@ -1,4 +1,4 @@
-"""The commands around the service as a shell sees them: the demo and its model, scores, verdicts, decisions, keys, accounts, audit, forgetting."""
+"""The commands around the service as a shell sees them: demo, scores, labels, decisions, keys, accounts, audit."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def demo_words(options: list) -> list:
     return [*options[:2], *[word for pair in pairs if "batch.folder" not in str(pair[1]) for word in pair]]
 
 
-# --- the demo, and what its model can do --------------------------------------------------------------------------------------------------
+# --- the demo, and what its model can do ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_what_is_wrong_is_told(payments, tmp_path, monkeypatch, words, code, rem
     )
 
 
-# --- verdicts, decisions, forgetting ------------------------------------------------------------------------------------------------------
+# --- verdicts, decisions, forgetting ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def test_a_customer_is_forgotten(sample):
     assert as_json("forget", "--customer", customer, "--yes", *options)["orders"] == 0
 
 
-# --- keys, accounts, audit ----------------------------------------------------------------------------------------------------------------
+# --- keys, accounts, audit --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -430,7 +430,7 @@ def test_the_audit_on_the_command_line(people):
     assert code == 1 and "audit row 1 was changed" in said["result"]
 
 
-# --- help ---------------------------------------------------------------------------------------------------------------------------------
+# --- help -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

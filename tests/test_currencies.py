@@ -1,4 +1,4 @@
-"""Amounts in several currencies: refused where the settings say nothing of them, converted by one rule in files and live where they do."""
+"""Amounts in several currencies: rejected where the settings do not name them, else converted by one rule."""
 
 import json
 from datetime import UTC
@@ -83,7 +83,7 @@ def amounts_in(settings):
     return {row["id"]: row["amount"] for table in tables for row in table.to_pylist()}
 
 
-# --- where the settings say nothing -----------------------------------------------------------------------------------------------------------------
+# --- where the settings say nothing -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_service_takes_no_currency_that_is_not_declared(root, tmp_path):
         reader.read_dict(event | {"currency": "EUR"})
 
 
-# --- where they are declared ------------------------------------------------------------------------------------------------------------------------
+# --- where they are declared ------------------------------------------------------------------------------------------
 
 SPELLED = ["EUR", "jpy", " KWD ", "978", "EUR"]
 AMOUNTS = [10.125, 1000.0, 2.5, 3.33, 0.0]

@@ -1,4 +1,4 @@
-"""The training set: nothing of the future, nothing unresolved, weights that restore totals, the same bytes however it is made."""
+"""The training set: nothing of the future, nothing unresolved, weights that restore totals, always the same bytes."""
 
 import shutil
 from pathlib import Path
@@ -69,7 +69,7 @@ def settings_in(folder: Path, **changes) -> Settings:
 
 
 def raw(folder: Path, orders: int = 2_400, days: int = 40, seed: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Orders, and their verdicts: most known within five days, some much later, some never, and every eighth corrected later."
+    "Orders and their labels: most known within five days, some much later, some never, every eighth corrected."
     rng = np.random.default_rng(seed)
     time = np.sort(START + rng.integers(0, days * DAY, orders))
     events = pd.DataFrame(
@@ -202,7 +202,7 @@ def test_same_bytes_with_any_number_of_threads(log, copy, change):
 
 
 def test_parts_of_the_log_do_not_show(log, tmp_path):
-    "Another size of parts, and another secret for the keys: the same rows in the same order in each file of the training set."
+    "Another size of parts, and another secret for the keys: the training set has the same rows in the same order."
     settings, events, labels = log
     other = built(tmp_path / "other", events, labels, batch__part_rows=100_000)
     one, two = make_dataset(settings), make_dataset(other)
@@ -286,7 +286,7 @@ def test_sampling_keeps_totals_and_shuffles(log, copy):
 
 
 def test_weights_stand_for_what_is_not_known_yet(log):
-    "In the youngest days few verdicts are in; with weights, they stand for all events that will have one (nine in ten)."
+    "In the youngest days few labels are known; weighted, they stand for all events that will have one (nine in ten)."
     splits = make_dataset(log[0])["splits"]
     for split in ("validation", "test"):
         s = splits[split]
@@ -467,7 +467,7 @@ def test_a_window_without_frauds_is_told(tmp_path):
 
 
 def test_a_fixed_delay_needs_no_weights(tmp_path):
-    "Card transactions: labels come a week after each event, so the test ends with the last event and all weights are 1."
+    "Card transactions with labels a week after each event: the test ends with the last event, and all weights are 1."
     rng, n = np.random.default_rng(4), 3_000
     time = np.sort(START + rng.integers(0, 60 * DAY, n))
     table = pa.table(
@@ -507,11 +507,14 @@ def test_a_fixed_delay_needs_no_weights(tmp_path):
         assert set(read_split(settings, split).weight.tolist()) == {1.0}
 
 
-# --- label features frozen at the cut-off -----------------------------------------------------------------------------------------------
+# --- label features frozen at the cut-off -----------------------------------------------------------------------------
 
 
 def streak(folder: Path, delay: str, days: int = 60, **changes) -> Settings:
-    "Card transactions, one a day for each of 60 cards: a card has frauds for a while, then none for a while, so that yesterday's label gives away today's."
+    """Card transactions, one a day for each of 60 cards.
+
+    A card has frauds for a while, then none for a while, so that yesterday's label gives away today's.
+    """
     rng, cards = np.random.default_rng(11), 60
     state = np.empty((days, cards), bool)
     state[0] = rng.random(cards) < 0.3
@@ -591,7 +594,10 @@ def test_labels_that_give_away_the_next_ones_flatter_and_the_frozen_figure_says_
 
 
 def test_both_figures_are_one_where_no_label_comes_in_during_the_test(tmp_path):
-    "Orders as before, without the labels that became known on the test days: whatever is known later tells no test event anything."
+    """Orders as before, without the labels that became known on the test days.
+
+    Whatever is known later is in no feature of a test event.
+    """
     events, labels = raw(None)
     w = make_dataset(built(tmp_path / "all", events, labels))["windows_ms"]
     moments = [pd.Timestamp(w[name], unit="ms", tz="UTC") for name in ("cutoff", "test_end")]
@@ -613,7 +619,10 @@ def test_both_figures_are_one_where_no_label_comes_in_during_the_test(tmp_path):
 
 
 def test_a_delay_beyond_the_test_leaves_no_label_of_it_in_its_features(tmp_path):
-    "Then labels of test events feed none of them; those of earlier events do, as they come in, and the frozen figures leave them out."
+    """Then labels of test events feed none of them.
+
+    Labels of earlier events do, as they come in, and the frozen figures leave them out.
+    """
     settings = streak(tmp_path, "15d", training__delay="15d", training__train_days=25)
     windows = make_dataset(settings)["windows_ms"]
     cutoff, name = windows["cutoff"], "fraud_count_47h_by_CUSTOMER_ID"
@@ -628,7 +637,7 @@ def test_a_delay_beyond_the_test_leaves_no_label_of_it_in_its_features(tmp_path)
 
 @pytest.mark.parametrize("changes", [{}, {"batch__step_rows": 500, "batch__partitions": 3}, {"batch__threads": 1}])
 def test_frozen_features_of_the_test_are_those_of_a_log_without_the_later_labels(log, copy, changes):
-    "Beside each other: a log without the labels that became known from the cut-off on, and the frozen features of the whole log."
+    "A log without the labels known from the cut-off on equals the frozen features of the whole log."
     settings, events, labels = log
     mine = settings_in(copy.batch.folder, **changes)
     manifest = make_dataset(mine, replace=True)

@@ -1,4 +1,4 @@
-"""Orders are read as ingest reads rows; the loop around the store loses nothing, answers twice alike, and degrades where the store fails."""
+"""Orders are read as ingest reads rows; no order is lost, answers repeat, and a failing store degrades decisions."""
 
 import asyncio
 import json
@@ -115,7 +115,7 @@ class Notes(Observer):
         self.seen.append((what, which))
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def ingested(settings: Settings, order: dict) -> dict | None:
@@ -295,7 +295,7 @@ def test_the_digest_is_of_the_meaning():
         assert digest_of(reader.read_dict(ORDER_1 | {name: value})) != same
 
 
-# --- deciding ---------------------------------------------------------------------------------------------------------------------------
+# --- deciding ---------------------------------------------------------------------------------------------------------
 
 
 def event_of(engine: Engine, **changes):
@@ -601,7 +601,10 @@ class SlowScorer(PlainScorer):
 
 
 def test_the_seconds_of_each_part_add_up_to_those_of_the_orders():
-    "Of three orders that are decided together: each waits for the whole fetch and commit, and is stepped and scored on its own."
+    """Of three orders that are decided together, each waits for the whole read and commit.
+
+    Each is stepped and scored on its own.
+    """
     spent = {}
 
     class Timed(Observer):
@@ -672,7 +675,7 @@ async def through_redis(settings, url):
         assert last.features["count_1h_by_customer_id"] == 60.0
 
 
-# --- lots -------------------------------------------------------------------------------------------------------------------------------
+# --- lots -------------------------------------------------------------------------------------------------------------
 
 
 async def decided(engine, events) -> list:

@@ -1,4 +1,4 @@
-"""The desk over HTTP: who may do what, filters, paging while the queue moves, decisions that two people give at once, and what is shown when something fails."""
+"""The desk over HTTP: roles, filters, paging while the queue changes, simultaneous decisions, and pages for errors."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,8 @@ from fraud_poc.core.database import open_database, writing
 from fraud_poc.core.events import KEY, PERSON, Actor
 from fraud_poc.desk import pages, queries, trends
 from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
-from fraud_poc.desk.views import earlier_counts, moment, wall_clock
+from fraud_poc.desk.views import earlier_counts
+from fraud_poc.desk.words import moment, wall_clock
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, Retraction
 from fraud_poc.live.timelines import lost_tail, timelines
@@ -114,7 +115,7 @@ def routes(desk) -> list[tuple[str, str]]:
     ]
 
 
-# --- what the store has lost ---------------------------------------------------------------------------------------------------------------
+# --- what the store has lost ------------------------------------------------------------------------------------------
 
 
 def test_a_lost_tail_is_told_to_those_who_decide_and_at_its_cases(fresh):
@@ -140,7 +141,7 @@ def test_a_lost_tail_is_told_to_those_who_decide_and_at_its_cases(fresh):
         assert "the store has lost" not in browser.part("queue").text
 
 
-# --- who may do what --------------------------------------------------------------------------------------------------------------------
+# --- who may do what --------------------------------------------------------------------------------------------------
 
 
 def test_nobody_gets_anything_without_a_session(desk):
@@ -209,7 +210,7 @@ def test_logging_in_and_out(desk):
     assert person.post("logout").status_code == 303 and person.get("queue").status_code == 303
 
 
-# --- pages ------------------------------------------------------------------------------------------------------------------------------
+# --- pages ------------------------------------------------------------------------------------------------------------
 
 
 def test_pages_carry_headers_and_nothing_from_elsewhere(desk):
@@ -409,7 +410,7 @@ def test_a_case_shows_all_that_is_known(desk):
 
 @pytest.mark.parametrize("ingested, frauds", [(0, 0), (3, 0), (8, 2)])
 def test_the_counts_on_a_case_agree_with_its_lists(fresh, ingested, frauds):
-    "Of the events that the model counted, the page says how many are stored and how many are ingested history, with the frauds."
+    "The page says how many of the counted events are stored, and how many are ingested history, with the frauds."
     person, table, entities = Browser(fresh, "viewer-1"), build_table(fresh.settings), fresh.settings.columns.entities
     with fresh.engine.connect() as connection:
         numbers = desk_server.open_numbers(fresh.engine)[:3]
@@ -446,7 +447,7 @@ def test_the_counts_on_a_case_agree_with_its_lists(fresh, ingested, frauds):
         assert earlier_counts(connection, table, other_table, entities) == {}, "it counts other things"
 
 
-# --- queue ------------------------------------------------------------------------------------------------------------------------------
+# --- queue ------------------------------------------------------------------------------------------------------------
 
 
 def truth(desk, *wanted) -> list[int]:
@@ -511,7 +512,10 @@ def found_by(engine, wanted, limit: int = queries.FOUND) -> list[int]:
 
 @pytest.mark.parametrize("change", [str, str.upper, str.lower, str.title])
 def test_a_search_finds_events_of_every_status_whatever_the_case(fresh, change):
-    "By a whole entity or the beginning of an id, on both databases; `str.title` writes what no customer has, and ids alone."
+    """By a whole entity or the beginning of an id, on both databases.
+
+    `str.title` writes what no customer has, and ids alone.
+    """
     fresh.settings.desk.__dict__["page_size"] = 40
     person = Browser(fresh, "viewer-1")
     bodies = [json.loads(row["body"]) for row in decision_rows(fresh.engine, 3)]
@@ -691,7 +695,7 @@ def test_new_cases_are_counted_and_closed_ones_marked(fresh):
     assert (f">{high} new" in pulse("&band=high")) == bool(high)
 
 
-# --- decisions ---------------------------------------------------------------------------------------------------------------------------
+# --- decisions --------------------------------------------------------------------------------------------------------
 
 
 def test_a_decision_closes_the_case_and_opens_the_next(fresh):
@@ -818,7 +822,7 @@ def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
 )
 @pytest.mark.parametrize("deed", ["decision", "undo"])
 def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeypatch, cut, deed):
-    "Log, row and audit after a failure at each point: none of it, or all of it once the decision writer has read the log."
+    "Log, row and audit after a failure at each point: none of it, or all once the decision writer has read the log."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     if deed == "undo":
         person.post(f"case/{number}/decision", decision="flag")
@@ -1139,7 +1143,7 @@ def test_a_database_that_fails_is_said_in_a_sentence(fresh):
         )
 
 
-# --- trends -----------------------------------------------------------------------------------------------------------------------------
+# --- trends -----------------------------------------------------------------------------------------------------------
 
 
 def test_trends_add_up(desk):
@@ -1204,7 +1208,7 @@ def test_sums_follow_labels_and_are_counted_once(fresh):
         )
 
 
-# --- package ----------------------------------------------------------------------------------------------------------------------------
+# --- package ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", ["desk", "service"])

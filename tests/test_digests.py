@@ -1,4 +1,4 @@
-"""The digests of the live log: whatever is removed, exchanged, repeated or changed is noticed, and what is right is not."""
+"""The digests of the live log: whatever is removed, exchanged, repeated or changed is noticed."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The pages for readers are true: figures come from the imports, links lead somewhere, terms stand where the glossary says, commands exist."""
+"""The pages for readers are true: figures come from imports, links lead somewhere, terms and commands exist."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def plain(text: str) -> str:
     return re.sub(r"[\s_-]+", " ", text.lower())
 
 
-# --- architecture -------------------------------------------------------------------------------------------------------------------------
+# --- architecture -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_shortcuts_are_left_out_unless_there_is_a_cycle():
     assert architecture.without_shortcuts(cycle) == cycle
 
 
-# --- links and words ----------------------------------------------------------------------------------------------------------------------
+# --- links and words --------------------------------------------------------------------------------------------------
 
 
 def anchors(text: str) -> set[str]:
@@ -150,7 +150,7 @@ def test_every_measurement_has_its_command_and_date():
         ), section
 
 
-# --- glossary -----------------------------------------------------------------------------------------------------------------------------
+# --- glossary ---------------------------------------------------------------------------------------------------------
 
 
 ENTRIES = ENTRY.findall(PAGES["docs/glossary.md"])

@@ -97,7 +97,8 @@ def test_a_domain_of_its_own(root, tmp_path):
         ]
     ).to_pandas()
     assert list(features.columns) == ["seq", "flags_payer", "flags_payee", *table.names]
-    # payer0 pays every 90 minutes: as of its tenth payment, nine are known, one of them in the last... none within an hour
+    # payer0 pays every 90 minutes: as of its tenth payment, nine are known, one of them in the last... none
+    # within an hour
     tenth = features.iloc[27]
     assert tenth.count_1h_by_payer == 0 and tenth.count_1d_by_payer == 9
     assert tenth.yen_mean_30d_by_payer == np.float32(np.mean([1000 + i for i in range(0, 27, 3)]))

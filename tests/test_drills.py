@@ -117,7 +117,7 @@ async def score_all(address: str, requests: list[bytes]) -> list[int]:
     return [(await ask(link, request, LONG))[0] for request in requests]
 
 
-# --- what they rest on -----------------------------------------------------------------------------------------------------------------
+# --- what they rest on ------------------------------------------------------------------------------------------------
 
 
 def answer(url: str, *command):

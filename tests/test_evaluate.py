@@ -1,4 +1,4 @@
-"""Metrics beside scikit-learn, brute force and the Handbook's own protocol; calibration beside a general optimiser; the size of intervals; odd input."""
+"""Metrics beside scikit-learn, brute force and the Handbook's protocol; calibration; size of intervals; odd input."""
 
 import json
 import math
@@ -65,7 +65,7 @@ def some_slice(seed=1, n=6_000, cards=900, days=10, unresolved=0.03, digits=3) -
     }
 
 
-# --- metrics ----------------------------------------------------------------------------------------------------------------------------
+# --- metrics ----------------------------------------------------------------------------------------------------------
 
 events = st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 3)), min_size=2, max_size=60)
 
@@ -200,7 +200,7 @@ def test_card_precision_equals_the_handbook(shared):
     assert round(mine["auc"]["value"], 3) == 0.862 and round(mine["average_precision"]["value"], 3) == 0.639
 
 
-# --- calibration and bands --------------------------------------------------------------------------------------------------------------
+# --- calibration and bands --------------------------------------------------------------------------------------------
 
 
 def test_calibration_is_the_best_there_is():
@@ -291,11 +291,14 @@ def test_groups_of_distinct_values_are_of_equal_size():
     assert np.bincount(equal_groups(values, 4)).tolist() == [50] * 4 and equal_groups(np.zeros(0)).tolist() == []
 
 
-# --- intervals, the whole, odd input ----------------------------------------------------------------------------------------------------
+# --- intervals, the whole, odd input ----------------------------------------------------------------------------------
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    "AUC of 40 slices with few cards: intervals by card hold the truth nearly as often as they say, those by event far less."
+    """AUC of 40 slices with few cards.
+
+    Intervals by card hold the truth nearly as often as they claim, those by event far less.
+    """
     settings, hits, hits_apart = settings_with(bootstrap=80), 0, 0
     rng = np.random.default_rng(9)
 

@@ -101,7 +101,7 @@ def url_of(server, host="127.0.0.1"):
     return f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
 
 
-# --- orders -----------------------------------------------------------------------------------------------------------------------------
+# --- orders -----------------------------------------------------------------------------------------------------------
 
 
 def test_orders_go_on_where_the_sample_ends_and_are_taken_by_the_service(settings):
@@ -130,7 +130,7 @@ def test_domains_that_cannot_be_generated_are_refused(root):
         create_feed(load_settings(root / "config/orders.toml", {"columns.categories": []}))
 
 
-# --- addresses --------------------------------------------------------------------------------------------------------------------------
+# --- addresses --------------------------------------------------------------------------------------------------------
 
 
 async def resolved(url, hosts=HOSTS, answers=("127.0.0.1",)):
@@ -256,7 +256,10 @@ def test_names_that_are_not_configured_are_never_looked_up():
 
 
 def test_a_name_is_looked_up_once_and_the_checked_address_is_used(settings):
-    "After the check the name leads elsewhere: the requests still go where they were checked for, with the name in the Host header."
+    """After the check the name leads elsewhere.
+
+    Requests still go to the checked address, with the name in the Host header.
+    """
     answers = iter([["127.0.0.1"]])
 
     async def resolve_host(host, port):
@@ -354,7 +357,7 @@ def test_the_certificate_must_be_the_names(monkeypatch):
     assert seen == {"name": "scorer.invalid", "peer": "127.0.0.1"}
 
 
-# --- rate, pauses, patience -------------------------------------------------------------------------------------------------------------
+# --- rate, pauses, patience -------------------------------------------------------------------------------------------
 
 
 class QuickTimer(Timer):
@@ -520,7 +523,7 @@ def test_delivery_goes_on_after_a_broken_connection(settings):
     )
 
 
-# --- the service ------------------------------------------------------------------------------------------------------------------------
+# --- the service ------------------------------------------------------------------------------------------------------
 
 
 def test_orders_and_their_labels_reach_a_real_scorer(settings):
@@ -649,7 +652,8 @@ FEED = """
 import sys
 from fraud_poc.core.settings import load_settings
 from fraud_poc.ops.feed import run_feed
-small = {"feed.port": 0, "sample.orders": 20000, "sample.customers": 3000, "feed.orders_per_second": 20.0, "feed.label_delay": "200ms"}
+small = {"feed.port": 0, "feed.orders_per_second": 20.0, "feed.label_delay": "200ms"}
+small |= {"sample.orders": 20000, "sample.customers": 3000}
 run_feed(load_settings(sys.argv[1], small), lambda address: print(address, flush=True))
 """
 

@@ -1,4 +1,4 @@
-"""A customer is erased: nothing leads to them any more, the features and states of others are the same bits, and a run that dies is completed by the next."""
+"""A customer is erased: nothing leads to them, others' features keep their bits, and a failed run can be completed."""
 
 import asyncio
 import json
@@ -233,7 +233,10 @@ def store_of(settings: Settings, url: str) -> tuple[dict[bytes, bytes], list]:
 
 
 def left_by(shop: Shop, settings: Settings) -> tuple[list[bytes], dict[str, set[int]], dict[str, set[int]]]:
-    "What must not be found of the customer afterwards, as bytes; and the keys of values, by column: those that only they used, and those that others used too."
+    """What must not be found of the customer afterwards, as bytes.
+
+    And the keys of values, by column: those that only they used, and those that others used too.
+    """
     secret, log = hash_secret(settings.batch.folder), log_of(settings).to_pylist()
     with server_for(settings) as url:
         live = [json.loads(entry.body) for _, entry in store_of(settings, url)[1] if entry.kind == "event"]
@@ -483,7 +486,7 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
     assert features_in(settings) == features and states_of(settings) == held
 
 
-# --- crashes and races ------------------------------------------------------------------------------------------------------------------
+# --- crashes and races ------------------------------------------------------------------------------------------------
 
 
 class Dead(BaseException):
@@ -615,7 +618,7 @@ def test_orders_that_arrive_meanwhile_are_erased_or_a_new_customers(shop, monkey
     consistent(settings)
 
 
-# --- other places -----------------------------------------------------------------------------------------------------------------------
+# --- other places -----------------------------------------------------------------------------------------------------
 
 
 def test_training_set_rejects_and_archived_logs(shop):
@@ -737,7 +740,7 @@ def test_what_is_rejected(shop, monkeypatch):
     assert forget(settings, "nobody at all")["orders"] == 0 and log_of(settings).equals(before)
 
 
-# --- the database -----------------------------------------------------------------------------------------------------------------------
+# --- the database -----------------------------------------------------------------------------------------------------
 
 
 def rows_of_database(database: sa.Engine) -> dict[str, list[dict]]:

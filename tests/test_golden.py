@@ -1,6 +1,8 @@
-"""A golden record: what a fixed stream becomes on its way through batch and live, as hashes that a rebuilding of the code must keep.
+"""A golden record: what a fixed stream becomes in batch and live, as hashes that a rebuilding of the code must keep.
 
-`python tests/test_golden.py` writes the record anew, for a change of a format or of a rule that is wanted; the reason stands in the commit."""
+`python tests/test_golden.py` writes the record anew, for a change of a format or of a rule that is wanted; the reason
+stands in the commit.
+"""
 
 import asyncio
 import hashlib
@@ -116,7 +118,10 @@ WRONG = [
 
 
 async def live(folder: Path, orders: list[dict]) -> dict[str, str]:
-    "What the service answers to orders, assertions, retractions and to what is wrong; the log and the states that come of it."
+    """What the service answers to orders, assertions, retractions and invalid requests.
+
+    And the log and the states that come of it.
+    """
     settings = load_settings(
         ROOT / "config" / "orders.toml",
         {"batch.folder": str(folder), "database.url": "", "live.store_timeout": "60s", "live.future_skew": "60d"},

@@ -222,7 +222,7 @@ def test_a_full_service_refuses_without_a_task(service, port):
     assert (status, headers[b"retry-after"]) == (429, b"1") and service.state() == before
 
 
-# --- limits of connections -------------------------------------------------------------------------------------------------------------
+# --- limits of connections --------------------------------------------------------------------------------------------
 
 HEAD = b"GET /healthz HTTP/1.1\r\nhost: here\r\n"
 HEALTH = HEAD + b"\r\n"

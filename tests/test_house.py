@@ -158,6 +158,12 @@ def test_orphans_are_seen(notebooks, modules, problem):
     assert any(problem in p for p in house.pairing_problems(notebooks, modules))
 
 
+def test_long_lines_are_seen():
+    long, listed = f'x = "{"y" * house.LINE}"', f"__all__ = ['{'y' * house.LINE}',\n           '{'z' * house.LINE}']"
+    assert house.line_problems(f"{listed}\n{'z' * house.LINE}\n") == []
+    assert house.line_problems(f"{listed}\n{long}\n") == [f"line 3 has {len(long)} characters, more than {house.LINE}"]
+
+
 def test_only_migrations_need_no_notebook():
     for name in ("desk/migrations/env.py", "desk/migrations/versions/0001_decisions.py"):
         assert house.is_migration(Path("fraud_poc") / name)
@@ -186,7 +192,10 @@ def test_an_import_from_above_is_seen(code, higher):
 
 
 def test_imports_from_below_are_fine():
-    code = "import numpy\nfrom fraud_poc import events\nfrom ..config import Columns\nfrom .files import write_aside\nimport fraud_poc.core.files"
+    code = (
+        "import numpy\nfrom fraud_poc import events\nfrom ..config import Columns\nfrom .files import write_aside\n"
+        "import fraud_poc.core.files"
+    )
     assert house.floor_problems("data.sample", code, FLOORS, 3) == []
 
 
@@ -214,7 +223,8 @@ def test_bad_code_is_seen(code, problem):
 def test_good_code_and_declared_imports_are_fine():
     assert (
         house.code_problems(
-            "def system_clock():\n    'Now.'\n    return time.time_ns()\ndef f(now):\n    'F.'\n    return time.monotonic(), datetime.fromtimestamp(now)"
+            "def system_clock():\n    'Now.'\n    return time.time_ns()\ndef f(now):\n    'F.'\n"
+            "    return time.monotonic(), datetime.fromtimestamp(now)"
         )
         == []
     )
@@ -283,8 +293,9 @@ def test_tests_that_leave_something_behind_fail_the_run(tmp_path, options):
     ]
     (tmp_path / "tests" / "conftest.py").write_text("".join(quick))
     (tmp_path / "tests" / "test_leftovers.py").write_text(
-        "import os\ndef test_file(root): (root / 'left.txt').write_text('x')\ndef test_variable(): os.environ['LEFT'] = '1'\n"
-        "def test_folder(): os.chdir('/')\ndef test_tidy(monkeypatch): monkeypatch.setenv('LEFT_NOT', '1')\ndef test_shared(shared): pass\n"
+        "import os\ndef test_file(root): (root / 'left.txt').write_text('x')\n"
+        "def test_variable(): os.environ['LEFT'] = '1'\ndef test_folder(): os.chdir('/')\n"
+        "def test_tidy(monkeypatch): monkeypatch.setenv('LEFT_NOT', '1')\ndef test_shared(shared): pass\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *options, "tests"]
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path / "home"), "FRAUD_POC_SHARED": str(tmp_path / "absent")}

@@ -75,7 +75,7 @@ def model():
     return train(1)
 
 
-# --- equality ---------------------------------------------------------------------------------------------------------------------------
+# --- equality ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40)
@@ -151,7 +151,7 @@ def test_edges_reach_every_node(model):
         assert len(edges[number]) == 6 * splits
 
 
-# --- early stopping ---------------------------------------------------------------------------------------------------------------------
+# --- early stopping ---------------------------------------------------------------------------------------------------
 
 
 def test_a_booster_stopped_early_counts_to_its_best_round():
@@ -175,7 +175,7 @@ def test_a_booster_stopped_early_counts_to_its_best_round():
     assert (contributions(booster, x) == contributions(cut, x)).all()
 
 
-# --- the proof and the way out ----------------------------------------------------------------------------------------------------------
+# --- the proof and the way out ----------------------------------------------------------------------------------------
 
 
 def test_single_scores_are_plain_floats_equal_to_the_batch(model):
@@ -284,7 +284,7 @@ def test_tables_that_lead_astray_are_rejected(model, name, node, value, words):
     assert Scorer(trees, lambda: booster, reason).score(x[0]) == booster.inplace_predict(x[:1])[0]
 
 
-# --- contributions ----------------------------------------------------------------------------------------------------------------------
+# --- contributions ----------------------------------------------------------------------------------------------------
 
 
 def test_contributions_add_up_to_the_logit(model):

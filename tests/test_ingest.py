@@ -413,7 +413,10 @@ def test_rejected_values_are_cut_and_private(make, tmp_path):
 
 def test_csv_shapes(make, tmp_path):
     settings = make()
-    text = b'\xef\xbb\xbfid,at,"who",town,amount\r\n1,2025-03-03,"a\r\nb","x, ""y""",1\r\n\r\n2,2025-03-03,w,t\r\n3,2025-03-03,w,t,1,9\r\n4,2025-03-03,w,t,1'
+    text = (
+        b'\xef\xbb\xbfid,at,"who",town,amount\r\n1,2025-03-03,"a\r\nb","x, ""y""",1\r\n\r\n2,2025-03-03,w,t\r\n'
+        b"3,2025-03-03,w,t,1,9\r\n4,2025-03-03,w,t,1"
+    )
     summary = adds_up(ingest(settings, write(tmp_path / "a.csv", text), ""))
     assert [(row["id"], row["who"], row["town"]) for row in log(settings)] == [
         ("1", "a\r\nb", 'x, "y"'),

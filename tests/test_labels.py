@@ -1,4 +1,4 @@
-"""Statements on orders: writers who clash agree with a plain reading of the rule, and log, states, ledgers, batch and live never come apart."""
+"""Label assertions: concurrent writers agree with a plain reading of the rule; log, states, batch and live agree."""
 
 import asyncio
 import io
@@ -137,11 +137,15 @@ class Far:
         return await self.store.write(change)
 
 
-# --- the drill --------------------------------------------------------------------------------------------------------------------------
+# --- the drill --------------------------------------------------------------------------------------------------------
 
 
 def plainly(said: list[tuple[int, int, int]], priority: list[str]) -> int:
-    "The rule, word by word: the most trusted source; of its statements the one known last; of those of one moment the one that came last."
+    """The rule, word by word.
+
+    The most trusted source counts; of its assertions the one known last; of those of one moment the one that
+    came last.
+    """
     for name in priority:
         own = [(known, place, label) for place, (source, label, known) in enumerate(said) if SOURCES[source] == name]
         if own:
@@ -279,7 +283,7 @@ def test_a_full_ledger_forgets_only_what_does_not_count():
         } == {source: said[place] for source, place in newest_by_source(said).items()}
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------------------------
+# --- there and back ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -528,7 +532,7 @@ def test_a_label_that_comes_late_finds_its_order_after_collect(shop, tmp_path):
 
 
 def test_an_id_that_comes_again_has_labels_of_its_own(shop, tmp_path):
-    "Live, collected, rebuilt, in batch and in the training set: what is known of an order is not known of its namesake."
+    "Live, collected, rebuilt, in batch and in training sets: what is known of an order is not known of its namesake."
     settings, url = copy_of(shop, tmp_path)
     first, second = (
         order(0),
@@ -626,11 +630,14 @@ def test_a_store_that_lost_what_is_home_is_found_out(shop, tmp_path):
         collect(settings, url)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_rows_of_retractions_read_missing_values_as_all_rows(tmp_path):
-    "Words that stand for a missing value are empty in the fields that a retraction has not; other values there are named."
+    """Words that stand for a missing value are empty in the fields that a retraction has not.
+
+    Other values in these fields are named.
+    """
     settings = settings_of(tmp_path / "orders")
     reader = EventReader(settings, bytes(32), clock=lambda: NOW)
     (tmp_path / "back.csv").write_text(
@@ -759,7 +766,7 @@ def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch)
     )
 
 
-# --- over HTTP --------------------------------------------------------------------------------------------------------------------------
+# --- over HTTP --------------------------------------------------------------------------------------------------------
 
 
 class Going:
@@ -853,7 +860,10 @@ async def refusals(client: httpx.AsyncClient, said: list[dict]) -> None:
 
 @pytest.mark.parametrize("until, within", [("2025-02-01", False), ("2025-01-20T12:00", True)])
 def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path, until, within):
-    "As in a demonstration: the store is filled with the beginning of the log, which may end within a part, and later orders of it come live."
+    """As in a demonstration: the store is filled with the beginning of the log, and later orders of it come live.
+
+    The beginning may end within a part.
+    """
     settings, url = copy_of(shop, tmp_path)
     whole, table = read_manifest(settings.batch.folder), build_table(settings)
     compute_features(settings, replace=True, until=until)

@@ -1,4 +1,4 @@
-"""Filling the store: live entries over history are what batch makes of both; loads die, Redis dies, and nothing that was acknowledged is lost or counted twice."""
+"""Filling the store: live entries over history are what batch makes of both, also when loads or Redis die."""
 
 import asyncio
 import json
@@ -106,7 +106,7 @@ def entries_of(settings: Settings, parts: list[dict]) -> list[Entry]:
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory):
-    "A folder with half a log and its features, the other half as live entries, and the states that batch leaves after both."
+    "A folder with half a log and its features, the other half as live entries, and the states of batch after both."
     folder = tmp_path_factory.mktemp("history")
     whole = settings_in(folder / "whole")
     make_data(whole, folder / "raw")
@@ -140,7 +140,10 @@ def server(tmp_path):
 
 
 async def decide(store, stepper: Stepper, columns: list[str], entry: Entry) -> int:
-    "What the service will do: fetch, step, commit, again on a conflict and after an outage; returns the sequence number."
+    """What the service will do: read, step, commit, again on a conflict and after an outage.
+
+    Returns the sequence number.
+    """
     places, record = (
         touched_keys(stepper.table, columns, [entry]),
         event_key(entry.id_key) if entry.kind == "event" else label_key(entry.id_key, entry.known),

@@ -1,4 +1,4 @@
-"""All notebooks run in a copy of the project and leave nothing behind: side by side, or one after another with `--notebooks-serially`."""
+"""All notebooks run in a copy of the project and leave nothing behind: side by side, or with `--notebooks-serially`."""
 
 import json
 
@@ -8,7 +8,7 @@ from support import house
 
 @pytest.fixture(scope="module")
 def copy(root, tmp_path_factory):
-    "A copy of the project that shares what Python and numba have compiled with it, so that neither run compiles for itself alone."
+    "A copy of the project that shares its compiled code with it, so that neither run compiles for itself alone."
     folder = house.copy_project(root, tmp_path_factory.mktemp("notebooks") / "project")
     for package in {path.parent for path in (folder / "fraud_poc").rglob("*.py")}:
         compiled = root / package.relative_to(folder) / "__pycache__"

@@ -1,4 +1,4 @@
-"""Hostile values: each parameter of each route of the application's own table, one after another, on both databases. None of them is an error of ours."""
+"""Hostile values of each parameter of each route, on both databases: none of them is an error of ours."""
 
 import asyncio
 import logging

@@ -1,7 +1,8 @@
-"""Parity to the bit: naive oracle = batch in any number of pieces, parts and goes = event by event through packed bytes.
+"""Parity to the bit: naive oracle = batch in any number of pieces, parts and goes = event by event on packed bytes.
 
-Streams and tables are drawn by hypothesis: ties, late and much too late events, labels and corrections anywhere, missing entities, hot keys beyond
-the cap, gaps of years, windows whose edges events hit exactly. `HYPOTHESIS_PROFILE=long` draws many more.
+Streams and tables are drawn by hypothesis: ties, late and much too late events, labels and corrections anywhere,
+missing entities, hot keys beyond the cap, gaps of years, windows whose edges events hit exactly.
+`HYPOTHESIS_PROFILE=long` draws many more.
 """
 
 import os
@@ -89,7 +90,7 @@ def folder_of(settings: Settings, **changes):
         yield with_batch(settings, folder=Path(folder), **changes)
 
 
-# --- what is drawn ----------------------------------------------------------------------------------------------------------------------
+# --- what is drawn ----------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -210,7 +211,7 @@ def cases(draw) -> tuple[Settings, list[dict]]:
     return settings, items
 
 
-# --- properties -------------------------------------------------------------------------------------------------------------------------
+# --- properties -------------------------------------------------------------------------------------------------------
 
 
 def expected_of(settings: Settings, items: list[dict]) -> tuple:
@@ -226,7 +227,10 @@ def expected_of(settings: Settings, items: list[dict]) -> tuple:
 
 
 def assert_schema(table, vectors: np.ndarray, flags: np.ndarray) -> None:
-    "Values keep to the schema of their aggregate: its range, and where its entity is known, no value is missing that may not be."
+    """Values keep to the schema of their aggregate.
+
+    Its range, and where its entity is known, no value is missing that may not be.
+    """
     for row, values in zip(table.rows, vectors.T):
         schema, there = row.aggregate.schema, ~np.isnan(values)
         low, high = np.float32(schema.low), np.float32(schema.high)
@@ -276,7 +280,11 @@ def test_batch_is_the_oracle_and_the_stepping(case, part_items, step_rows, goes)
 
 
 def domain_stream(settings: Settings, count: int, seed: int) -> list[dict]:
-    "A stream made to be unpleasant: few entities with many events, ties, late and much too late ones, labels and corrections, missing keys, gaps of years."
+    """An unpleasant stream.
+
+    Few entities with many events, ties, late and much too late ones, labels and corrections, missing keys, gaps
+    of years.
+    """
     r, items, clock, labelled = np.random.default_rng(seed), [], 1_500_000_000_000, {}
     gaps = [0, 1_000, 60_000, 3_600_000, 40_000_000, 9 * DAY, 800 * DAY]
     for tag in range(count):
@@ -300,7 +308,10 @@ def domain_stream(settings: Settings, count: int, seed: int) -> list[dict]:
 
 @pytest.mark.parametrize("name", ["orders", "cards", "ratings"])
 def test_the_tables_of_the_domains_with_a_median_and_windows_of_seconds(name):
-    "All features that are shipped, medians and windows of seconds of each entity, beyond a bound of 20 exact events and sets of 3."
+    """All features that are shipped, medians and windows of seconds of each entity.
+
+    Beyond a bound of 20 exact events and sets of 3.
+    """
     rows = load_settings(CONFIG / f"{name}.toml").features.rows
     columns = load_settings(CONFIG / f"{name}.toml").columns
     rows = [*rows, f"Median({columns.amount!r}, by={columns.entities!r}, last=[1, 4, 20])"]
@@ -316,11 +327,14 @@ def test_the_tables_of_the_domains_with_a_median_and_windows_of_seconds(name):
     assert all((expected[1] & flag).any() for flag in (1, 2, 4, 8, 16))
 
 
-# --- raw files, delivered in portions ---------------------------------------------------------------------------------------------------
+# --- raw files, delivered in portions ---------------------------------------------------------------------------------
 
 
 def with_known(items: list[dict], waits: list[int]) -> list[dict]:
-    "The stream with times at which its labels were known: a wait after their event, in no order, as a correction may tell of an earlier time."
+    """The stream with times at which its labels were known.
+
+    A time comes after its event, in no order, as a correction may be known before what it corrects.
+    """
     return [
         item | {"known": item["ts"] + 1 + waits[i % len(waits)]} if "label" in item else item
         for i, item in enumerate(items)
@@ -339,7 +353,10 @@ def with_known(items: list[dict], waits: list[int]) -> list[dict]:
 def test_features_with_labels_frozen_are_those_of_a_log_without_the_later_labels(
     case, part_items, step_rows, waits, share, left_out
 ):
-    "Whatever moment is taken: the oracle on the stream from which labels known at it or later were removed, 0 differing bits; and files of the parts asked for alone."
+    """Whatever moment is taken: 0 bits differ from the oracle on the stream without labels known from then on.
+
+    And there are files of the parts asked for alone.
+    """
     settings, items = case
     rows = [
         *settings.features.rows,
@@ -390,7 +407,10 @@ def test_features_with_labels_frozen_are_those_of_a_log_without_the_later_labels
 
 
 def test_a_label_follows_the_one_before_it_that_stays():
-    "Of an event that left the recent ones, one of three labels is left out, in the middle of the order of knowledge: the counts are right without it."
+    """Of an event that left the recent ones, one of three labels, in the middle of the order of knowledge, is left out.
+
+    The counts are right without it.
+    """
     at, keys = 1_700_000_000_000, {"a": 1, "b": 2, "c": 3}
     events = [{"t": at + i * MINUTE, "tag": i + 1, "amount": 100, "keys": keys} for i in range(41)]
     for k, (left_out, chosen) in enumerate(
@@ -435,7 +455,11 @@ def test_a_label_follows_the_one_before_it_that_stays():
 def raw_files(
     settings: Settings, items: list[dict], again: list[int], order: np.random.Generator, path: Path
 ) -> tuple[str, str]:
-    "A portion as files: its events in any order, some of `again` (events of this or earlier portions) delivered once more, its labels."
+    """A portion as files.
+
+    Its events in any order, some of `again` (events of this or earlier portions) delivered once more, its
+    labels.
+    """
     events = [item for item in items if "t" in item] + again
     labels = [item for item in items if "label" in item]
     events = [events[place] for place in order.permutation(len(events))]
@@ -556,11 +580,14 @@ def test_portions_in_order_are_one_run(tmp_path):
     )
 
 
-# --- what only several writers can bring about ------------------------------------------------------------------------------------------
+# --- what only several writers can bring about ------------------------------------------------------------------------
 
 
 def test_a_label_ahead_of_its_event():
-    "Two writers may put a label into the log before its event: it is ignored, and the states are those of the events alone."
+    """Two writers may put a label into the log before its event: it is ignored.
+
+    The states are those of the events alone.
+    """
     settings = Settings.model_validate(
         BASE | {"features": BASE["features"] | {"rows": ['FraudRate(by="a", over=["1h", "90d", "lifetime"])']}}
     )

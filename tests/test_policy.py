@@ -1,4 +1,4 @@
-"""Costs beside a calculation by hand; the cheapest action; monotone in the probability; thresholds and savings beside brute force; the file."""
+"""Costs, the cheapest action, thresholds and savings beside calculations by hand and brute force; the file."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def fit(settings, part, **more):
     return fit_policy(settings, **part, **more)
 
 
-# --- one decision -----------------------------------------------------------------------------------------------------------------------
+# --- one decision -----------------------------------------------------------------------------------------------------
 
 money_values = st.floats(0, 500, allow_subnormal=False)
 shares = st.floats(0, 1, allow_subnormal=False)
@@ -170,7 +170,7 @@ def test_a_decision_costs_less_than_three_microseconds():
     assert best / 1_000 < 6e-6  # measured: 1.1 us; twice the bound of 3 us, for a machine that is shared
 
 
-# --- thresholds -------------------------------------------------------------------------------------------------------------------------
+# --- thresholds -------------------------------------------------------------------------------------------------------
 
 
 def test_the_queue_of_a_policy_fits_the_people():
@@ -262,7 +262,7 @@ def test_wrong_arrays_are_refused():
     fit(settings, part | {"probabilities": np.zeros(50)})  # nothing to review
 
 
-# --- what is saved ----------------------------------------------------------------------------------------------------------------------
+# --- what is saved ----------------------------------------------------------------------------------------------------
 
 
 def test_money_beside_brute_force(tmp_path):
@@ -343,10 +343,8 @@ def test_counts_and_savings_that_are_shown_by_hand():
         "events": 1.5
     }  # half of the first, and the third
     assert (plain["days"], plain["events"], plain["frauds"]) == (2, 5, 2)
-    price, lost = (
-        8 / 3,
-        110.0,
-    )  # of a review, and of a fraud of 100 that passes; a review finds 95 % of frauds and costs a legitimate order 0.5 of waiting
+    # of a review, and of a fraud of 100 that passes; a review finds 95 % of frauds and delays legitimate orders at 0.5
+    price, lost = 8 / 3, 110.0
     costs = (price + 0.05 * lost) * 2 + price + 0.5 + 0.5
     turned_away = (200 + 100 + 5) * 0.15 + 3 * 20
     assert [plain["costs"][name]["value"] for name in ("policy", "pass", "block")] == pytest.approx(
@@ -359,7 +357,7 @@ def test_counts_and_savings_that_are_shown_by_hand():
     assert plain["capacity"]["saved"]["value"][two] == pytest.approx(found / 2, rel=1e-5)
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------------------------
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_policy_comes_back_with_its_hash(tmp_path):

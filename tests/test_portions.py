@@ -1,4 +1,4 @@
-"""What was known when: a label enters the log when events have reached its time, in files cut anywhere and live, and the features are the same to the bit."""
+"""What was known when: a label enters the log when events have reached its time, in any files and live alike."""
 
 import asyncio
 import json
@@ -47,13 +47,14 @@ SETTINGS = Settings.model_validate(
 )
 
 
-# --- the rule, word by word -------------------------------------------------------------------------------------------------------------
+# --- the rule, word by word -------------------------------------------------------------------------------------------
 
 
 def sequenced(portions: list[tuple[list, list]]) -> tuple[list, list]:
-    """The log that portions of (time, id) events and (id, label, known) verdicts give, and the labels that wait, by the rule in its plainest form.
+    """The log of portions of (time, id) events and (id, label, known) labels, and the labels that wait.
 
-    In the log: ("event", id) and ("label", id, label, what was known before)."""
+    This is the rule in its plainest form. In the log: ("event", id) and ("label", id, label, what was known before).
+    """
     log, waiting, times, known_last, current, newest = (
         [],
         [],
@@ -146,7 +147,10 @@ def log_of(settings: Settings) -> tuple[list, list]:
 
 @st.composite
 def histories(draw):
-    "Events by time, verdicts with their delays, corrections among them; times at which the history is cut; events that come a portion late."
+    """Events by time, labels with their delays, corrections among them; times at which the history is cut; late events.
+
+    Late events come a portion late.
+    """
     count = draw(st.integers(2, 14))
     times = np.cumsum([draw(st.sampled_from([1, HOUR, 9 * HOUR, 2 * DAY])) for _ in range(count)]) + START
     events = [(int(time), f"e{number:02d}") for number, time in enumerate(times)]
@@ -164,7 +168,10 @@ def histories(draw):
 
 
 def portioned(events: list, verdicts: list, cuts: list[int], late: set) -> list[tuple[list, list]]:
-    "The history in portions: each event in that of its time, or one later; a verdict with its event, whenever it is known."
+    """The history in portions: each event in that of its time, or one later.
+
+    A label comes with its event, whenever it is known.
+    """
     place = {ident: min(sum(time >= cut for cut in cuts) + (ident in late), len(cuts)) for time, ident in events}
     return [
         (
@@ -278,7 +285,7 @@ def test_a_log_of_the_earlier_version_whose_features_saw_the_future_is_refused()
                     read_manifest(settings.batch.folder)
 
 
-# --- live -------------------------------------------------------------------------------------------------------------------------------
+# --- live -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_label_enters_the_live_log_when_its_time_has_come_and_once():

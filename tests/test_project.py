@@ -52,7 +52,7 @@ def files(folder: Path, below: str) -> dict[str, bytes]:
     }
 
 
-# --- notebooks and modules --------------------------------------------------------------------------------------------------------------
+# --- notebooks and modules --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["nbdev_export", "nbdev_build_lib"])
@@ -77,8 +77,8 @@ def test_every_module_has_its_notebook_and_every_notebook_its_module():
 
 
 @pytest.mark.parametrize("command", [["ruff", "format", "--check"], ["ruff", "check"]], ids=" ".join)
-def test_notebooks_tests_and_benchmarks_are_formatted_and_linted(command):
-    house.run([*command, "."], ROOT)
+def test_notebooks_tests_benchmarks_and_migrations_are_formatted_and_linted(command):
+    house.run([*command, ".", "fraud_poc/desk/migrations"], ROOT)
 
 
 @every_notebook
@@ -114,6 +114,11 @@ def test_module_imports_only_lower_floors(module):
 
 
 @every_module
+def test_module_has_no_long_lines(module):
+    assert house.line_problems(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+@every_module
 def test_module_needs_only_runtime_requirements(module, project):
     assert house.dependency_problems(MODULES[module].read_text(encoding="utf-8"), project["requirements"].split()) == []
 
@@ -138,7 +143,7 @@ def test_migrations_are_plain_files_that_are_installed_and_stand_alone(project):
         )
 
 
-# --- versions and metadata --------------------------------------------------------------------------------------------------------------
+# --- versions and metadata --------------------------------------------------------------------------------------------
 
 
 def test_lock_files_satisfy_the_settings(project):
@@ -188,7 +193,7 @@ def test_licence_is_apache_2():
     )
 
 
-# --- commands and files -----------------------------------------------------------------------------------------------------------------
+# --- commands and files -----------------------------------------------------------------------------------------------
 
 
 def test_git_keeps_data_without_its_contents(tmp_path):

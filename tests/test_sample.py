@@ -1,4 +1,4 @@
-"""The sample generator through the package: same bytes for any number of workers, nothing half-written, sound labels."""
+"""The sample generator: same bytes for any number of workers, nothing half-written, sound labels."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The scoring service: what it refuses and how, what it promises in its documents, and how it starts, fills up, stops and is killed."""
+"""The scoring service: what it rejects and how, what its documents promise, and how it starts, fills up and stops."""
 
 import asyncio
 import json
@@ -111,7 +111,7 @@ def assert_problem(response: httpx.Response, status: int | None = None, field: s
     return detail
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 BAD = {
     "null": "null",
@@ -316,7 +316,7 @@ def test_the_fast_way_and_the_strict_way_read_alike(changes, added, ascii_only, 
     assert fast == strict and isinstance(fast, str) >= bool(added)
 
 
-# --- keys, limits, errors ---------------------------------------------------------------------------------------------------------------
+# --- keys, limits, errors ---------------------------------------------------------------------------------------------
 
 NEEDS = [
     ("/score", "POST", "score"),
@@ -528,7 +528,7 @@ def test_what_fails_inside_is_a_500_that_tells_nothing(fresh, caplog):
     )
 
 
-# --- the other routes -------------------------------------------------------------------------------------------------------------------
+# --- the other routes -------------------------------------------------------------------------------------------------
 
 
 def test_answers_decisions_model_metrics(fresh):
@@ -643,7 +643,7 @@ def test_other_domains(tmp_path, name):
     asyncio.run(run())
 
 
-# --- schemathesis -----------------------------------------------------------------------------------------------------------------------
+# --- schemathesis -----------------------------------------------------------------------------------------------------
 
 
 def promised(folder: Path, mode: schemathesis.GenerationMode, count: int):
@@ -725,7 +725,7 @@ def test_schemathesis_finds_nothing_in_sequences(tmp_path):
     assert len(service.engine.store.log) > 3
 
 
-# --- real processes ---------------------------------------------------------------------------------------------------------------------
+# --- real processes ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Files as spreadsheets and banks write them: with the settings that say how, they are what a plain file is; without, they are rejected with these settings."""
+"""Files as spreadsheets and banks write them: read like a plain file with the right settings, else rejected."""
 
 import json
 
@@ -183,7 +183,7 @@ def test_a_date_in_another_spelling_is_no_date(payments, tmp_path, at):
     assert done["rejected"] == {'time is not a date as input.date_format = "dayfirst" says': 1} and done["events"] == 2
 
 
-# --- times that are numbers ---------------------------------------------------------------------------------------------------------------------
+# --- times that are numbers -------------------------------------------------------------------------------------------
 
 SECOND = 1_746_266_700  # 2025-05-03T10:05Z
 INDEX = {"columns__time_format": "index", "columns__time_start": "2025-05-01"}

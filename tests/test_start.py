@@ -1,4 +1,4 @@
-"""What a process loads when it starts: a scoring process nothing of training, the command line only what a command needs."""
+"""What a process loads when it starts: a scoring process nothing of training, a command only what it needs."""
 
 import json
 import resource
@@ -81,7 +81,10 @@ def cpu_seconds(code: str, *words: str) -> tuple[float, str]:
 
 
 def test_help_is_quick():
-    "On a busy machine everything takes longer: the time of typer alone, measured in turn, is the scale. The fastest of three counts."
+    """The time of typer alone, measured in turn, is the scale: on a busy machine everything takes longer.
+
+    The fastest of three counts.
+    """
     used, alone = [], []
     for _ in range(3):
         seconds, said = cpu_seconds("from fraud_poc.cli import main; main()", "--help")

@@ -1,4 +1,4 @@
-"""The live store: both kinds keep one contract; Redis stops, dies, comes back, forgets; its server is shared and leaves nothing behind."""
+"""The live store: both kinds keep one contract; Redis stops, dies, comes back, forgets; its server is shared."""
 
 import asyncio
 import inspect
@@ -136,7 +136,7 @@ async def until_up(store) -> None:
     await until_so(lambda: (link := store.connection.link) and not link.broken, "the store is connected")
 
 
-# --- one contract -----------------------------------------------------------------------------------------------------------------------
+# --- one contract -----------------------------------------------------------------------------------------------------
 
 
 @both
@@ -336,7 +336,7 @@ def test_both_stores_tell_the_same_story(server, steps):
     assert real == memory
 
 
-# --- Redis: several processes, generations ----------------------------------------------------------------------------------------------
+# --- Redis: several processes, generations ----------------------------------------------------------------------------
 
 
 @runs
@@ -362,7 +362,10 @@ async def test_two_processes_conflict_and_lose_nothing(server):
 
 @runs
 async def test_two_processes_that_change_one_state_all_the_time_come_to_an_end(server):
-    "Writes computed from a write that was rejected are rejected too: unless a process gives them up, all its writes can be of that kind for ever."
+    """Writes computed from a rejected write are rejected too.
+
+    Unless a process gives them up, all its writes can be of that kind for ever.
+    """
     for _ in range(60):
         fill(server.url)
         async with redis_store(server.url) as one, redis_store(server.url) as two:
@@ -409,7 +412,7 @@ async def test_what_is_not_ours_is_not_believed(server, other):
         assert await add_one(store, 1) == ["accepted"]
 
 
-# --- Redis: down, slow, forgetful -------------------------------------------------------------------------------------------------------
+# --- Redis: down, slow, forgetful -------------------------------------------------------------------------------------
 
 
 @runs
@@ -676,7 +679,7 @@ async def test_tls_with_a_password(tmp_path):
         proxy.close()
 
 
-# --- the server -------------------------------------------------------------------------------------------------------------------------
+# --- the server -------------------------------------------------------------------------------------------------------
 
 USER = """
 import sys, time
@@ -894,7 +897,7 @@ def test_entries_keep_every_bit(entry):
         decode_entry(encode_entry(entry)[:-1])
 
 
-# --- micro-batches -------------------------------------------------------------------------------------------------------------------------------
+# --- micro-batches ----------------------------------------------------------------------------------------------------
 
 
 def count_up(batch, asked: list[ReadRequest]) -> list[bytes | None]:

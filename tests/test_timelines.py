@@ -1,4 +1,4 @@
-"""A store that goes back in time: nothing is missing in the database, nothing is there twice, and what the store lost is marked and told."""
+"""A store that goes back in time: no decision is missing in the database or there twice, and lost ones are marked."""
 
 import asyncio
 import json
@@ -146,7 +146,7 @@ def holds_the_log(engine, lines: list[Timeline], log: list[tuple[int, bytes]]) -
     assert there.keys() - expected.keys() == lost_rows(engine)
 
 
-# --- a server, its files and their copies -----------------------------------------------------------------------------------------------
+# --- a server, its files and their copies -----------------------------------------------------------------------------
 
 
 class Server:
@@ -362,7 +362,7 @@ def test_a_promoted_replica_begins_a_timeline_before_its_first_order(server, tmp
     assert [line.start for line in server.read()[0]] == [0]
 
 
-# --- any sequence of copies and restores ------------------------------------------------------------------------------------------------
+# --- any sequence of copies and restores ------------------------------------------------------------------------------
 
 STEPS = st.lists(
     st.one_of(
@@ -437,7 +437,7 @@ def test_whatever_is_restored_each_entry_is_there_once_and_what_is_lost_is_known
     asyncio.run(scenario())
 
 
-# --- counts, archives, erasure and cases ------------------------------------------------------------------------------------------------
+# --- counts, archives, erasure and cases ------------------------------------------------------------------------------
 
 
 def test_what_was_sent_again_is_not_counted(engine, reader):

@@ -1,4 +1,4 @@
-"""What users are told can be done: every address and every command that is printed, or stands on a page or in a help text, is tried."""
+"""What users are told: every address and every command that is printed, or is on a page or in a help text, is tried."""
 
 import ast
 import asyncio
@@ -42,7 +42,7 @@ CODE = {
 OTHERS = ("8888", "8787")  # ports of JupyterLab and of Dask
 METHODS = "GET|POST|DELETE"
 
-# --- addresses --------------------------------------------------------------------------------------------------------------------------
+# --- addresses --------------------------------------------------------------------------------------------------------
 
 
 def addresses() -> set[tuple[str, str, str, str]]:
@@ -99,7 +99,7 @@ def test_addresses_are_found():
     } <= told
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 STOPS = ("|", "||", "&&", "&", ";", ">", "<")
 USAGE = typer.BadParameter.__mro__[1]  # wrong use, of click or of typer's own copy of it
@@ -222,7 +222,7 @@ def test_targets_of_make_exist(where, target):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), (where, target)
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 WRONG_SETTINGS = [
     ("service.port=abc", "service.port: must be a whole number (found 'abc')"),

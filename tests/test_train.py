@@ -1,4 +1,4 @@
-"""Training: the same bytes from the same dataset and seed, in one process and on a cluster; errors that say what to do."""
+"""Training: the same bytes from the same dataset and seed, in one process and on a cluster; errors name the remedy."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a value means, at every door: yes, no, unresolved and missing by one rule; times beyond the clock and beyond all others are set aside and counted."""
+"""What a value means, everywhere: yes, no, unresolved and missing by one rule; times beyond the clock are counted."""
 
 import json
 import re
@@ -98,7 +98,7 @@ def rejects_of(settings, summary):
     return pq.read_table(settings.batch.folder / summary["rejects"]).to_pylist() if summary["rejects"] else []
 
 
-# --- doors: each writes values of a label column to a file, gives it in, and says what each meant ---------------------------------------------
+# --- doors: each writes values of a label column to a file, gives it in, and says what each meant ---------------------
 
 
 def written(path, frame):
@@ -328,7 +328,10 @@ def test_json_by_api_is_strict_and_says_so(make, value):
 
 
 def test_a_field_called_fraud_has_its_own_meaning(make, tmp_path):
-    "Whatever the lists of the domain: `fraud` in a labels file is yes or no, unless the domain's own column is called so."
+    """Whatever the lists of the domain: `fraud` in a labels file is yes or no.
+
+    Unless the domain's own column is called so.
+    """
     reader = EventReader(make(), bytes(32))
 
     def told(settings, values):
@@ -380,7 +383,7 @@ def test_one_value_and_a_column_of_it(root, text):
     assert set(label_words(settings.labels, missing).values()) == {FRAUD, LEGITIMATE, UNRESOLVED}
 
 
-# --- summaries --------------------------------------------------------------------------------------------------------------------------------
+# --- summaries --------------------------------------------------------------------------------------------------------
 
 
 def given_in(settings, folder, values, **named):
@@ -401,19 +404,21 @@ def given_in(settings, folder, values, **named):
         (
             WORDS,
             ["True", "False"],
-            "no fraud: none of 2 labels means fraud; check labels.column and labels.fraud_values (['scam']); 2 labels, such as 'False', 'True', are in none of "
-            'labels.fraud_values, legitimate_values and unresolved_values, and were rejected (labels.other_values = "refuse"): list what they mean',
+            "no fraud: none of 2 labels means fraud; check labels.column and labels.fraud_values (['scam']); 2 labels, "
+            "such as 'False', 'True', are in none of labels.fraud_values, legitimate_values and unresolved_values, and "
+            'were rejected (labels.other_values = "refuse"): list what they mean',
         ),
         (
             PLAIN,
             ["1", "2", "2"],
-            "2 labels, such as '2', are in none of labels.fraud_values, legitimate_values and unresolved_values, and were rejected (labels.other_values = \"refuse\"): list what they mean",
+            "2 labels, such as '2', are in none of labels.fraud_values, legitimate_values and unresolved_values, and "
+            'were rejected (labels.other_values = "refuse"): list what they mean',
         ),
         (
             PLAIN | {"other_values": "legitimate"},
             ["1", "x"],
-            "1 labels, such as 'x', are in none of labels.fraud_values, legitimate_values and unresolved_values, and were taken for legitimate "
-            '(labels.other_values = "legitimate"): list what they mean',
+            "1 labels, such as 'x', are in none of labels.fraud_values, legitimate_values and unresolved_values, and "
+            'were taken for legitimate (labels.other_values = "legitimate"): list what they mean',
         ),
     ],
 )
@@ -433,7 +438,7 @@ def test_ingest_counts_frauds_and_says_what_it_did_not_understand(make, tmp_path
 
 
 def test_a_public_set_with_a_third_value(make, tmp_path):
-    "0, 1 and 2 = unlabelled: without a setting the third value is rejected and counted, with one it is unresolved; never legitimate."
+    "0, 1 and 2 = unlabelled: the third is rejected and counted, or unresolved with the setting; never legitimate."
     values = ["2"] * 300 + ["0"] * 600 + ["1"] * 100
     summary = given_in(make(), tmp_path, values)
     assert (
@@ -452,7 +457,7 @@ def test_a_public_set_with_a_third_value(make, tmp_path):
     ) == (100, 600, 300, {}, "")
 
 
-# --- missing values ---------------------------------------------------------------------------------------------------------------------------
+# --- missing values ---------------------------------------------------------------------------------------------------
 
 
 def test_stand_ins_for_missing_are_no_identity_and_counted(make, tmp_path):
@@ -534,7 +539,7 @@ def test_legal_values_are_left_alone(make, tmp_path):
     assert summary["rejected"] == {"id stands for a missing value (columns.missing_values)": 2}
 
 
-# --- times beyond the clock and beyond all others ------------------------------------------------------------------------------------------------
+# --- times beyond the clock and beyond all others ---------------------------------------------------------------------
 
 
 def shop_frame(count=400, start="2024-06-01", hours=6):
@@ -724,7 +729,8 @@ def test_a_log_that_reaches_into_the_future_is_no_training_set(make, tmp_path):
     log = log_until(settings.batch.folder, read_manifest(settings.batch.folder), "")
     with pytest.raises(
         ValueError,
-        match=r"reaches to 2024-09-08, which is later than the clock by more than live.future_skew \(1h\): ingest the files anew",
+        match=r"reaches to 2024-09-08, which is later than the clock by more than live.future_skew \(1h\): "
+        r"ingest the files anew",
     ):
         last_known(settings, log, int(pd.Timestamp("2024-09-01", tz="UTC").timestamp() * 1000))
 
@@ -741,7 +747,7 @@ def test_the_document_promises_what_is_read(root, text):
         assert bool(re.search(missing_pattern(missing), text)) == is_missing(text, missing)
 
 
-# --- identities ---------------------------------------------------------------------------------------------------------------------------------
+# --- identities -------------------------------------------------------------------------------------------------------
 
 NULLABLE = pa.string()
 # what it is -> its text, or None = missing; texts of CSV; values of JSON; columns of Parquet
@@ -976,7 +982,7 @@ def test_one_text_and_a_column_of_it_agree(text, forms):
         assert one_texts(pa.array([text]), forms).to_pylist() == [found] and one_text(found, forms) == found
 
 
-# --- dates without a time -------------------------------------------------------------------------------------------------------------------------
+# --- dates without a time ---------------------------------------------------------------------------------------------
 
 TODAY = "2025-10-09"  # of NOW, at 08:53:20Z
 # written, time zone -> when the label was known; a text with the settings of input that it needs
@@ -1087,7 +1093,7 @@ def test_the_time_of_an_event_that_is_a_date_is_the_start_of_its_day(make, tmp_p
     assert {event.time for event in events} == {1_748_901_600_000}
 
 
-# --- dates and times as identities ----------------------------------------------------------------------------------------------------------------
+# --- dates and times as identities ------------------------------------------------------------------------------------
 
 MOMENTS = {
     "timestamp": pa.array([0]).cast(pa.timestamp("us")),

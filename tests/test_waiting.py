@@ -73,7 +73,10 @@ def test_a_command_is_ended_when_it_is_quiet_and_not_when_it_is_slow(tmp_path):
     slow = "import time\nfor _ in range(12): print('step', flush=True); time.sleep(0.1)"
     done = watched([sys.executable, "-S", "-c", slow], quiet=1)
     assert done.returncode == 0 and done.stdout == "step\n" * 12
-    quiet = "import subprocess, sys\nprint(subprocess.Popen(['sleep', '600']).pid, flush=True)\nsys.stdin.close(); subprocess.run(['sleep', '600'])"
+    quiet = (
+        "import subprocess, sys\nprint(subprocess.Popen(['sleep', '600']).pid, flush=True)\n"
+        "sys.stdin.close(); subprocess.run(['sleep', '600'])"
+    )
     done = watched([sys.executable, "-S", "-c", quiet], quiet=1)
     first, last = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
     assert done.returncode == -9 and last == "stopped after 1 seconds without a word"

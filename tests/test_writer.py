@@ -232,7 +232,7 @@ def run(store, engine, reader):
     return asyncio.run(follow_log(store, engine, reader, asyncio.Event(), to_end=True))
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------------------------
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_decision_is_kept_whole(engine, reader):
@@ -542,7 +542,7 @@ def test_many_generated_decisions_look_like_written_ones(engine, settings, root,
     ) == Checkpoint("e", 0)
 
 
-# --- once, whatever happens -------------------------------------------------------------------------------------------------------------
+# --- once, whatever happens -------------------------------------------------------------------------------------------
 
 
 def test_what_was_written_is_not_written_again(engine, reader):
@@ -614,7 +614,7 @@ def test_a_row_that_the_database_refuses_is_passed_over(engine, reader, caplog):
     assert [record.fields["position"] for record in caplog.records] == [4]
 
 
-# --- other logs -------------------------------------------------------------------------------------------------------------------------
+# --- other logs -------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_epoch_is_followed_and_the_rest_of_the_old_one_is_read_from_files(settings, engine, reader):
@@ -761,7 +761,7 @@ def test_a_line_of_the_log_is_json_with_the_time_of_its_event():
     }
 
 
-# --- processes --------------------------------------------------------------------------------------------------------------------------
+# --- processes --------------------------------------------------------------------------------------------------------
 
 
 def open_log(url: str, settings, epoch="e") -> Names:

@@ -191,7 +191,10 @@ def check_fit(settings: Settings, client: Client, names: Names, store: StoreCont
 
 # %% ../../nbs/48_collect.ipynb #c012
 def live_log_batches(client: Client, names: Names, first: int, last: int, most: int) -> Iterator[list[StoredEntry]]:
-    "The live log between two numbers, inclusive, in batches of at most `most` entries. Raises `ValueError` when some are missing, and `BrokenLog` for a wrong digest."
+    """The live log between two numbers, inclusive, in batches of at most `most` entries.
+
+    Raises `ValueError` when some are missing, and `BrokenLog` for a wrong digest.
+    """
     ahead = client.call("XRANGE", names.log, f"{first - 1}-0", f"{first - 1}-99") if first else []
     before = next(iter(stored_entries(ahead)), None)
     while first <= last:

@@ -313,7 +313,7 @@ class StoredEntry(NamedTuple):
 
 
 class BrokenLog(ValueError):
-    "A log from which entries are missing, or whose entries are not those that were written; `seq` is the first that shows it."
+    "A log whose entries are not those that were written; `seq` is the number of the first that shows it."
 
     def __init__(self, seq: int, message: str):
         super().__init__(message)

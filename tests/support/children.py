@@ -1,7 +1,7 @@
-"""Processes of tests that are forked from one which has imported what they need, so that none of them pays for that again.
+"""Processes of tests, forked from one that has imported what they need: none of them pays for that again.
 
-They are as separate as others: they can be killed, and leave files, not memory. What they run is a function that can be imported; its first argument is
-a function `tell`, and what it tells is heard here.
+They are as separate as others: they can be killed, and leave files, not memory. What they run is a function that can
+be imported; its first argument is a function `tell`, and what it tells is heard here.
 """
 
 import multiprocessing

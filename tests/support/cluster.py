@@ -13,7 +13,10 @@ from support.waiting import LONG, until
 
 
 def serve(tell, name: str, folder: Path, arguments: list[str]) -> None:
-    "What the command `dask scheduler` or `dask worker` does; its log goes nowhere. Work is not stolen: a busy machine would move parts, and with them the last bits."
+    """What the command `dask scheduler` or `dask worker` does; its log goes nowhere.
+
+    Work stealing is off: a busy machine would move parts, and with them the last bits.
+    """
     os.chdir(folder)
     dask.config.set({"distributed.scheduler.work-stealing": False})
     with open(os.devnull, "w") as nowhere:

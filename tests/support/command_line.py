@@ -11,11 +11,34 @@ from support import house
 PAYMENTS = """
 domain = {name = "payments"}
 input = {events = "", labels = ""}
-columns = {id = ["id"], time = "at", time_format = "iso", timezone = "UTC", amount = "amount", decimals = 2, entities = ["who"], categories = [], missing_values = ["NULL"]}
-labels = {column = "fraud", fraud_values = [1], legitimate_values = [0], unresolved_values = [], other_values = "refuse", time_column = "", delay = "2d", source = "customer", priority = ["chargeback", "analyst", "customer", "rule"]}
 limits = {min_amount = 0.0, max_amount = 1000.0, earliest = "2000-01-01", latest = "2100-01-01", gap = "400d"}
-features = {retention = "30d", forget_after = "90d", exact_events = 16, set_size = 4, rows = ['Count(by="who", over="1d")', 'Mean("amount", by="who", over="7d")']}
 batch = {folder = "out", scheduler = "", threads = 1, partitions = 0, part_rows = 1000, step_rows = 1000}
+[columns]
+id = ["id"]
+time = "at"
+time_format = "iso"
+timezone = "UTC"
+amount = "amount"
+decimals = 2
+entities = ["who"]
+categories = []
+missing_values = ["NULL"]
+[labels]
+column = "fraud"
+fraud_values = [1]
+legitimate_values = [0]
+unresolved_values = []
+other_values = "refuse"
+time_column = ""
+delay = "2d"
+source = "customer"
+priority = ["chargeback", "analyst", "customer", "rule"]
+[features]
+retention = "30d"
+forget_after = "90d"
+exact_events = 16
+set_size = 4
+rows = ['Count(by="who", over="1d")', 'Mean("amount", by="who", over="7d")']
 """
 
 

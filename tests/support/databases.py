@@ -107,7 +107,10 @@ KINDS = ("sqlite", "postgresql")
 
 
 class Databases:
-    "Makes databases, each for one test: `empty`, or a `copy` of one that a function has prepared, which is run once for each kind."
+    """Makes databases, each for one test.
+
+    They are `empty`, or a `copy` of one that a function has prepared, which runs once for each kind.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder  # of the files of SQLite

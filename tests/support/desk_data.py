@@ -1,4 +1,4 @@
-"""Generated decisions for the desk: a small shop whose customers have habits, thieves who share devices, and reasons in words."""
+"""Generated decisions for the desk: a small shop, customers with habits, thieves who share devices, and reasons."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A desk with generated decisions on a free port, for browsers: a real server in a thread, stopped by its own handle."""
+"""A desk with generated decisions on a free port, for browsers: a server in a thread, stopped by its own handle."""
 
 import asyncio
 import socket
@@ -38,7 +38,10 @@ PEOPLE = {"analyst-1": "analyst", "analyst-2": "analyst", "viewer-1": "viewer", 
 
 
 class Log:
-    "Stands for the live log: its entries are as the service makes them, and `write` is what the decision writer does with them."
+    """Stands for the live log.
+
+    Its entries are as the service makes them, and `write` is what the decision writer does with them.
+    """
 
     def __init__(self, engine: sa.Engine, settings, clock):
         self.engine, self.reader, self.clock = (

@@ -1,6 +1,7 @@
-"""Who is let in where: all routes of an application, listed from its own table, tried by those who must be refused and by those who must not.
+"""Who is let in where: all routes of an application, listed from its own table, tried with and without the right role.
 
-A route that asks neither for an API key nor for a session is a problem unless it is named as open, so a new one cannot be forgotten.
+A route that asks neither for an API key nor for a session is a problem unless it is named as open, so a new one
+cannot be forgotten.
 """
 
 import asyncio
@@ -173,7 +174,10 @@ async def key_problems(way: Way, status: Callable, people: People, endless: bool
 async def role_problems(
     way: Way, status: Callable, people: People, role: str, for_viewers: bool, endless: bool
 ) -> list[str]:
-    "What is wrong with a route for people: its role and those above are let in, and nothing is changed without the csrf token."
+    """What is wrong with a route for people.
+
+    Its role and those above are let in, and nothing is changed without the csrf token.
+    """
     problems, changes = [], way.method not in HARMLESS
     if changes and role == "viewer" and not for_viewers:
         problems.append(f"{way} lets viewers change something")

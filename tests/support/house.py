@@ -1,4 +1,6 @@
-"""The rules of the house as functions: each is given text, a notebook or a folder, and returns what is wrong with it as a list of sentences.
+"""The rules of the house as functions: each is given text, a notebook or a folder, and returns what is wrong with it.
+
+What is wrong is a list of sentences.
 
 `test_house.py` shows each rule something bad; `test_project.py` and `test_notebooks.py` hold the project to them.
 """
@@ -22,6 +24,7 @@ from fraud_poc.core.settings import read_settings
 from support.waiting import QUIET, watched
 
 FUNCTION_LINES = 40  # most lines of an exported function, as ruff formats it
+LINE = 120  # most characters of a line; ruff checks the same in cells, tests and benchmarks
 CLASS_LINES = 100  # most lines of an exported class, and of any exported cell: imports and blank lines are not counted
 INTRO_WORDS = 150  # most words before the first heading or code
 OUTPUT_BYTES = 20_000  # saved output of a notebook, images aside
@@ -38,7 +41,7 @@ CACHES = {
 }  # and *.egg-info
 
 
-# --- notebooks --------------------------------------------------------------------------------------------------------------------------
+# --- notebooks --------------------------------------------------------------------------------------------------------
 
 
 def source(cell: dict) -> str:
@@ -136,7 +139,7 @@ NOT_SAVED = {
 
 
 def output_problems(notebook: dict) -> list[str]:
-    "What is wrong with the saved outputs of one notebook: their size, errors, and what differs from one run to the next."
+    "What is wrong with the saved outputs of a notebook: their size, errors, what differs from one run to the next."
     problems, size, images = [], 0, []
     for cell in notebook["cells"]:
         if {"execution", "ExecuteTime"} & set(cell["metadata"]):
@@ -167,7 +170,10 @@ def output_problems(notebook: dict) -> list[str]:
 
 
 def pairing_problems(notebooks: dict[str, dict], modules: set[str]) -> list[str]:
-    "Notebooks by name, and the modules that exist: each exporting notebook has its module, each module its notebook, each number one notebook."
+    """Whether each exporting notebook has its module, each module its notebook, and each number one notebook.
+
+    `notebooks` are by name, `modules` those that exist.
+    """
     problems, floors, owners = [], {}, {}
     for name, notebook in sorted(notebooks.items()):
         if floor_of(name) is None:
@@ -189,11 +195,14 @@ def is_migration(path: Path) -> bool:
     return path.parts[-3:-1] == ("desk", "migrations") or path.parts[-4:-1] == ("desk", "migrations", "versions")
 
 
-# --- code -------------------------------------------------------------------------------------------------------------------------------
+# --- code -------------------------------------------------------------------------------------------------------------
 
 
 def imported(code: str, package: str = "") -> list[str]:
-    "Names that some code imports, in full: `from fraud_poc.data import files` gives fraud_poc.data and fraud_poc.core.files."
+    """Names that some code imports, in full.
+
+    `from fraud_poc.data import files` gives fraud_poc.data and fraud_poc.core.files.
+    """
     names = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -206,11 +215,29 @@ def imported(code: str, package: str = "") -> list[str]:
 
 
 def floor_problems(module: str, code: str, floors: dict[str, int], own: int) -> list[str]:
-    "Modules (`data.files`) that code at floor `own` imports though they are not below it. nbdev writes relative imports; they are resolved."
+    """Modules (`data.files`) that code at floor `own` imports though they are not below it.
+
+    nbdev writes relative imports; they are resolved.
+    """
     package = ".".join(["fraud_poc", *module.split(".")[:-1]])
     used = {name.removeprefix("fraud_poc.") for name in imported(code, package)} & floors.keys()
     return [
         f"{module} (floor {own}) imports {name} (floor {floors[name]})" for name in sorted(used) if floors[name] >= own
+    ]
+
+
+def line_problems(code: str) -> list[str]:
+    "Lines of a module that are too long; the list `__all__`, which nbdev writes, may have such."
+    listed = {
+        number
+        for node in ast.parse(code).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        for number in range(node.lineno, node.end_lineno + 1)
+    }
+    return [
+        f"line {number} has {len(line)} characters, more than {LINE}"
+        for number, line in enumerate(code.splitlines(), 1)
+        if len(line) > LINE and number not in listed
     ]
 
 
@@ -246,14 +273,20 @@ def rest_of_settings(root: Path, card: str) -> str:
 
 
 def small_settings(root: Path, card: str, own: dict[str, dict]) -> dict:
-    "All sections of a configuration for a small domain of a test's own: what it does not name is as in config/ratings.toml."
+    """All sections of a configuration for a small domain of a test's own.
+
+    What it does not name is as in config/ratings.toml.
+    """
     ratings, _ = read_settings(root / "config" / "ratings.toml")
     ratings["acceptance"]["card"] = card
     return {name: section | own.get(name, {}) for name, section in ratings.items()}
 
 
 def clock_problems(tree: ast.AST) -> list[str]:
-    "Where code asks the machine what time it is, and does not call the clock that it was given; `events.system_clock` alone may."
+    """Where code asks the machine what time it is, and does not call the clock that it was given.
+
+    Only `events.system_clock` may.
+    """
     allowed = {
         id(node)
         for function in ast.walk(tree)
@@ -275,7 +308,11 @@ def clock_problems(tree: ast.AST) -> list[str]:
 
 
 def code_problems(code: str) -> list[str]:
-    "What exported code must not do: relative and star imports, bare except, @patch, development tools, settings or the time read by itself, no docstring."
+    """What exported code must not do.
+
+    Relative and star imports, bare except, @patch, development tools, settings or the time read by itself, no
+    docstring.
+    """
     tree = ast.parse(code)
     problems = clock_problems(tree)
     for node in ast.walk(tree):
@@ -307,7 +344,7 @@ def code_problems(code: str) -> list[str]:
     return problems
 
 
-# --- project files ----------------------------------------------------------------------------------------------------------------------
+# --- project files ----------------------------------------------------------------------------------------------------
 
 
 def locked(text: str) -> dict[str, str]:
@@ -359,11 +396,14 @@ def publishing_problems(text: str) -> list[str]:
     ]
 
 
-# --- files and processes ----------------------------------------------------------------------------------------------------------------
+# --- files and processes ----------------------------------------------------------------------------------------------
 
 
 def tree(folder: Path) -> dict[str, str]:
-    "Path -> fingerprint of every file below a folder, caches aside. Under data/, where files may be huge, size and time stand for content."
+    """Path -> fingerprint of every file below a folder, caches aside.
+
+    Under data/, where files may be huge, size and time stand for content.
+    """
     found = {}
     for base, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if f not in CACHES and not f.endswith(".egg-info")]
@@ -410,7 +450,10 @@ def copy_project(root: Path, target: Path) -> Path:
 
 
 def run(command: list[str], folder: Path, more: dict[str, str] | None = None, quiet: float = QUIET) -> str:
-    "Run a tool of this environment in a copy of the project, which it imports; `AssertionError` with all it said if it fails or says nothing for too long."
+    """Run a tool of this environment in a copy of the project, which it imports.
+
+    Raises `AssertionError` with its output if it fails or prints nothing for too long.
+    """
     outer = ("PYTEST_", "PYTHONPATH", "COV_", "MAKE", "MFLAGS")  # meant for the run that this test is part of
     env = {k: v for k, v in os.environ.items() if not k.startswith(outer)}
     env |= {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"} | (

@@ -1,9 +1,11 @@
-"""What the features mean, and three ways to compute them: naively, over a log on Dask, and event by event through packed bytes.
+"""What the features mean, and three ways to compute them: naively, over a log on Dask, and event by event.
 
-The naive oracle knows nothing of plans, buffers or bytes. It keeps every event and label of an entity in a list, works out for each row what it may look at,
-and asks the naive definition in the row's declaration (features.aggregates), in Python's integers. Slow and short is the point: this is what the features mean.
+The naive oracle knows nothing of plans, buffers or bytes. It keeps every event and label of an entity in a list,
+works out for each row what it may look at, and asks the naive definition in the row's declaration
+(features.aggregates), in Python's integers. Slow and short is the point: this is what the features mean.
 
-A stream is a list of items in sequence order: an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts", "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
+A stream is a list of items in sequence order: an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts",
+"tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
 """
 
 import math
@@ -36,7 +38,7 @@ NO_ENTITY, TOO_LATE_AND_LATE = 16, 4 | 8  # flags, written out: the oracle takes
 KEPT_CATEGORIES = 8  # events whose categories are kept for "same as last"
 
 
-# --- the naive oracle -------------------------------------------------------------------------------------------------------------------
+# --- the naive oracle -------------------------------------------------------------------------------------------------
 
 
 class NaiveEntity:
@@ -88,7 +90,10 @@ class NaiveEntity:
 
 
 def members(entity: NaiveEntity, row: Row, t: int) -> list[tuple[int | None, int]]:
-    "(amount or None, label) of what a row's group ranges over: None for a label whose event is not among the recent ones."
+    """(amount or None, label) of what a row's group ranges over.
+
+    None for a label whose event is not among the recent ones.
+    """
     recent, old = entity.split()
     labelled = [(ts, amount, entity.labels.get((ts, tag), -1)) for ts, amount, tag, keys in recent]
     delay = duration_ms(row.delay) if row.delay else 0
@@ -161,8 +166,11 @@ def _event_of_entity(entity: NaiveEntity | None, rows: list[Row], item: dict) ->
 
 
 def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (events, features) float64 and flags (events, entities) of a stream, from scratch. Keys are compared as the fold compares them,
-    signed: of values last seen at one moment, a full set drops the one with the smallest key."""
+    """Vectors (events, features) float64 and flags (events, entities) of a stream, from scratch.
+
+    Keys are compared as the fold compares them, signed: of values last seen at one moment, a full set drops the one
+    with the smallest key.
+    """
     entities, vectors, all_flags, scale = {}, [], [], 10**settings.columns.decimals
     by_entity = {by: [row for row in rows if row.by == by] for by in settings.columns.entities}
     for item in items:
@@ -188,8 +196,11 @@ def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tu
 
 
 def naive_of_entity(settings: Settings, by: str, items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (events, features of one entity) and flags (events,) of the items of some of its keys: entities do not touch each other,
-    so that a long stream can be worked out in pieces. by="" gives the features that need no entity."""
+    """Vectors (events, features of one entity) and flags (events,) of the items of some of its keys.
+
+    Entities are independent of each other, so that a long stream can be worked out in pieces. by="" gives the
+    features that need no entity.
+    """
     table = [row for row in build_table(settings).rows if row.by == by]
     alone = settings.model_copy(
         update={"columns": settings.columns.model_copy(update={"entities": [by] if by else []})}
@@ -198,7 +209,7 @@ def naive_of_entity(settings: Settings, by: str, items: list[dict]) -> tuple[np.
     return vectors, flags.reshape(len(vectors), int(bool(by and table)))
 
 
-# --- logs -------------------------------------------------------------------------------------------------------------------------------
+# --- logs -------------------------------------------------------------------------------------------------------------
 
 
 def _tables(settings: Settings, items: list[dict], first: int) -> tuple[pa.Table, pa.Table]:
@@ -232,7 +243,10 @@ def _tables(settings: Settings, items: list[dict], first: int) -> tuple[pa.Table
 
 
 def write_log(settings: Settings, items: list[dict], part_items: int | list[int] = 10**9) -> None:
-    "Write, or append to, a log that holds a stream in just this order; a part holds so many items, or ends at the given places."
+    """Write, or append to, a log that holds a stream in just this order.
+
+    A part holds so many items, or ends at the given places.
+    """
     folder = Path(settings.batch.folder)
     path = folder / LOG / "manifest.json"
     manifest = (
@@ -285,11 +299,14 @@ def log_items(folder: Path, columns: ColumnsSection) -> list[dict]:
     return items
 
 
-# --- the two ways of the project --------------------------------------------------------------------------------------------------------
+# --- the two ways of the project --------------------------------------------------------------------------------------
 
 
 def of_batch(settings: Settings) -> tuple[np.ndarray, np.ndarray, dict]:
-    "What `compute_features` left: vectors (events, features) float32, flags (events, entities), states by (entity, key)."
+    """What `compute_features` left.
+
+    Vectors (events, features) float32, flags (events, entities), states by (entity, key).
+    """
     table = build_table(settings)
     folder, parts = features_folder(settings, table), read_manifest(settings.batch.folder)["parts"]
     rows = pa.concat_tables([pq.read_table(folder / "parts" / f"{part['name']}.parquet") for part in parts])
@@ -361,7 +378,7 @@ def float64_of_log(settings: Settings) -> np.ndarray:
     return vectors
 
 
-# --- comparing --------------------------------------------------------------------------------------------------------------------------
+# --- comparing --------------------------------------------------------------------------------------------------------
 
 
 def differing(expected: np.ndarray, got: np.ndarray) -> np.ndarray:
@@ -385,5 +402,6 @@ def assert_same(table: FeatureTable, expected: tuple, got: tuple, what: str) -> 
         return
     wrong = [place for place in expected[2].keys() | got[2].keys() if expected[2].get(place) != got[2].get(place)]
     assert not wrong, (
-        f"{what}: {len(wrong)} states differ, first {min(wrong)}: {expected[2].get(min(wrong))} and {got[2].get(min(wrong))}"
+        f"{what}: {len(wrong)} states differ, first {min(wrong)}: "
+        f"{expected[2].get(min(wrong))} and {got[2].get(min(wrong))}"
     )

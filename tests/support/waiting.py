@@ -1,7 +1,10 @@
-"""How tests wait. All limits are here; they are there against hanging, not against slowness, so that a busy machine fails no test.
+"""How tests wait: all limits are here.
 
-A test waits for an event: `until` something is so, until a process has `ended`, for a `line_of` its output. What runs for minutes is ended when it
-makes no progress, that is, when it says nothing for a long time (`watched`), and not because it is slow. FRAUD_POC_TEST_PATIENCE is a factor on all limits.
+They are there against hanging, not against slowness, so that a busy machine fails no test.
+
+A test waits for an event: `until` something is so, until a process has `ended`, for a `line_of` its output. What runs
+for minutes is ended when it makes no progress, that is, when it says nothing for a long time (`watched`), and not
+because it is slow. FRAUD_POC_TEST_PATIENCE is a factor on all limits.
 """
 
 import asyncio
@@ -44,7 +47,10 @@ def until(
     seconds: float = LONG,
     ignore: tuple[type[Exception], ...] = (),
 ):
-    "What a condition returns, as soon as that is true; exceptions to ignore count as not yet. A process that ends meanwhile ends the wait, `log` is what it says."
+    """What a condition returns, as soon as that is true; exceptions to ignore count as not yet.
+
+    A process that ends meanwhile ends the wait; `log` is its output.
+    """
     end = time.monotonic() + seconds
     while True:
         last = (
@@ -118,7 +124,10 @@ def kill_group(process: subprocess.Popen) -> None:
 
 
 def watched(command: list, quiet: float = QUIET, **more) -> subprocess.CompletedProcess:
-    "Run a command as long as it says something now and then; `stdout` is both of its outputs. A quiet one is killed with all that it started."
+    """Run a command as long as it prints something now and then; `stdout` is both of its outputs.
+
+    A quiet one is killed with all that it started.
+    """
     process = subprocess.Popen(
         [str(word) for word in command],
         stdin=subprocess.DEVNULL,

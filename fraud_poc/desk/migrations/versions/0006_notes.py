@@ -1,4 +1,5 @@
 """Notes that reviewers write without deciding."""
+
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,4 +1,5 @@
 """The desk finds orders by the beginning of their id, without regard to the case of ASCII letters."""
+
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,4 +1,5 @@
 """Timelines of the live log that the decision writer has read, and what of them the store has lost."""
+
 import sqlalchemy as sa
 from alembic import op
 
