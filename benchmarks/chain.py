@@ -7,8 +7,8 @@ log is read, and its digests are checked once. Each of the changes is made to a 
 removed, two are exchanged, or one is written a second time in place of another; their numbers are made consecutive
 again, since a gap would be noticed anyway. The check of a changed log begins with the entry before the first change:
 up to there the log is the one that was checked. Shown are the changes that were noticed, the seconds of the check of
-the whole log, and the bytes of the server's memory that a digest takes. The last line is one JSON object; the exit code is
-1 when a change was not noticed.
+the whole log, and the bytes of the server's memory that a digest takes. The last line is one JSON object; the exit
+code is 1 when a change was not noticed.
 """
 
 import argparse

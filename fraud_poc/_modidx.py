@@ -1602,6 +1602,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                               'fraud_poc/live/recovery.py'),
                                          'fraud_poc.live.recovery.RecoveryEngine.score': ( 'recovery.html#recoveryengine.score',
                                                                                            'fraud_poc/live/recovery.py'),
+                                         'fraud_poc.live.recovery.begin_timeline': ( 'recovery.html#begin_timeline',
+                                                                                     'fraud_poc/live/recovery.py'),
                                          'fraud_poc.live.recovery.describe_lost': ( 'recovery.html#describe_lost',
                                                                                     'fraud_poc/live/recovery.py'),
                                          'fraud_poc.live.recovery.event_of': ('recovery.html#event_of', 'fraud_poc/live/recovery.py'),

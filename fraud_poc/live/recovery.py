@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAGS', 'PAGE', 'AT_ONCE', 'PATIENT', 'LostEntry', 'list_lost', 'describe_lost', 'event_of', 'record_of',
-           'rows_by_id', 'keys_of', 'RecoveryEngine', 'label_change', 'Recovery', 'recover']
+           'rows_by_id', 'keys_of', 'RecoveryEngine', 'label_change', 'Recovery', 'begin_timeline', 'recover']
 
 # %% ../../nbs/55_recovery.ipynb #80c4
 import asyncio
@@ -235,6 +235,19 @@ class Recovery:
 
 # %% ../../nbs/55_recovery.ipynb #d3dc
 PATIENT = "30s"  # longest time for the store to answer, since nobody waits for a score
+
+
+def begin_timeline(
+    settings: Settings,
+    url: str,  # of the store, as for live.store.parse_url
+) -> None:
+    "Connect for writing once: a store on older data begins its timeline then. Raises `StoreDown` when it is down."
+
+    async def connect() -> None:
+        async with open_store(settings, url) as store:
+            await store.check_writes()
+
+    asyncio.run(connect())
 
 
 def recover(
