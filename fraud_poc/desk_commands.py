@@ -537,8 +537,8 @@ def recover_step(confirmed: bool, who: str) -> Step:
     "Show what the store has lost, and bring it back when that is confirmed."
 
     def step(settings: Settings, progress: Progress) -> dict:
+        from fraud_poc.desk.recovery import begin_timeline, describe_lost, recover
         from fraud_poc.desk.writer import run_writer
-        from fraud_poc.live.recovery import begin_timeline, describe_lost, recover
         from fraud_poc.live.redis_server import server_for
 
         with server_for(settings) as url, database_of(settings) as database:

@@ -21,15 +21,15 @@ from fraud_poc.core.database import checkpoints, open_database, writing
 from fraud_poc.core.events import PERSON, Actor
 from fraud_poc.core.reading import EventReader
 from fraud_poc.data.log import hash_secret
+from fraud_poc.desk import recovery
+from fraud_poc.desk.recovery import Recovery, begin_timeline, describe_lost, list_lost, recover
 from fraud_poc.desk.rows import EntryReader
 from fraud_poc.desk.tables import cases, days, decisions, labels, links, scores
 from fraud_poc.desk.writer import follow_log, run_writer
 from fraud_poc.features.table import build_table
-from fraud_poc.live import recovery
 from fraud_poc.live.collect import verify_log
 from fraud_poc.live.decide import Engine, sample_model
 from fraud_poc.live.labels import LabelAssertion, LabelWriter, Retraction
-from fraud_poc.live.recovery import Recovery, begin_timeline, describe_lost, list_lost, recover
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store
