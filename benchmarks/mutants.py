@@ -61,6 +61,7 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "core.reading": ("values", "ingest"),
     "data.log": ("ingest", "database"),
     "data.validation": ("ingest", "values"),
+    "data.spelling": ("spellings",),
     "data.settle": ("ingest", "labels"),
     "data.ingest": ("ingest",),
     "features.state": ("parity", "batch"),

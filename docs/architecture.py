@@ -299,7 +299,7 @@ def main() -> None:
             problems.append(f"{name} differs from the code: run `python docs/architecture.py`")
         elif not options.check:
             page.write_text(text, encoding="utf-8")
-    raise SystemExit("\n".join(problems))
+    raise SystemExit("\n".join(problems) or 0)
 
 
 if __name__ == "__main__":

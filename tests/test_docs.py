@@ -52,6 +52,17 @@ def test_pages_are_as_the_script_writes_them(name):
     assert architecture.written().get(ROOT / name, PAGES[name]) == PAGES[name], "run `python docs/architecture.py`"
 
 
+@pytest.mark.parametrize("changed, code", [("", 0), ("a figure", f"{architecture.PAGES[0].name} differs")])
+def test_the_script_ends_with_a_code(monkeypatch, changed, code):
+    page = architecture.PAGES[0]
+    text = page.read_text(encoding="utf-8") + changed
+    monkeypatch.setattr(architecture, "written", lambda: {page: text})
+    monkeypatch.setattr(sys, "argv", ["architecture.py", "--check"])
+    with pytest.raises(SystemExit) as end:
+        architecture.main()
+    assert end.value.code == 0 if code == 0 else end.value.code.startswith(code)
+
+
 def test_no_folders_import_each_other(folders):
     assert {"core", "data", "features", "model", "live", "service", "desk", "ops", "app", "cli"} <= folders.keys()
     try:
