@@ -53,9 +53,10 @@ def drilled(tell, name: str, options: list[str]) -> None:
     importlib.import_module(name).main()
 
 
-def run(name: str, made: Path, *options) -> dict:
+def run(name: str, made: Path | None, *options) -> dict:
     "A drill as a command, which says how far it is; its summary, the last line."
-    with child(drilled, name, ["--made", str(made), *map(str, options)]) as process:
+    copied = ["--made", str(made)] if made else []
+    with child(drilled, name, [*copied, *map(str, options)]) as process:
         said = "".join(text for (text,) in iter(process.hear, None))
         code = process.ended()
     last = (said.splitlines() or [""])[-1]
@@ -77,6 +78,12 @@ def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed(made):
         "rebuilt_differing",
     ):
         assert found[name] == 0, found["said"]
+
+
+def test_what_a_store_loses_that_goes_back_in_time_comes_back():
+    found = run("restore", None, "--rounds", 3, "--orders", 24)
+    assert found["code"] == 0 and found["lost"] > found["recovered"] > 0, found["said"]
+    assert found["missing"] == found["twice"] == found["unnoticed"] == found["wrong"] == 0, found["said"]
 
 
 def test_overload_is_refused_cleanly(made):
