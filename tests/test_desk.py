@@ -23,7 +23,7 @@ from support import databases, desk_data, desk_server
 from fraud_poc.core.audit import list_audit, record, verify_audit
 from fraud_poc.core.database import open_database, writing
 from fraud_poc.core.events import KEY, PERSON, Actor
-from fraud_poc.desk import pages, queries, trends
+from fraud_poc.desk import case_decisions, queries, trends
 from fraud_poc.desk.tables import cases, days, decisions, notes, outcomes
 from fraud_poc.desk.views import earlier_counts
 from fraud_poc.desk.words import moment, wall_clock
@@ -840,15 +840,15 @@ def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeyp
 
     with monkeypatch.context() as cutting:
         if cut == "before the log":
-            cutting.setattr(pages, "locked_case", fail)
+            cutting.setattr(case_decisions, "locked_case", fail)
         if cut == "the log does not answer":
             cutting.setattr(type(fresh.log), "__call__", unheard)
         if cut == "after the log":
-            cutting.setattr(pages, "case_after", fail)
+            cutting.setattr(case_decisions, "case_after", fail)
         if cut == "in the row":
-            cutting.setattr(pages, "update_case", fail)
+            cutting.setattr(case_decisions, "update_case", fail)
         if cut == "at the commit":
-            cutting.setattr(pages, "writing", desk_server.uncommitted(broken))
+            cutting.setattr(case_decisions, "writing", desk_server.uncommitted(broken))
         answer = person.post(f"case/{number}/{deed}", **({"decision": "flag"} if deed == "decision" else {}))
     assert answer.status_code == 503 and case_of(fresh, number) == before
     assert ("in the log" in answer.text) == (cut in ("after the log", "in the row", "at the commit")) and (
@@ -1094,7 +1094,7 @@ def test_decisions_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, mon
         return await real(log, told)
 
     monkeypatch.setattr(desk_server.Log, "__call__", say)
-    monkeypatch.setattr(pages, "SEND_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(case_decisions, "SEND_TIMEOUT_S", 2.0)
     person, numbers = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[:6]
 
     async def at_once():
