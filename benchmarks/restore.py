@@ -39,6 +39,7 @@ import sqlalchemy as sa
 from drill import CONFIG, Progress, say
 
 from fraud_poc.core.database import open_database
+from fraud_poc.core.events import system_clock
 from fraud_poc.core.processes import free_port
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import load_settings
@@ -93,7 +94,7 @@ class Shop:
         return {
             "order_id": f"o-{number}",
             "customer_id": customer,
-            "order_date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
+            "order_date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(system_clock() // 1000)),
             "order_amount": 5 + number % 977,
             "email": f"{customer}@mail.example",
             "ip_addr": f"192.0.2.{number % 7}",
