@@ -44,7 +44,7 @@ from fraud_poc.core.processes import free_port
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.log import hash_secret
-from fraud_poc.desk.recovery import begin_timeline, list_lost, recover
+from fraud_poc.desk.recovery import connect_once, list_lost, recover
 from fraud_poc.desk.tables import decisions
 from fraud_poc.desk.writer import run_writer
 from fraud_poc.live.collect import live_log_batches, verify_log
@@ -218,7 +218,7 @@ def promoted(shop: Shop, count: int) -> None:
 def round_of(shop: Shop, kind: str, count: int) -> dict:
     "Go back in time once; what was found."
     {"restored": restored, "cut": cut, "promoted": promoted}[kind](shop, count)
-    begin_timeline(shop.settings, shop.server.url)
+    connect_once(shop.settings, shop.server.url)
     shop.write_down()
     log, known = shop.in_log(), shop.lost()
     lost = shop.acknowledged.keys() - log.keys()

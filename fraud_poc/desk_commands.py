@@ -537,12 +537,12 @@ def recover_step(confirmed: bool, who: str) -> Step:
     "Show what the store has lost, and bring it back when that is confirmed."
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.desk.recovery import begin_timeline, describe_lost, recover
+        from fraud_poc.desk.recovery import connect_once, describe_lost, recover
         from fraud_poc.desk.writer import run_writer
         from fraud_poc.live.redis_server import server_for
 
         with server_for(settings) as url, database_of(settings) as database:
-            begin_timeline(settings, url)
+            connect_once(settings, url)
             run_writer(settings, url, to_end=True)
             lost = describe_lost(database)
             if not lost["decisions"] + lost["labels"]:

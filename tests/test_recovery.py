@@ -22,7 +22,7 @@ from fraud_poc.core.events import PERSON, Actor
 from fraud_poc.core.reading import EventReader
 from fraud_poc.data.log import hash_secret
 from fraud_poc.desk import recovery
-from fraud_poc.desk.recovery import Recovery, begin_timeline, describe_lost, list_lost, recover
+from fraud_poc.desk.recovery import Recovery, connect_once, describe_lost, list_lost, recover
 from fraud_poc.desk.rows import EntryReader
 from fraud_poc.desk.tables import cases, days, decisions, labels, links, scores
 from fraud_poc.desk.writer import follow_log, run_writer
@@ -400,7 +400,7 @@ def test_the_service_goes_on_meanwhile_and_replay_finds_no_difference(settings, 
     asyncio.run(in_time(lose()))
     run_writer(settings, server.url, to_end=True)
     start_on_older_data(settings, server.url)
-    begin_timeline(settings, server.url)
+    connect_once(settings, server.url)
     run_writer(settings, server.url, to_end=True)
 
     async def meanwhile():

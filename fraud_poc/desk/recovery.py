@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAGS', 'PAGE', 'AT_ONCE', 'PATIENT', 'LostEntry', 'list_lost', 'describe_lost', 'event_of', 'record_of',
-           'rows_by_id', 'keys_of', 'RecoveryEngine', 'label_change', 'Recovery', 'begin_timeline', 'recover']
+           'rows_by_id', 'linked_keys', 'RecoveryEngine', 'label_change', 'Recovery', 'connect_once', 'recover']
 
 # %% ../../nbs/55_recovery.ipynb #80c4
 import asyncio
@@ -111,7 +111,7 @@ def rows_by_id(
     return {row.id: row for row in connection.execute(sa.select(table).where(table.c.id.in_(ids)))}
 
 
-def keys_of(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[str, int]]:
+def linked_keys(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[str, int]]:
     "Keys of the entities of some decisions, by id and entity."
     found = {id_: {} for id_ in ids}
     for row in connection.execute(sa.select(links).where(links.c.decision_id.in_(ids))):
@@ -197,7 +197,7 @@ class Recovery:
 
     async def bring_decisions(self, ids: Sequence[int]) -> None:
         "Write decisions into the log again."
-        rows, keys, events = rows_by_id(self.connection, decisions, ids), keys_of(self.connection, ids), []
+        rows, keys, events = rows_by_id(self.connection, decisions, ids), linked_keys(self.connection, ids), []
         for id_ in ids:
             try:
                 event = event_of(self.reader, rows[id_], keys[id_])
@@ -237,7 +237,7 @@ class Recovery:
 PATIENT = "30s"  # longest time for the store to answer, since nobody waits for a score
 
 
-def begin_timeline(
+def connect_once(
     settings: Settings,
     url: str,  # of the store, as for live.store.parse_url
 ) -> None:
