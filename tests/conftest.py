@@ -13,7 +13,9 @@ import pytest
 # A thread of OpenMP that has nothing to do sleeps: by default it burns its core, which other processes of the tests
 # need. The results are the same. Read once, at import
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-import sklearn  # noqa: F401, sets variables of OpenMP when it is first imported: before any test looks
+# scikit-learn sets these when it is first imported: here they are set before any test looks
+os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "True")
+os.environ.setdefault("KMP_INIT_AT_FORK", "FALSE")
 from hypothesis import HealthCheck, Phase, settings
 from support import databases, house
 from support.waiting import PATIENCE, until

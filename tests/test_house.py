@@ -284,14 +284,9 @@ def test_a_changed_tree_is_seen(tmp_path):
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "two_workers"])
 def test_tests_that_leave_something_behind_fail_the_run(tmp_path, options):
     (tmp_path / "tests" / "support").mkdir(parents=True)
-    for name in ("__init__.py", "databases.py", "house.py", "waiting.py"):
-        (tmp_path / "tests" / "support" / name).write_text((HERE / "support" / name).read_text())
-    quick = [
-        line
-        for line in (HERE / "conftest.py").read_text().splitlines(keepends=True)
-        if not line.startswith("import sklearn")
-    ]
-    (tmp_path / "tests" / "conftest.py").write_text("".join(quick))
+    used = ["conftest.py", *(f"support/{name}.py" for name in ("__init__", "databases", "house", "waiting"))]
+    for name in used:
+        (tmp_path / "tests" / name).write_text((HERE / name).read_text())
     (tmp_path / "tests" / "test_leftovers.py").write_text(
         "import os\ndef test_file(root): (root / 'left.txt').write_text('x')\n"
         "def test_variable(): os.environ['LEFT'] = '1'\ndef test_folder(): os.chdir('/')\n"

@@ -30,7 +30,7 @@ HELP_TO_TYPER = 2  # most CPU time of `--help`, as a multiple of importing typer
 
 def loaded_after(code: str, names: list[str]) -> list[str]:
     "Which of these modules a fresh process has loaded after running some code."
-    report = f"{code}\nimport json, sys\nprint(json.dumps([name for name in {names!r} if name in sys.modules]))"
+    report = f"{code}\nimport json, sys\nprint(json.dumps([name for name in {names!r} if sys.modules.get(name)]))"
     done = subprocess.run([sys.executable, "-c", report], cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -51,6 +51,17 @@ with told_when_ready(Console(quiet=True)):
 
 def test_a_decision_writer_loads_nothing_of_training():
     assert loaded_after("import fraud_poc.desk.writer", TRAINING) == []
+
+
+def test_a_decision_writer_explains_without_scikit_learn(tmp_path):
+    job = json.dumps({"settings": settings_in(tmp_path).model_dump_json(), "url": ""})
+    code = f"""
+import io, sys
+from fraud_poc.desk import writer, writer_process
+writer.run_writer = lambda *words, until: __import__("xgboost")
+sys.stdin = io.StringIO({job!r})
+writer_process.child_main()"""
+    assert loaded_after(code, ["xgboost", "sklearn", "pandas"]) == ["xgboost"]
 
 
 def test_an_engine_starts_and_scores_without_what_trains(tmp_path):

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-# a notebook cell has no file to cache beside
-OPTIONS = dict(nogil=True, error_model="numpy", cache="__file__" in globals())
+# a notebook cell has no file to cache beside; no function is passed to another one, which would take a second entry
+OPTIONS = dict(nogil=True, error_model="numpy", cache="__file__" in globals(), no_cfunc_wrapper=True)
 # may make arrays
 compiled = njit(**OPTIONS)
 # makes no arrays, so it needs no reference counts
