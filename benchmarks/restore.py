@@ -186,7 +186,7 @@ def cut(shop: Shop, count: int) -> None:
     last = max(files_of(shop.server).glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
     size = last.stat().st_size
     with open(last, "r+b") as file:
-        file.truncate(size - shop.rng.randrange(1, min(size, 2_500 * count)))
+        file.truncate(size - shop.rng.randrange(1, min(size, 10_000 * count)))
     shop.server.ensure()
 
 
