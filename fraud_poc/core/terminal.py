@@ -87,6 +87,8 @@ STEP_UNITS = {
     "collect": "entries",
     "forget": "parts and entries",
     "write-decisions": "position in the log",
+    "backup": "files",
+    "restore": "files",
 }  # what steps count, if not rows
 
 
@@ -233,6 +235,8 @@ def counted_rows(name: str, result: dict) -> int:
         "collect": ["events", "labels"],
         "forget": ["orders"],
         "write-decisions": [],
+        "backup": ["files"],
+        "restore": ["files"],
     }
     return sum(result[key] for key in counted.get(name, ["events"]))
 
