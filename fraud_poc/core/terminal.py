@@ -88,6 +88,7 @@ STEP_UNITS = {
     "forget": "parts and entries",
     "write-decisions": "position in the log",
     "backup": "files",
+    "verify-backup": "backups",
     "restore": "files",
 }  # what steps count, if not rows
 
@@ -236,6 +237,7 @@ def counted_rows(name: str, result: dict) -> int:
         "forget": ["orders"],
         "write-decisions": [],
         "backup": ["files"],
+        "verify-backup": ["files"],
         "restore": ["files"],
     }
     return sum(result[key] for key in counted.get(name, ["events"]))
