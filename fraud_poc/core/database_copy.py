@@ -130,7 +130,7 @@ def check_database(path: Path) -> Checkpoint | None:  # of SQLite: of the decisi
         try:
             run_postgresql("pg_restore", None, f"--file={os.devnull}", str(path))
         except OSError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            raise ValueError(f"{path} is damaged, or of a later release than pg_restore ({error})") from None
         return None
     address = f"sqlite:///file:{quote(str(path))}?mode=ro&immutable=1&uri=true"  # no file appears beside it
     try:

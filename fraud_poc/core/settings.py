@@ -639,7 +639,7 @@ def _resolve(data: dict, base: Path) -> None:
 # %% ../../nbs/00_settings.ipynb #c033
 def without_password(text: str) -> str:
     "A text in which the login of an address, and a password in its query, is left out."
-    return re.sub(r"(?<=://)\S*(?=@)|(?<=password=)[^&\s']+", "...", text)
+    return re.sub(r"""(?<=://)\S*(?=@)|(?<=password=)[^&\s'"]+""", "...", text)
 
 
 def _shown(value: Any) -> str:
