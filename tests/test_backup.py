@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from drill import CONFIG, Domain, serving  # noqa: E402
 
-LIVE, HISTORY = 600, 2_500  # orders
+LIVE, HISTORY = 300, 1_200  # orders
 NAMES = Names("orders")
 
 
@@ -54,7 +54,7 @@ def made(tmp_path_factory):
     "A domain that tests copy: history, a model, a filled store, and orders that come after it."
     folder = tmp_path_factory.mktemp("domain")
     with careless_umask():
-        Domain(folder, LIVE, HISTORY)
+        Domain(folder, LIVE, HISTORY, **{"model.trees": 10})
     return folder
 
 
