@@ -330,6 +330,35 @@ def test_what_prevents_a_restore_is_said_and_nothing_changes(saved, tmp_path, da
     assert not (tmp_path / "new").exists()
 
 
+def test_a_live_log_without_entries_is_restored_too(saved, tmp_path):
+    domain, backups, secrets = saved
+    restored = load_settings(CONFIG, domain.changes | {"batch.folder": str(tmp_path / "new")})
+    (tmp_path / "new").mkdir()
+    found = restore(restored, backups, secrets)
+    assert found["decisions"] == 0 and found["position"] == read_backup(backups_in(backups)[-1])["store"]["seq"] > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
+
+
+@pytest.mark.parametrize("step", ["add_store", "copy_store", "move_whole", "restore_database", "put_files"])
+def test_an_error_leaves_nothing(saved, tmp_path, monkeypatch, step):
+    domain, backups, secrets = saved
+
+    def fails(*words, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, step, fails)
+    if step.startswith(("add", "copy", "move")):
+        with pytest.raises(OSError, match="No space left"):
+            backup(domain.settings, tmp_path / "b", CONFIG)
+        assert [path.name for path in (tmp_path / "b").iterdir()] == [".lock"]
+    if not step.startswith(("add", "copy")):
+        with pytest.raises(OSError, match="No space left"):
+            restore(load_settings(CONFIG, domain.changes | {"batch.folder": str(tmp_path / "new")}), backups, secrets)
+        assert not (tmp_path / "new").exists()
+        assert {path.name for path in (tmp_path / ".new.partial").iterdir()} == {".lock", "restored.json"}
+    monkeypatch.undo()
+
+
 def test_without_the_database_decisions_come_from_the_live_log(made, tmp_path):
     domain = Domain(tmp_path / "d", LIVE, HISTORY, made)
     score_some(domain, 30)

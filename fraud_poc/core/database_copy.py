@@ -125,22 +125,22 @@ def copy_database(
 
 # %% ../../nbs/53_database_copy.ipynb #c013
 def check_database(path: Path) -> Checkpoint | None:  # of SQLite: of the decision writer; else None
-    "Check the copy of a database. Raises `ValueError` when it is damaged, or when PostgreSQL's programs are needed and missing."
+    "Check the copy of a database. Raises `OSError` when it is damaged, `ValueError` when PostgreSQL's programs are needed and missing."
     if path.name == COPY_NAMES["postgresql"]:
         try:
             run_postgresql("pg_restore", None, f"--file={os.devnull}", str(path))
         except OSError as error:
-            raise ValueError(f"{path} is damaged, or of a later release than pg_restore ({error})") from None
+            raise OSError(f"{path} is damaged, or of a later release than pg_restore ({error})") from None
         return None
     address = f"sqlite:///file:{quote(str(path))}?mode=ro&immutable=1&uri=true"  # no file appears beside it
     try:
         with closing_engine(sa.create_engine(address)) as engine, engine.connect() as connection:
             problems = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
             if problems != ["ok"]:
-                raise ValueError(f"{path} is damaged: {problems[0]}")
+                raise OSError(f"{path} is damaged: {problems[0]}")
             return checkpoint_in(connection)
     except sa.exc.DatabaseError as error:
-        raise ValueError(f"{path} is damaged: {error.orig}") from None
+        raise OSError(f"{path} is damaged: {error.orig}") from None
 
 # %% ../../nbs/53_database_copy.ipynb #c017
 def restore_database(

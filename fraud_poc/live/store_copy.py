@@ -75,14 +75,14 @@ def store_folder(
 def check_snapshot(
     folder: Path,  # as `store_folder` prepares it
 ) -> None:
-    "Let the server's program check a snapshot and its checksum, without loading it. Raises `ValueError` when it is damaged, or when no server can read it."
+    "Let the server's program check a snapshot and its checksum, without loading it. Raises `OSError` when it is damaged, `ValueError` when no program can read it."
     program, path = find_server(folder), folder / "appendonlydir" / BASE
     # the program is a server or a checker, by the name under which it is called
     done = subprocess.run(["redis-check-rdb", path], executable=program, capture_output=True, text=True)
     if done.returncode:
         found = re.search(r"ERROR DETECTED.*\n(?:\[offset \d+\] )?(.+)", done.stdout)
         why = found[1] if found else f"its check ended with code {done.returncode}"
-        raise ValueError(f"{path} is damaged: {why}")
+        raise OSError(f"{path} is damaged: {why}")
 
 # %% ../../nbs/52_store_copy.ipynb #c014
 KEYS_AT_ONCE = 500  # keys in one round trip

@@ -6,8 +6,8 @@
 __all__ = ['MANIFEST', 'FORMAT', 'NAME', 'SECRET_FILES', 'KEPT', 'NO_SECRETS', 'NO_DATABASE', 'NOTE', 'DamagedBackup',
            'backups_in', 'read_backup', 'Draft', 'copy_private', 'sync', 'move_whole', 'secrets_of', 'fingerprints',
            'write_secrets', 'read_secrets', 'kept_files', 'has_store', 'add_database', 'add_store', 'add_log', 'masked',
-           'add_settings', 'held', 'backup', 'summary_of', 'check_files', 'check_contents', 'verify_backup',
-           'check_target', 'put_files', 'fill_servers', 'agree', 'folder_aside', 'restore']
+           'add_settings', 'held', 'drafted', 'backup', 'summary_of', 'check_files', 'check_contents', 'verify_backup',
+           'check_target', 'put_files', 'fill_servers', 'agree', 'folder_aside', 'clear_aside', 'restore']
 
 # %% ../../nbs/88_backup.ipynb #c003
 import hashlib
@@ -288,6 +288,24 @@ def held(settings: Settings, folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def drafted(folder: Path, progress: Progress | None) -> Iterator[tuple[Draft, str]]:  # and the name that it shall get
+    "A backup to be made, of which nothing is left after an error. Raises `ValueError` when a newer one is there."
+    for path in folder.glob(f".*{PARTIAL}"):
+        shutil.rmtree(path)
+    earlier = max((path for path in folder.glob("*") if NAME.fullmatch(path.name)), default=None)
+    now = system_clock()
+    name = f"{datetime.fromtimestamp(now / 1000, UTC):%Y%m%dT%H%M%S}{now % 1000:03d}Z"
+    if earlier and earlier.name >= name:
+        raise ValueError(f"the clock says {name}, and {earlier} is newer: set the clock, or remove that backup")
+    aside = private_folder(folder / f".{name}{PARTIAL}")
+    try:
+        yield Draft(aside, earlier, progress), name
+    finally:
+        if aside.exists():
+            shutil.rmtree(aside)
+
+
 def backup(
     settings: Settings,
     folder: Path,  # of backups; made if need be
@@ -297,15 +315,7 @@ def backup(
     progress: Progress | None = None,  # called with files done, and 0
 ) -> dict:  # backup (its folder), files, bytes, bytes_written, log, position, database, secrets
     "Make a backup while the service runs. Raises `ValueError` or `OSError` that say what prevents it; earlier backups stay as they are."
-    with held(settings, folder):
-        for path in folder.glob(f".*{PARTIAL}"):
-            shutil.rmtree(path)
-        earlier = max((path for path in folder.glob("*") if NAME.fullmatch(path.name)), default=None)
-        now = system_clock()
-        name = f"{datetime.fromtimestamp(now / 1000, UTC):%Y%m%dT%H%M%S}{now % 1000:03d}Z"
-        if earlier and earlier.name >= name:
-            raise ValueError(f"the clock says {name}, and {earlier} is newer: set the clock, or remove that backup")
-        draft = Draft(private_folder(folder / f".{name}{PARTIAL}"), earlier, progress)
+    with held(settings, folder), drafted(folder, progress) as (draft, name):
         about = {"format": FORMAT, "version": __version__, "domain": settings.domain.name, "made": name}
         about |= {"table_hash": build_table(settings).hash, "secrets": fingerprints(secrets_of(settings))}
         about["database"] = None if without_database else add_database(draft, settings)
@@ -360,16 +370,16 @@ def check_files(folder: Path, manifest: dict, digests: dict[tuple[int, int], str
 
 
 def check_contents(folder: Path, manifest: dict) -> None:
-    "Check database, snapshot and positions. Raises `DamagedBackup`."
+    "Check database, snapshot and positions. Raises `DamagedBackup`, or `ValueError` when a program for that is missing."
     store, database, log = (manifest[name] for name in ("store", "database", "log"))
     try:
         if database:
             checkpoint = check_database(folder / "database" / COPY_NAMES[database["kind"]])
             if checkpoint and checkpoint != (database["log"], database["position"]):
-                raise ValueError(f"{folder / 'database'} is at {tuple(checkpoint)}, and the manifest says otherwise")
+                raise OSError(f"{folder / 'database'} is at {tuple(checkpoint)}, and the manifest says otherwise")
         if store:
             check_snapshot(folder / "store")
-    except ValueError as error:
+    except OSError as error:
         raise DamagedBackup(f"{error}: use another backup") from None
     if not store:
         return
@@ -456,7 +466,7 @@ def agree(settings: Settings, manifest: dict) -> dict:  # log, position, decisio
                 with Client(url) as client:
                     found = inspect_store(client, Names(settings.domain.name))
                 lines, seq = found.timelines, int(found.seq)
-                position = position_in_log(engine, lines)
+                position = max(position_in_log(engine, lines), found.meta.base.get("next_seq", 0) - 1)
             collected = (manifest["log"] or {}).get("collected", 0)
             if not position == seq >= max(collected - 1, (manifest["store"] or {"seq": -1})["seq"]):
                 raise OSError(f"the store ends at {seq}, the database at {position}, the batch log before {collected}")
@@ -478,15 +488,26 @@ def folder_aside(
         )
     aside = folder.with_name(f".{folder.name}{PARTIAL}")
     with sole_use(aside):
-        if (aside / "redis").exists() and server_runs(aside / "redis"):
-            with start_redis(aside / "redis"):
-                pass  # the server of a run that was killed: its last user stops it
-        for path in aside.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in (NOTE, ".lock"):
-                path.unlink()
-        yield aside, (aside / NOTE).exists()
+        clear_aside(aside)
+        try:
+            yield aside, (aside / NOTE).exists()
+        finally:
+            if aside.exists():  # an error
+                clear_aside(aside)
+            if aside.exists() and not (aside / NOTE).exists():
+                shutil.rmtree(aside)
+
+
+def clear_aside(aside: Path) -> None:
+    "Remove what a run has put aside, but for its note."
+    if (aside / "redis").exists() and server_runs(aside / "redis"):
+        with start_redis(aside / "redis"):
+            pass  # the server of a run that was killed: its last user stops it
+    for path in aside.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (NOTE, ".lock"):
+            path.unlink()
 
 
 def restore(
