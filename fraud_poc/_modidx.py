@@ -2384,6 +2384,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                       'fraud_poc.ops.backup.secrets_of': ('backup.html#secrets_of', 'fraud_poc/ops/backup.py'),
                                       'fraud_poc.ops.backup.summary_of': ('backup.html#summary_of', 'fraud_poc/ops/backup.py'),
                                       'fraud_poc.ops.backup.sync': ('backup.html#sync', 'fraud_poc/ops/backup.py'),
+                                      'fraud_poc.ops.backup.targets_of': ('backup.html#targets_of', 'fraud_poc/ops/backup.py'),
                                       'fraud_poc.ops.backup.verify_backup': ('backup.html#verify_backup', 'fraud_poc/ops/backup.py'),
                                       'fraud_poc.ops.backup.write_secrets': ('backup.html#write_secrets', 'fraud_poc/ops/backup.py')},
             'fraud_poc.ops.describe': { 'fraud_poc.ops.describe.amount_edges': ('describe.html#amount_edges', 'fraud_poc/ops/describe.py'),

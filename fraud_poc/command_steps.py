@@ -284,7 +284,7 @@ def restore_command(
         Path | None, typer.Option(metavar="FILE", help="The file that `fraud-poc backup` wrote the secrets to.")
     ] = None,
 ):
-    "Restore a backup, the newest by default, into an empty batch.folder; store and database then agree on one position."
+    "Restore a backup, the newest by default, into an empty batch.folder; store and database then agree."
     result = run_step("restore", restore_step(folder, secrets), config, overrides, as_json)
     out, _ = consoles(as_json)
     for words in result["missing"]:
