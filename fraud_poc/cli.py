@@ -20,6 +20,7 @@ from rich.table import Table
 
 from . import __version__
 from fraud_poc.command_steps import (
+    backup_app,
     dataset_step,
     describe_step,
     evaluate_step,
@@ -102,6 +103,7 @@ def show_version(wanted: bool) -> None:
 
 
 app.add_typer(desk_app)
+app.add_typer(backup_app)
 for name, part in (("keys", keys_app), ("accounts", accounts_app), ("audit", audit_app)):
     app.add_typer(part, name=name)
 

@@ -6,18 +6,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from .core.files import Progress, read_json
-from .core.terminal import Step
-from .desk_commands import database_of
+from fraud_poc.core.terminal import (
+    DEFAULT_CONFIG,
+    Commands,
+    Config,
+    Json,
+    Set,
+    Step,
+    consoles,
+    ending,
+    flattened,
+    run_step,
+    table_of,
+    timed,
+    write_line,
+)
+from .desk_commands import database_of, read_features
 
 if TYPE_CHECKING:  # settings are imported when a command reads them, so that `--help` is quick
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['Places', 'make_data_step', 'ingest_step', 'features_step', 'describe_step', 'dataset_step', 'train_step',
-           'evaluate_step', 'policy_step', 'import_step', 'written_before', 'prepare_step', 'replay_step']
+__all__ = ['Places', 'backup_app', 'Backups', 'make_data_step', 'ingest_step', 'features_step', 'describe_step', 'dataset_step',
+           'train_step', 'evaluate_step', 'policy_step', 'import_step', 'written_before', 'prepare_step', 'replay_step',
+           'backup_step', 'restore_step', 'backup_command', 'verify_command', 'restore_command']
 
 # %% ../nbs/92_command_steps.ipynb #c006
 def make_data_step(folder: Path | None = None) -> Step:
@@ -193,3 +210,82 @@ def replay_step(start: str, until: str, events: int, writers: int, again: float)
         return replay(settings, start, until, events, writers, again, progress)
 
     return step
+
+# %% ../nbs/92_command_steps.ipynb #b002
+backup_app = Commands(read_features)  # its commands become commands of `fraud-poc`
+Backups = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of backups, or one of the backups in it.")]
+
+
+def backup_step(folder: Path, config: Path, secrets: Path | None, without_database: bool) -> Step:
+    "A backup."
+
+    def step(settings: Settings, progress: Progress) -> dict:
+        from fraud_poc.ops.backup import backup
+
+        return backup(settings, folder, config, secrets, without_database, progress)
+
+    return step
+
+
+def restore_step(folder: Path, secrets: Path | None) -> Step:
+    "A restored backup."
+
+    def step(settings: Settings, progress: Progress) -> dict:
+        from fraud_poc.ops.backup import restore
+
+        return restore(settings, folder, secrets, progress)
+
+    return step
+
+# %% ../nbs/92_command_steps.ipynb #b003
+@backup_app.command(
+    "backup",
+    epilog="Examples:\n\nfraud-poc backup /mnt/backups/orders --secrets /mnt/keys/orders.json"
+    "\n\nfraud-poc backup /mnt/backups/orders --json | jq .bytes_written",
+)
+def backup_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of backups; each gets a folder in it.")],
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    secrets: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the secrets to a file elsewhere; default: left out.")
+    ] = None,
+    without_database: Annotated[
+        bool, typer.Option("--without-database", help="Leave out accounts, keys, audit, cases and old decisions.")
+    ] = False,
+):
+    "Copy store, database, log, models and settings while the service runs; what an earlier backup has is linked."
+    run_step("backup", backup_step(folder, config, secrets, without_database), config, overrides, as_json)
+
+
+@backup_app.command("verify-backup", epilog="Examples:\n\nfraud-poc verify-backup /mnt/backups/orders")
+def verify_command(folder: Backups, as_json: Json = False):
+    "Read all files of all backups in a folder; exit code 1, and the first bad file, when they are not intact."
+    out, err = consoles(as_json)
+    with ending("verify-backup", as_json, {}):
+        from fraud_poc.ops.backup import verify_backup
+
+        result = timed("verify-backup", lambda progress: verify_backup(folder, progress), err)
+        out.print(table_of("verify-backup", ["", ""], [list(item) for item in flattened(result).items()]))
+        if as_json:
+            write_line({"command": "verify-backup", "ok": True, **result})
+
+# %% ../nbs/92_command_steps.ipynb #b004
+@backup_app.command(
+    "restore", epilog="Examples:\n\nfraud-poc restore /mnt/backups/orders --secrets /mnt/keys/orders.json"
+)
+def restore_command(
+    folder: Backups,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Set = None,
+    as_json: Json = False,
+    secrets: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file that `fraud-poc backup` wrote the secrets to.")
+    ] = None,
+):
+    "Restore a backup, the newest by default, into an empty batch.folder; store and database then agree."
+    result = run_step("restore", restore_step(folder, secrets), config, overrides, as_json)
+    out, _ = consoles(as_json)
+    for words in result["missing"]:
+        out.print(f"missing: {words}", soft_wrap=True, markup=False, highlight=False)

@@ -106,6 +106,7 @@ LONGEST = [
     "test_desk",
     "test_browser",
     "test_drills",
+    "test_backup",
     "test_writer",
     "test_app",
     "test_scoring",

@@ -33,7 +33,7 @@ from fraud_poc.ops.feed import (
     live_orders,
     register,
 )
-from fraud_poc.ops.scorer_client import (
+from fraud_poc.service.client import (
     Endpoint,
     ScorerConnection,
     ScorerReply,

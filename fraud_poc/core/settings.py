@@ -8,7 +8,7 @@ __all__ = ['UNITS_MS', 'BLANKS', 'PLAIN_NUMBER', 'MAX_MINOR_UNITS', 'ENVIRONMENT
            'ColumnsSection', 'LabelsSection', 'LimitsSection', 'FeaturesSection', 'BatchSection', 'SampleSection',
            'TrainingSection', 'ModelSection', 'AcceptanceSection', 'LiveSection', 'ServiceSection', 'PolicySection',
            'DatabaseSection', 'is_time_zone', 'DeskSection', 'FeedSection', 'Settings', 'nearest_setting',
-           'read_settings', 'load_settings', 'validation_lines', 'effective_settings']
+           'without_password', 'read_settings', 'load_settings', 'validation_lines', 'effective_settings']
 
 # %% ../../nbs/00_settings.ipynb #c003
 import difflib
@@ -651,14 +651,14 @@ def _resolve(data: dict, base: Path) -> None:
             data[section][key] = str((base / value).resolve())
 
 # %% ../../nbs/00_settings.ipynb #c033
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
     "A text in which the login of an address, and a password in its query, is left out."
-    return re.sub(r"(?<=://)\S*(?=@)|(?<=password=)[^&\s']+", "...", text)
+    return re.sub(r"""(?<=://)\S*(?=@)|(?<=password=)[^&\s'"]+""", "...", text)
 
 
 def _shown(value: Any) -> str:
     "A value for a message: short, and without the password of an address."
-    return _without_password(repr(value))[:80]
+    return without_password(repr(value))[:80]
 
 
 def read_settings(
@@ -770,7 +770,7 @@ def effective_settings(
     """
     data, origins = read_settings(path, overrides)
     values = _validated(data, path).model_dump(mode="json", exclude_none=True)
-    safe = lambda value: _without_password(value) if isinstance(value, str) else value
+    safe = lambda value: without_password(value) if isinstance(value, str) else value
     return [
         {"setting": f"{section}.{key}", "value": safe(value), "from": origins[f"{section}.{key}"]}
         for section, keys in values.items()

@@ -89,6 +89,9 @@ STEP_UNITS = {
     "recover": "decisions and labels",
     "forget": "parts and entries",
     "write-decisions": "position in the log",
+    "backup": "files",
+    "verify-backup": "backups",
+    "restore": "files",
 }  # what steps count, if not rows
 
 
@@ -237,6 +240,9 @@ def counted_rows(name: str, result: dict) -> int:
         "recover": ["decisions", "labels"],
         "forget": ["orders"],
         "write-decisions": [],
+        "backup": ["files"],
+        "verify-backup": ["files"],
+        "restore": ["files"],
     }
     return sum(result[key] for key in counted.get(name, ["events"]))
 

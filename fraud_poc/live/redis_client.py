@@ -163,14 +163,15 @@ class Client:
         while len(replies) < count:
             reply = self.reader.gets()
             if reply is False:
-                self.reader.feed(self._read())
+                self.reader.feed(self.read())
             elif isinstance(reply, hiredis.ReplyError):
                 raise error_of(self.address, reply)
             else:
                 replies.append(reply)
         return replies
 
-    def _read(self) -> bytes:
+    def read(self) -> bytes:
+        "The next bytes that the server sends; `StoreDown` when the connection breaks or ends."
         try:
             data = self.socket.recv(1 << 18)
         except OSError as error:

@@ -90,6 +90,7 @@ bind 127.0.0.1
 appendonly yes
 appendfsync {durability}
 auto-aof-rewrite-min-size 256mb
+repl-diskless-sync-delay 0
 rdbcompression no
 save ""
 maxmemory-policy noeviction

@@ -38,7 +38,7 @@ from ..core.logs import log_config, log_event
 from ..core.processes import exit_on_sigterm
 from ..core.settings import Settings, duration_ms
 from ..data.shop import LARGE, batch_columns, generator, period, slices_of
-from fraud_poc.ops.scorer_client import (
+from fraud_poc.service.client import (
     Endpoint,
     ScorerConnection,
     ScorerReply,
