@@ -420,6 +420,7 @@ class LiveSection(Section):
     same_id_for: str  # how long an id is remembered, to give the same answer again
     future_skew: str  # an event that is later than the clock by more is rejected
     store_timeout: str  # the store's time for one order; then the answer is degraded
+    confirm_replicas: int = Field(ge=0)  # replicas that must have what is acknowledged; 0 = none
 
     @model_validator(mode="after")
     def _durations(self):

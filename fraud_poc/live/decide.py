@@ -16,7 +16,7 @@ import random
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ from fraud_poc.live.store import (
     StoreDown,
     StoreLost,
     StoreSlow,
+    StoreUnconfirmed,
     Write,
     WriteResult,
     encode_entry,
@@ -371,13 +372,11 @@ class Engine:
         try:
             if await self.retry(attempt.run):
                 return
-            reason = "contended"
-        except STORE_ERRORS as error:
-            reason = degraded_reason(error)
+            failed = lambda index: self.degraded(events[index], "contended", "no")
+        except (*STORE_ERRORS, StoreUnconfirmed) as error:
+            failed = partial(attempt.failed, error=error, stored="no")
         for index in attempt.undecided:
-            answered(
-                index, self.degraded(events[index], reason, "no")
-            )  # earlier writes were rejected: nothing is stored
+            answered(index, failed(index))  # earlier writes were rejected: nothing is stored
 
     def score(
         self, event: Event, vector: np.ndarray, flags: list[int], start: float
@@ -492,7 +491,7 @@ class DecisionAttempt:
         begun = time.perf_counter()
         try:
             results = await batch.results()
-        except STORE_ERRORS as error:
+        except (*STORE_ERRORS, StoreUnconfirmed) as error:
             results = [error] * len(sent)
         observer.spent("commit", time.perf_counter() - begun, len(sent))
         for (index, (answer, *_)), written in zip(sent, results):
@@ -538,6 +537,8 @@ class DecisionAttempt:
         "The result of an event that failed: a degraded answer when the store is unavailable, else the error."
         if isinstance(error, STORE_ERRORS):
             return self.engine.degraded(self.events[index], degraded_reason(error), stored)
+        if isinstance(error, StoreUnconfirmed) and stored == "unknown":
+            self.engine.observer.count("uncertain", "unconfirmed")
         return error
 
 # %% ../../nbs/44_decide.ipynb #d036

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'OVERDUE', 'CONNECT_S', 'Address', 'parse_url', 'refusal_of', 'error_of', 'open_socket', 'Client',
-           'PendingReplies', 'Connection', 'connect']
+           'PendingReplies', 'Connection', 'connect', 'too_few', 'send_confirmation', 'check_confirmed', 'confirm',
+           'check_replicas', 'replicas_online']
 
 # %% ../../nbs/41_redis_client.ipynb #c003
 import asyncio
@@ -17,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
-from .store import StoreDown, StoreRefuses, StoreSlow
+from .store import StoreDown, StoreRefuses, StoreSlow, StoreUnconfirmed
 
 # %% ../../nbs/41_redis_client.ipynb #c005
 class Address(NamedTuple):
@@ -242,6 +243,7 @@ class Connection(asyncio.Protocol):
         self.transport = None
         self.broken = ""  # why, once it is
         self.refused = ""  # why, when the server refuses writes: then it is broken
+        self.failure = StoreDown  # kind of error once it is broken
         self.gone = self.loop.create_future()
         self.skipped = False
 
@@ -251,9 +253,9 @@ class Connection(asyncio.Protocol):
             raise self.error()
         return self.sent + 1
 
-    def error(self) -> StoreDown:
+    def error(self) -> StoreDown | StoreUnconfirmed:
         "Why it is broken."
-        return StoreRefuses(self.broken, self.refused) if self.refused else StoreDown(self.broken)
+        return StoreRefuses(self.broken, self.refused) if self.refused else self.failure(self.broken)
 
     def send(self, command: tuple, replies: PendingReplies) -> int:
         "Send a command with the next flush; returns its number."
@@ -370,3 +372,60 @@ async def connect(address: Address, patience: float) -> Connection:  # seconds
         if isinstance(error, StoreDown) or not isinstance(error, OSError):
             raise
         raise StoreDown(f"no store at {address} ({error or 'no answer'}): start it, or set live.redis_url") from None
+
+# %% ../../nbs/41_redis_client.ipynb #f3a1
+def too_few(have: int, needed: int) -> StoreUnconfirmed:
+    "The error when fewer replicas than needed follow the store, or have what was written."
+    return StoreUnconfirmed(
+        f"{have} of {needed} replicas are up to date with the store (live.confirm_replicas is {needed}): "
+        "start the missing ones, and send again what was not acknowledged"
+    )
+
+
+def send_confirmation(
+    link: Connection,
+    key: bytes,  # that is written, empty
+    needed: int,  # replicas
+    replies: PendingReplies,  # for `check_confirmed`
+) -> None:
+    "Send, with the next flush, what waits until replicas have all that the server has then."
+    link.send(("SET", key, b""), replies)  # WAIT looks at what this connection wrote last
+    link.send(("WAIT", needed, max(1, round(500 * link.patience))), replies)
+
+
+def check_confirmed(
+    link: Connection,
+    replies: list,  # to what `send_confirmation` sent
+    needed: int,  # replicas
+) -> None:
+    "Raise `StoreUnconfirmed`, and give up the connection, when fewer replicas have it. Raises an error reply."
+    _, have = [link.checked(reply) for reply in replies]
+    if have < needed:
+        link.broken, link.failure = str(too_few(have, needed)), StoreUnconfirmed
+        link.drop()
+        raise link.error()
+
+
+async def confirm(
+    link: Connection,
+    key: bytes,  # that is written, empty
+    needed: int,  # replicas
+) -> None:
+    "Wait until replicas have all that the server has now; raises as `check_confirmed`."
+    send_confirmation(link, key, needed, replies := PendingReplies(link.loop, link.patience))
+    link.flush()
+    check_confirmed(link, await replies.all(), needed)
+
+
+async def check_replicas(link: Connection, needed: int) -> None:
+    "Raise `StoreUnconfirmed` when fewer replicas than needed follow the server."
+    online = replicas_online(await link.ask(("INFO", "replication"), link.patience))
+    if online < needed:
+        raise too_few(online, needed)
+
+
+def replicas_online(
+    report: bytes,  # answer to INFO replication
+) -> int:
+    "Number of replicas that follow a server."
+    return len(re.findall(rb"^slave\d+:.*\bstate=online\b", report, re.MULTILINE))

@@ -13,9 +13,8 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import hiredis
@@ -28,9 +27,13 @@ from fraud_poc.live.redis_client import (
     Address,
     Connection,
     PendingReplies,
+    check_confirmed,
+    check_replicas,
+    confirm,
     connect,
     error_of,
     parse_url,
+    send_confirmation,
 )
 from .redis_server import server_for
 from fraud_poc.live.store import (
@@ -44,6 +47,7 @@ from fraud_poc.live.store import (
     StoreLost,
     StoreRefuses,
     StoreSlow,
+    StoreUnconfirmed,
     Timeline,
     Write,
     WriteResult,
@@ -63,6 +67,7 @@ class Names:
         self.run = self.root + b"run"  # run_id of the server that gives out sequence numbers
         self.stale = self.root + b"stale"
         self.loads = self.root + b"loads"
+        self.confirmed = self.root + b"confirmed"  # written before replicas are waited for
 
     def states(self, generation: int) -> bytes:
         "Prefix of the keys of states."
@@ -186,12 +191,16 @@ class Reconnecting:
         self,
         url: str,
         patience: float,  # seconds
-        probe: tuple = (),  # a command that fails when the server refuses writes; () = it may
-        prepare: Callable[[Connection], Awaitable[None]] | None = None,  # called before a new connection is used
+        names: Names,
+        writes: bool,  # whether a server that refuses writes counts as down
+        replicas: int,  # that must have what is acknowledged, where `writes`
     ):
         self.address = parse_url(url)
         self.patience = patience
-        self.probe, self.prepare = probe, prepare
+        self.names = names
+        self.writes = writes
+        self.replicas = replicas if writes else 0
+        self.probe = ("SETRANGE", names.root + b"probe", 0, b"")  # a write that changes nothing
         self.link: Connection | None = None
         self.script = b""  # its name on the server
         self.unacknowledged = Unacknowledged()
@@ -202,26 +211,28 @@ class Reconnecting:
         "Connect and stay connected. A server that is down is waited for; `ValueError` for what a person has to repair."
         try:
             await self._dial()
-        except StoreDown as error:
+        except (StoreDown, StoreUnconfirmed) as error:
             self._note(error)
         self.task = asyncio.create_task(self._keep())
 
-    def _note(self, error: StoreDown) -> None:
+    def _note(self, error: StoreDown | StoreUnconfirmed) -> None:
         "Keep why there is no connection; a refusal is logged once, as the server itself seems to be well."
-        if isinstance(error, StoreRefuses) and str(error) != str(self.down):
-            passes = error.reason == REFUSALS["LOADING"]  # after a start of the server
+        if isinstance(error, (StoreRefuses, StoreUnconfirmed)) and str(error) != str(self.down):
+            passes = getattr(error, "reason", "") == REFUSALS["LOADING"]  # after a start of the server
             level = logging.WARNING if passes else logging.ERROR
-            log_event("the store refuses writes", level, "store", reason=str(error))
+            what = "refuses writes" if isinstance(error, StoreRefuses) else "has too few replicas"
+            log_event(f"the store {what}", level, "store", reason=str(error))
         self.down = error
 
     async def _dial(self) -> None:
         link = await connect(self.address, self.patience)
         try:
             script = await link.ask(("SCRIPT", "LOAD", COMMIT), CONNECT_S)
-            if self.probe:
+            if self.writes:
                 await link.ask(self.probe, CONNECT_S)
-            if self.prepare:
-                await self.prepare(link)
+                await begin_timeline(link, self.names)
+            if self.replicas:
+                await confirm(link, self.names.confirmed, self.replicas)
         except BaseException as error:
             link.drop()
             if isinstance(error, StoreSlow):
@@ -238,8 +249,8 @@ class Reconnecting:
                 self.link, pause = None, 0.02
             try:
                 await self._dial()
-            except (StoreDown, ValueError) as error:
-                self._note(error if isinstance(error, StoreDown) else StoreDown(str(error)))
+            except (StoreDown, StoreUnconfirmed, ValueError) as error:
+                self._note(StoreDown(str(error)) if isinstance(error, ValueError) else error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -248,6 +259,12 @@ class Reconnecting:
         if self.link is None or self.link.broken:
             raise self.link.error() if self.link else self.down.with_traceback(None)
         return self.link
+
+    async def check_writes(self) -> None:
+        "Raise what a write would raise if the server refuses writes, or has too few replicas; changes nothing."
+        await self.up().ask(self.probe, self.patience)
+        if self.replicas:
+            await check_replicas(self.up(), self.replicas)
 
     async def close(self) -> None:
         "Close the connection for good."
@@ -326,13 +343,11 @@ class RedisStore(Store):
         state_ms: int,  # how long states are kept, ms
         timeout_ms: int,  # longest time for one call about an event, ms
         writes: bool = True,  # whether a server that refuses writes counts as down; False for those who only read
+        replicas: int = 0,  # that must have what is acknowledged, unless `writes` is False
     ):
         self.names = Names(domain)
-        self.probe = ("SETRANGE", self.names.root + b"probe", 0, b"")  # a write that changes nothing
-        begin = partial(begin_timeline, names=self.names)
-        self.connection = Reconnecting(url, timeout_ms / 1000, *((self.probe, begin) if writes else ()))
-        self.record_ms = str(record_ms)
-        self.state_ms = str(state_ms)
+        self.connection = Reconnecting(url, timeout_ms / 1000, self.names, writes, replicas)
+        self.record_ms, self.state_ms = str(record_ms), str(state_ms)
         self.writes = secrets.randbits(64)
         self.known: Meta | None = None
         self.marker = None  # None = must be read first
@@ -389,6 +404,8 @@ class RedisStore(Store):
             link.flush()
             values = await link.only(replies)
             if values[0] == marker:
+                if self.connection.replicas and any(values[1 : 1 + len(requests)]):
+                    await confirm(link, self.names.confirmed, self.connection.replicas)  # the records may be new
                 current = own.current_states(number, keys, values[1 + len(requests) :])
                 return RedisMicroBatch(self, link, own, current, own.current_records(requests, values[1:]))
             await self.meta()
@@ -423,7 +440,7 @@ class RedisStore(Store):
         return int(await self.call("GET", self.names.seq) or -1)
 
     async def check_writes(self) -> None:
-        await self.connection.up().ask(self.probe, self.connection.patience)
+        await self.connection.check_writes()
 
     async def due(self, now: int, count: int) -> list[bytes]:
         epoch = (self.known or await self.meta()).epoch
@@ -442,6 +459,7 @@ class RedisMicroBatch(MicroBatch):
         self.store = store
         self.link = link
         self.own = own
+        self.replicas = store.connection.replicas
         self.replies = PendingReplies(link.loop, store.connection.patience)
         self.next = []  # writes and their versions, not yet sent
         self.sent = []  # writes, number of the command, command
@@ -455,18 +473,22 @@ class RedisMicroBatch(MicroBatch):
             self._flush()
         return version
 
-    def _flush(self) -> None:
-        if not self.next:
+    def _flush(self, last: bool = False) -> None:
+        confirmed = last and self.replicas
+        if self.next:
+            command, writes = self.store.command(self.next), [write for write, _ in self.next]
+            self.sent.append((writes, self.link.send(command, self.replies), command))
+            self.next = []
+        elif not confirmed:
             return
-        command, writes = self.store.command(self.next), [write for write, _ in self.next]
-        self.sent.append((writes, self.link.send(command, self.replies), command))
+        if confirmed:
+            send_confirmation(self.link, self.store.names.confirmed, self.replicas, self.replies)
         self.link.flush()
-        self.next = []
 
     async def results(self) -> list[WriteResult | Exception]:
-        "The result of each write."
+        "The result of each write; `StoreUnconfirmed` in place of those that too few replicas have."
         try:
-            self._flush()
+            self._flush(last=True)
             replies = await self.replies.all()
             if any(str(reply).startswith("NOSCRIPT") for reply in replies if isinstance(reply, hiredis.ReplyError)):
                 replies = await self._again(replies)
@@ -480,19 +502,31 @@ class RedisMicroBatch(MicroBatch):
             for write, one in zip(writes, flat[-len(writes) :]):
                 if isinstance(one, bytes) and one[:1] in (b"c", b"m"):  # conflict, moved
                     self.own.conflicted(write)
-        return await results_of(flat, self.store)
+        return self._confirmed(await results_of(flat, self.store), replies[len(self.sent) :])
+
+    def _confirmed(self, results: list[WriteResult | Exception], replies: list) -> list[WriteResult | Exception]:
+        "Results, with an error in place of what too few replicas have."
+        try:
+            if self.replicas:
+                check_confirmed(self.link, replies, self.replicas)
+        except (StoreDown, StoreSlow, StoreUnconfirmed) as error:
+            return [error if getattr(one, "kind", "") in ("accepted", "known") else one for one in results]
+        return results
 
     async def _again(self, replies: list) -> list:
         "The replies after the script was loaded."
-        failed = [i for i, reply in enumerate(replies) if isinstance(reply, Exception)]
+        failed = [i for i in range(len(self.sent)) if isinstance(replies[i], Exception)]
         more = PendingReplies(self.link.loop, self.store.connection.patience)
         self.link.send(("SCRIPT", "LOAD", COMMIT), more)
         for i in failed:
             self.link.send(self.sent[i][2], more)
+        if self.replicas:
+            send_confirmation(self.link, self.store.names.confirmed, self.replicas, more)
         self.link.flush()
-        for i, reply in zip(failed, (await more.all())[1:]):
+        again = (await more.all())[1:]
+        for i, reply in zip(failed, again):
             replies[i] = reply
-        return replies
+        return replies[: len(self.sent)] + again[len(failed) :]
 
 # %% ../../nbs/43_redis_store.ipynb #c018
 MOVED = WriteResult("moved")
@@ -519,7 +553,7 @@ async def results_of(replies: list[Any], store: RedisStore) -> list[WriteResult 
     if MOVED in results:
         try:
             await store.meta()
-        except (StoreDown, StoreSlow, StoreLost) as error:
+        except (StoreDown, StoreSlow, StoreLost, StoreUnconfirmed) as error:
             return [error if result == MOVED else result for result in results]
     return results
 
@@ -541,8 +575,9 @@ async def open_store(
             async with open_store(settings, own, writes) as store:
                 yield store
         return
-    record_ms, timeout_ms = duration_ms(settings.live.same_id_for), duration_ms(settings.live.store_timeout)
-    store = RedisStore(url, settings.domain.name, record_ms, state_ms(settings), timeout_ms, writes)
+    live, name = settings.live, settings.domain.name
+    times = duration_ms(live.same_id_for), state_ms(settings), duration_ms(live.store_timeout)
+    store = RedisStore(url, name, *times, writes, live.confirm_replicas)
     try:
         await store.connect()
         yield store

@@ -39,6 +39,7 @@ from ..core.reading import MAX_TEXT
 from ..core.settings import UNITS_MS, Settings
 from ..live.decide import STORE_ERRORS, Engine
 from ..live.labels import LabelWriter, assert_due
+from ..live.store import StoreUnconfirmed
 from .metrics import exposition
 from fraud_poc.service.schemas import (
     REFERENCE,
@@ -140,7 +141,7 @@ DESCRIPTIONS = {
     422: "Fields are missing, wrong, unknown or there twice.",
     429: "Too many requests at once.",
     500: "The service failed.",
-    503: "The service is shutting down, or its store cannot be reached.",
+    503: "The service is shutting down, its store cannot be reached, or too few replicas have what was sent.",
 }
 POSTED = (400, 401, 403, 408, 413, 415, 422, 429, 500, 503)  # of routes with a body
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
@@ -384,7 +385,7 @@ def add_error_handlers(app: FastAPI, service: ScoringService) -> None:
         found = error.errors()[0]
         return as_response(service.replies.of_error(rejection(422, list(found["loc"]), found["msg"], found["type"])))
 
-    for kind in (RequestRejected, *STORE_ERRORS, ValueError):
+    for kind in (RequestRejected, *STORE_ERRORS, StoreUnconfirmed, ValueError):
         app.add_exception_handler(kind, ours)
     app.add_exception_handler(StarletteHTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -427,7 +428,7 @@ async def enter_waiting_labels(service: ScoringService, seconds: float = 1.0) ->
             if done["entered"] or done["rejected"] > rejected:
                 log_event("labels that waited", level, **done)
             rejected = done["rejected"]
-        except STORE_ERRORS:
+        except (*STORE_ERRORS, StoreUnconfirmed):
             pass  # /readyz and the metrics show it; the labels go on waiting
         except (ValueError, OSError) as error:
             kind = type(error).__name__

@@ -29,7 +29,10 @@ COUNTERS = {
     "entities": ("Entities of scored events whose state was not simply known.", ("state",)),
     "commits": ("Commits to the store that were not simply accepted.", ("outcome",)),
     "degraded": ("Answers without a score, by reason.", ("reason",)),
-    "uncertain": ("Answers without a score to events that may have been stored all the same, by reason.", ("reason",)),
+    "uncertain": (
+        "Events that may have been stored although they got no score, by reason.",
+        ("reason",),
+    ),
     "rejected": ("Rejected requests, by reason.", ("reason",)),
     "closed_connections": ("Connections closed at a limit, by the limit.", ("limit",)),
     "label_assertions": ("Label assertions and retractions, by outcome.", ("outcome",)),

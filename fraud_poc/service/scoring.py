@@ -28,7 +28,7 @@ from ..core.settings import Settings
 from ..data.log import hash_secret, read_manifest, read_part
 from ..live.decide import STORE_ERRORS, Answer, Conflict, Engine
 from ..live.labels import LabelResult, LabelWriter, read_label_change
-from ..live.store import StoreDown, StoreLost, StoreRefuses, StoreSlow
+from ..live.store import StoreDown, StoreLost, StoreRefuses, StoreSlow, StoreUnconfirmed
 from ..live.timelines import lost_warning, position_in_log, read_lost_tail
 from .keys import Keys
 from .metrics import Metrics
@@ -144,6 +144,8 @@ class Replies:
             return rejected_event(error.errors)
         if isinstance(error, STORE_ERRORS):
             return rejection(503, ["server"], "the store cannot be had", "store", wait=1)
+        if isinstance(error, StoreUnconfirmed):
+            return rejection(503, ["server"], str(error), "unconfirmed", wait=1)
         log_event("error", logging.ERROR, kind=type(error).__name__, at=place_of_error(error))
         return rejection(500, ["server"], "the service failed; this is not the order's fault", "internal")
 
@@ -409,14 +411,14 @@ class Status:
             async with asyncio.timeout(self.patience):
                 found = (await self.engine.store.meta()).table_hash
             if found != ours:
-                reasons.append(
-                    f"the store holds feature table {found[:12]}, this process serves {ours[:12]}: "
-                    "run `fraud-poc prepare-db`"
-                )
+                text = f"the store holds feature table {found[:12]}, this process serves {ours[:12]}"
+                reasons.append(f"{text}: run `fraud-poc prepare-db`")
             async with asyncio.timeout(self.patience):
                 await self.engine.store.check_writes()
         except StoreRefuses as error:
             reasons.append(f"the store refuses writes: {error.reason}")
+        except StoreUnconfirmed as error:
+            reasons.append(str(error))
         except (StoreDown, StoreSlow, TimeoutError):
             reasons.append("the store cannot be reached")
         except StoreLost:
@@ -466,7 +468,7 @@ class Status:
         try:
             async with asyncio.timeout(self.patience):
                 behind, lost = await self.decisions_behind(), await self._read(read_lost_tail)
-        except (*STORE_ERRORS, TimeoutError):
+        except (*STORE_ERRORS, StoreUnconfirmed, TimeoutError):
             return []  # `unready` says so
         found, most = [], self.service.settings.database.max_behind
         if behind is not None and behind > most:
@@ -481,7 +483,7 @@ class Status:
             async with asyncio.timeout(self.patience):
                 length = await self.engine.store.log_length()
                 behind, lost = await self.decisions_behind(), await self._read(read_lost_tail)
-        except (*STORE_ERRORS, TimeoutError):
+        except (*STORE_ERRORS, StoreUnconfirmed, TimeoutError):
             pass  # store_up tells it
         compiled = float(getattr(self.engine.model.scorer, "compiled", False))
         keys_age = time.monotonic() - self.keys.read_at if self.keys else None

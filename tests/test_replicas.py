@@ -1,0 +1,276 @@
+"""Replicas that count: what is acknowledged is on one, what is not is said to be so and confirmed when sent again."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import httpx
+import pytest
+from support.waiting import STORE, in_time, until, until_so
+
+from fraud_poc.core.database import open_database
+from fraud_poc.core.processes import free_port
+from fraud_poc.core.settings import load_settings
+from fraud_poc.live.decide import Engine, sample_model
+from fraud_poc.live.redis_client import Client, parse_url
+from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_store import Names, open_store
+from fraud_poc.live.store import Meta, StoreUnconfirmed, Write, decode_entry, event_key
+from fraud_poc.service.http import create_app
+from fraud_poc.service.keys import new_key
+
+ROOT = Path(__file__).resolve().parents[1]
+NOW, SHORT = 1_751_000_000_000, "4s"  # of the store, where a replica is missing: half of it is waited for
+NAMES = Names("orders")
+ORDER = {
+    "order_date": "2025-06-01T12:00:00",
+    "order_amount": 25.5,
+    "customer_id": 17,
+    "email": "ann@example.org",
+    "ip_addr": "192.0.2.1",
+    "device": "d1",
+    "location": "Lyon",
+}
+NEEDED = "live.confirm_replicas is 1"
+
+
+def order(number: int) -> dict:
+    return {"order_id": f"o{number}"} | ORDER
+
+
+class Pair:
+    "A primary and its replica."
+
+    def __init__(self, primary, replica):
+        self.primary, self.replica = primary, replica
+        with Client(primary.url) as client:
+            self.port = free_port()
+            client.call("CONFIG", "SET", "port", self.port, "repl-diskless-sync-delay", 0)
+
+    def follow(self) -> None:
+        "Let the replica follow the primary, until it has all."
+        with Client(self.replica.url) as client:
+            client.call("CONFIG", "SET", "masterauth", parse_url(self.primary.url).password)
+            client.call("REPLICAOF", "127.0.0.1", self.port)
+            until(lambda: b"master_link_status:up" in client.call("INFO", "replication"), "the replica follows")
+        with Client(self.primary.url) as client:
+            until(lambda: b"state=online" in client.call("INFO", "replication"), "the primary knows it")
+
+    @contextmanager
+    def paused(self):
+        "The replica gives no sign meanwhile, and its connection stays."
+        with Client(self.replica.url) as client:
+            number = int(re.search(rb"process_id:(\d+)", client.call("INFO", "server"))[1])
+        os.kill(number, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(number, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sample_model(settings_of(Path("unused")))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    with start_redis(tmp_path / "primary", "always") as primary, start_redis(tmp_path / "replica", "always") as replica:
+        found = Pair(primary, replica)
+        found.follow()
+        yield found
+
+
+def settings_of(folder: Path, timeout: str = STORE, replicas: int = 1):
+    changes = {"batch.folder": str(folder), "live.redis_url": "", "database.url": "", "live.store_timeout": timeout}
+    return load_settings(ROOT / "config" / "orders.toml", changes | {"live.confirm_replicas": replicas})
+
+
+def fill(url: str, table_hash: str) -> None:
+    meta = Meta("5eed", 1, table_hash, {"next_seq": 0})
+    with Client(url) as client:
+        client.call("MSET", NAMES.meta, json.dumps(asdict(meta)), NAMES.now, meta.marker, NAMES.seq, -1)
+
+
+@asynccontextmanager
+async def service(pair: Pair, folder: Path, model, timeout: str = SHORT):
+    "A client of a service whose store is the primary; and its store."
+    settings = settings_of(folder, timeout)
+    fill(pair.primary.url, model.table.hash)
+    database = open_database(settings)
+    key = new_key(database, "tests", ["score", "labels", "metrics"], "tests")
+    async with open_store(settings, pair.primary.url) as store:
+        engine = Engine(settings, model, store, clock=lambda: NOW)
+        app = create_app(settings, engine, secret=bytes(32), database=database)
+        headers, transport = {"X-API-Key": key}, httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers) as http:
+            yield http, store
+    database.dispose()
+
+
+def is_unconfirmed(response: httpx.Response) -> bool:
+    "Whether a response is the 503 that says what is missing; another one but success is a failure."
+    if response.status_code == 200:
+        return False
+    assert response.status_code == 503 and response.headers["retry-after"] == "1", response.text
+    [detail] = response.json()["detail"]
+    assert detail["type"] == "unconfirmed" and NEEDED in detail["msg"] and "0 of 1 replicas" in detail["msg"]
+    return True
+
+
+def in_log(url: str) -> list[str]:
+    "Ids of the orders in the log of a server."
+    with Client(url) as client:
+        bodies = [decode_entry(fields[1]).body for _, fields in client.call("XRANGE", NAMES.log, "-", "+")]
+    return [json.loads(body).get("order_id") for body in bodies]
+
+
+async def until_acknowledged(http: httpx.AsyncClient, path: str, body) -> dict:
+    "The answer to a request that is sent again and again."
+
+    async def sent():
+        response = await http.post(path, json=body)
+        return None if is_unconfirmed(response) else response.json()
+
+    return await until_so(sent, "it is acknowledged")
+
+
+def test_what_a_replica_has_is_answered(pair, model, tmp_path):
+    async def run():
+        async with service(pair, tmp_path, model, STORE) as (http, _):
+            answer = (await http.post("/score", json=order(1))).json()
+            again = (await http.post("/score", json=order(1))).json()
+            assert answer["position"] == 0 and again == answer | {"known_before": True}
+            several = (await http.post("/score/batch", json=[order(n) for n in range(20)])).json()["results"]
+            assert [one["status"] for one in several] == [200] * 20
+            label = {"order": "o1", "fraud": True, "source": "chargeback", "known": "2025-06-20"}
+            assert (await http.post("/labels", json=label)).status_code == 200
+            assert (await http.get("/readyz")).json()["ready"]
+
+    asyncio.run(in_time(run()))
+    with Client(pair.replica.url) as replica:
+        assert replica.call("XLEN", NAMES.log) == 21
+
+
+def test_without_its_replica_nothing_is_acknowledged_and_with_it_the_same_decision(pair, model, tmp_path):
+    label = {"order": "o1", "fraud": True, "source": "chargeback", "known": "2025-06-20"}
+
+    async def run():
+        async with service(pair, tmp_path, model) as (http, store):
+            assert (await http.post("/score", json=order(1))).status_code == 200
+            with pair.paused():
+                assert is_unconfirmed(await http.post("/score", json=order(2)))
+                sent = ("/score", order(2)), ("/score", order(1)), ("/score/batch", [order(3), order(4)])
+                for path, body in (*sent, ("/labels", label), ("/labels", [label])):
+                    assert is_unconfirmed(await http.post(path, json=body)), path
+                ready = await http.get("/readyz")
+                assert ready.status_code == 503 and [NEEDED in reason for reason in ready.json()["reasons"]] == [True]
+                metrics = (await http.get("/metrics")).text
+                assert 'fraud_poc_rejected_total{reason="unconfirmed"} 6.0' in metrics
+                assert 'fraud_poc_uncertain_total{reason="unconfirmed"} 1.0' in metrics
+                assert "degraded" not in re.sub(r"#.*", "", metrics)
+                with Client(pair.primary.url) as client:
+                    [_, found] = client.call("XRANGE", NAMES.log, "-", "+")
+                assert json.loads(decode_entry(found[1][1]).body)["order_id"] == "o2", "written, and not acknowledged"
+            answer = await until_acknowledged(http, "/score", order(2))
+            assert answer["known_before"] and answer["position"] == 1
+            await until_acknowledged(http, "/labels", label)
+            assert (await http.get("/readyz")).json()["ready"]
+
+    asyncio.run(in_time(run()))
+    assert in_log(pair.replica.url) == ["o1", "o2", None]
+
+
+def test_a_record_that_another_process_wrote_is_confirmed_before_it_is_answered(pair, model, tmp_path):
+    async def run():
+        async with service(pair, tmp_path, model) as (http, _):
+            first = (await http.post("/score", json=order(1))).json()
+            async with open_store(settings_of(tmp_path, STORE, 0), pair.primary.url) as other:
+                with pair.paused():
+                    await other.write(Write(event_key(5), b"record", [], [], [], b""))
+                    async with open_store(settings_of(tmp_path, SHORT, 0), pair.primary.url) as plain:
+                        assert (await plain.read(event_key(5), [])).record == b"record", "off, nothing is waited for"
+                    assert is_unconfirmed(await http.post("/score", json=order(1)))
+            assert await until_acknowledged(http, "/score", order(1)) == first | {"known_before": True}
+
+    asyncio.run(in_time(run()))
+
+
+def test_orders_in_flight_when_the_replica_stops_are_all_told(pair, model, tmp_path):
+    async def run():
+        async with service(pair, tmp_path, model) as (http, store):
+            with pair.paused():
+                sending = [http.post("/score", json=order(number)) for number in range(24)]
+                assert all(map(is_unconfirmed, await asyncio.gather(*sending)))
+            for number in range(24):
+                await until_acknowledged(http, "/score", order(number))
+
+    asyncio.run(in_time(run()))
+    assert sorted(in_log(pair.replica.url)) == sorted(f"o{number}" for number in range(24))
+
+
+def test_readiness_says_that_a_replica_is_gone_before_an_order_finds_out(pair, model, tmp_path):
+    async def run():
+        async with service(pair, tmp_path, model, STORE) as (http, store):
+            await asyncio.to_thread(pair.replica.kill)
+
+            async def told():
+                response = await http.get("/readyz")
+                return response.status_code == 503 and response.json()["reasons"]
+
+            [reason] = await until_so(told, "it is told")
+            assert reason.startswith("0 of 1 replicas") and "start the missing ones" in reason
+            assert store.connection.up()
+            await asyncio.to_thread(pair.replica.ensure)
+            await asyncio.to_thread(pair.follow)
+            assert (await http.get("/readyz")).json()["ready"]
+
+    asyncio.run(in_time(run()))
+
+
+def test_a_store_without_its_replica_is_waited_for_at_the_start(pair, tmp_path, caplog):
+    fill(pair.primary.url, "table")
+
+    async def run():
+        with pair.paused():
+            async with open_store(settings_of(tmp_path, "1s"), pair.primary.url) as store:
+                with pytest.raises(StoreUnconfirmed, match=NEEDED):
+                    await store.meta()
+                async with open_store(settings_of(tmp_path, STORE), pair.primary.url, writes=False) as reader:
+                    assert (await reader.meta()).epoch == "5eed", "who only reads waits for no replica"
+        async with open_store(settings_of(tmp_path, STORE), pair.primary.url) as store:
+            assert (await store.meta()).epoch == "5eed"
+
+    asyncio.run(in_time(run()))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "the store has too few replicas"
+    ]
+
+
+def test_all_that_was_acknowledged_is_on_the_replica_when_the_primary_is_killed(pair, model, tmp_path):
+    acknowledged = []
+
+    async def run():
+        async with service(pair, tmp_path, model, STORE) as (http, _):
+
+            async def send(first: int) -> None:
+                for number in range(first, 4_000, 4):
+                    answer = (await http.post("/score", json=order(number))).json()
+                    if answer["degraded"]:
+                        return
+                    acknowledged.append(answer["id"])
+
+            sending = [asyncio.create_task(send(first)) for first in range(4)]
+            await until_so(lambda: len(acknowledged) > 60, "orders are acknowledged")
+            await asyncio.to_thread(pair.primary.kill)
+            await asyncio.gather(*sending)
+
+    asyncio.run(in_time(run()))
+    with Client(pair.replica.url) as replica:
+        replica.call("REPLICAOF", "NO", "ONE")
+    assert set(acknowledged) <= set(in_log(pair.replica.url)) and len(acknowledged) > 60
