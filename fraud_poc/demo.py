@@ -137,7 +137,8 @@ def run_demo(
                 raise
             return results, f"there is no model of this data, and so no service: {error}"
         if name == "evaluate" and results[name]["acceptance"] != "accepted":
-            return results, f"the model was rejected, and so it is not served: {'; '.join(results[name]['reasons'])}"
+            why, remedy = "; ".join(results[name]["reasons"]), "use more data, such as --set sample.orders=300000"
+            return results, f"the model was rejected, and so it is not served: {why}; {remedy}"
     return results, ""
 
 # %% ../nbs/93_demo.ipynb #n002

@@ -423,6 +423,8 @@ def all_rejected(name: str, result: dict) -> str:
     found = [f"every row of {display_text(path)} was rejected" for path in result.get("files_rejected", [])]
     if name == "ingest" and 0 < result["labels_read"] <= result["labels_rejected"] and not found:
         found = [f"all {result['labels_read']:,} labels were rejected"]
+    if name == "ingest" and 0 < result["rows_read"] == result["events_rejected"] and not result["files_rejected"]:
+        found = [f"all {result['rows_read']:,} rows were rejected", *found]
     if name == "labels" and 0 < result["rows"] == result["rejected"]:
         found = [f"all {result['rows']:,} rows were rejected"]
     if not found:

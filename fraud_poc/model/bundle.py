@@ -325,7 +325,8 @@ def check_meaning(folder: Path, fields: dict, table: FeatureTable) -> None:
     "`ValueError` when a manifest does not fit the feature table, or its numbers cannot be."
     path = Path(folder) / "manifest.json"
     anew = (
-        "run `fraud-poc features`, `dataset` and `train`, or put back the configuration that the model was trained with"
+        "run `fraud-poc features`, `dataset`, `train`, `evaluate` and `prepare-db`, or put back the configuration that "
+        "the model was trained with"
     )
     if fields["table_hash"] != table.hash:
         raise _rejected(
