@@ -86,6 +86,13 @@ def test_what_a_store_loses_that_goes_back_in_time_comes_back():
     assert found["missing"] == found["twice"] == found["unnoticed"] == found["wrong"] == 0, found["said"]
 
 
+@pytest.mark.parametrize("replicas", [1, 0])
+def test_a_service_goes_on_with_the_replica_when_the_primary_is_killed(replicas):
+    found = run("failover", None, "--rounds", 2, "--orders", 40, "--replicas", replicas)
+    assert found["code"] == found["twice"] == 0 and found["rounds"] == 2 and found["acknowledged"] > 80, found["said"]
+    assert found["missing"] == 0 or not replicas, found["said"]
+
+
 def test_overload_is_refused_cleanly(made):
     found = run("load", made, "--seconds", 1, "--search", 0.5, "--patterns", 300, "--busy-machine")
     assert (

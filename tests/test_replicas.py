@@ -19,8 +19,8 @@ from fraud_poc.core.settings import load_settings
 from fraud_poc.live.decide import Engine, sample_model
 from fraud_poc.live.redis_client import Client, parse_url
 from fraud_poc.live.redis_server import start_redis
-from fraud_poc.live.redis_store import Names, open_store
-from fraud_poc.live.store import Meta, StoreUnconfirmed, Write, decode_entry, event_key
+from fraud_poc.live.redis_store import Names, open_store, run_id_of
+from fraud_poc.live.store import Meta, StoreDown, StoreRefuses, StoreUnconfirmed, Write, decode_entry, event_key
 from fraud_poc.service.http import create_app
 from fraud_poc.service.keys import new_key
 
@@ -43,23 +43,33 @@ def order(number: int) -> dict:
     return {"order_id": f"o{number}"} | ORDER
 
 
+def follow(replica, primary) -> None:
+    "Let a server follow another, until it has all."
+    with Client(primary.url) as client:
+        port = free_port()
+        client.call("CONFIG", "SET", "port", port, "repl-diskless-sync-delay", 0)
+        with Client(replica.url) as other:
+            other.call("CONFIG", "SET", "masterauth", parse_url(primary.url).password)
+            other.call("REPLICAOF", "127.0.0.1", port)
+            until(lambda: b"master_link_status:up" in other.call("INFO", "replication"), "the replica follows")
+        until(lambda: b"state=online" in client.call("INFO", "replication"), "the primary knows it")
+
+
 class Pair:
     "A primary and its replica."
 
     def __init__(self, primary, replica):
         self.primary, self.replica = primary, replica
-        with Client(primary.url) as client:
-            self.port = free_port()
-            client.call("CONFIG", "SET", "port", self.port, "repl-diskless-sync-delay", 0)
+        self.urls = f"{primary.url},{replica.url}"
 
     def follow(self) -> None:
-        "Let the replica follow the primary, until it has all."
-        with Client(self.replica.url) as client:
-            client.call("CONFIG", "SET", "masterauth", parse_url(self.primary.url).password)
-            client.call("REPLICAOF", "127.0.0.1", self.port)
-            until(lambda: b"master_link_status:up" in client.call("INFO", "replication"), "the replica follows")
+        follow(self.replica, self.primary)
+
+    def swap(self) -> None:
+        "The replica becomes the primary."
+        self.primary, self.replica = self.replica, self.primary
         with Client(self.primary.url) as client:
-            until(lambda: b"state=online" in client.call("INFO", "replication"), "the primary knows it")
+            client.call("REPLICAOF", "NO", "ONE")
 
     @contextmanager
     def paused(self):
@@ -95,6 +105,12 @@ def fill(url: str, table_hash: str) -> None:
     meta = Meta("5eed", 1, table_hash, {"next_seq": 0})
     with Client(url) as client:
         client.call("MSET", NAMES.meta, json.dumps(asdict(meta)), NAMES.now, meta.marker, NAMES.seq, -1)
+        note_run(client)
+
+
+def note_run(client: Client) -> None:
+    "The server gives out sequence numbers from now on, and begins no timeline."
+    client.call("SET", NAMES.run, run_id_of(client.call("INFO", "server"), client.address))
 
 
 @asynccontextmanager
@@ -274,3 +290,122 @@ def test_all_that_was_acknowledged_is_on_the_replica_when_the_primary_is_killed(
     with Client(pair.replica.url) as replica:
         replica.call("REPLICAOF", "NO", "ONE")
     assert set(acknowledged) <= set(in_log(pair.replica.url)) and len(acknowledged) > 60
+
+
+# --- several addresses ------------------------------------------------------------------------------------------------
+
+
+async def write(store, *numbers: int) -> None:
+    for number in numbers:
+        assert (await store.write(Write(event_key(number), b"record", [], [], [], b""))).kind == "accepted"
+
+
+async def until_writable(store) -> None:
+    async def is_so():
+        try:
+            await store.check_writes()
+        except (StoreDown, StoreUnconfirmed):
+            return False
+        return True
+
+    await until_so(is_so, "the store takes writes")
+
+
+def test_a_command_finds_the_primary_and_none_or_two_are_an_error(pair):
+    for urls in (pair.urls, f"{pair.replica.url},{pair.primary.url}", f"redis://127.0.0.1:1,{pair.urls}"):
+        with Client(urls) as client:
+            assert client.address == parse_url(pair.primary.url)
+    with Client(pair.replica.url) as client:
+        assert client.address == parse_url(pair.replica.url), "a single address is used as it is"
+        with pytest.raises(StoreRefuses, match="is a replica.*no store at 127.0.0.1:1") as caught:
+            Client(f"{pair.replica.url},redis://127.0.0.1:1")
+        assert "promote a replica" in caught.value.reason
+        client.call("REPLICAOF", "NO", "ONE")
+    with pytest.raises(StoreDown, match="both primaries: stop the old one"):
+        Client(pair.urls)
+    with pytest.raises(StoreDown, match="no store at .*1 .*no store at .*2 "):
+        Client("redis://127.0.0.1:1,redis://127.0.0.1:2")
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_store_goes_to_the_promoted_replica_and_refuses_the_old_primary(pair, tmp_path, caplog, replicas):
+    fill(pair.primary.url, "table")
+    old = pair.primary
+
+    async def run():
+        async with open_store(settings_of(tmp_path, "8s", replicas), pair.urls) as store:
+            await write(store, 1, 2)
+            await asyncio.to_thread(old.kill)
+            await asyncio.to_thread(pair.swap)
+            if not replicas:
+                await until_writable(store)
+            with Client(pair.primary.url) as client:
+                await until_so(lambda: client.call("GET", NAMES.timelines), "a timeline begins")
+            if not replicas:
+                await write(store, 3)
+            await asyncio.to_thread(old.ensure)  # it comes back, and takes writes
+            if not replicas:
+                store.connection.link.drop()
+                await until_so(lambda: store.connection.told, "the old primary is refused")
+            await asyncio.to_thread(pair.follow)
+            await until_writable(store)
+            await write(store, 4)
+            assert store.address == parse_url(pair.primary.url)
+            return await store.timelines()
+
+    lines = asyncio.run(in_time(run()))
+    assert [line.start for line in lines] == [0, 2]
+    told = [record.fields["reason"] for record in caplog.records if record.getMessage() == "an old primary is not used"]
+    assert len(told) == (0 if replicas else 1) and all(lines[1].log in reason for reason in told)
+    with Client(old.url) as client:
+        until(lambda: client.call("XLEN", NAMES.log) == 4 - replicas, "it follows the new primary")
+
+
+def test_an_old_primary_alone_is_refused_before_a_timeline_begins_there(pair, tmp_path, caplog):
+    fill(pair.primary.url, "table")
+    old = pair.primary
+
+    async def run():
+        async with open_store(settings_of(tmp_path, "8s", 0), pair.urls) as store:
+            await write(store, 1)
+            await asyncio.to_thread(old.kill)
+            await asyncio.to_thread(pair.swap)
+            await until_writable(store)
+            await asyncio.to_thread(pair.primary.kill)
+            await asyncio.to_thread(old.ensure)
+            await until_so(lambda: "lacks the timeline" in str(store.connection.down), "it is refused")
+            with pytest.raises(StoreRefuses) as caught:
+                await store.meta()
+            assert "make it a replica of the new one, or restart" in caught.value.reason
+            with Client(old.url) as client:
+                assert client.call("GET", NAMES.timelines) is None
+        async with open_store(settings_of(tmp_path, "8s", 0), pair.urls) as store:
+            await until_writable(store)  # a process that has not seen more accepts it
+            assert len(await store.timelines()) == 2
+        async with open_store(settings_of(tmp_path, "8s", 0), old.url) as single:
+            await asyncio.to_thread(old.kill)
+            await asyncio.to_thread(old.ensure)
+            await until_writable(single)  # with one address a server that starts again is used as before
+
+    asyncio.run(in_time(run()))
+    reasons = [record.fields["reason"] for record in caplog.records if "refuses writes" in record.getMessage()]
+    assert any("lacks the timeline" in reason for reason in reasons)
+
+
+def test_of_two_that_take_writes_the_one_with_the_most_timelines_is_used(pair, tmp_path):
+    fill(pair.primary.url, "table")
+    pair.swap()
+    for url in (pair.replica.url, pair.primary.url):
+        with Client(url) as client:
+            note_run(client)
+    with Client(pair.primary.url) as client:
+        client.call("APPEND", NAMES.timelines, "5eed.b 0\n")
+
+    async def run():
+        for urls in (pair.urls, f"{pair.primary.url},{pair.replica.url}"):
+            for writes in (True, False):
+                async with open_store(settings_of(tmp_path, STORE, 0), urls, writes) as store:
+                    assert store.address == parse_url(pair.primary.url)
+                    assert [line.log for line in await store.timelines()] == ["5eed", "5eed.b"]
+
+    asyncio.run(in_time(run()))

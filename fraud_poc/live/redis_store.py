@@ -26,14 +26,17 @@ from fraud_poc.live.redis_client import (
     REFUSALS,
     Address,
     Connection,
+    OldPrimary,
     PendingReplies,
     check_confirmed,
     check_replicas,
     confirm,
     connect,
+    connect_primary,
     error_of,
     parse_url,
     send_confirmation,
+    split_urls,
 )
 from .redis_server import server_for
 from fraud_poc.live.store import (
@@ -189,13 +192,16 @@ class Reconnecting:
 
     def __init__(
         self,
-        url: str,
+        url: str,  # of several, separated by commas, the primary is used
         patience: float,  # seconds
         names: Names,
         writes: bool,  # whether a server that refuses writes counts as down
         replicas: int,  # that must have what is acknowledged, where `writes`
     ):
-        self.address = parse_url(url)
+        self.addresses = [parse_url(one) for one in split_urls(url)]
+        self.address = self.addresses[0]  # of several, that of the connection
+        self.newest = b""  # of several servers: the newest timeline under which one was used
+        self.told = set()  # about old primaries
         self.patience = patience
         self.names = names
         self.writes = writes
@@ -224,8 +230,19 @@ class Reconnecting:
             log_event(f"the store {what}", level, "store", reason=str(error))
         self.down = error
 
+    async def _connect(self) -> Connection:
+        if len(self.addresses) == 1:
+            return await connect(self.address, self.patience)
+        keys = self.names.meta, self.names.timelines
+        link, reasons = await connect_primary(self.addresses, self.patience, keys, self.newest)
+        self.address = link.address
+        for text in {str(reason) for reason in reasons if isinstance(reason, OldPrimary)} - self.told:
+            log_event("an old primary is not used", logging.ERROR, "store", reason=text)
+            self.told.add(text)
+        return link
+
     async def _dial(self) -> None:
-        link = await connect(self.address, self.patience)
+        link = await self._connect()
         try:
             script = await link.ask(("SCRIPT", "LOAD", COMMIT), CONNECT_S)
             if self.writes:
@@ -233,6 +250,9 @@ class Reconnecting:
                 await begin_timeline(link, self.names)
             if self.replicas:
                 await confirm(link, self.names.confirmed, self.replicas)
+            if len(self.addresses) > 1:
+                lines = await link.ask(("GET", self.names.timelines), CONNECT_S)
+                self.newest = lines.splitlines()[-1] if lines else b""
         except BaseException as error:
             link.drop()
             if isinstance(error, StoreSlow):
@@ -337,7 +357,7 @@ class RedisStore(Store):
 
     def __init__(
         self,
-        url: str,  # as for parse_url
+        url: str,  # as for split_urls
         domain: str,  # name of the domain
         record_ms: int,  # how long records are kept, ms
         state_ms: int,  # how long states are kept, ms
