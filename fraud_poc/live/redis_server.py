@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
-from ..core.files import OWNER_FILE, private_folder
+from ..core.files import OWNER_FILE, private_folder, write_aside
 from ..core.processes import OWNER_ONLY, children_of, free_port, go_last, port_is_free
 from ..core.settings import Settings
 from .redis_client import REFUSALS, Client, parse_url
@@ -119,8 +119,8 @@ def write_config(folder: Path, durability: str) -> str:
         (url, address),
         (folder / "redis.conf", CONFIG.format(password=password, listen=listen, durability=durability)),
     ):
-        with open(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, OWNER_FILE), "w") as handle:
-            handle.write(text)
+        with write_aside(name) as aside:  # another process may read it just now
+            aside.write_text(text)
     return address
 
 # %% ../../nbs/42_redis_server.ipynb #c010
