@@ -19,10 +19,10 @@ import random
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 from fraud_poc.live.collect import live_log_batches
+from fraud_poc.live.load import inspect_store, switch
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, RedisStore
@@ -101,7 +101,7 @@ def main() -> None:
     rng, noticed, made = random.Random(options.seed), Counter(), Counter()
     with tempfile.TemporaryDirectory() as home, start_redis(Path(home) / "redis", "everysec") as server:
         with Client(server.url) as client:
-            client.call("MSET", NAMES.seq, -1, NAMES.now, META.marker, NAMES.meta, json.dumps(asdict(META)))
+            switch(client, NAMES, inspect_store(client, NAMES), META, b"", fresh=True)
             asyncio.run(fill(server.url, options.entries, rng))
             end = int(client.call("GET", NAMES.seq))
             log = list(itertools.chain.from_iterable(live_log_batches(client, NAMES, 0, end, 1_000)))

@@ -31,7 +31,6 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -50,6 +49,7 @@ from fraud_poc.desk.writer import run_writer
 from fraud_poc.live.collect import live_log_batches, verify_log
 from fraud_poc.live.decide import Answer, Engine, sample_model
 from fraud_poc.live.labels import LabelAssertion, LabelWriter
+from fraud_poc.live.load import inspect_store, switch
 from fraud_poc.live.redis_client import Client, parse_url
 from fraud_poc.live.redis_server import RedisServer, start_redis
 from fraud_poc.live.redis_store import Names, open_store
@@ -83,10 +83,8 @@ class Shop:
     def fill(self) -> None:
         "Make the store an empty one of this feature table, as `prepare-db` does."
         meta = Meta("5eed", 1, self.model.table.hash, {"next_seq": 0})
-        names, values = self.names, json.dumps(asdict(meta))
         with Client(self.server.url) as client:
-            run = client.call("INFO", "server").split(b"run_id:")[1].split()[0]
-            client.call("MSET", names.seq, -1, names.now, meta.marker, names.meta, values, names.run, run)
+            switch(client, self.names, inspect_store(client, self.names), meta, b"", fresh=True)
 
     def order(self, number: int) -> dict:
         "An order of some customer."

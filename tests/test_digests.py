@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from support.waiting import in_time
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.live.collect import verify_log
+from fraud_poc.live.load import inspect_store, switch
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, RedisStore, stored_entries
@@ -80,7 +80,7 @@ def test_a_number_that_is_missing_is_noticed():
 def server(tmp_path):
     with start_redis(tmp_path / "redis", "everysec") as handle, Client(handle.url) as client:
         meta = Meta("5eed", 1, "table", {"next_seq": 5})
-        client.call("MSET", NAMES.seq, 4, NAMES.now, meta.marker, NAMES.meta, json.dumps(asdict(meta)))
+        switch(client, NAMES, inspect_store(client, NAMES), meta, b"", fresh=True)
         yield handle, client
 
 

@@ -30,6 +30,7 @@ from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import verify_log
 from fraud_poc.live.decide import Engine, sample_model
 from fraud_poc.live.labels import LabelAssertion, LabelWriter, Retraction
+from fraud_poc.live.load import inspect_store, switch
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store
@@ -368,9 +369,7 @@ def test_whatever_happens_all_that_was_written_down_is_in_the_log_once(one_datab
 def server(settings, model):
     with start_redis(settings.batch.folder / "redis", "always") as handle, Client(handle.url) as client:
         names, meta = Names(settings.domain.name), Meta("5eed", 1, model.table.hash, {"next_seq": 0})
-        text = json.dumps({"epoch": "5eed", "generation": 1, "table_hash": model.table.hash, "base": {"next_seq": 0}})
-        run = client.call("INFO", "server").split(b"run_id:")[1].split()[0]
-        client.call("MSET", names.seq, -1, names.now, meta.marker, names.meta, text, names.run, run)
+        switch(client, names, inspect_store(client, names), meta, b"", fresh=True)
         yield handle
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import httpx
@@ -17,6 +16,7 @@ from fraud_poc.core.database import open_database
 from fraud_poc.core.processes import free_port
 from fraud_poc.core.settings import load_settings
 from fraud_poc.live.decide import Engine, sample_model
+from fraud_poc.live.load import inspect_store, switch
 from fraud_poc.live.redis_client import Client, parse_url
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, open_store, run_id_of
@@ -104,8 +104,7 @@ def settings_of(folder: Path, timeout: str = STORE, replicas: int = 1):
 def fill(url: str, table_hash: str) -> None:
     meta = Meta("5eed", 1, table_hash, {"next_seq": 0})
     with Client(url) as client:
-        client.call("MSET", NAMES.meta, json.dumps(asdict(meta)), NAMES.now, meta.marker, NAMES.seq, -1)
-        note_run(client)
+        switch(client, NAMES, inspect_store(client, NAMES), meta, b"", fresh=True)
 
 
 def note_run(client: Client) -> None:
@@ -346,7 +345,7 @@ def test_a_store_goes_to_the_promoted_replica_and_refuses_the_old_primary(pair, 
             await asyncio.to_thread(old.ensure)  # it comes back, and takes writes
             if not replicas:
                 store.connection.link.drop()
-                await until_so(lambda: store.connection.told, "the old primary is refused")
+                await until_so(lambda: store.connection.reported, "the old primary is refused")
             await asyncio.to_thread(pair.follow)
             await until_writable(store)
             await write(store, 4)

@@ -6,7 +6,6 @@ import logging
 import random
 import shutil
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -31,7 +30,7 @@ from fraud_poc.desk.tables import OPEN, cases, decisions, labels, links, update_
 from fraud_poc.desk.writer import follow_log, next_entries, write_entries
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import DecisionRecord, pack_record
-from fraud_poc.live.load import ARCHIVED, inspect_store
+from fraud_poc.live.load import ARCHIVED, inspect_store, switch
 from fraud_poc.live.redis_client import Client, parse_url
 from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.redis_store import Names, RedisStore
@@ -158,9 +157,7 @@ class Server:
         self.copies = []
         with Client(handle.url) as client:
             names = Names("orders")
-            client.call("MSET", names.meta, json.dumps(asdict(META)), names.now, META.marker, names.seq, -1)
-            run = client.call("INFO", "server").split(b"run_id:")[1].split()[0]
-            client.call("SET", names.run, run)  # as prepare_db does
+            switch(client, names, inspect_store(client, names), META, b"", fresh=True)
 
     @asynccontextmanager
     async def store(self, writes: bool = True):

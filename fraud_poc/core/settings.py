@@ -8,7 +8,8 @@ __all__ = ['UNITS_MS', 'BLANKS', 'PLAIN_NUMBER', 'MAX_MINOR_UNITS', 'ENVIRONMENT
            'ColumnsSection', 'LabelsSection', 'LimitsSection', 'FeaturesSection', 'BatchSection', 'SampleSection',
            'TrainingSection', 'ModelSection', 'AcceptanceSection', 'LiveSection', 'ServiceSection', 'PolicySection',
            'DatabaseSection', 'is_time_zone', 'DeskSection', 'FeedSection', 'Settings', 'nearest_setting',
-           'without_password', 'read_settings', 'load_settings', 'validation_lines', 'effective_settings']
+           'without_password', 'read_settings', 'load_settings', 'validation_lines', 'effective_settings',
+           'with_values']
 
 # %% ../../nbs/00_settings.ipynb #c003
 import difflib
@@ -777,3 +778,12 @@ def effective_settings(
         for section, keys in values.items()
         for key, value in keys.items()
     ]
+
+# %% ../../nbs/00_settings.ipynb #5dca
+def with_values(
+    settings: Settings,
+    section: str,  # as in the file: "batch"
+    **values: Any,  # of settings of that section; they are not validated again
+) -> Settings:
+    "The same settings with other values in one section."
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=values)})

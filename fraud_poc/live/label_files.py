@@ -37,7 +37,7 @@ from ..data.log import hash_secret
 from ..data.readers import PARQUET, csv_dialect, open_bytes, reading_text, text_encoding
 from .decide import Engine
 from .labels import LabelChange, LabelResult, LabelWriter, read_label_change
-from .redis_store import open_store
+from .redis_store import open_store, patient
 
 # %% ../../nbs/46_label_files.ipynb #c005
 def parquet_rows(handle: BinaryIO) -> Iterator[dict]:
@@ -223,11 +223,10 @@ async def assert_file(
     progress: Progress | None = None,
 ) -> dict:  # rows, assertions, frauds among them, changed, known_before, unresolved, rejected, note, reasons
     "Apply the label changes of a file. Errors of the store are raised, and the same file can then be given again."
-    patient = settings.model_copy(update={"live": settings.live.model_copy(update={"store_timeout": "30s"})})
     secret, counts, reasons = hash_secret(settings.batch.folder), Counter(), Counter()
     changes = file_changes(settings, EventReader(settings, secret), path, by)
-    async with open_store(patient, url) as store:
-        writer = LabelWriter(Engine(patient, None, store), secret)
+    async with open_store(patient(settings), url) as store:
+        writer = LabelWriter(Engine(patient(settings), None, store), secret)
         while rows := list(itertools.islice(changes, ROWS_AT_A_TIME)):
             invalid = [(number, item) for number, item in rows if isinstance(item, list)]
             results = await writer.assert_labels([pair for pair in rows if isinstance(pair[1], LabelChange)])

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['AT_ONCE', 'COMMIT', 'BEGIN', 'PATIENT_S', 'LONGEST_PAUSE_S', 'MOVED', 'Names', 'run_id_of', 'parse_timelines',
            'begin_timeline', 'log_and_timelines', 'numbered_entries', 'stored_entries', 'Reconnecting',
-           'Unacknowledged', 'RedisStore', 'RedisMicroBatch', 'result_of', 'results_of', 'state_ms', 'open_store']
+           'Unacknowledged', 'RedisStore', 'RedisMicroBatch', 'result_of', 'results_of', 'state_ms', 'patient',
+           'open_store']
 
 # %% ../../nbs/43_redis_store.ipynb #c003
 import asyncio
@@ -20,7 +21,7 @@ from typing import Any
 import hiredis
 
 from ..core.logs import log_event
-from ..core.settings import Settings, duration_ms
+from ..core.settings import Settings, duration_ms, with_values
 from fraud_poc.live.redis_client import (
     CONNECT_S,
     REFUSALS,
@@ -201,7 +202,7 @@ class Reconnecting:
         self.addresses = [parse_url(one) for one in split_urls(url)]
         self.address = self.addresses[0]  # of several, that of the connection
         self.newest = b""  # of several servers: the newest timeline under which one was used
-        self.told = set()  # about old primaries
+        self.reported = set()  # about old primaries
         self.patience = patience
         self.names = names
         self.writes = writes
@@ -236,9 +237,9 @@ class Reconnecting:
         keys = self.names.meta, self.names.timelines
         link, reasons = await connect_primary(self.addresses, self.patience, keys, self.newest)
         self.address = link.address
-        for text in {str(reason) for reason in reasons if isinstance(reason, OldPrimary)} - self.told:
+        for text in {str(reason) for reason in reasons if isinstance(reason, OldPrimary)} - self.reported:
             log_event("an old primary is not used", logging.ERROR, "store", reason=text)
-            self.told.add(text)
+            self.reported.add(text)
         return link
 
     async def _dial(self) -> None:
@@ -581,6 +582,11 @@ async def results_of(replies: list[Any], store: RedisStore) -> list[WriteResult 
 def state_ms(settings: Settings) -> int:
     "How long a state is kept after its last change, ms."
     return duration_ms(settings.features.forget_after) + duration_ms(settings.features.retention)
+
+
+def patient(settings: Settings) -> Settings:
+    "The same settings for work on which no caller waits: the store has `PATIENT_S` for each event or label."
+    return with_values(settings, "live", store_timeout=f"{PATIENT_S:g}s")
 
 
 @asynccontextmanager

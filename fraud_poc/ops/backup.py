@@ -7,7 +7,8 @@ __all__ = ['MANIFEST', 'FORMAT', 'NAME', 'SECRET_FILES', 'KEPT', 'NO_SECRETS', '
            'backups_in', 'read_backup', 'Draft', 'copy_private', 'sync', 'move_whole', 'secrets_of', 'fingerprints',
            'write_secrets', 'read_secrets', 'kept_files', 'has_store', 'add_database', 'add_store', 'add_log', 'masked',
            'add_settings', 'held', 'drafted', 'backup', 'summary_of', 'check_files', 'check_contents', 'verify_backup',
-           'targets_of', 'check_target', 'put_files', 'fill_servers', 'agree', 'folder_aside', 'clear_aside', 'restore']
+           'targets_of', 'check_target', 'put_files', 'fill_servers', 'agree', 'restored_aside', 'clear_aside',
+           'restore']
 
 # %% ../../nbs/88_backup.ipynb #c003
 import hashlib
@@ -42,9 +43,10 @@ from fraud_poc.core.files import (
     read_json,
     sha256_of,
     sole_use,
+    write_aside,
     write_json,
 )
-from ..core.settings import Settings, without_password
+from ..core.settings import Settings, with_values, without_password
 from ..data.log import LOG, read_manifest
 from ..desk.writer import run_writer
 from ..features.table import build_table
@@ -461,9 +463,8 @@ def put_files(source: Path, manifest: dict, target: Path, secrets: dict[str, str
         if progress:
             progress(number + 1, len(manifest["files"]))
     for name, text in secrets.items():
-        with open(os.open(target / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, OWNER_FILE), "w") as file:
-            file.write(text)
-        sync(target / name)
+        with write_aside(target / name) as aside:
+            aside.write_text(text)
 
 
 def fill_servers(settings: Settings, source: Path, manifest: dict, again: bool) -> None:
@@ -505,7 +506,7 @@ def agree(settings: Settings, manifest: dict) -> dict:  # log, position, decisio
 
 # %% ../../nbs/88_backup.ipynb #c024
 @contextmanager
-def folder_aside(folder: Path) -> Iterator[Path]:  # empty but for the note of an earlier run
+def restored_aside(folder: Path) -> Iterator[Path]:  # empty but for the note of an earlier run
     """A hidden folder beside one that is empty or missing, held for this process.
 
     Raises `ValueError` when that has files.
@@ -557,8 +558,8 @@ def restore(
                 f"{source} has {name} {manifest[name]}, and the settings {value}: use those in {source / 'settings'}"
             )
     given = read_secrets(secrets, manifest)
-    with folder_aside(settings.batch.folder) as aside:
-        inside = settings.model_copy(update={"batch": settings.batch.model_copy(update={"folder": aside})})
+    with restored_aside(settings.batch.folder) as aside:
+        inside = with_values(settings, "batch", folder=aside)
         note = {"backup": source.name, "domain": settings.domain.name, "targets": targets_of(inside)}
         again = (aside / NOTE).exists() and read_json(aside / NOTE)["targets"] == note["targets"]
         check_target(inside, again)

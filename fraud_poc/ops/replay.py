@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from ..core.events import Actor
 from ..core.files import Progress
 from ..core.reading import Event, event_fields
-from ..core.settings import ColumnsSection, Settings
+from ..core.settings import ColumnsSection, Settings, with_values
 from ..data.log import copy_stretch, hash_secret, part_path, read_manifest, read_part
 from ..features.batch import compute_features, fold_arrays, moment_ms, pick_items
 from ..features.fold import NO_ENTITY, Items, own_features
@@ -45,7 +45,7 @@ from fraud_poc.live.labels import (
 )
 from ..live.load import base_of, prepare_db
 from ..live.redis_server import start_redis
-from ..live.redis_store import open_store
+from ..live.redis_store import open_store, patient
 from ..live.store import RETRACT, Entry, Store, decode_entry, state_key
 from ..model.bundle import SECRET, latest_bundle
 
@@ -337,7 +337,7 @@ def borrowed(
             copy_stretch(settings.batch.folder, Path(home), moments, moments[-1] if until else None)
         for name in ("models", "hash_secret", SECRET, *([] if moments else ["log"])):
             (Path(home) / name).symlink_to(settings.batch.folder / name)
-        yield settings.model_copy(update={"batch": settings.batch.model_copy(update={"folder": Path(home)})})
+        yield with_values(settings, "batch", folder=Path(home))
 
 # %% ../../nbs/80_replay.ipynb #c016
 def base_states(
@@ -423,8 +423,7 @@ def replay(
                 "name other dates"
             )
         prepare_db(own, server.url)
-        patient = own.model_copy(update={"live": own.live.model_copy(update={"store_timeout": "30s"})})
-        return asyncio.run(replay_into(patient, server.url, after, events, writers, again, progress))
+        return asyncio.run(replay_into(patient(own), server.url, after, events, writers, again, progress))
 
 # %% ../../nbs/80_replay.ipynb #c024
 def raw_orders(
