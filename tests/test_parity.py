@@ -49,6 +49,7 @@ BASE = house.small_settings(
             "decimals": 2,
             "entities": ["a", "b"],
             "categories": ["c"],
+            "shared": {"party": ["a", "b"]},
         },
         "labels": {
             "column": "fraud",
@@ -107,13 +108,15 @@ def windows(draw, retention: int) -> tuple[int, int]:
 @st.composite
 def table_rows(draw, retention: int, exact: int, edges: set) -> str:
     "One row of a table; ages at which events enter and leave its window go to `edges`."
-    kind, by = draw(st.sampled_from(sorted(AGGREGATES))), draw(st.sampled_from(["a", "b"]))
+    kind, by = draw(st.sampled_from(sorted(AGGREGATES))), draw(st.sampled_from(["a", "b", "a", "b", "a+b", "b+a"]))
+    role = draw(st.sampled_from(["", {"a": "b", "b": "a", "a+b": "b+a", "b+a": "a+b"}[by]]))
     aggregate, given = AGGREGATES[kind], {}
     if "column" in aggregate.takes:
-        hashed = st.sampled_from([column for column in "abc" if column != by])
+        hashed = st.sampled_from([column for column in "abc" if column not in (role or by)])
         given["column"] = "amount" if aggregate.column == "amount" else draw(hashed)
     if "by" in aggregate.takes:
         given["by"] = by
+        given |= {"role": role} if role else {}
     if "n" in aggregate.takes:
         given["n"] = draw(st.sampled_from([1, 2, exact]))
     reaches = ["over", "over", "lifetime"] if "over" in aggregate.takes else []
@@ -223,7 +226,7 @@ def expected_of(settings: Settings, items: list[dict]) -> tuple:
     if any(item.get("previous", -1) >= 0 for item in items):
         event("label corrected")
     note(f"{settings.features}\n" + "\n".join(map(str, items)))
-    return vectors.astype(np.float32), flags.reshape(len(vectors), len(build_table(settings).entities))
+    return vectors.astype(np.float32), flags.reshape(len(vectors), len(build_table(settings).readers))
 
 
 def assert_schema(table, vectors: np.ndarray, flags: np.ndarray) -> None:
@@ -236,7 +239,7 @@ def assert_schema(table, vectors: np.ndarray, flags: np.ndarray) -> None:
         low, high = np.float32(schema.low), np.float32(schema.high)
         assert ((values >= low) & (values <= high))[there].all(), row.name
         if row.by and not schema.missing:
-            entity = [entity.by for entity in table.entities].index(row.by)
+            entity = [reader.name for _, reader in table.readers].index(row.reader)
             assert there[(flags[:, entity] & (8 | 16)) == 0].all(), row.name
 
 
@@ -606,6 +609,7 @@ def test_a_label_ahead_of_its_event():
         np.array([1, 2, 2]),
         np.array([-1, 1, -1], np.int8),
         np.array([-1, -1, -1], np.int8),
+        np.zeros(0, np.int8),
     )
-    *_, states, _ = fold_arrays(build_table(settings).entities[0].plan, np.full(3, 7, np.uint64), items)
+    *_, states, _ = fold_arrays(build_table(settings).entities[0], np.full(3, 7, np.uint64), items)
     assert states["state"].to_pylist() == twice[-1]

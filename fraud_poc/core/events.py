@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MISSING', 'EMPTY_TEXT', 'WHOLE_TEXT', 'TRUTHS', 'FORMS', 'BEYOND', 'Clock', 'CLOCK_SHIFT', 'PERSON', 'KEY',
            'COMMAND_LINE', 'WAITED', 'UNPRINTED', 'UNRESOLVED', 'LEGITIMATE', 'FRAUD', 'YES', 'NO', 'hasher', 'key_of',
-           'occurrence_of', 'ascii_lower', 'folded', 'missing_words', 'is_missing', 'one_ip', 'one_text',
-           'IdentityRule', 'identity_rule', 'join_id', 'minor_units', 'Conversion', 'conversions', 'in_base',
-           'currency_code', 'clock_shift', 'system_clock', 'Actor', 'checked_text', 'label_words', 'text_of',
+           'occurrence_of', 'pair_key', 'pair_keys', 'ascii_lower', 'folded', 'missing_words', 'is_missing', 'one_ip',
+           'one_text', 'IdentityRule', 'identity_rule', 'join_id', 'minor_units', 'Conversion', 'conversions',
+           'in_base', 'currency_code', 'clock_shift', 'system_clock', 'Actor', 'checked_text', 'label_words', 'text_of',
            'LabelReader', 'yes_or_no', 'no_fraud_note']
 
 # %% ../../nbs/01_events.ipynb #c003
@@ -60,6 +60,28 @@ def occurrence_of(
     "Keys of events by id and time."
     bits = np.asarray(time).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd: different times stay different
     return np.asarray(id_key, np.uint64) ^ bits ^ (bits >> np.uint64(32))
+
+# %% ../../nbs/01_events.ipynb #b884
+_FIRST, _SECOND, _ALL_BITS = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 2**64 - 1
+
+
+def pair_key(
+    first: int,  # uint64 key; 0 = missing
+    second: int,
+) -> int:  # uint64; MISSING when one of them is
+    "Key of an ordered pair of identities."
+    mixed = (first * _FIRST + second * _SECOND) & _ALL_BITS
+    return (mixed ^ (mixed >> 32)) or 1 if first and second else MISSING
+
+
+def pair_keys(
+    first: np.ndarray,  # (n,) uint64
+    second: np.ndarray,  # (n,) uint64
+) -> np.ndarray:  # (n,) uint64
+    "Keys of many ordered pairs, as `pair_key` makes each."
+    mixed = first * np.uint64(_FIRST) + second * np.uint64(_SECOND)
+    mixed ^= mixed >> np.uint64(32)
+    return np.where((first == 0) | (second == 0), np.uint64(MISSING), np.maximum(mixed, np.uint64(1)))
 
 # %% ../../nbs/01_events.ipynb #n006
 EMPTY_TEXT = frozenset([""])  # what is missing in any domain

@@ -150,6 +150,8 @@ class ColumnsSection(Section):
     currencies: dict[Annotated[str, Field(pattern=r"^[A-Z0-9]{3,8}$")], Currency]  # code -> decimals and rate
     entities: list[str] = Field(min_length=1)
     categories: list[str]
+    # name of a kind of entity -> the columns that name one of that kind; rows read what it did in another role
+    shared: dict[str, Annotated[list[str], Field(min_length=2)]]
     missing_values: list[str]  # texts that stand for a missing value, beside an empty one
     normalise: dict[str, list[Literal["trim", "lower", "nfc", "nfkc", "ip"]]]  # column -> forms, applied in order
     stand_ins: dict[str, list[int | str]]  # entity or category -> values that stand for no identity in it
@@ -163,7 +165,7 @@ class ColumnsSection(Section):
     def meaning(self) -> dict[str, Any]:
         "What decides how columns are read; settings added later are left out while empty, so that its hash stays."
         given = self.model_dump(exclude=None if self.time_format == "index" else {"time_unit", "time_start"})
-        later = ("normalise", "stand_ins", "currency", "currencies")
+        later = ("normalise", "stand_ins", "currency", "currencies", "shared")
         return {name: value for name, value in given.items() if value or name not in later}
 
     @property
@@ -225,6 +227,23 @@ class ColumnsSection(Section):
             )
         for code, one in self.currencies.items():
             ratio_of(code, one, self.decimals)
+        return self
+
+    @model_validator(mode="after")
+    def _shared(self):
+        columns = [column for several in self.shared.values() for column in several]
+        for column in columns:
+            if column not in self.entities:
+                raise ValueError(f"columns.shared names {column!r}: use columns.entities, {', '.join(self.entities)}")
+            if columns.count(column) > 1:
+                raise ValueError(f"columns.shared names {column!r} twice: a column names one kind of entity")
+        for kind, several in self.shared.items():
+            for setting in (self.normalise, self.stand_ins):
+                if any(setting.get(column) != setting.get(several[0]) for column in several):
+                    raise ValueError(
+                        f"columns.shared: {', '.join(several)} name one kind of entity, {kind!r}: "
+                        "give them the same normalise and stand_ins"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -255,6 +255,26 @@ def _take_in(plan, state, t, tag, amount, keys):
         state.recent[a, index] = keys[plan.same[a]]
     head[RECENT_END] = end + 1
 
+# %% ../../nbs/23_fold.ipynb #b88a
+@inner
+def _put_aside(state):
+    "Make a state look as new, for `_bring_back` to undo."
+    n = len(state.head)
+    for i in range(n):
+        state.spare[i], state.head[i] = state.head[i], 0
+    for j in range(len(state.set_n)):
+        state.spare[n + j], state.set_n[j] = state.set_n[j], 0
+    state.head[LATEST] = state.head[OLD_LATEST] = BEFORE_ALL
+
+
+@inner
+def _bring_back(state):
+    n = len(state.head)
+    for i in range(n):
+        state.head[i] = state.spare[i]
+    for j in range(len(state.set_n)):
+        state.set_n[j] = state.spare[n + j]
+
 # %% ../../nbs/23_fold.ipynb #c019
 @inlined
 def step(
@@ -265,15 +285,22 @@ def step(
     amount,  # minor units
     keys,  # (columns,) int64: keys of the columns that the plan's sets and "same" rows name
     out,  # (F,) float: receives the features
+    enters=True,  # False: the state is only read
 ):  # -> flags
     "Read an event's features as of now, then take the event in."
-    if state.head[SEEN] and t - state.head[LATEST] >= plan.limits[FORGET]:
+    forgotten = state.head[SEEN] and t - state.head[LATEST] >= plan.limits[FORGET]
+    if forgotten and enters:
         clear_state(state)
+    elif forgotten:
+        _put_aside(state)
     if t <= state.head[LATEST] - plan.limits[RETENTION]:
         out[:] = np.nan
         return LATE | TOO_LATE
     flags = _read(plan, state, t, amount, keys, out)
-    _take_in(plan, state, t, tag, amount, keys)
+    if enters:
+        _take_in(plan, state, t, tag, amount, keys)
+    elif forgotten:
+        _bring_back(state)
     return flags
 
 # %% ../../nbs/23_fold.ipynb #c025
@@ -360,7 +387,7 @@ def group_by_entity(
 class Items(NamedTuple):
     """Events and labels, grouped by entity and in sequence order within each.
 
-    The last three are empty for a plan without label features.
+    Tags and labels are empty for a plan without label features, readers where all events enter the state.
     """
 
     ts: np.ndarray  # (n,) int64, ms: time of the event, or of the label's event
@@ -369,11 +396,14 @@ class Items(NamedTuple):
     tag: np.ndarray  # (n,) int64: low 32 bits of the event's id key
     label: np.ndarray  # (n,) int8: -1 for an event; of a label: 0, 1, or -1 when it was retracted
     previous: np.ndarray  # (n,) int8: -1 for an event; of a label: what was known before, never the same
+    # (n,) int8: which rows of the plan an event reads; only those with 0 enter the state, the others are lookups
+    reader: np.ndarray
 
 # %% ../../nbs/23_fold.ipynb #c029
 @inner
 def fold(
     plan,
+    rows_at,  # (R + 1,) int64: where the rows of each reader start among the plan's, and the end
     state,  # working space
     items,  # n events and labels
     bounds,  # (E + 1,) int64: where each entity's items start
@@ -387,7 +417,7 @@ def fold(
     room,  # most bytes of one state
 ):  # -> the entity to go on with (E when done), negative when an earlier state of entity -1 - r is damaged
     "Fold the events of many entities, one entity after the other."
-    labelled, keep = len(items.label) > 0, len(arena) > 0
+    labelled, looked_up, keep = len(items.label) > 0, len(items.reader) > 0, len(arena) > 0
     keys, at = state.keys[: len(items.keys)], np.int64(0)
     for e in range(first, len(bounds) - 1):
         if keep and at + room > len(arena):
@@ -402,9 +432,10 @@ def fold(
             else:
                 for c in range(len(keys)):
                     keys[c] = items.keys[c, i]
-                flags[i] = step(
-                    plan, state, items.ts[i], items.tag[i] if labelled else 0, items.amount[i], keys, out[i]
-                )
+                r = items.reader[i] if looked_up else 0
+                read = Plan(plan.limits, plan.groups, plan.rows[rows_at[r] : rows_at[r + 1]], plan.sets, plan.same)
+                tag = items.tag[i] if labelled else 0
+                flags[i] = step(read, state, items.ts[i], tag, items.amount[i], keys, out[i], r == 0)
         if keep and state.head[SEEN]:
             at = pack(plan, state, arena, at)
         ends[e] = at
@@ -439,9 +470,9 @@ ARRAYS = Arrays(*range(len(NAMES)))
 
 
 class EntityLayout(NamedTuple):
-    "What the live call needs to know of one entity."
+    "What the live call needs to know of one entity, or of a lookup."
 
-    plan: Plan
+    plan: Plan  # with its rows alone
     columns: np.ndarray  # int64: index among an event's keys of the entity and of the columns that it compares
     features: np.ndarray  # (F,) int64: index of its features in the whole vector
 
@@ -507,7 +538,7 @@ def _is_label(event):
 
 
 @inner
-def _step_one(plan, state, event, columns, features, data, vector, out):
+def _step_one(plan, state, event, columns, features, enters, data, vector, out):
     """Add an event or a label to a state; returns the flags, or -1 when the packed state is damaged.
 
     The state stays unseen when there is nothing to keep.
@@ -522,7 +553,7 @@ def _step_one(plan, state, event, columns, features, data, vector, out):
     keys = state.keys[: len(columns) - 1]
     for c in range(len(keys)):
         keys[c] = event[KEYS_AT + columns[c + 1]]
-    flags = step(plan, state, event[TIME_AT], event[TAG_AT], event[AMOUNT_AT], keys, out[: len(features)])
+    flags = step(plan, state, event[TIME_AT], event[TAG_AT], event[AMOUNT_AT], keys, out[: len(features)], enters)
     for f in range(len(features)):
         vector[features[f]] = out[f]
     return flags
@@ -535,6 +566,7 @@ def step_entities(
     flags,  # (E,) int64: receives the flags
     ints,  # as `lay_out` made them
     starts,
+    keep,  # how many of the first ones have states of their own; the others are lookups
     own,  # as in FeatureTable
     scale,
     vector,  # (F,) float: receives the features, in the table's order
@@ -551,15 +583,15 @@ def step_entities(
         plan = _plan_at(ints, starts[e])
         columns, features = _cut(ints, starts[e], ARRAYS.columns), _cut(ints, starts[e], ARRAYS.features)
         start, read, flags[e], ends[e] = read, read + ends[e], NO_ENTITY, wrote
-        if is_label and (start == read or not plan.limits[NEEDS] & LABELS):
+        if is_label and (e >= keep or start == read or not plan.limits[NEEDS] & LABELS):
             continue
         if not is_label and event[KEYS_AT + columns[0]] == 0:
             continue
         state = _state_at(ints, starts[e], plan)
-        flags[e] = _step_one(plan, state, event, columns, features, data[start:read], vector, out)
+        flags[e] = _step_one(plan, state, event, columns, features, e < keep, data[start:read], vector, out)
         if flags[e] < 0:
             return -1 - e
-        if state.head[SEEN]:
+        if e < keep and state.head[SEEN]:
             ends[e] = wrote = pack(plan, state, room, wrote)
     return len(starts)
 

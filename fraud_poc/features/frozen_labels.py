@@ -25,9 +25,13 @@ from fraud_poc.features.batch import (
     LABEL_COLUMNS,
     EntityItems,
     FoldedPartition,
+    by_reader,
     delayed_with_lists,
     fold_graph,
     int64_of,
+    key_column,
+    key_names,
+    keys_by,
     partition_items,
     pick_items,
     read_items,
@@ -85,7 +89,7 @@ def freeze_labels(
     if not names:
         none = np.zeros(0, np.int64)
         return FrozenLabels(moment, {by: none.astype(np.uint64) for by in entities}, none, none.astype(np.int8))
-    columns = ["id_key", "time", "seq", "known", "label", "previous", *(f"{by}_key" for by in entities)]
+    columns = ["id_key", "time", "seq", "known", "label", "previous", *key_names(*entities)]
     labels = pa.concat_tables([read_part(folder, "labels", name, columns) for name in names])
     seq, label, previous = (labels[name].to_numpy() for name in ("seq", "label", "previous"))
     ids = occurrence_of(labels["id_key"].to_numpy(), int64_of(labels, "time"))
@@ -95,7 +99,7 @@ def freeze_labels(
     before = _label_before(ids[rows], out[rows], label[rows], previous[rows])
     moved = ~out[rows] & (before != previous[rows])
     order = np.argsort(seq[rows][moved])
-    keys = {by: np.unique(labels[f"{by}_key"].to_numpy()[out]) for by in entities}
+    keys = {by: np.unique(keys_by(by, partial(key_column, labels))[out]) for by in entities}
     return FrozenLabels(
         moment,
         {by: found[found != 0] for by, found in keys.items()},
@@ -108,10 +112,11 @@ def label_plans(settings: Settings, table: FeatureTable) -> list[EntityPlan]:
     "Plans of the features that count labels, and of no others; `places` are indices in the whole vector."
     plans = []
     for entity in table.entities:
-        counts = [i for i, row in enumerate(table.rows) if row.by == entity.by and row.aggregate.needs & LABELS]
+        counts = [i for i, row in enumerate(table.rows) if row.history == entity.by and row.aggregate.needs & LABELS]
         if counts:
-            plan = plan_entity(entity.by, [table.rows[i] for i in counts], settings)
-            plans.append(plan._replace(places=np.array(counts, np.int64)))
+            plan, whole = plan_entity(entity.by, [table.rows[i] for i in counts], settings), np.array(counts, np.int64)
+            readers = [reader._replace(places=whole[reader.places]) for reader in plan.readers]
+            plans.append(plan._replace(readers=tuple(readers)))
     return plans
 
 
@@ -119,7 +124,7 @@ def _frozen_items(
     folder: Path, part: dict, plan: EntityPlan, amount: str, frozen: FrozenLabels, partitions: int
 ) -> list[EntityItems]:
     "A part's items of the keys that lose a label, by partition of the keys."
-    labels = read_part(folder, "labels", part["name"], [*LABEL_COLUMNS, f"{plan.by}_key", "known"])
+    labels = read_part(folder, "labels", part["name"], [*LABEL_COLUMNS, *key_names(plan.by), "known"])
     whole = read_items(folder, part["name"], plan, amount, without_late_labels(labels, frozen), part["next_seq"])
     indices = np.flatnonzero(np.isin(whole.entity, frozen.keys[plan.by]))
     concerned = EntityItems(whole.entity[indices], whole.row[indices], pick_items(whole.items, indices))
@@ -133,13 +138,15 @@ def _write_frozen(
 
     `part` is the part's number in the step.
     """
-    names = [table.names[i] for plan in plans for i in plan.places]
+    names = [table.names[i] for plan in plans for reader in plan.readers for i in reader.places]
     features = pq.read_table(served, columns=["seq", *names])
     columns = {name: features[name].to_numpy().copy() for name in names}
     for plan, partitions in zip(plans, folded, strict=True):
         for one in partitions:
-            for column, i in enumerate(plan.places):
-                columns[table.names[i]][one.rows[part]] = one.features[one.index[part], column]
+            for reader, those in by_reader(plan, one.readers[part]):
+                rows, index = one.rows[part][those], one.index[part][those]
+                for column, i in enumerate(reader.places):
+                    columns[table.names[i]][rows] = one.features[index, column]
     write_parquet(to, pa.table([features["seq"], *map(pa.array, columns.values())], names=["seq", *names]))
 
 # %% ../../nbs/27_frozen_labels.ipynb #c015

@@ -112,7 +112,7 @@ class State(NamedTuple):
     total: np.ndarray  # (G, TOTAL_FIELDS) int64: totals of the groups, as of an event
     ordered: np.ndarray  # (K,) int64: space for sorting recent amounts
     keys: np.ndarray  # (J + A,) int64: space for the keys of an event's columns
-    spare: np.ndarray  # int64: space for packing
+    spare: np.ndarray  # int64: space for packing, and for what a lookup puts aside
 
 # %% ../../nbs/20_state.ipynb #c012
 def state_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
@@ -136,7 +136,7 @@ def state_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
         "total": (groups, TOTAL_FIELDS),
         "ordered": (keep,),
         "keys": (sets + same,),
-        "spare": (TOTAL_FIELDS + max(2 * tiles, 64),),
+        "spare": (TOTAL_FIELDS + max(2 * tiles, 64) + sets,),
     }
 
 

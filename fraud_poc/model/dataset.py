@@ -305,7 +305,8 @@ def label_part(settings: Settings, log: dict, part: dict, windows: Windows) -> t
 # %% ../../nbs/30_dataset.ipynb #n002
 def label_features(settings: Settings, table: FeatureTable) -> list[str]:
     "Names of the features that count labels, in the order of the table."
-    places = {place for plan in label_plans(settings, table) for place in plan.places.tolist()}
+    plans = label_plans(settings, table)
+    places = {place for plan in plans for reader in plan.readers for place in reader.places.tolist()}
     return [table.names[place] for place in sorted(places)]
 
 

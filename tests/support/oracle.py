@@ -45,7 +45,7 @@ class NaiveEntity:
     "All that was ever known of one entity, as lists, and the rules of the design read literally."
 
     def __init__(self, settings: Settings):
-        self.bounds, self.scale = settings.features, 10**settings.columns.decimals
+        self.settings, self.bounds, self.scale = settings, settings.features, 10**settings.columns.decimals
         self.exact, self.retention = self.bounds.exact_events, duration_ms(self.bounds.retention)
         self.forget_all()
 
@@ -148,21 +148,45 @@ def naive_flags(entity: NaiveEntity, rows: list[Row], t: int) -> int:
     return 2 * capped + 4 * (t < entity.newest)
 
 
-def _event_of_entity(entity: NaiveEntity | None, rows: list[Row], item: dict) -> tuple[dict[Row, float], int]:
-    "Features of one event's entity, and flags; the entity takes the event in."
+def _features_of_entity(
+    entity: NaiveEntity | None, rows: list[Row], history: list[Row], item: dict
+) -> tuple[dict[Row, float], int]:
+    "Features of one event's entity, and flags; `history` are all rows of the entity's states."
     t, amount, keys = item["t"], item["amount"], item["keys"]
     if entity is None:
         return dict.fromkeys(rows, math.nan), NO_ENTITY
     if entity.known and t - entity.newest >= duration_ms(entity.bounds.forget_after):
-        entity.forget_all()
+        entity = NaiveEntity(entity.settings)
     if entity.known and t <= entity.newest - entity.retention:
         return dict.fromkeys(rows, math.nan), TOO_LATE_AND_LATE
     values = {row: AGGREGATES[row.kind].naive(past_of(entity, row, t, amount, keys)) for row in rows}
-    flags = naive_flags(entity, rows, t)
-    entity.take_in(
-        t, amount, item["tag"], keys, {row.column for row in rows if row.kind in ("Distinct", "KnownBefore")}
-    )
-    return values, flags
+    return values, naive_flags(entity, history, t)
+
+
+def _take_event_in(entity: NaiveEntity, history: list[Row], item: dict) -> None:
+    "The entity takes an event in, unless it is too late."
+    if entity.known and item["t"] - entity.newest >= duration_ms(entity.bounds.forget_after):
+        entity.forget_all()
+    if entity.known and item["t"] <= entity.newest - entity.retention:
+        return
+    sets = {row.column for row in history if row.kind in ("Distinct", "KnownBefore")}
+    entity.take_in(item["t"], item["amount"], item["tag"], item["keys"], sets)
+
+
+def place_of(columns: str, keys: dict[str, int]) -> tuple[int, ...]:
+    "The values of a column, or of a pair of columns; empty when one is missing."
+    values = tuple(keys[column] for column in columns.split("+"))
+    return values if all(values) else ()
+
+
+def naive_readers(settings: Settings, rows: list[Row]) -> list[tuple[str, str]]:
+    "Whose histories are read: (history, columns it is looked up by), in the order of the flags."
+    found = list(dict.fromkeys((row.history, row.by) for row in rows if row.by))
+    entities = settings.columns.entities
+    histories = list(dict.fromkeys(history for history, _ in found))
+    histories = sorted(histories, key=lambda by: entities.index(by) if by in entities else len(entities))
+    looked_up = [pair for by in histories for pair in found if pair[0] == by != pair[1]]
+    return [(by, by) for by in histories] + looked_up
 
 
 def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -172,24 +196,29 @@ def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tu
     with the smallest key.
     """
     entities, vectors, all_flags, scale = {}, [], [], 10**settings.columns.decimals
-    by_entity = {by: [row for row in rows if row.by == by] for by in settings.columns.entities}
+    readers = naive_readers(settings, rows)
+    of_history = {by: [row for row in rows if row.history == by] for by, _ in readers}
     for item in items:
         item = item | {"keys": {name: (key + 2**63) % 2**64 - 2**63 for name, key in item["keys"].items()}}
         known = {}
-        for by, key in item["keys"].items():
-            if key and by in by_entity:
-                known[by] = entities.setdefault((by, key), NaiveEntity(settings))
+        for by, columns in readers:
+            if place := place_of(columns, item["keys"]):
+                known[by, columns] = entities.setdefault((by, place), NaiveEntity(settings))
+        own_states = [(by, known[by, by]) for by in of_history if (by, by) in known]
         if "label" in item:
-            for entity in known.values():
+            for _, entity in own_states:
                 entity.label(item["ts"], item["tag"], item["label"])
             continue
         own = Past(t=item["t"], amount=item["amount"], scale=scale)
         values = {row: float(AGGREGATES[row.kind].naive(own)) for row in rows if not row.by}
         flags = []
-        for by, mine in by_entity.items():
-            of_entity, flag = _event_of_entity(known.get(by), mine, item)
+        for by, columns in readers:
+            mine = [row for row in of_history[by] if row.by == columns]
+            of_entity, flag = _features_of_entity(known.get((by, columns)), mine, of_history[by], item)
             values |= of_entity
-            flags += [flag] if mine else []
+            flags.append(flag)
+        for by, entity in own_states:
+            _take_event_in(entity, of_history[by], item)
         vectors.append([values[row] for row in rows])
         all_flags.append(flags)
     return np.array(vectors, np.float64).reshape(-1, len(rows)), np.array(all_flags, np.uint8)
@@ -312,8 +341,8 @@ def of_batch(settings: Settings) -> tuple[np.ndarray, np.ndarray, dict]:
     rows = pa.concat_tables([pq.read_table(folder / "parts" / f"{part['name']}.parquet") for part in parts])
     vectors = np.stack([rows[name].to_numpy() for name in table.names], 1)
     flags = (
-        np.stack([rows[f"flags_{entity.by}"].to_numpy() for entity in table.entities], 1)
-        if table.entities
+        np.stack([rows[f"flags_{reader.name}"].to_numpy() for _, reader in table.readers], 1)
+        if table.readers
         else np.zeros((len(rows), 0), np.uint8)
     )
     assert vectors.dtype == np.float32 and (np.diff(rows["seq"].to_numpy()) > 0).all()
@@ -330,7 +359,8 @@ def stepped(table: FeatureTable, items: list[dict], progress=lambda done: None) 
     "The same, event by event through packed bytes, as the live path does it."
     stepper, states, vectors, all_flags = Stepper(table), {}, [], []
     for number, item in enumerate(items):
-        at = [(entity.by, item["keys"][entity.by]) for entity in table.entities]
+        keys = table.with_pairs(item["keys"])
+        at = [(table.entities[e].by, keys[reader.by]) for e, reader in table.readers]
         before = [states.get(place, b"") for place in at]
         if "label" in item:
             after = step_label(stepper, item["ts"], item["tag"], item["label"], item["previous"], before)
@@ -338,13 +368,14 @@ def stepped(table: FeatureTable, items: list[dict], progress=lambda done: None) 
             vector, flags, after = step_event(stepper, item["t"], item["tag"], item["amount"], item["keys"], before)
             vectors.append(vector)
             all_flags.append(flags)
-        states.update((place, data) for place, data in zip(at, after) if place[1] and data)
+        own = zip(at[: len(table.entities)], after)
+        states.update((place, data) for place, data in own if place[1] and data)
         if number % 1000 == 0:
             progress(number)
     n = len(vectors)
     return (
         np.array(vectors, np.float32).reshape(n, len(table.rows)),
-        np.array(all_flags, np.uint8).reshape(n, len(table.entities)),
+        np.array(all_flags, np.uint8).reshape(n, len(table.readers)),
         states,
     )
 
@@ -372,8 +403,9 @@ def float64_of_log(settings: Settings) -> np.ndarray:
             np.concatenate([found.row for found in slices]) >= 0,
         )
         assert keys.all(), "an event without its entity: leave it out first"
-        order, out, *_ = fold_arrays(entity.plan, keys, items, np.float64)
+        order, out, *_ = fold_arrays(entity, keys, items, np.float64)
         number = np.cumsum(is_event) - 1  # of the event among events, in sequence order
+        assert not entity.lookups
         vectors[np.ix_(number[order][is_event[order]], entity.places)] = out[is_event[order]]
     return vectors
 
@@ -396,7 +428,7 @@ def assert_same(table: FeatureTable, expected: tuple, got: tuple, what: str) -> 
     )
     places = np.argwhere(expected[1] != got[1])
     assert not len(places), f"{what}: {len(places)} flags differ, first " + "; ".join(
-        f"event {i} {table.entities[e].by}: {expected[1][i, e]} and {got[1][i, e]}" for i, e in places[:3]
+        f"event {i} {table.readers[e][1].name}: {expected[1][i, e]} and {got[1][i, e]}" for i, e in places[:3]
     )
     if len(expected) < 3 or len(got) < 3:
         return
