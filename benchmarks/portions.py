@@ -128,7 +128,7 @@ async def accept(learner: Engine, event: Event) -> None:
     "Step an event and commit it, as deciding does, with no model."
     there, keys = entity_keys(learner.table, event.keys)
     found = await learner.store.read(event_key(event.id_key), keys)
-    whole = states_of_all(len(learner.table.entities), there, found.states)
+    whole = states_of_all(len(learner.table.readers), there, found.states)
     after = step_event(learner.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole)[2]
     entry = Entry("event", event.time, event.id_key, tuple(event.keys.values()), amount=event.amount, body=event.body)
     outcome = await learner.store.write(

@@ -102,7 +102,7 @@ async def decide(learner: Engine, event) -> np.ndarray:
     there, keys = entity_keys(learner.table, event.keys)
     while True:
         found = await learner.store.read(event_key(event.id_key), keys)
-        whole = states_of_all(len(learner.table.entities), there, found.states)
+        whole = states_of_all(len(learner.table.readers), there, found.states)
         vector, _, after = step_event(
             learner.stepper, event.time, event.id_key & 0xFFFFFFFF, event.amount, event.keys, whole
         )

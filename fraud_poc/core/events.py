@@ -70,7 +70,8 @@ def pair_key(
     second: int,
 ) -> int:  # uint64; MISSING when one of them is
     "Key of an ordered pair of identities."
-    mixed = (first * _FIRST + second * _SECOND) & _ALL_BITS
+    mixed = (first * _FIRST) & _ALL_BITS
+    mixed = (((mixed ^ (mixed >> 32)) + second) * _SECOND) & _ALL_BITS
     return (mixed ^ (mixed >> 32)) or 1 if first and second else MISSING
 
 
@@ -79,7 +80,8 @@ def pair_keys(
     second: np.ndarray,  # (n,) uint64
 ) -> np.ndarray:  # (n,) uint64
     "Keys of many ordered pairs, as `pair_key` makes each."
-    mixed = first * np.uint64(_FIRST) + second * np.uint64(_SECOND)
+    mixed = first * np.uint64(_FIRST)
+    mixed = ((mixed ^ (mixed >> np.uint64(32))) + second) * np.uint64(_SECOND)
     mixed ^= mixed >> np.uint64(32)
     return np.where((first == 0) | (second == 0), np.uint64(MISSING), np.maximum(mixed, np.uint64(1)))
 

@@ -137,7 +137,7 @@ class EntryReader:
         self.settings, self.columns, self.policy = settings, columns, models.policy
         self.explain = explain or partial(explain_decisions, models)
         self.scale = 10**columns.decimals  # minor units of a major one
-        self.entities, self.table_hash = [entity.by for entity in models.table.entities], models.table.hash
+        self.entities, self.table_hash = [reader.name for _, reader in models.table.readers], models.table.hash
         parts = {one.name: one.part for one in event_fields(settings)}
         self.id_parts = [(name, parts[name] == "identity") for name in columns.id]
         self.closing = closing_sources(settings)

@@ -104,7 +104,7 @@ class DecisionRecord(NamedTuple):
     loss: float  # expected cost of passing, major units
     band: str  # one of BANDS
     action: str  # one of ACTIONS
-    flags: bytes  # one byte for each entity of the table
+    flags: bytes  # one byte for each reader of the table: its entities and lookups
     vector: np.ndarray  # (F,) float32
 
 
@@ -142,7 +142,7 @@ def answer_of(
     features, entities = {}, {}
     if record.feature_table.hex() == table.hash:
         features = present(record.vector) if present else features_by_name(table.names, record.vector)
-        entities = dict(zip([entity.by for entity in table.entities], map(entity_status, record.flags)))
+        entities = dict(zip([reader.name for _, reader in table.readers], map(entity_status, record.flags)))
     return Answer(
         event_id,
         record.score,
@@ -258,14 +258,19 @@ def entity_keys(
     table: FeatureTable,
     keys: Mapping[str, int],  # entity -> uint64 key, 0 = missing
     labels: bool = False,  # only entities whose states learn from labels
-) -> tuple[list[int], list[bytes]]:  # indices of the entities in the table; keys in the store
+) -> tuple[list[int], list[bytes]]:  # indices of the table's readers; keys in the store
     "Which states an event, or a label of it, reads and writes."
-    present = [e for e, entity in enumerate(table.entities) if keys[entity.by] and (entity.labels or not labels)]
-    return present, [state_key(e, keys[table.entities[e].by]) for e in present]
+    keys, entities = table.with_pairs(keys), table.entities
+    if labels:
+        present = [e for e, entity in enumerate(entities) if entity.labels and keys[entity.by]]
+        return present, [state_key(e, keys[entities[e].by]) for e in present]
+    readers = table.readers
+    present = [r for r, (_, reader) in enumerate(readers) if keys[reader.by]]
+    return present, [state_key(readers[r][0], keys[readers[r][1].by]) for r in present]
 
 
 def states_of_all(count: int, present: Sequence[int], states: Sequence[bytes]) -> list[bytes]:
-    'States of all entities of a table, given those of some: b"" for the others.'
+    'States of all readers of a table, given those of some: b"" for the others.'
     complete = [b""] * count
     for e, state in zip(present, states):
         complete[e] = state
@@ -280,11 +285,11 @@ def id_tag(id_key: int) -> int:
 def step_states(
     stepper: Stepper,
     event: Event,
-    present: list[int],  # indices of the entities that are not missing
-    states: list[bytes],  # their states
-) -> tuple[np.ndarray, list[int], list[bytes]]:  # (F,) float32; flags of all entities; new states, b"" = unchanged
+    present: list[int],  # indices of the readers whose entities are not missing
+    states: list[bytes],  # the states that they read
+) -> tuple[np.ndarray, list[int], list[bytes]]:  # (F,) float32; flags of all readers; new states, b"" = unchanged
     "Features of an event, and the states after it; raises `StoreLost` when a state is damaged."
-    before = states_of_all(len(stepper.table.entities), present, states)
+    before = states_of_all(len(stepper.table.readers), present, states)
     try:
         vector, flags, after = step_event(stepper, event.time, id_tag(event.id_key), event.amount, event.keys, before)
     except ValueError as error:
@@ -302,7 +307,7 @@ def step_label_states(
     states: list[bytes],  # their states
 ) -> list[bytes]:  # new states, b"" = unchanged
     "States after the effective label of an event has changed; raises `StoreLost` when a state is damaged."
-    before = states_of_all(len(stepper.table.entities), present, states)
+    before = states_of_all(len(stepper.table.readers), present, states)
     try:
         after = step_label(stepper, time, id_tag(id_key), label, previous, before)
     except ValueError as error:

@@ -143,14 +143,15 @@ def step_entry(stepper: Stepper, columns: list[str], entry: Entry, states: dict[
         states[history_key(entry.id_key, entry.time)] = entry.decision
     if entry.kind == "label" and entry.label == entry.previous:
         return
-    keys = dict(zip(columns, entry.keys))
-    state_keys = [state_key(e, keys[entity.by]) for e, entity in enumerate(stepper.table.entities)]
+    table = stepper.table
+    keys = table.with_pairs(dict(zip(columns, entry.keys)))
+    state_keys = [state_key(e, keys[reader.by]) for e, reader in table.readers]
     before, tag = [states.get(key, b"") for key in state_keys], entry.id_key & 0xFFFFFFFF
     if entry.kind == "label":
         after = step_label(stepper, entry.time, tag, entry.label, entry.previous, before)
     else:
         after = step_event(stepper, entry.time, tag, entry.amount, keys, before)[2]
-    for entity, key, state in zip(stepper.table.entities, state_keys, after):
+    for entity, key, state in zip(table.entities, state_keys, after):
         if state and keys[entity.by]:
             states[key] = state
 
@@ -158,9 +159,9 @@ def step_entry(stepper: Stepper, columns: list[str], entry: Entry, states: dict[
 def touched_keys(table: FeatureTable, columns: list[str], entries: list[Entry]) -> list[bytes]:
     "Keys of all states that some entries need."
     wanted = set()
-    for e, entity in enumerate(table.entities):
-        column = columns.index(entity.by)
-        wanted.update(state_key(e, entry.keys[column]) for entry in entries if entry.keys[column])
+    for entry in entries:
+        keys = table.with_pairs(dict(zip(columns, entry.keys)))
+        wanted.update(state_key(e, keys[reader.by]) for e, reader in table.readers if keys[reader.by])
     return sorted(wanted)
 
 # %% ../../nbs/47_load.ipynb #c013

@@ -28,8 +28,16 @@ from ..core.files import Progress
 from ..core.reading import Event, event_fields
 from ..core.settings import ColumnsSection, Settings, with_values
 from ..data.log import copy_stretch, hash_secret, part_path, read_manifest, read_part
-from ..features.batch import compute_features, fold_arrays, moment_ms, pick_items
-from ..features.fold import NO_ENTITY, Items, own_features
+from fraud_poc.features.batch import (
+    EntityItems,
+    by_reader,
+    compute_features,
+    event_items,
+    fold_arrays,
+    moment_ms,
+    pick_items,
+)
+from ..features.fold import NO_ENTITY, own_features
 from ..features.label_history import LabelHistory
 from ..features.state_files import features_folder, states_of
 from ..features.table import EntityPlan, FeatureTable, build_table
@@ -212,33 +220,28 @@ def items_of(
     entity: EntityPlan,
     columns: ColumnsSection,
     entries: list[Entry],  # of the live log, in sequence
-) -> tuple[np.ndarray, np.ndarray, Items]:  # (n,) uint64 entity keys, (n,) index of each item's entry, n items
+) -> EntityItems:  # `row` = index of each item's entry
     "The items of a live log for one entity."
     at = {name: index for index, name in enumerate(columns.hashed)}
     column = lambda name: np.array([e.keys[at[name]] if at[name] < len(e.keys) else 0 for e in entries], np.uint64)
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
-    event = np.array([e.kind == "event" for e in entries], bool)
-    keys = column(entity.by)
-    changed = number("label") != number("previous")
-    wanted = np.flatnonzero((keys != 0) & (event | (entity.labels & changed)))
-    compared = (
-        np.stack([column(c) for c in entity.columns]).view(np.int64)
-        if entity.columns
-        else np.zeros((0, len(entries)), np.int64)
-    )
-    tags = np.array([e.id_key & 0xFFFFFFFF for e in entries], np.int64)
-    labels = [np.where(event, -1, number(field)).astype(np.int8) for field in ("label", "previous")]
-    items = pick_items(Items(number("time"), number("amount"), compared, tags, *labels), wanted)
-    if not entity.labels:
-        items = items._replace(tag=items.tag[:0], label=items.label[:0], previous=items.previous[:0])
-    return keys[wanted], wanted, items
+    id_keys = np.array([e.id_key for e in entries], np.uint64)
+    keys, row, items = event_items(entity, number("time"), number("amount"), column, id_keys)
+    is_event = np.array([e.kind == "event" for e in entries], bool)
+    changed = entity.labels & (number("label") != number("previous"))
+    if entity.labels:
+        labels = [np.where(is_event, -1, number(field)).astype(np.int8)[row] for field in ("label", "previous")]
+        items = items._replace(label=labels[0], previous=labels[1])
+    enters = items.reader == 0 if entity.lookups else np.ones(len(row), bool)
+    wanted = np.flatnonzero((keys != 0) & (is_event[row] | (changed[row] & enters)))
+    return EntityItems(keys[wanted], row[wanted], pick_items(items, wanted))
 
 # %% ../../nbs/80_replay.ipynb #c006
 class Replayed(NamedTuple):
     "A live log, folded in batch."
 
     vectors: np.ndarray  # (n, F) float32: features; rows of labels stay NaN
-    flags: np.ndarray  # (n, entities) uint8
+    flags: np.ndarray  # (n, readers) uint8, as in FeatureTable.readers
     states: dict[str, pa.Table]  # by entity: key and state of all that the log touched
     histories: dict[bytes, bytes]  # key in the store -> label history of an event
 
@@ -251,17 +254,22 @@ def fold_log(
 ) -> Replayed:
     "Features, flags and states of a live log, by batch."
     vectors = np.full((len(entries), len(table.rows)), np.nan, np.float32)
-    flags, states = np.full((len(entries), len(table.entities)), NO_ENTITY, np.uint8), {}
+    flags, states = np.full((len(entries), len(table.readers)), NO_ENTITY, np.uint8), {}
+    flag_at = {reader.name: r for r, (_, reader) in enumerate(table.readers)}
+    is_event = np.array([entry.kind == "event" for entry in entries], bool)
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
     own_features(table.own, table.scale, number("time"), number("amount"), vectors)
-    for e, entity in enumerate(table.entities):
+    for entity in table.entities:
         keys, indices, items = items_of(entity, columns, entries)
         order, out, folded_flags, states[entity.by], _ = fold_arrays(
-            entity.plan, keys, items, np.float32, generations.get(entity.by, [])
+            entity, keys, items, np.float32, generations.get(entity.by, [])
         )
-        events = np.array([entries[index].kind == "event" for index in indices[order]], bool)
-        rows = indices[order][events]
-        vectors[rows[:, None], entity.places], flags[rows, e] = out[events], folded_flags[events]
+        events = order[is_event[indices[order]]]
+        out, folded_flags = out[is_event[indices[order]]], folded_flags[is_event[indices[order]]]
+        for reader, those in by_reader(entity, items.reader[events] if entity.lookups else items.reader):
+            rows = indices[events][those]
+            vectors[rows[:, None], reader.places] = out[those][:, : len(reader.places)]
+            flags[rows, flag_at[reader.name]] = folded_flags[those]
     histories = {
         history_key(entry.id_key, entry.time): entry.decision
         for entry in entries

@@ -492,7 +492,7 @@ def create_app(
     )
     app.state.service, app.state.status = service, status
     app.openapi = lambda: openapi_document(app)
-    models = response_models([entity.by for entity in engine.table.entities], engine.table.names)
+    models = response_models([reader.name for _, reader in engine.table.readers], engine.table.names)
     for router in (deciding_routes(models), reading_routes(models), operating_routes()):
         app.include_router(router)
     add_error_handlers(app, service)

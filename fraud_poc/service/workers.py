@@ -41,7 +41,7 @@ def warm(service: ScoringService) -> None:
     "Run the step and the model once."
     engine = service.engine
     event = Event("", 1, service.reader.earliest, 0, {name: 1 for name in service.settings.columns.hashed}, b"")
-    there = list(range(len(engine.table.entities)))
+    there = list(range(len(engine.table.readers)))
     vector, _, states = step_states(engine.stepper, event, there, [b""] * len(there))
     engine.model.scorer.score(vector)
     step_states(engine.stepper, event, there, states)
