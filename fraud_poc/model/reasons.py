@@ -12,7 +12,7 @@ __all__ = ['NAME_PARTS', 'BY_WORD', 'TIME_UNITS', 'WEEKDAYS', 'SENTENCES', 'row_
 # %% ../../nbs/36_reasons.ipynb #c003
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..core.settings import duration_ms
 from ..features.aggregates import AGGREGATES
-from ..features.table import Row
+from ..features.table import PAIR, Row
 from .trees import contributions
 
 if TYPE_CHECKING:
@@ -43,15 +43,21 @@ def row_of(
         return Row("Value", name)
     if name in BY_WORD and not BY_WORD[name].takes:
         return Row(BY_WORD[name].name)
-    for by in columns:
-        head = name.removesuffix(f"_by_{by}")
-        if head == name:
-            continue
+    for head, by, role in _readers_in(name, columns):
         for column in ("", *columns):
             row = _row_from_parts(head, column, by) if head.startswith(column) else None
-            if row and row.name == name:
-                return row
+            if row and replace(row, role=role).name == name:
+                return replace(row, role=role)
     return None
+
+
+def _readers_in(name: str, columns: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    "What stands before the entity in a feature's name, the entity or pair, and its role, in each way to read the name."
+    known = lambda text: all(part in columns for part in text.split(PAIR))
+    for found in re.finditer("_by_", name):
+        tail = name[found.end() :]
+        cuts = [(tail, "")] + [(tail[: cut.start()], tail[cut.end() :]) for cut in re.finditer("_as_", tail)]
+        yield from ((name[: found.start()], by, role) for by, role in cuts if known(by) and (not role or known(role)))
 
 
 def _row_from_parts(head: str, column: str, by: str) -> Row | None:
@@ -70,7 +76,7 @@ class Theme(NamedTuple):
     "What features that share a reason are about."
 
     name: str  # a key of THEMES, or "other" for a feature that no aggregate declares
-    by: str  # entity; "" for the event itself
+    by: str  # entity, as in Row.reader; "" for the event itself
     column: str  # the column that is compared, or the index of an "other" feature
 
 
@@ -78,16 +84,16 @@ def themes_of(
     rows: Sequence[Row | None],  # of a vector, in its order
 ) -> list[Theme]:  # of each row; rows with the same one are merged
     "What each feature is about."
-    first = next((row.by for row in rows if row and row.by and row.aggregate.words.theme == "amount"), "")
+    first = next((row.reader for row in rows if row and row.by and row.aggregate.words.theme == "amount"), "")
     themes = []
     for index, row in enumerate(rows):
         if row is None:
             themes.append(Theme("other", "", str(index)))
         elif row.kind == "Count" and row.over == "lifetime":
-            themes.append(Theme("age", row.by, ""))
+            themes.append(Theme("age", row.reader, ""))
         else:
             column = row.column if row.aggregate.column == "hashed" else ""
-            themes.append(Theme(row.aggregate.words.theme, first if row.kind == "Value" else row.by, column))
+            themes.append(Theme(row.aggregate.words.theme, first if row.kind == "Value" else row.reader, column))
     return themes
 
 
@@ -99,7 +105,9 @@ def layout(names: tuple[str, ...], columns: tuple[str, ...]) -> tuple[tuple[Row 
 
 # %% ../../nbs/36_reasons.ipynb #c015
 def readable(column: str) -> str:
-    'A column as a word: "customer_id" is a customer, "ip_addr" an IP address.'
+    'A column as a word: "customer_id" is a customer, "ip_addr" an IP address, "a+b" are two of them.'
+    if PAIR in column:
+        return " and ".join(map(readable, column.split(PAIR)))
     words = [word for word in column.lower().split("_") if word]
     if len(words) > 1 and words[-1] == "id":
         words.pop()
@@ -168,7 +176,8 @@ class View(NamedTuple):
         return self.values.get(replace(row, **changes), math.nan)
 
     def given(self, column: str) -> bool:
-        return self.event.get(column) not in (None, "")
+        "Whether the event has a value for a column, or for both columns of a pair."
+        return all(self.event.get(part) not in (None, "") for part in column.split(PAIR))
 
     def money(self, amount: float) -> str:
         return f"{amount:,.{self.decimals}f}"
@@ -216,7 +225,13 @@ class Phrases:
         return f"this {self.entity()}'s"
 
     def of_entity(self) -> str:
-        return f"{'of' if self.row.by.lower().endswith('_id') else 'with'} this {self.entity()}"
+        preposition = "of" if self.row.by.lower().endswith("_id") or self.row.role else "with"
+        return f"{preposition} this {self.entity()}{self.in_role()}"
+
+    def in_role(self) -> str:
+        if PAIR in self.row.role:
+            return " with roles exchanged"
+        return f" as {readable(self.row.role)}" if self.row.role else ""
 
     def events(self) -> str:
         return f"{plural(self.view.noun)} {self.of_entity()}"
@@ -262,7 +277,9 @@ class Phrases:
     def usual_gap(self) -> str:
         "How often events come."
         counts = [
-            r for r in self.view.values if r.kind == "Count" and r.by == self.row.by and not r.delay and r.window_ms
+            r
+            for r in self.view.values
+            if r.kind == "Count" and r.reader == self.row.reader and not r.delay and r.window_ms
         ]
         whole = max(counts, key=lambda r: r.window_ms, default=None)
         if whole is None or not self.view.value(whole) > 0:
@@ -290,7 +307,7 @@ class Phrases:
         return f"the past of this {self.entity()} is not known: the {self.view.noun} came too late"
 
     def no_past(self) -> str:
-        ever = self.view.value(Row("Count", by=self.row.by, over="lifetime"))
+        ever = self.view.value(Row("Count", by=self.row.by, over="lifetime", role=self.row.role))
         return f"no earlier {self.events()}" + (f" {self.within()}" if self.row.window_ms and ever != 0 else "")
 
     def deviations(self) -> str:
@@ -355,7 +372,7 @@ def amount_of(view: View) -> float:
 def _distance_from_month(row: Row, by: str) -> tuple:
     "How far a row is from the 30 days of an entity, for sorting."
     distance = abs(math.log(row.window_ms / duration_ms("30d"))) if row.window_ms else math.inf
-    return row.by != by, bool(row.last), distance
+    return row.by != by, bool(row.role), bool(row.last), distance
 
 
 def usual_amount(view: View, row: Row) -> tuple[Row, float]:
@@ -391,13 +408,14 @@ def amount_words(view: View, row: Row) -> str:
         nothing = phrases.no_past() if view.given(row.by) else f"no {phrases.entity()} given"
         return f"{mine}, and {nothing} to compare it with"
     statistic = statistic_words(view, row)
-    return f"{mine}, {compared_words(amount, normal)} {phrases.owner()} {statistic} ({view.money(normal)})"
+    usual = f"{phrases.owner()} {statistic}{phrases.in_role()}"
+    return f"{mine}, {compared_words(amount, normal)} {usual} ({view.money(normal)})"
 
 # %% ../../nbs/36_reasons.ipynb #c031
 def age_words(view: View, row: Row) -> str:
     "How long an entity is known."
-    name, seconds = readable(row.by), view.value(Row("Age", by=row.by))
-    number = view.value(Row("Count", by=row.by, over="lifetime"))
+    name, seconds = readable(row.by) + Phrases(view, row).in_role(), view.value(Row("Age", by=row.by, role=row.role))
+    number = view.value(Row("Count", by=row.by, over="lifetime", role=row.role))
     if not view.given(row.by):
         return f"no {name} given"
     if number == 0 or number != number and seconds != seconds:
@@ -413,7 +431,7 @@ def together_words(view: View, row: Row) -> str:
     other, phrases = readable(row.column), Phrases(view, row)
     if gone := [column for column in (row.column, row.by) if not view.given(column)]:
         return f"no {readable(gone[0])} given"
-    known, same = (view.value(Row(kind, row.column, row.by)) for kind in ("KnownBefore", "SameAsLast"))
+    known, same = (view.value(Row(kind, row.column, row.by, role=row.role)) for kind in ("KnownBefore", "SameAsLast"))
     if known == 0:
         return f"{other} never seen with this {phrases.entity()}"
     if same == 1:
