@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from support.waiting import in_time
 from test_decide import SECRET, engine_for
-from test_store import any_store, server  # noqa: F401
+from test_store import any_store
 
 from fraud_poc.core.events import pair_key
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.features.table import build_table
 from fraud_poc.live.labels import LabelAssertion, LabelWriter
+from fraud_poc.live.redis_server import start_redis
 from fraud_poc.live.store import Meta
 from fraud_poc.ops.replay import compare, differing_states, fold_log, served_entries
 
@@ -30,6 +31,12 @@ ROWS = [
     'FraudCount(by="payer+payee", over="lifetime")',
     'SameAsLast("channel", by="payee+payer")',
 ]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with start_redis(tmp_path_factory.mktemp("roles") / "redis") as server:
+        yield server
 
 
 @pytest.fixture
