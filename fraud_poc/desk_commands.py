@@ -123,7 +123,7 @@ def rows_table(title: str, rows: list[dict]) -> Table:
         if name in TIME_COLUMNS:
             return datetime.fromtimestamp(value / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         if isinstance(value, dict):
-            return ", ".join(f"{key} {word}" for key, word in value.items())
+            return ", ".join(f"{key} {shown('', word)}" for key, word in value.items())
         return " ".join(value) if isinstance(value, list) else str(value)
 
     table = FittedTable(title=title, title_justify="left", title_style="bold", header_style="bold")
