@@ -613,7 +613,7 @@ def clear_aside(aside: Path) -> None:
         elif path.name not in (NOTE, ".lock"):
             path.unlink()
 
-
+# %% ../../nbs/88_backup.ipynb #7720
 def follow(settings: Settings, stretch: Stretch) -> None:
     "Bring the own store of a folder to the end of a stretch, and take over the models that were made meanwhile."
     with start_redis(settings.batch.folder / "redis") as server:
