@@ -656,9 +656,7 @@ def what_is_missing(settings: Settings, source: Path, manifest: dict, pending: i
     path = settings.batch.folder / ERASURES
     if pending:
         words.append(f"{pending} erasures that backups know of: run `fraud-poc forget --list {path} --yes`")
-    remedy = (
-        f"run `fraud-poc forget --list FILE` with the {ERASURES} of the system that was lost, or name each customer"
-    )
+    remedy = f"run `fraud-poc forget --list FILE` with the {ERASURES} of the lost system, or name each customer"
     return [*words, f"erasures since the newest backup: {remedy}"]
 
 
