@@ -227,13 +227,13 @@ def backup_step(folder: Path, config: Path, secrets: Path | None, without_databa
     return step
 
 
-def restore_step(folder: Path, secrets: Path | None) -> Step:
+def restore_step(folder: Path, secrets: Path | None, to: str = "") -> Step:
     "A restored backup."
 
     def step(settings: Settings, progress: Progress) -> dict:
         from fraud_poc.ops.backup import restore
 
-        return restore(settings, folder, secrets, progress)
+        return restore(settings, folder, secrets, progress, to)
 
     return step
 
@@ -273,7 +273,9 @@ def verify_command(folder: Backups, as_json: Json = False):
 
 # %% ../nbs/92_command_steps.ipynb #b004
 @backup_app.command(
-    "restore", epilog="Examples:\n\nfraud-poc restore /mnt/backups/orders --secrets /mnt/keys/orders.json"
+    "restore",
+    epilog="Examples:\n\nfraud-poc restore /mnt/backups/orders --secrets /mnt/keys/orders.json"
+    "\n\nfraud-poc restore /mnt/backups/orders --secrets /mnt/keys/orders.json --to 2025-11-05T10:30:00Z",
 )
 def restore_command(
     folder: Backups,
@@ -283,9 +285,13 @@ def restore_command(
     secrets: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The file that `fraud-poc backup` wrote the secrets to.")
     ] = None,
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="TIME", help="ISO time with zone: leave out what was acknowledged after it."),
+    ] = "",
 ):
     "Restore a backup, the newest by default, into an empty batch.folder; store and database then agree."
-    result = run_step("restore", restore_step(folder, secrets), config, overrides, as_json)
+    result = run_step("restore", restore_step(folder, secrets, to), config, overrides, as_json)
     out, _ = consoles(as_json)
     for words in result["missing"]:
         out.print(f"missing: {words}", soft_wrap=True, markup=False, highlight=False)

@@ -53,7 +53,7 @@ __all__ = ['desk_app', 'TIME_COLUMNS', 'keys_app', 'Named', 'accounts_app', 'Rol
            'accounts_role', 'accounts_disable', 'accounts_list', 'parse_noted', 'audit_verify', 'audit_list',
            'RowFaults', 'labels_step', 'collect_step', 'verify_log_step', 'labels_command', 'collect_command',
            'verify_log_command', 'write_step', 'write_command', 'recover_step', 'recover_command', 'forget_step',
-           'named_customer', 'forget_command']
+           'forget_again_step', 'named_customer', 'forget_command']
 
 # %% ../nbs/91_desk_commands.ipynb #n012
 def read_features(settings: Settings) -> None:
@@ -123,7 +123,7 @@ def rows_table(title: str, rows: list[dict]) -> Table:
         if name in TIME_COLUMNS:
             return datetime.fromtimestamp(value / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         if isinstance(value, dict):
-            return ", ".join(f"{key} {word}" for key, word in value.items())
+            return ", ".join(f"{key} {shown('', word)}" for key, word in value.items())
         return " ".join(value) if isinstance(value, list) else str(value)
 
     table = FittedTable(title=title, title_justify="left", title_style="bold", header_style="bold")
@@ -581,6 +581,17 @@ def forget_step(customer: str, who: str) -> Step:
     return step
 
 
+def forget_again_step(path: Path, who: str) -> Step:
+    "Remove the customers of a list of erasures, after a restore."
+
+    def step(settings: Settings, progress: Progress) -> dict:
+        from fraud_poc.ops.forget import forget_again
+
+        return forget_again(settings, path, who=who, progress=progress)
+
+    return step
+
+
 def named_customer(value: str, confirmed: bool) -> str:
     """The customer to forget, from the command line or (`-`) the first line of standard input.
 
@@ -600,6 +611,7 @@ def named_customer(value: str, confirmed: bool) -> str:
     "forget",
     epilog="Examples:\n\nfraud-poc forget --customer 3356a739ca"
     "\n\nfraud-poc forget --customer - --yes < customer.txt"
+    "\n\nfraud-poc forget --list data/orders/erasures.json --yes"
     "\n\nRun it again when it was interrupted: it continues where it stopped.",
 )
 def forget_command(
@@ -608,18 +620,26 @@ def forget_command(
         typer.Option(
             "--customer", metavar="VALUE", help="Value of the first entity; - = first line of standard input."
         ),
-    ],
+    ] = "",
     config: Config = DEFAULT_CONFIG,
     overrides: Set = None,
     as_json: Json = False,
     confirmed: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    listed: Annotated[
+        Path | None,
+        typer.Option(
+            "--list", metavar="FILE", help="After a restore: whom this list of erasures (erasures.json) is about."
+        ),
+    ] = None,
 ):
     """Remove a customer's identifiers from the log, the states, the live store and the database; features of other
     customers do not change.
     """
-    result = run_step(
-        "forget", forget_step(named_customer(customer, confirmed), "command line"), config, overrides, as_json
-    )
+    if bool(customer) == bool(listed):
+        raise typer.BadParameter("name one customer with --customer, or a list of erasures with --list")
+    named = named_customer(customer or str(listed), confirmed)
+    step = forget_again_step(listed, "command line") if listed else forget_step(named, "command line")
+    result = run_step("forget", step, config, overrides, as_json)
     out, _ = consoles(as_json)
     if result["raw"] and result["orders"]:
         out.print(

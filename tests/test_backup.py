@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -23,21 +24,27 @@ from support.waiting import until
 from fraud_poc.core.audit import verify_audit
 from fraud_poc.core.database import open_database
 from fraud_poc.core.database_copy import run_postgresql
+from fraud_poc.core.events import system_clock
 from fraud_poc.core.files import sole_use
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.log import hash_secret
-from fraud_poc.desk.tables import decisions
+from fraud_poc.desk.tables import decisions, labels
 from fraud_poc.desk.writer import run_writer
 from fraud_poc.features.batch import compute_features
 from fraud_poc.features.table import build_table
-from fraud_poc.live.decide import default_engine
+from fraud_poc.live.collect import verify_log
+from fraud_poc.live.decide import Engine, default_engine
+from fraud_poc.live.labels import LabelAssertion, LabelWriter
+from fraud_poc.live.load import inspect_store
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import server_for, server_runs, start_redis
 from fraud_poc.live.redis_store import Names, open_store
+from fraud_poc.live.timelines import read_lost_tail
 from fraud_poc.ops import backup as module
 from fraud_poc.ops.backup import DamagedBackup, backup, backups_in, read_backup, restore, verify_backup
-from fraud_poc.ops.erasure_plan import JOURNAL, WORKING
+from fraud_poc.ops.erasure_plan import ERASURES, JOURNAL, WORKING
+from fraud_poc.ops.forget import forget
 from fraud_poc.ops.replay import verify
 from fraud_poc.service.client import ServiceClient
 
@@ -172,6 +179,121 @@ def goes_on(settings: Settings, url: str) -> list:
             return await store.timelines()
 
     return asyncio.run(connected())
+
+
+# --- a moment ---------------------------------------------------------------------------------------------------------
+
+
+def states_and_log(settings: Settings) -> tuple[dict, list]:
+    "States in use, without versions, and the live log."
+    with server_for(settings) as url, Client(url) as client:
+        prefix = NAMES.states(inspect_store(client, NAMES).meta.generation)
+        keys = [key for key in client.call("KEYS", NAMES.root + b"*") if key.startswith(prefix)]
+        states = {key: value[8:] for key, value in zip(keys, client.call("MGET", *keys))}
+        return states, client.call("XRANGE", NAMES.log, "-", "+")
+
+
+def moment_between() -> str:
+    "A moment, ISO, that lies behind all that has happened and before all that will."
+    moment = datetime.fromtimestamp((start := system_clock()) / 1000, UTC).isoformat(timespec="milliseconds")
+    until(lambda: system_clock() > start, "the clock goes on")
+    return moment
+
+
+def label(domain: Domain, number: int) -> None:
+    "A customer says that one of the orders of `score_some` is fraud."
+
+    async def asserted(url: str) -> None:
+        order = domain.orders(number + 1)[number][1]["order_id"]
+        async with open_store(domain.settings, url) as store:
+            writer = LabelWriter(Engine(domain.settings, None, store), hash_secret(domain.settings.batch.folder))
+            assert (await writer.assert_label(LabelAssertion(order, True, "customer"))).changed
+
+    with server_for(domain.settings) as url:
+        asyncio.run(asserted(url))
+
+
+def test_a_moment_between_two_backups_is_restored_to_the_bit(made, tmp_path, database_url, new_databases, tools):
+    domain = Domain(tmp_path / "d", LIVE, HISTORY, made, **{"database.url": database_url})
+    backups, secrets = tmp_path / "b", tmp_path / "secrets.json"
+    score_some(domain, 20)
+    run_writer(domain.settings, to_end=True)
+    first = backup(domain.settings, backups, CONFIG, secrets)
+    score_some(domain, 35)
+    label(domain, 3)
+    expected, moment = states_and_log(domain.settings), moment_between()
+    label(domain, 30)
+    score_some(domain, 45)
+    run_writer(domain.settings, to_end=True)
+    backup(domain.settings, backups, CONFIG)
+    with new_databases.empty("postgresql" if database_url.startswith("postgresql") else "sqlite") as empty:
+        changes = {"batch.folder": str(tmp_path / "restored"), "database.url": empty}
+        done = run("restore", backups, *options_of(domain, **changes), "--secrets", secrets, "--to", moment)
+        restored = load_settings(CONFIG, domain.changes | changes)
+        assert done["backup"] == Path(first["backup"]).name and done["decisions"] == 35
+        assert done["left_out"]["decisions"] == 10 and done["left_out"]["labels"] == 1
+        assert states_and_log(restored) == expected
+        assert rows_of(restored) == [order["order_id"] for _, order in domain.orders(35)]
+        engine = open_database(restored)
+        lost, shown = read_lost_tail(engine), asserted_orders(engine)
+        engine.dispose()
+        assert lost.decisions + lost.labels == 0 and shown == [domain.orders(4)[3][1]["order_id"]]
+        compute_features(restored, until=domain.end_of_history(LIVE))
+        with server_for(restored) as url:
+            found = asyncio.run(compared(restored, url))
+            assert found["differing_bits"] == found["differing_states"] == 0 and found["events"] == 35
+            assert verify_log(restored, url)["last"] == done["position"]
+            assert goes_on(restored, url)[-1].start == done["position"] + 1
+
+
+def asserted_orders(engine: sa.Engine) -> list[str]:
+    "Orders of all label assertions."
+    with engine.connect() as connection:
+        return connection.execute(sa.select(labels.c.order_id)).scalars().all()
+
+
+def test_a_moment_out_of_reach_is_an_error_and_nothing_changes(made, tmp_path):
+    domain, backups, secrets = Domain(tmp_path / "d", LIVE, HISTORY, made), tmp_path / "b", tmp_path / "secrets.json"
+    score_some(domain, 5)
+    before = moment_between()
+    score_some(domain, 10)
+    backup(domain.settings, backups, CONFIG, secrets)
+    after = moment_between()
+    wrong = {
+        "yesterday": "is no time: write one as in",
+        "2025-06-01T10:00:00": "has no time zone: add Z",
+        "2999-01-01T10:00:00Z": "is in the future",
+        before: "is before all entries that",
+        after: "is after the newest backup",
+    }
+    restored = load_settings(CONFIG, domain.changes | {"batch.folder": str(tmp_path / "new")})
+    for moment, words in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            restore(restored, backups, secrets, to=moment)
+    assert not (tmp_path / "new").exists() and not (tmp_path / ".new.partial").exists()
+
+
+def test_erasures_that_later_backups_know_of_are_to_be_applied(made, tmp_path):
+    domain, backups, secrets = Domain(tmp_path / "d", LIVE, HISTORY, made), tmp_path / "b", tmp_path / "secrets.json"
+    score_some(domain, 10)
+    first = Path(backup(domain.settings, backups, CONFIG, secrets)["backup"])
+    moment = moment_between()
+    customer = domain.orders(1)[0][1]["customer_id"]
+    assert forget(domain.settings, customer)["orders"] > 0
+    backup(domain.settings, backups, CONFIG)
+    changes = {"batch.folder": str(tmp_path / "new")}
+    restored = load_settings(CONFIG, domain.changes | changes)
+    with pytest.raises(ValueError, match="customers were erased between"):
+        restore(restored, backups, secrets, to=moment)
+    at = datetime.strptime(first.name, "%Y%m%dT%H%M%S%fZ").isoformat(timespec="milliseconds") + "Z"
+    done = run("restore", backups, *options_of(domain, **changes), "--secrets", secrets, "--to", at)
+    listed = restored.batch.folder / ERASURES
+    assert any(
+        f"1 erasures that backups know of: run `fraud-poc forget --list {listed}" in words for words in done["missing"]
+    )
+    for expected in (1, 0):
+        told = run("forget", "--list", listed, "--yes", *options_of(domain, **changes))
+        assert told["pending"] == told["customers"] == expected and bool(told["orders"]) == bool(expected)
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

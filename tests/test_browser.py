@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from support.waiting import CLICK
 
 from fraud_poc.core.database import writing
 from fraud_poc.desk.tables import cases, labels
+from fraud_poc.service.keys import list_keys, new_key
 
 CHROMIUM = next(
     (
@@ -300,6 +302,30 @@ def test_every_page_is_readable_and_every_control_has_a_name(chromium, desk, wid
         page.goto(f"{desk.url}/queue")
         page.keyboard.press("Tab")
         assert page.get_by_role("link", name="Skip to the content").bounding_box()["x"] >= 0
+
+
+def test_tables_and_menu_of_an_administrator_fit_a_telephone(chromium, desk):
+    "Each value stands beside its head, none is behind the edge, and every page is one tap away."
+    long = "a-key-of-" + "x" * 40
+    site = next(route.app for route in desk.app.routes if getattr(route, "path", "") == "/desk").state.site
+    new_key(desk.engine, long, ["score", "labels", "read", "metrics"], "tests")
+    site.read_keys = partial(list_keys, desk.engine)
+    with person(chromium, desk, "admin-1", viewport={"width": 320, "height": 700}) as page:
+        for path in ("accounts", "keys", "audit"):
+            page.goto(f"{desk.url}/{path}")
+            assert (
+                page.evaluate(CHECK) == []
+                and page.evaluate("""[...document.querySelectorAll('.scroll, nav')].filter(
+                e => e.scrollWidth > e.clientWidth).map(e => e.className || e.tagName)""")
+                == []
+            ), path
+            right = [box["x"] + box["width"] for box in (a.bounding_box() for a in page.locator("nav a").all())]
+            assert len(right) == 5 and max(right) <= 320
+            head = page.locator("td").first.evaluate("e => getComputedStyle(e, '::before').content")
+            assert head == {"audit": '"Number"'}.get(path, '"Name"')
+            if path != "accounts":
+                assert page.get_by_text(long).first.is_visible()
+        assert "scopes: labels, metrics, read, score" in page.locator("main").inner_text()
 
 
 def test_a_search_finds_all_and_the_status_follows(chromium, desk):

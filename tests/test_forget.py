@@ -40,9 +40,18 @@ from fraud_poc.live.store import decode_entry, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
 from fraud_poc.ops import erasure_files, erasure_live
 from fraud_poc.ops import forget as forgetting
+from fraud_poc.ops.backup import backup, restore
 from fraud_poc.ops.erasure_files import shows_customer
-from fraud_poc.ops.erasure_plan import JOURNAL, PSEUDONYM_PREFIX, WORKING, CustomerSearch, EventKeys, make_plan
-from fraud_poc.ops.forget import forget
+from fraud_poc.ops.erasure_plan import (
+    ERASURES,
+    JOURNAL,
+    PSEUDONYM_PREFIX,
+    WORKING,
+    CustomerSearch,
+    EventKeys,
+    make_plan,
+)
+from fraud_poc.ops.forget import forget, forget_again
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = [
@@ -616,6 +625,29 @@ def test_orders_that_arrive_meanwhile_are_erased_or_a_new_customers(shop, monkey
             == "new"
         )
     consistent(settings)
+
+
+def test_a_backup_of_before_is_restored_and_the_list_of_erasures_applied(shop, tmp_path):
+    settings, restored = shop.settings, settings_in(tmp_path / "restored")
+    open_database(settings).dispose()  # the decision writer of the restore fills it
+    backup(settings, tmp_path / "backups", ORDERS, tmp_path / "secrets.json")
+    gone = left_by(shop, settings)[0]
+    orders = forget(settings, shop.customer)["orders"]
+    restore(restored, tmp_path / "backups", tmp_path / "secrets.json")
+    with server_for(restored) as url:
+        with pytest.raises(AssertionError, match="what should be gone"):
+            assert_nothing_left(restored, gone, url)
+        told = forget_again(restored, settings.batch.folder / ERASURES)
+        assert told["customers"] == told["pending"] == 1 and told["orders"] == orders > 0
+        assert_nothing_left(restored, gone, url)
+        assert forget_again(restored, settings.batch.folder / ERASURES)["customers"] == 0
+    assert_nothing_left_in_list(settings, gone)
+
+
+def assert_nothing_left_in_list(settings: Settings, gone: list[bytes]) -> None:
+    "The list of erasures, which goes into backups, names nobody and is for its owner alone."
+    path = settings.batch.folder / ERASURES
+    assert not [text for text in gone if text in path.read_bytes()] and path.stat().st_mode & 0o077 == 0
 
 
 # --- other places -----------------------------------------------------------------------------------------------------

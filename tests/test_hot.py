@@ -12,7 +12,7 @@ from support.waiting import LONG, until
 from test_scoring import ORDER, Service
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fraud_poc.service.connections import Connections, LimitedProtocol
+from fraud_poc.service.connections import PIECE, Connections, LimitedProtocol
 
 
 @contextmanager
@@ -226,6 +226,7 @@ def test_a_full_service_refuses_without_a_task(service, port):
 
 HEAD = b"GET /healthz HTTP/1.1\r\nhost: here\r\n"
 HEALTH = HEAD + b"\r\n"
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 
 
 def connected_from(port: int, address: str = "127.0.0.1") -> socket.socket:
@@ -267,6 +268,12 @@ def counted(service):
         ("max_head_bytes", [HEALTH, HEAD + b"x: " + b"a" * 3_000]),
         ("max_head_bytes", [HEALTH + HEAD + b"x: " + b"a" * 3_000 + b"\r\n\r\n"]),
         ("max_headers", [HEAD + b"".join(b"x%d:\r\n" % number for number in range(30)) + b"\r\n"]),
+        ("max_headers", [CHUNKED + b"0\r\n" + b"a:b\r\n" * 30]),
+        ("max_head_bytes", [HEAD + b"a:b\r\n" * 50_000]),
+        ("max_body_bytes", [CHUNKED + b"0\r\nx: " + b"a" * 70_000]),
+        ("max_body_bytes", [CHUNKED + b"1\r\na\r\n" * 50_000]),
+        ("max_body_bytes", [CHUNKED + b"1;" + b"a" * 70_000]),
+        ("max_body_bytes", [HEAD + b"content-length: 9000000\r\n\r\n", b"a" * 100_000]),
         ("request_timeout", []),
         ("request_timeout", [b"G"]),
         ("request_timeout", [b"\r\n"]),
@@ -278,7 +285,8 @@ def counted(service):
     ],
 )
 def test_a_request_beyond_a_limit_is_told_so_and_its_connection_ends(service, counted, limit, pieces):
-    with listening(service, max_head_bytes=2_000, max_headers=20, request_timeout="300ms") as port:
+    limits = {"max_head_bytes": 2_000, "max_headers": 20, "max_batch": 10, "request_timeout": "300ms"}
+    with listening(service, **limits) as port:
         with connected(port) as wire:
             with suppress(ConnectionError):  # it may end before all is sent
                 for piece in pieces:
@@ -288,7 +296,8 @@ def test_a_request_beyond_a_limit_is_told_so_and_its_connection_ends(service, co
             said = ended(wire)
         assert counted() == {limit: 1}
         assert [status for status, _, _ in replies(port, HEALTH)] == [200]
-    status = b"408 Request Timeout" if limit == "request_timeout" else b"431 Request Header Fields Too Large"
+    statuses = {"request_timeout": b"408 Request Timeout", "max_body_bytes": b"413 Request Entity Too Large"}
+    status = statuses.get(limit, b"431 Request Header Fields Too Large")
     last = said.rpartition(b"HTTP/1.1 ")[2]
     assert last.startswith(status) or not said, said
     if said:
@@ -302,6 +311,35 @@ def test_a_request_within_the_limits_is_served_however_slowly_its_connection_is_
             assert read(wire, 1)[0][0] == 200
             assert counted() == {}
             threading.Event().wait(0.5)  # between two requests
+
+
+@pytest.mark.parametrize("count", [1, 5_000])
+def test_requests_that_wait_for_their_turn_are_read_a_few_at_a_time(service, counted, monkeypatch, count):
+    "What a client sends ahead takes neither memory nor the time of others before it is its turn; all is answered."
+    waiting, parse = [], LimitedProtocol.parse
+
+    def noted(self, piece):
+        parse(self, piece)
+        waiting.append(len(self.pipeline))
+
+    monkeypatch.setattr(LimitedProtocol, "parse", noted)
+    short, last = b"GET /healthz HTTP/1.1\r\n\r\n", b"GET /none HTTP/1.1\r\n\r\n"
+    with listening(service) as port, connected(port) as wire:
+        sender = threading.Thread(target=wire.sendall, args=(short * count + last,))
+        sender.start()
+        statuses = [status for status, _, _ in read(wire, count + 1)]
+        sender.join(LONG)
+    assert statuses == [200] * count + [404] and counted() == {}
+    assert max(waiting) <= PIECE / len(last) + 1
+
+
+def test_no_read_is_parsed_at_once(service, counted, monkeypatch):
+    pieces, parse = [], LimitedProtocol.parse
+    monkeypatch.setattr(LimitedProtocol, "parse", lambda self, piece: (pieces.append(len(piece)), parse(self, piece)))
+    body = json.dumps([ORDER | {"order_id": f"piece-{number}"} for number in range(100)]).encode()
+    with listening(service) as port:
+        found = replies(port, request(service, body).replace(b"/score ", b"/score/batch "))
+    assert [status for status, _, _ in found] == [200] and sum(pieces) > len(body) > 4 * PIECE >= 4 * max(pieces)
 
 
 def test_a_client_that_takes_no_reply_is_closed(service, counted):

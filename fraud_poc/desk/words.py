@@ -62,7 +62,7 @@ def cell_text(value: Any, column: str, zone: tzinfo) -> str:
     if column in ("created", "disabled", "revoked", "at"):
         return moment(value, zone)
     if isinstance(value, dict):
-        return "; ".join(f"{name.replace('_', ' ')}: {one}" for name, one in value.items()) or "–"
+        return "; ".join(f"{name.replace('_', ' ')}: {cell_text(one, '', zone)}" for name, one in value.items()) or "–"
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 # %% ../../nbs/72_words.ipynb #c011

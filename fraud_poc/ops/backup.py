@@ -7,8 +7,9 @@ __all__ = ['MANIFEST', 'FORMAT', 'NAME', 'SECRET_FILES', 'KEPT', 'NO_SECRETS', '
            'backups_in', 'read_backup', 'Draft', 'copy_private', 'sync', 'move_whole', 'secrets_of', 'fingerprints',
            'write_secrets', 'read_secrets', 'kept_files', 'has_store', 'add_database', 'add_store', 'add_log', 'masked',
            'add_settings', 'held', 'drafted', 'backup', 'summary_of', 'check_files', 'check_contents', 'verify_backup',
-           'targets_of', 'check_target', 'put_files', 'fill_servers', 'agree', 'restored_aside', 'clear_aside',
-           'restore']
+           'Stretch', 'made_at', 'parse_moment', 'stretch_to', 'targets_of', 'check_target', 'put_files',
+           'fill_servers', 'agree', 'restored_aside', 'clear_aside', 'follow', 'restore', 'what_is_missing',
+           'restore_backup']
 
 # %% ../../nbs/88_backup.ipynb #c003
 import hashlib
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import __version__
 from ..core.database import database_url, open_database
@@ -50,15 +51,17 @@ from ..core.settings import Settings, with_values, without_password
 from ..data.log import LOG, read_manifest
 from ..desk.writer import run_writer
 from ..features.table import build_table
+from ..live.collect import live_log_batches
 from ..live.load import inspect_store
 from ..live.redis_client import Client
 from ..live.redis_server import server_for, server_runs, start_redis
 from ..live.redis_store import Names
+from ..live.roll_forward import Cut, find_cut, opened_copy, roll_forward
 from ..live.store_copy import check_snapshot, copy_keys, copy_store, store_folder
 from ..live.timelines import position_in_log
-from ..model.bundle import SECRET, sealed
+from ..model.bundle import SECRET, read_manifest_of, sealed
 from .erasure_files import ARCHIVES
-from .erasure_plan import JOURNAL, WORKING
+from .erasure_plan import ERASURES, JOURNAL, WORKING, note_erasures, read_erasures
 
 # %% ../../nbs/88_backup.ipynb #c007
 MANIFEST, FORMAT = "manifest.json", 1
@@ -217,6 +220,7 @@ KEPT = (LOG, ARCHIVES, "models")  # folders under settings.batch.folder that are
 def kept_files(folder: Path) -> dict[str, Path]:
     "Files under the batch folder that are copied as they are, by their path in it."
     paths = [path for top in KEPT for path in sorted((folder / top).rglob("*")) if path.is_file()]
+    paths += [path for path in [folder / ERASURES] if path.exists()]
     named = {path.relative_to(folder): path for path in paths}
     return {name.as_posix(): path for name, path in named.items() if not any(p.startswith(".") for p in name.parts)}
 
@@ -237,7 +241,7 @@ def add_database(draft: Draft, settings: Settings) -> dict | None:  # kind, log,
 
 
 def add_store(draft: Draft, settings: Settings) -> dict | None:  # what it was filled with, seq; None = nothing is in it
-    "Copy the store. `seq`: a sequence number that the copy has; it may reach further."
+    "Copy the store. `seq`: a sequence number that the copy has; it may reach further, up to `end`."
     if not has_store(settings):
         return None
     with server_for(settings) as url, Client(url) as client:
@@ -246,14 +250,15 @@ def add_store(draft: Draft, settings: Settings) -> dict | None:  # what it was f
             return None
         path = store_folder(draft.folder / "store")
         copy_store(url, path)
+        end = int(client.call("GET", Names(settings.domain.name).seq) or -1)
     for name in sorted(path.parent.iterdir()):
         draft.note(name.relative_to(draft.folder).as_posix())
     about = {name: getattr(found.meta, name) for name in ("epoch", "generation", "table_hash")}
-    return about | {"timelines": [list(line) for line in found.timelines], "seq": int(found.seq or -1)}
+    return about | {"timelines": [list(line) for line in found.timelines], "seq": int(found.seq or -1), "end": end}
 
 
 def add_log(draft: Draft, settings: Settings, store: dict | None) -> dict | None:  # parts, next_seq, collected
-    """Copy the batch log, archived live logs and models.
+    """Copy the batch log, archived live logs, models and the list of erasures.
 
     `collected`: the number up to which the log has the store's live log; 0 = nothing.
     """
@@ -428,6 +433,76 @@ def verify_backup(
             progress(number + 1, len(found))
     return {"backups": len(found), "files": files, "bytes": size, "newest": found[-1].name}
 
+# %% ../../nbs/88_backup.ipynb #056e
+class Stretch(NamedTuple):
+    "The part of a live log that leads from one backup to a moment."
+
+    later: Path  # the backup that has it
+    url: str  # of a server on its store
+    cut: Cut  # where it ends
+    until: int  # the moment, UTC ms
+
+
+def made_at(backup: Path) -> int:  # UTC ms
+    "When a backup was made."
+    return round(datetime.strptime(backup.name + "+0000", "%Y%m%dT%H%M%S%fZ%z").timestamp() * 1000)
+
+
+def parse_moment(text: str) -> int:  # UTC ms
+    "The moment of `--to`; `ValueError` when it is none, has no time zone, or is in the future."
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"--to {text!r} is no time: write one as in 2025-11-05T10:30:00Z") from None
+    if moment.tzinfo is None:
+        raise ValueError(f"--to {text!r} has no time zone: add Z for UTC, or an offset such as +01:00")
+    if (until := int(moment.timestamp() * 1000)) > system_clock():
+        raise ValueError(f"--to {text!r} is in the future: name a time that is over")
+    return until
+
+
+@contextmanager
+def stretch_to(
+    settings: Settings,
+    folder: Path,  # of backups
+    until: int,  # UTC ms
+) -> Iterator[tuple[Path, Stretch]]:
+    "The backup to restore for a moment, and what follows it. Raises `ValueError` when the moment is out of reach."
+    found, names, shown = backups_in(folder), Names(settings.domain.name), datetime.fromtimestamp(until / 1000, UTC)
+    later = next((one for one in found if made_at(one) >= until), None)
+    if later is None:
+        raise ValueError(
+            f"--to {shown:%Y-%m-%dT%H:%M:%SZ} is after the newest backup, {found[-1]}: "
+            "name an earlier time, or leave --to out"
+        )
+    verify_backup(later)
+    second = read_backup(later)
+    if not second["store"]:
+        raise ValueError(f"{later} has no live store, and so no entries: leave --to out")
+    with opened_copy(later / "store") as url, Client(url) as client:
+        end = int(inspect_store(client, names).seq)
+        for base in reversed([one for one in found if made_at(one) <= until]):
+            first = read_backup(base)
+            if not first["store"] or first["store"]["epoch"] != second["store"]["epoch"]:
+                break
+            if first["files"].get(ERASURES) != second["files"].get(ERASURES):
+                raise ValueError(f"customers were erased between {base.name} and {later.name}: name a time before both")
+            start = first["store"]["seq"]
+            cut = find_cut(live_log_batches(client, names, start + 1, end, 1_000), start, until)
+            if first["store"].get("end", start) <= cut.position:
+                yield base, Stretch(later, url, cut, until)
+                return
+    raise ValueError(
+        f"--to {shown:%Y-%m-%dT%H:%M:%SZ} is before all entries that {folder} reaches: its oldest backup of this store "
+        f"is {next((one.name for one in found if _same_store(one, second)), later.name)}"
+    )
+
+
+def _same_store(backup: Path, other: dict) -> bool:
+    "Whether a backup is of the live log of another one, by its manifest."
+    store = read_backup(backup)["store"]
+    return bool(store) and store["epoch"] == other["store"]["epoch"]
+
 # %% ../../nbs/88_backup.ipynb #c023
 NOTE = "restored.json"  # in settings.batch.folder: of which backup it was restored
 
@@ -538,18 +613,62 @@ def clear_aside(aside: Path) -> None:
         elif path.name not in (NOTE, ".lock"):
             path.unlink()
 
+# %% ../../nbs/88_backup.ipynb #7720
+def follow(settings: Settings, stretch: Stretch) -> None:
+    "Bring the own store of a folder to the end of a stretch, and take over the models that were made meanwhile."
+    with start_redis(settings.batch.folder / "redis") as server:
+        roll_forward(settings, server.url, stretch.url, stretch.cut.position, lambda count: None)
+    for model in sorted((stretch.later / "models").glob("*/")):
+        target = settings.batch.folder / "models" / model.name
+        made = datetime.fromisoformat(read_manifest_of(model)[0]["created"])
+        if not target.exists() and made.timestamp() * 1000 <= stretch.until:
+            for path in model.iterdir():
+                copy_private(path, private_folder(target) / path.name)
+                sync(target / path.name)
+
 
 def restore(
     settings: Settings,
     folder: Path,  # of backups: the newest is taken; or of one
     secrets: Path | None = None,  # file that `backup` wrote
     progress: Progress | None = None,  # called with files done and in all
-) -> dict:  # backup, files, log, position, decisions, missing
+    to: str = "",  # ISO time with zone: what was acknowledged later is left out; "" = nothing is
+) -> dict:  # backup, files, log, position, decisions, missing; left_out where `to`: decisions, labels, cases
     """Restore a backup into an empty place.
 
     Raises `DamagedBackup`, `ValueError` or `OSError` that say what prevents it; then nothing is in that place.
     """
-    source = backups_in(folder)[-1]
+    if not to:
+        return restore_backup(settings, folder, backups_in(folder)[-1], None, secrets, progress)
+    with stretch_to(settings, folder, parse_moment(to)) as (source, stretch):
+        done = restore_backup(settings, folder, source, stretch, secrets, progress)
+    counts = {name: stretch.cut.behind[name] for name in ("decisions", "labels", "cases")}
+    words = f"what was acknowledged after {to}; {stretch.later.name} has {counts['decisions']} decisions of it, which "
+    words += f"opened {counts['cases']} cases, and {counts['labels']} labels"
+    since = f"accounts, keys, audit and notes since {source.name}"
+    return done | {"left_out": counts, "missing": [words, since, *done["missing"]]}
+
+
+def what_is_missing(settings: Settings, source: Path, manifest: dict, pending: int) -> list[str]:
+    "What a restored system lacks, and what it should not have, for people."
+    words = ["features, training set and reports: run the steps from `fraud-poc features` on"]
+    words += [] if manifest["database"] else [NO_DATABASE.removeprefix("left out: ")]
+    path = settings.batch.folder / ERASURES
+    if pending:
+        words.append(f"{pending} erasures that backups know of: run `fraud-poc forget --list {path} --yes`")
+    remedy = f"run `fraud-poc forget --list FILE` with the {ERASURES} of the lost system, or name each customer"
+    return [*words, f"erasures since the newest backup: {remedy}"]
+
+
+def restore_backup(
+    settings: Settings,
+    folder: Path,  # of backups
+    source: Path,  # the backup
+    stretch: Stretch | None,  # what follows it; None = nothing
+    secrets: Path | None,
+    progress: Progress | None,
+) -> dict:
+    "Restore one backup, as `restore`."
     verify_backup(source)
     manifest, wanted = read_backup(source), {"domain": settings.domain.name, "table_hash": build_table(settings).hash}
     for name, value in wanted.items():
@@ -565,12 +684,14 @@ def restore(
         check_target(inside, again)
         write_json(aside / NOTE, note)
         put_files(source, manifest, aside, given, progress)
+        if stretch:
+            follow(inside, stretch)
+        listed = [one for other in backups_in(folder) for one in read_erasures(other / ERASURES)]
+        pending = note_erasures(aside, listed, pending=True)
         fill_servers(inside, source, manifest, again)
         done = agree(inside, manifest)
         if settings.batch.folder.exists():
             settings.batch.folder.rmdir()
         move_whole(aside, settings.batch.folder)
-    missing = ["features, training set and reports: run the steps from `fraud-poc features` on"]
-    missing += [] if manifest["database"] else [NO_DATABASE.removeprefix("left out: ")]
-    missing += [f"erasures since {source.name}: run `fraud-poc forget` again for each of these customers"]
+    missing = what_is_missing(settings, source, manifest, pending)
     return {"backup": source.name, "files": len(manifest["files"])} | done | {"missing": missing}

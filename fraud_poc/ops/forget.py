@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_LIVE_CHANGES', 'MAX_REPEATS', 'ErasureContext', 'open_context', 'SearchResult', 'events_outside_log', 'all_events',
-           'customer_text', 'search_customer', 'begin', 'unfinished', 'finish', 'late_assertions', 'raw_paths',
-           'forget']
+           'customer_text', 'search_customer', 'begin', 'unfinished', 'finish', 'late_assertions', 'raw_paths', 'erase',
+           'forget', 'all_customers', 'forget_again']
 
 # %% ../../nbs/87_forget.ipynb #c003
 from collections.abc import Callable, Iterator
@@ -17,12 +17,13 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from ..core.audit import record
-from ..core.database import database_url, open_database, writing
+from ..core.database import database_url, open_database, unsigned, writing
 from ..core.events import identity_rule, key_of
 from ..core.files import Progress, read_json, remove_partials, sole_use
 from ..core.reading import InvalidValue, identity_text
 from ..core.settings import Settings
 from ..data.log import LOG, hash_secret, read_manifest, working_folder
+from ..desk.tables import links
 from ..features.table import FeatureTable, build_table
 from ..live.load import ROUNDS
 from ..live.redis_client import Client
@@ -57,15 +58,20 @@ from fraud_poc.ops.erasure_live import (
     update_base,
 )
 from fraud_poc.ops.erasure_plan import (
+    ERASURES,
     JOURNAL,
     WORKING,
     CustomerSearch,
+    Erasure,
     ErasurePlan,
     EventKeys,
     events_of_entries,
+    fingerprint_of,
     make_plan,
     new_journal,
+    note_erasures,
     plan_of_journal,
+    read_erasures,
     write_journal,
 )
 
@@ -170,12 +176,16 @@ def customer_text(settings: Settings, customer: str) -> str:
         raise ValueError(f"{name} {customer[:40]!r} {error.args[0]}") from None
 
 
-def search_customer(here: ErasureContext, customer: str) -> SearchResult:
+def search_customer(
+    here: ErasureContext,
+    customer: int,  # key
+    text: str = "",  # as the log has it; "" = unknown, rejected rows are then searched for what the log has
+) -> SearchResult:
     "Search for a customer everywhere and make the erasure plan."
-    columns, customer = here.settings.columns, customer_text(here.settings, customer)
+    columns, search = here.settings.columns, CustomerSearch(customer)
     seen = last_entry(here.client, here.names) if here.client else b""
-    search, texts = CustomerSearch(key_of(customer, here.secret)), {columns.entities[0]: {customer}}
-    search.used[columns.entities[0]] = {search.customer}
+    texts = {columns.entities[0]: {text} - {""}}
+    search.used[columns.entities[0]] = {customer}
     parts = search_log(here.settings, search, texts)
     for events in events_outside_log(here):
         search.add_own(events, columns)
@@ -201,14 +211,14 @@ NO_LIVE_CHANGES = {
 }  # what changes in a store that is not there
 
 
-def begin(here: ErasureContext, customer: str) -> dict:
+def begin(here: ErasureContext, customer: int, text: str = "") -> dict:  # as for `search_customer`
     """Search, write the journal, and change the live store; returns the journal.
 
     Raises `ValueError` when the store kept changing meanwhile.
     """
     parts = here.parts()
     for _ in range(ROUNDS):
-        found = search_customer(here, customer)
+        found = search_customer(here, customer, text)
         marks = {}
         for part in parts:
             if part["name"] in found.parts:
@@ -268,6 +278,8 @@ def finish(here: ErasureContext, journal: dict) -> dict:
             update_base(here.client, here.names, here.parts(), journal["marks"])
         here.client.call("UNLINK", *erasure_keys(here.names))
         changed["store_files"] = compact_store(here.client)
+    erased = Erasure(journal.get("begun", 0), fingerprint_of(plan.customer, here.secret))
+    note_erasures(here.folder, [erased], pending=False)
     (here.folder / WORKING / JOURNAL).unlink()
     return changed | {
         "rejects": journal.get("rejects", {}),
@@ -298,6 +310,24 @@ def raw_paths(settings: Settings) -> list[str]:
     ] * generated.exists()
 
 
+def erase(
+    here: ErasureContext,
+    who: str,  # name for the audit
+    customer: int,  # key
+    text: str = "",  # as for `search_customer`
+) -> tuple[dict, list[dict]]:  # what changed, by place; and again, each time that it had to be repeated
+    "Erase a customer everywhere."
+    changed, repeated = finish(here, journal := begin(here, customer, text)), []
+    for _ in range(MAX_REPEATS):
+        if not late_assertions(here, journal):
+            break
+        repeated.append(finish(here, journal := begin(here, customer, text)))
+    if here.database and changed["orders"]:
+        with writing(here.database) as connection:
+            record(connection, who, "forget", "customer", {"orders": changed["orders"]})
+    return changed, repeated
+
+
 def forget(
     settings: Settings,
     customer: str,  # the value of the first entity, as text
@@ -308,15 +338,44 @@ def forget(
     "Erase a customer everywhere, or complete a run that died; `ValueError` or `OSError` say what prevents it."
     if not customer:
         raise ValueError("give the customer to be forgotten: the value of the first of columns.entities")
+    text = customer_text(settings, customer)
     with open_context(settings, url, progress) as here:
         before = unfinished(here)
         completed = [finish(here, before)] if before else []
-        changed = finish(here, journal := begin(here, customer))
-        for _ in range(MAX_REPEATS):
-            if not late_assertions(here, journal):
-                break
-            completed.append(finish(here, journal := begin(here, customer)))
-        if here.database and changed["orders"]:
-            with writing(here.database) as connection:
-                record(connection, who, "forget", "customer", {"orders": changed["orders"]})
-        return changed | {"completed": completed, "raw": raw_paths(settings)}
+        changed, repeated = erase(here, who, key_of(text, here.secret), text)
+        return changed | {"completed": completed + repeated, "raw": raw_paths(settings)}
+
+# %% ../../nbs/87_forget.ipynb #090c
+def all_customers(here: ErasureContext) -> set[int]:
+    "The keys of all customers."
+    entity, found = here.settings.columns.entities[0], set()
+    for events in all_events(here):
+        found.update(events.keys[entity].tolist())
+    if here.database:
+        with here.database.connect() as connection:
+            keys = connection.execute(sa.select(links.c.key).where(links.c.entity == entity).distinct())
+            found.update(unsigned(key) for key in keys.scalars())
+    return found - {0}
+
+
+def forget_again(
+    settings: Settings,
+    path: Path,  # of the list: of this system, or of another copy of it
+    url: str = "",  # of the store; "" = as the settings say
+    who: str = "command line",  # name for the audit
+    progress: Progress | None = None,  # called with parts and entries done, and 0
+) -> dict:  # erasures that were pending; customers erased now, and their orders
+    "Erase the customers of a list who are in this system. Raises `ValueError` or `OSError` that say what prevents it."
+    if not path.exists():
+        raise ValueError(f"there is no {path}: give the {ERASURES} of a batch.folder or of a backup")
+    with open_context(settings, url, progress) as here:
+        if before := unfinished(here):
+            finish(here, before)
+        note_erasures(here.folder, read_erasures(path), pending=True)
+        pending = [one for one, waits in read_erasures(here.folder / ERASURES).items() if waits]
+        wanted = {one.customer for one in pending}
+        customers = all_customers(here) if pending else ()
+        listed = [key for key in sorted(customers) if fingerprint_of(key, here.secret) in wanted]
+        orders = sum(erase(here, who, key)[0]["orders"] for key in listed)
+        note_erasures(here.folder, pending, pending=False)
+        return {"pending": len(pending), "customers": len(listed), "orders": orders, "raw": raw_paths(settings)}

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['API_KEY', 'ServiceDep', 'StatusDep', 'ShownKey', 'DESCRIPTIONS', 'POSTED', 'RETRY_AFTER', 'ID', 'METRICS_TYPE',
            'LOGGED', 'STOPPING', 'read_body', 'service_of', 'status_of', 'require_key', 'Posted', 'read_posted',
-           'posted_event', 'posted_list', 'rejections', 'takes', 'as_response', 'deciding_routes', 'reading_routes',
-           'operating_routes', 'ScoringApp', 'CountedRequests', 'send_reply', 'route_label', 'openapi_document',
-           'add_error_handlers', 'log_counts', 'refresh_keys', 'enter_waiting_labels', 'watch_parent', 'note_signal',
-           'calm_collector', 'create_app', 'running']
+           'posted_event', 'longest_body', 'posted_list', 'rejections', 'takes', 'as_response', 'deciding_routes',
+           'reading_routes', 'operating_routes', 'ScoringApp', 'CountedRequests', 'send_reply', 'route_label',
+           'openapi_document', 'add_error_handlers', 'log_counts', 'refresh_keys', 'enter_waiting_labels',
+           'watch_parent', 'note_signal', 'calm_collector', 'create_app', 'running']
 
 # %% ../../nbs/64_http.ipynb #c003
 import asyncio
@@ -36,7 +36,7 @@ from ..core.events import clock_shift, key_of
 from ..core.logs import log_event, place_of_error
 from ..core.processes import hang_up_as_sigterm
 from ..core.reading import MAX_TEXT
-from ..core.settings import UNITS_MS, Settings
+from ..core.settings import UNITS_MS, ServiceSection, Settings
 from ..live.decide import STORE_ERRORS, Engine
 from ..live.labels import LabelWriter, assert_due
 from ..live.store import StoreUnconfirmed
@@ -123,9 +123,14 @@ async def posted_event(request: Request, scopes: SecurityScopes, service: Servic
     return await read_posted(service, request.headers.raw, request.receive, most, *scopes.scopes)
 
 
+def longest_body(limits: ServiceSection) -> int:
+    "Most bytes of a body that any route takes: 1 kB for each item of a list, and at least as much as one event."
+    return max(limits.max_body_bytes, 1024 * limits.max_batch)
+
+
 async def posted_list(request: Request, scopes: SecurityScopes, service: ServiceDep, key: ShownKey) -> Posted:
-    "The body of a request that may bring a list: 1 kB for each item, and at least as much as one event may have."
-    most = max(service.limits.max_body_bytes, 1024 * service.limits.max_batch)
+    "The body of a request that may bring a list."
+    most = longest_body(service.limits)
     return await read_posted(service, request.headers.raw, request.receive, most, *scopes.scopes)
 
 # %% ../../nbs/64_http.ipynb #c010
