@@ -2696,6 +2696,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                             'fraud_poc/ops/erasure_plan.py'),
                                             'fraud_poc.ops.erasure_plan.ErasurePlan.named_in': ( 'erasure_plan.html#erasureplan.named_in',
                                                                                                  'fraud_poc/ops/erasure_plan.py'),
+                                            'fraud_poc.ops.erasure_plan.ErasurePlan.state_keys': ( 'erasure_plan.html#erasureplan.state_keys',
+                                                                                                   'fraud_poc/ops/erasure_plan.py'),
                                             'fraud_poc.ops.erasure_plan.ErasurePlan.text': ( 'erasure_plan.html#erasureplan.text',
                                                                                              'fraud_poc/ops/erasure_plan.py'),
                                             'fraud_poc.ops.erasure_plan.EventKeys': ( 'erasure_plan.html#eventkeys',

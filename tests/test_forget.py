@@ -18,7 +18,7 @@ from support.waiting import STORE
 
 from fraud_poc.core.audit import list_audit, verify_audit
 from fraud_poc.core.database import open_database, read_checkpoint, signed, unsigned, writing
-from fraud_poc.core.events import PERSON, Actor, key_of, occurrence_of
+from fraud_poc.core.events import PERSON, Actor, key_of, occurrence_of, pair_key
 from fraud_poc.core.files import sole_use
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
@@ -65,6 +65,7 @@ ROWS = [
     'SameAsLast(["customer_id", "location"], by="ip_addr")',
     'FraudCount(by=["customer_id", "ip_addr", "device"], over="lifetime")',
     'FraudRate(by="ip_addr", over="90d")',
+    'Count(by="customer_id+email", over=["30d", "lifetime"])',
 ]
 HASHED = ["customer_id", "email", "ip_addr", "device", "location"]
 CUTS = 0.6, 0.9  # of the orders: history, then live, then the rest
@@ -303,6 +304,13 @@ def assert_nothing_left(settings: Settings, gone: list[bytes], url: str) -> None
     assert verify_log(settings, url)["without_digest"] == 0
 
 
+def customer_and_email(entries: list, events: pa.Table) -> list[list[tuple[str, int]]]:
+    "Column and key of the customer and of the email of each entry and event."
+    found = [entry.keys[:2] for _, entry in entries]
+    found += zip(*(events[f"{name}_key"].to_pylist() for name in HASHED[:2]))
+    return [list(zip(HASHED[:2], keys)) for keys in found]
+
+
 def new_keys(before: pa.Table, after: pa.Table, columns: list[str]) -> dict[tuple[str, int], int]:
     "Old key -> new key, by column, from two logs of the same rows."
     return {
@@ -421,6 +429,9 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
             for some in (ids, [mapping["id", key] for key in ids])
         )
         mapping |= {("ledger", one): other for one, other in zip(was, now)}
+        pairs = [[mapping[name, key] for name, key in at] for at in customer_and_email(old[1], before)]
+        for at, renamed in zip(customer_and_email(old[1], before), pairs):
+            mapping["customer_id+email", pair_key(at[0][1], at[1][1])] = pair_key(*renamed)
         assert_same_but_for_names(old, new, mapping, [entity.by for entity in table.entities])
         assert all(
             state_key([e.by for e in table.entities].index(name), value) in new[0]

@@ -156,18 +156,19 @@ def checksums_of(parts: list[dict]) -> list[list[str]]:
 def rewrite_states(path: Path, entity: EntityPlan, plan: ErasurePlan, tags: dict[tuple[int, int], int]) -> int:
     "Rewrite a file of states; returns how many changed."
     batches = open_states(path)
-    keys = np.array(sorted(plan.used.get(entity.by, ())), np.uint64)
+    moves = plan.state_keys(entity.by)
+    keys = np.array(sorted(moves), np.uint64)
     rows, states = find_states(batches, keys)
     changed = {}  # old key -> new state
     for key, state in zip(keys[rows].tolist(), states.to_pylist()):
         new = pseudonymise_state(entity, state, plan, tags)
-        if plan.key(entity.by, key) != key or new != state:
+        if moves[key] != key or new != state:
             changed[key] = new
     if not changed:
         return 0
     table = pa.Table.from_batches(batches)
     rest = table.filter(pa.array(~np.isin(table["key"].to_numpy(), np.array(sorted(changed), np.uint64))))
-    new = {"key": [plan.key(entity.by, key) for key in changed], "state": list(changed.values())}
+    new = {"key": [moves[key] for key in changed], "state": list(changed.values())}
     whole = pa.concat_tables([rest, pa.table(new, schema=table.schema)])
     write_states(path, whole.take(pa.array(np.argsort(whole["key"].to_numpy(), kind="stable"))).combine_chunks())
     return len(changed)

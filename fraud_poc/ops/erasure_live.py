@@ -246,12 +246,13 @@ def state_writes(client: Client, prefix: bytes, table: FeatureTable, plan: Erasu
     "States and label histories that change; `prefix` is that of the generation in use."
     tags, writes = new_tags(plan), []
     for index, entity in enumerate(table.entities):
-        keys = sorted(plan.used.get(entity.by, ()))
+        moves = plan.state_keys(entity.by)
+        keys = sorted(moves)
         values = client.call("MGET", *[prefix + state_key(index, key) for key in keys]) if keys else []
         for key, value in zip(keys, values):
             if value is None:
                 continue
-            new_key, state = plan.key(entity.by, key), pseudonymise_state(entity, value[8:], plan, tags)
+            new_key, state = moves[key], pseudonymise_state(entity, value[8:], plan, tags)
             if new_key == key and state == value[8:]:
                 continue
             old, new = (prefix + state_key(index, one) for one in (key, new_key))

@@ -27,13 +27,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.database import signed
-from ..core.events import key_of, missing_words, system_clock
+from ..core.events import key_of, missing_words, pair_key, system_clock
 from ..core.files import read_json, write_aside, write_json
 from ..core.reading import Event, digest_of, identity_text
 from ..core.settings import ColumnsSection
 from ..data.columns import keys_of
 from ..features.state import RECENT_END, RECENT_START, most_bytes, new_state, pack, unpack
-from ..features.table import EntityPlan
+from ..features.table import PAIR, EntityPlan
 from ..live.store import Entry
 
 # %% ../../nbs/84_erasure_plan.ipynb #c007
@@ -73,10 +73,21 @@ class ErasurePlan(NamedTuple):
     used: dict[str, set[int]]  # entity or category -> keys in the customer's events, without 0
     own: dict[str, set[int]]  # the subset of `used` that no other customer used
     pseudonyms: Pseudonyms
+    # keys of columns.entities, in their order, that stand together in an event of the customer
+    together: frozenset[tuple[int, ...]] = frozenset()
 
     def key(self, column: str, key: int) -> int:
         "The key that a value has after the erasure."
         return self.pseudonyms.key(column, key) if key in self.own.get(column, ()) else key
+
+    def state_keys(self, by: str) -> dict[int, int]:
+        "Keys of an entity's states, or of a pair's, in the customer's events: each as it was, and as it will be."
+        if PAIR not in by:
+            return {key: self.key(by, key) for key in sorted(self.used.get(by, ()))}
+        columns = by.split(PAIR)
+        places = [self.columns.entities.index(column) for column in columns]
+        pairs = sorted({tuple(keys[place] for place in places) for keys in self.together})
+        return {pair_key(*pair): pair_key(*map(self.key, columns, pair)) for pair in pairs if all(pair)}
 
     def text(self, column: str, key: int) -> str | None:
         "The text that a value has in the customer's own rows after the erasure; None = removed."
@@ -121,6 +132,7 @@ class CustomerSearch:
     customer: int  # key
     events: dict[int, list[int]] = field(default_factory=dict)  # id key -> times
     used: dict[str, set[int]] = field(default_factory=dict)  # column -> keys
+    together: set[tuple[int, ...]] = field(default_factory=set)  # as in ErasurePlan
     shared: dict[str, set[int]] = field(default_factory=dict)  # the subset of `used` that others used too
     # entity, key, time -> keys of the customer's events at that moment
     met: dict[tuple[str, int, int], list[dict[str, int]]] = field(default_factory=dict)
@@ -138,6 +150,7 @@ class CustomerSearch:
         for index in rows.tolist():
             id_key, when, keys = events.row(index)
             self.add_event(id_key, when)
+            self.together.add(tuple(keys[name] for name in columns.entities))
             for name, key in keys.items():
                 if key:
                     self.used.setdefault(name, set()).add(key)
@@ -208,7 +221,8 @@ def make_plan(
             others = [other for other in met.get((name, key), ()) if other not in own[name] or (name, other) in drawn]
             pairs = [(other, drawn.get((name, other), other)) for other in others]
             drawn[name, key] = draw_in_order(pseudonyms, name, key, pairs)
-    return ErasurePlan(columns, search.customer, search.events, search.used, own, pseudonyms)
+    together = frozenset(search.together)
+    return ErasurePlan(columns, search.customer, search.events, search.used, own, pseudonyms, together)
 
 # %% ../../nbs/84_erasure_plan.ipynb #c024
 def customer_rows(table: pa.Table, plan: ErasurePlan, last: int) -> np.ndarray:  # (n,) bool
@@ -368,6 +382,7 @@ def new_journal(
         "events": plan.events,
         "used": {name: sorted(keys) for name, keys in plan.used.items()},
         "own": {name: sorted(keys) for name, keys in plan.own.items()},
+        "together": sorted(plan.together),
         "last": last,
         "marks": marks,
         "ends": ends,
@@ -385,7 +400,9 @@ def plan_of_journal(journal: dict, columns: ColumnsSection, secret: bytes) -> Er
     used = {name: set(keys) for name, keys in journal["used"].items()}
     own = {name: set(keys) for name, keys in journal["own"].items()}
     pseudonyms = Pseudonyms(bytes.fromhex(journal["salt"]), secret, draws)
-    return ErasurePlan(columns, journal["customer"], with_keys(journal["events"]), used, own, pseudonyms)
+    together = frozenset(map(tuple, journal.get("together", ())))  # a journal of an earlier version knew no pairs
+    events = with_keys(journal["events"])
+    return ErasurePlan(columns, journal["customer"], events, used, own, pseudonyms, together)
 
 # %% ../../nbs/84_erasure_plan.ipynb #6d37
 ERASURES = "erasures.json"  # in settings.batch.folder

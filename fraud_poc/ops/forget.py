@@ -183,6 +183,11 @@ def search_customer(
 ) -> SearchResult:
     "Search for a customer everywhere and make the erasure plan."
     columns, search = here.settings.columns, CustomerSearch(customer)
+    if kind := next((kind for kind, several in columns.shared.items() if columns.entities[0] in several), ""):
+        raise ValueError(
+            f"{columns.entities[0]!r} names the same kind of entity as other columns do (columns.shared, {kind!r}): "
+            "events of others may name the customer there, and an erasure does not change those"
+        )
     seen = last_entry(here.client, here.names) if here.client else b""
     texts = {columns.entities[0]: {text} - {""}}
     search.used[columns.entities[0]] = {customer}
