@@ -30,7 +30,7 @@ from fraud_poc.core.settings import ColumnsSection, Settings, load_settings  # n
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
-from fraud_poc.features.table import build_table  # noqa: E402
+from fraud_poc.features.table import Reader, build_table  # noqa: E402
 
 SLICES = 8  # of an entity's keys, each worked out by the oracle on its own
 
@@ -44,31 +44,50 @@ def items_of(settings: Settings) -> list[dict]:
     return stream(settings.batch.folder, settings.columns.model_dump_json())
 
 
-def naive_slice(settings: Settings, by: str, number: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    "The oracle on a slice of one entity's keys: entity, numbers of the events, vectors, flags."
-    items = items_of(settings)
-    mine = [item for item in items if (item["keys"][by] and item["keys"][by] % SLICES == number if by else "t" in item)]
+def readers_of(settings: Settings, by: str) -> list[Reader]:
+    "Who reads a history, in the order of the oracle's flags."
+    table = build_table(settings)
+    return [reader for e, reader in table.readers if table.entities[e].by == by]
+
+
+def naive_slice(settings: Settings, by: str, number: int) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    "The oracle on a slice of one history's keys: for each reader, its name, numbers of the events, vectors, flags."
+    items, table = items_of(settings), build_table(settings)
+    in_slice = lambda columns, item: (place := oracle.place_of(columns, item["keys"])) and sum(place) % SLICES == number
+    readers = readers_of(settings, by)
+    mine = [item for item in items if any(in_slice(reader.by, item) for reader in readers) or not by and "t" in item]
     number_of = {id(item): place for place, item in enumerate(item for item in items if "t" in item)}
-    vectors, flags = oracle.naive_of_entity(settings, by, mine)
-    return by, np.array([number_of[id(item)] for item in mine if "t" in item], np.int64), vectors, flags
+    vectors, flags = oracle.naive_of_history(settings, by, mine)
+    events = [item for item in mine if "t" in item]
+    numbers = np.array([number_of[id(item)] for item in events], np.int64)
+    if not by:
+        return [("", numbers, vectors, flags)]
+    rows, found = [row for row in table.rows if row.history == by], []
+    for r, reader in enumerate(readers):
+        there = np.array([bool(in_slice(reader.by, item)) for item in events], bool)
+        its_own = [i for i, row in enumerate(rows) if row.reader == reader.name]
+        found.append((reader.name, numbers[there], vectors[there][:, its_own], flags[there, r]))
+    return found
 
 
 def naive_whole(settings: Settings, events: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
     "The oracle on all of a log, slice by slice in several processes."
     table = build_table(settings)
+    names = [reader.name for _, reader in table.readers]
     vectors, flags = (
         np.full((events, len(table.rows)), np.nan, np.float32),
-        np.full((events, len(table.entities)), 16, np.uint8),
+        np.full((events, len(names)), 16, np.uint8),
     )
-    places = {e.by: e.places for e in table.entities} | {"": [i for i, row in enumerate(table.rows) if not row.by]}
-    order = [e.by for e in table.entities]
-    tasks = [(by, number) for by in order for number in range(SLICES)] + [("", 0)] * bool(len(places[""]))
+    places = {reader.name: reader.places for _, reader in table.readers}
+    places[""] = [i for i, row in enumerate(table.rows) if not row.by]
+    histories = [entity.by for entity in table.entities]
+    tasks = [(by, number) for by in histories for number in range(SLICES)] + [("", 0)] * bool(len(places[""]))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for done, result in enumerate([pool.submit(naive_slice, settings, *task) for task in tasks], 1):
-            by, rows, found, marks = result.result()
-            vectors[np.ix_(rows, places[by])] = found
-            if by:
-                flags[rows, order.index(by)] = marks[:, 0]
+            for name, rows, found, marks in result.result():
+                vectors[np.ix_(rows, places[name])] = found
+                if name:
+                    flags[rows, names.index(name)] = marks
             say(f"oracle: slice {done} of {len(tasks)}")
     return vectors, flags
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['UNITS_MS', 'BLANKS', 'PLAIN_NUMBER', 'MAX_MINOR_UNITS', 'ENVIRONMENT', 'RENAMED', 'DEFAULTS', 'WORDS', 'duration_ms',
            'plain_value', 'reads_dates', 'Section', 'DomainSection', 'InputSection', 'Currency', 'ratio_of',
-           'ColumnsSection', 'LabelsSection', 'LimitsSection', 'FeaturesSection', 'BatchSection', 'SampleSection',
-           'TrainingSection', 'ModelSection', 'AcceptanceSection', 'LiveSection', 'ServiceSection', 'PolicySection',
-           'DatabaseSection', 'is_time_zone', 'DeskSection', 'FeedSection', 'Settings', 'nearest_setting',
-           'without_password', 'read_settings', 'load_settings', 'validation_lines', 'effective_settings',
-           'with_values']
+           'check_shared', 'ColumnsSection', 'LabelsSection', 'LimitsSection', 'FeaturesSection', 'BatchSection',
+           'SampleSection', 'TrainingSection', 'ModelSection', 'AcceptanceSection', 'LiveSection', 'ServiceSection',
+           'PolicySection', 'DatabaseSection', 'is_time_zone', 'DeskSection', 'FeedSection', 'Settings',
+           'nearest_setting', 'without_password', 'read_settings', 'load_settings', 'validation_lines',
+           'effective_settings', 'with_values']
 
 # %% ../../nbs/00_settings.ipynb #c003
 import difflib
@@ -134,6 +134,26 @@ def ratio_of(code: str, one: Currency, decimals: int) -> Fraction:
         "those after the point included: round it"
     )
 
+# %% ../../nbs/00_settings.ipynb #a0d6
+def check_shared(
+    shared: dict[str, list[str]],  # kind of entity -> columns
+    entities: list[str],
+    spellings: tuple[dict[str, list], ...],  # settings by column that decide what an identity is
+) -> None:
+    "`ValueError` when columns cannot name one kind of entity."
+    columns = [column for several in shared.values() for column in several]
+    for column in columns:
+        if column not in entities:
+            raise ValueError(f"columns.shared names {column!r}: use columns.entities, {', '.join(entities)}")
+        if columns.count(column) > 1:
+            raise ValueError(f"columns.shared names {column!r} twice: a column names one kind of entity")
+    for kind, several in shared.items():
+        if any(given.get(column) != given.get(several[0]) for given in spellings for column in several):
+            raise ValueError(
+                f"columns.shared: {', '.join(several)} name one kind of entity, {kind!r}: "
+                "give them the same normalise and stand_ins"
+            )
+
 # %% ../../nbs/00_settings.ipynb #c011
 class ColumnsSection(Section):
     "Names of the raw columns and how to read them."
@@ -231,19 +251,7 @@ class ColumnsSection(Section):
 
     @model_validator(mode="after")
     def _shared(self):
-        columns = [column for several in self.shared.values() for column in several]
-        for column in columns:
-            if column not in self.entities:
-                raise ValueError(f"columns.shared names {column!r}: use columns.entities, {', '.join(self.entities)}")
-            if columns.count(column) > 1:
-                raise ValueError(f"columns.shared names {column!r} twice: a column names one kind of entity")
-        for kind, several in self.shared.items():
-            for setting in (self.normalise, self.stand_ins):
-                if any(setting.get(column) != setting.get(several[0]) for column in several):
-                    raise ValueError(
-                        f"columns.shared: {', '.join(several)} name one kind of entity, {kind!r}: "
-                        "give them the same normalise and stand_ins"
-                    )
+        check_shared(self.shared, self.entities, (self.normalise, self.stand_ins))
         return self
 
     @model_validator(mode="after")

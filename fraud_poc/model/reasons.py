@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NAME_PARTS', 'BY_WORD', 'TIME_UNITS', 'WEEKDAYS', 'SENTENCES', 'row_of', 'Theme', 'themes_of', 'layout', 'readable',
            'plural', 'counted', 'number_words', 'duration_words', 'window_words', 'within', 'View', 'noun_of',
-           'Phrases', 'longest_window', 'feature_words', 'statistic_words', 'compared_words', 'amount_of',
-           'usual_amount', 'amount_words', 'age_words', 'together_words', 'Reason', 'merge_by_theme', 'explain_many',
-           'reasons_of', 'explain']
+           'role_words', 'longest_count', 'Phrases', 'longest_window', 'feature_words', 'statistic_words',
+           'compared_words', 'amount_of', 'usual_amount', 'amount_words', 'age_words', 'together_words', 'Reason',
+           'merge_by_theme', 'explain_many', 'reasons_of', 'explain']
 
 # %% ../../nbs/36_reasons.ipynb #c003
 import math
@@ -187,6 +187,19 @@ def noun_of(columns: Sequence[str]) -> str:
     "What the domain calls an event, by its first column, where that is an id of its own."
     return readable(columns[0]) if columns and columns[0].lower().endswith("_id") else "event"
 
+# %% ../../nbs/36_reasons.ipynb #32f2
+def role_words(row: Row) -> str:
+    "The role in which an entity is looked up; empty for its own."
+    if PAIR in row.role:
+        return " with roles exchanged"
+    return f" as {readable(row.role)}" if row.role else ""
+
+
+def longest_count(view: View, row: Row) -> Row | None:
+    "The row that counts the events of a row's entity in the longest window, up to now."
+    counts = [r for r in view.values if r.kind == "Count" and r.reader == row.reader and not r.delay and r.window_ms]
+    return max(counts, key=lambda r: r.window_ms, default=None)
+
 # %% ../../nbs/36_reasons.ipynb #c023
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
@@ -226,12 +239,7 @@ class Phrases:
 
     def of_entity(self) -> str:
         preposition = "of" if self.row.by.lower().endswith("_id") or self.row.role else "with"
-        return f"{preposition} this {self.entity()}{self.in_role()}"
-
-    def in_role(self) -> str:
-        if PAIR in self.row.role:
-            return " with roles exchanged"
-        return f" as {readable(self.row.role)}" if self.row.role else ""
+        return f"{preposition} this {self.entity()}{role_words(self.row)}"
 
     def events(self) -> str:
         return f"{plural(self.view.noun)} {self.of_entity()}"
@@ -276,12 +284,7 @@ class Phrases:
 
     def usual_gap(self) -> str:
         "How often events come."
-        counts = [
-            r
-            for r in self.view.values
-            if r.kind == "Count" and r.reader == self.row.reader and not r.delay and r.window_ms
-        ]
-        whole = max(counts, key=lambda r: r.window_ms, default=None)
+        whole = longest_count(self.view, self.row)
         if whole is None or not self.view.value(whole) > 0:
             return ""
         gap = duration_words(whole.window_ms / 1000 / self.view.value(whole))
@@ -408,13 +411,13 @@ def amount_words(view: View, row: Row) -> str:
         nothing = phrases.no_past() if view.given(row.by) else f"no {phrases.entity()} given"
         return f"{mine}, and {nothing} to compare it with"
     statistic = statistic_words(view, row)
-    usual = f"{phrases.owner()} {statistic}{phrases.in_role()}"
+    usual = f"{phrases.owner()} {statistic}{role_words(row)}"
     return f"{mine}, {compared_words(amount, normal)} {usual} ({view.money(normal)})"
 
 # %% ../../nbs/36_reasons.ipynb #c031
 def age_words(view: View, row: Row) -> str:
     "How long an entity is known."
-    name, seconds = readable(row.by) + Phrases(view, row).in_role(), view.value(Row("Age", by=row.by, role=row.role))
+    name, seconds = readable(row.by) + role_words(row), view.value(Row("Age", by=row.by, role=row.role))
     number = view.value(Row("Count", by=row.by, over="lifetime", role=row.role))
     if not view.given(row.by):
         return f"no {name} given"

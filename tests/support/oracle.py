@@ -224,18 +224,13 @@ def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tu
     return np.array(vectors, np.float64).reshape(-1, len(rows)), np.array(all_flags, np.uint8)
 
 
-def naive_of_entity(settings: Settings, by: str, items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (events, features of one entity) and flags (events,) of the items of some of its keys.
+def naive_of_history(settings: Settings, by: str, items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (events, features of one history) and flags (events, its readers) of the items of some of its keys.
 
-    Entities are independent of each other, so that a long stream can be worked out in pieces. by="" gives the
-    features that need no entity.
+    Histories are independent of each other, and so are keys, so that a long stream can be worked out in pieces.
+    by="" gives the features that need no entity.
     """
-    table = [row for row in build_table(settings).rows if row.by == by]
-    alone = settings.model_copy(
-        update={"columns": settings.columns.model_copy(update={"entities": [by] if by else []})}
-    )
-    vectors, flags = naive_features(alone, table, items)
-    return vectors, flags.reshape(len(vectors), int(bool(by and table)))
+    return naive_features(settings, [row for row in build_table(settings).rows if row.history == by], items)
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------
