@@ -253,8 +253,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                                'fraud_poc/core/settings.py'),
                                          'fraud_poc.core.settings.ColumnsSection._distinct': ( 'settings.html#columnssection._distinct',
                                                                                                'fraud_poc/core/settings.py'),
-                                         'fraud_poc.core.settings.ColumnsSection._shared': ( 'settings.html#columnssection._shared',
-                                                                                             'fraud_poc/core/settings.py'),
                                          'fraud_poc.core.settings.ColumnsSection._started': ( 'settings.html#columnssection._started',
                                                                                               'fraud_poc/core/settings.py'),
                                          'fraud_poc.core.settings.ColumnsSection.hashed': ( 'settings.html#columnssection.hashed',

@@ -250,11 +250,6 @@ class ColumnsSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _shared(self):
-        check_shared(self.shared, self.entities, (self.normalise, self.stand_ins))
-        return self
-
-    @model_validator(mode="after")
     def _distinct(self):
         names = [*self.hashed, self.amount, self.currency]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -265,6 +260,7 @@ class ColumnsSection(Section):
         for setting, allowed in (("normalise", {*self.id, *self.hashed}), ("stand_ins", {*self.hashed})):
             if strange := sorted(getattr(self, setting).keys() - allowed):
                 raise ValueError(f"columns.{setting} names {strange[0]!r}: use one of {', '.join(sorted(allowed))}")
+        check_shared(self.shared, self.entities, (self.normalise, self.stand_ins))
         taken = sorted({"seq", "id", "id_key", "time", "known", "label", "previous"} & set(names))
         if taken:
             raise ValueError(
