@@ -150,12 +150,12 @@ class Domain:
 
 @contextmanager
 def serving(
-    domain: Domain, log: Path, writer_last: bool = True, files: int | None = None
+    domain: Domain, log: Path, writer_last: bool = True, files: int | None = None, root: Path = ROOT
 ) -> Iterator[tuple[str, subprocess.Popen]]:
     """The command `serve` in a process of its own: address and process, when it is ready.
 
     A decision writer that goes last may never get a core of a busy machine. With `files`, each of its processes may
-    have only so many open files.
+    have only so many open files. The code is that of `root`, perhaps another version.
     """
     sets = [word for name, value in domain.changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     before = (
@@ -167,7 +167,7 @@ def serving(
         before + "from fraud_poc.cli import main; main()",
         "serve",
         "--config",
-        str(CONFIG),
+        str(root / "config" / CONFIG.name),
         *sets,
         "--json",
     ]
@@ -178,7 +178,8 @@ def serving(
             stdout=subprocess.PIPE,
             stderr=handle,
             env=os.environ
-            | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])},
+            | {"PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])},
+            cwd=None if root == ROOT else root,  # where the processes that it starts look first
         )
     if files:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (files, files))

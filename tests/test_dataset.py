@@ -682,5 +682,5 @@ def test_a_dataset_of_an_earlier_format_is_made_again(copy):
     make_dataset(copy)
     path = copy.batch.folder / "dataset" / "manifest.json"
     path.write_text(path.read_text().replace(f'"format": {module.DATASET_VERSION}', '"format": 1'))
-    with pytest.raises(ValueError, match="is of format 1, and this version reads 3: run `fraud-poc dataset` again"):
+    with pytest.raises(ValueError, match="has format 1, this version reads 3: run `fraud-poc dataset` again"):
         read_dataset(copy)

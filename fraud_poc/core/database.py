@@ -178,8 +178,8 @@ def is_current(engine: sa.Engine) -> bool:
     unknown = present - {script.revision for script in scripts.walk_revisions()}
     if unknown:
         raise ValueError(
-            f"the database is at revision {min(unknown)}, which this program does not know: "
-            "use the version that made it, or a newer one"
+            f"the database is at revision {min(unknown)}, and this version knows {max(scripts.get_heads())}: "
+            "use the version of fraud_poc that made it, or a newer one"
         )
     return present == set(scripts.get_heads())
 

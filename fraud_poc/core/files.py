@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Progress', 'PARTIAL', 'OWNER_FILE', 'OWNER_FOLDER', 'private_folder', 'write_aside', 'remove_partials', 'sole_use',
-           'write_json', 'read_json', 'sha256_of', 'write_parquet']
+           'write_json', 'read_json', 'check_format', 'sha256_of', 'write_parquet']
 
 # %% ../../nbs/03_files.ipynb #c003
 import fcntl
@@ -97,6 +97,21 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): delete it and rerun the step that wrote it") from None
+
+# %% ../../nbs/03_files.ipynb #c360
+def check_format(
+    what: str,  # has the format: a path, or words
+    found: Any,  # its format
+    known: int,  # format that this version writes
+    again: str,  # what to do when the format is older than `oldest`
+    oldest: int = 1,  # that this version reads
+) -> None:
+    "`ValueError` when this version does not read a format; one of a newer version is left as it is."
+    if type(found) is int and oldest <= found <= known:
+        return
+    newer = type(found) is int and found > known
+    remedy = "use the version of fraud_poc that wrote it, or a newer one" if newer else again
+    raise ValueError(f"{what} has format {found!r}, this version reads {known}: {remedy}")
 
 # %% ../../nbs/03_files.ipynb #c016
 def sha256_of(

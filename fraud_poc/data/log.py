@@ -22,6 +22,7 @@ import numpy as np
 
 from ..core.events import FRAUD
 from fraud_poc.core.files import (
+    check_format,
     private_folder,
     read_json,
     remove_partials,
@@ -99,10 +100,7 @@ def read_manifest(
             f"no event log at {path}: run `fraud-poc ingest` first, or set batch.folder to where the log is"
         )
     manifest = read_json(path)
-    if manifest.get("format") not in (1, LOG_FORMAT):
-        raise ValueError(
-            f"{path} has format {manifest.get('format')!r}, this version reads {LOG_FORMAT}: ingest anew with replace"
-        )
+    check_format(str(path), manifest.get("format"), LOG_FORMAT, "ingest anew with replace")
     if manifest["format"] == 1:
         check_early_labels(folder, manifest)
     return manifest | {"format": LOG_FORMAT}

@@ -41,7 +41,7 @@ from fraud_poc.core.database import (
     writing,
 )
 from ..core.events import PERSON, Actor, system_clock
-from ..core.files import Progress
+from ..core.files import Progress, check_format
 from ..core.settings import Settings, duration_ms
 from .rows import EntryReader, Rows, writer_event
 from fraud_poc.desk.tables import (
@@ -64,6 +64,7 @@ from ..live.redis_server import server_for
 from ..live.redis_store import open_store, parse_timelines
 from fraud_poc.live.store import (
     ASSERT,
+    STORE_FORMAT,
     Entry,
     Store,
     StoreDown,
@@ -310,9 +311,11 @@ def archived_timelines(settings: Settings, epoch: str) -> list[Timeline]:
 def archived_entries(path: Path, first: int, end: int | None) -> list[tuple[int, bytes]]:
     """Entries of a file of an archived log from a position on, up to another.
 
-    Raises `ValueError` for a file of an older layout.
+    Raises `ValueError` for a file of an older layout, or of a newer version.
     """
     table = pq.read_table(path)
+    found = int((table.schema.metadata or {}).get(b"format", b"1"))
+    check_format(str(path), found, STORE_FORMAT, "its decisions are not read")
     there = set(table.column_names)
     if not set(ARCHIVED.names) - ADDED_TO_ARCHIVES <= there:
         raise ValueError(f"{path} was written by an older version, its decisions are not read")

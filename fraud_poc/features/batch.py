@@ -33,14 +33,16 @@ from dask.utils import funcname
 from distributed import Client, wait
 
 from ..core.events import pair_keys
-from ..core.files import Progress, read_json, remove_partials, sha256_of, sole_use, write_json, write_parquet
+from ..core.files import Progress, remove_partials, sha256_of, sole_use, write_json, write_parquet
 from ..core.settings import Settings
 from ..data.log import cut_part, first_known_from, part_path, read_manifest, read_part, rows_before
 from .fold import NO_ENTITY, Items, fold, group_by_entity, own_features
 from .state import compiled, inner, most_bytes, new_state
 from fraud_poc.features.state_files import (
+    FEATURES_FORMAT,
     STATE_SCHEMA,
     features_folder,
+    features_manifest,
     first_to_merge,
     load_states,
     merge_generations,
@@ -475,7 +477,7 @@ def _resumed(settings: Settings, table: FeatureTable, log: dict, replace: bool) 
     path = features_folder(settings, table) / "manifest.json"
     if replace or not path.exists():
         return {
-            "format": 1,
+            "format": FEATURES_FORMAT,
             "table_hash": table.hash,
             "features": table.names,
             "steps": 0,
@@ -483,7 +485,7 @@ def _resumed(settings: Settings, table: FeatureTable, log: dict, replace: bool) 
             "states": {e.by: [] for e in table.entities},
             "entities": {e.by: 0 for e in table.entities},
         }
-    manifest = read_json(path)
+    manifest = features_manifest(settings, table)
     for index, done in enumerate(manifest["parts"]):
         now = log["parts"][index] if index < len(log["parts"]) else {}
         if any(done[k] != now.get(k) for k in ("name", "events_sha256", "labels_sha256")):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.events import pair_key
+from ..core.files import check_format
 from ..core.settings import Settings, duration_ms
 from .aggregates import AGGREGATES, PREVIOUS, TOTALS, VALUES, Aggregate
 from .fold import KEYS_AT, EntityLayout, lay_out, step_entities
@@ -424,9 +425,11 @@ class Stepper:
         self.layout.pack_into(self.event, 0, *numbers, *keys, *map(len, states))
         done = step_entities(*self.arrays, np.frombuffer(bytearray().join(states) or bytearray(1), np.uint8))
         if done < 0:
+            state, by = states[-1 - done], self.table.readers[-1 - done][1].name
+            check_format(f"a state of {by!r}", state[0], STATE_VERSION, "rebuild the states from the log")
             raise ValueError(
-                f"{len(states[-1 - done])} bytes are not a state of {self.table.readers[-1 - done][1].name!r} in "
-                f"feature table {self.table.hash[:12]}: rebuild the states from the log"
+                f"{len(state)} bytes are not a state of {by!r} in feature table {self.table.hash[:12]}: "
+                "rebuild the states from the log"
             )
         ends = [0, *self.ends.tolist()]
         return [bytes(self.saved[a:b]) if b > a else before for a, b, before in zip(ends, ends[1:], states)]

@@ -21,15 +21,16 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from ..core.events import WAITED
-from ..core.files import Progress, read_json, sole_use, write_parquet
+from ..core.files import Progress, sole_use, write_parquet
 from ..core.settings import Settings
 from ..data.log import read_manifest, read_waiting
-from ..features.state_files import features_folder, read_states
+from ..features.state_files import features_folder, features_manifest, read_states
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
 from .labels import history_key
 from .redis_client import Client
 from .redis_store import Names, numbered_entries, parse_timelines, run_id_of, state_ms
 from fraud_poc.live.store import (
+    STORE_FORMAT,
     Entry,
     Meta,
     StoreDown,
@@ -38,6 +39,7 @@ from fraud_poc.live.store import (
     decode_assertion,
     decode_entry,
     encode_waiting,
+    parse_meta,
     state_key,
 )
 
@@ -56,7 +58,7 @@ def base_of(
     log, path = read_manifest(settings.batch.folder)["parts"], features_folder(settings, table) / "manifest.json"
     if not path.exists():
         raise ValueError(f"no features of this table at {path}: run `fraud-poc features` first")
-    manifest = read_json(path)
+    manifest = features_manifest(settings, table)
     done, cut = manifest["parts"], [manifest["cut"]] if "cut" in manifest else []
     if checksum_of(done + cut) != checksum_of(log[: len(done + cut)]):
         raise ValueError(
@@ -238,9 +240,9 @@ class StoreContents(NamedTuple):
 
 
 def inspect_store(client: Client, names: Names) -> StoreContents:
-    "What a store holds."
+    "What a store holds; `ValueError` when a newer version filled it."
     marker, text, seq, lines = client.call("MGET", names.now, names.meta, names.seq, names.timelines)
-    meta = Meta(**json.loads(text)) if text else None
+    meta = parse_meta(text, client.address) if text else None
     timelines = parse_timelines(meta.epoch, lines) if meta else []
     return StoreContents(marker or b"", meta, client.call("XLEN", names.log), seq or b"", timelines)
 
@@ -322,7 +324,7 @@ def archive_log(client: Client, names: Names, folder: Path, epoch: str, after: i
         rows += [{"seq": seq} | {name: getattr(entry, name) for name in ARCHIVED.names[1:]} for seq, entry in found]
         if rows and (len(rows) >= 50_000 or not found):
             lines = client.call("GET", names.timelines) or b""  # after the entries, so that it has all of theirs
-            schema = ARCHIVED.with_metadata({"timelines": lines})
+            schema = ARCHIVED.with_metadata({"timelines": lines, "format": str(STORE_FORMAT)})
             write_parquet(folder / f"{epoch}-{rows[0]['seq']:012d}.parquet", pa.Table.from_pylist(rows, schema))
             rows = []
         if not found:
@@ -458,7 +460,7 @@ def prepare_db(
         base, found = base_of(settings, table), inspect_store(client, names)
         fresh = _starts_over(client, names, settings, found, base, start_over)
         removed = remove_stale(client, names)
-        manifest = read_json(features_folder(settings, table) / "manifest.json")
+        manifest = features_manifest(settings, table)
         expected = (manifest.get("cut") or manifest)["entities"]
         done, total = {"states": 0, "entries": 0}, sum(expected.values()) + found.entries
 
@@ -470,6 +472,7 @@ def prepare_db(
         if progress:
             progress(0, total)
         epoch = secrets.token_hex(4) if fresh else found.meta.epoch
+        base |= {"format": STORE_FORMAT}
         meta = Meta(epoch, _next_generation(client, names), table.hash, base)
         writer, prefix = BulkWriter(client, state_ms(settings)), names.states(meta.generation)
         loaded = {

@@ -55,6 +55,7 @@ from fraud_poc.live.store import (
     Timeline,
     Write,
     WriteResult,
+    parse_meta,
 )
 
 # %% ../../nbs/43_redis_store.ipynb #c005
@@ -146,7 +147,12 @@ def parse_timelines(
 
 
 async def begin_timeline(link: Connection, names: Names) -> None:
-    "Begin a timeline when the store is filled and another server wrote to it last."
+    """Begin a timeline when the store is filled and another server wrote to it last.
+
+    Raises `ValueError`, and changes nothing, when a newer version filled it.
+    """
+    if text := await link.ask(("GET", names.meta), CONNECT_S):
+        parse_meta(text, link.address)
     run = run_id_of(await link.ask(("INFO", "server"), CONNECT_S), link.address)
     keys = (names.meta, names.seq, names.timelines, names.run)
     line = await link.ask(("EVAL", BEGIN, len(keys), *keys, run, secrets.token_hex(4)), CONNECT_S)
@@ -400,7 +406,10 @@ class RedisStore(Store):
         names, self.marker = self.names, None
         if not now or not text:
             raise StoreLost(f"the store at {self.address} holds no states: run `fraud-poc prepare-db`")
-        meta = Meta(**json.loads(text))
+        try:
+            meta = parse_meta(text, self.address)
+        except ValueError as error:
+            raise StoreLost(str(error)) from None
         for name, what in (("epoch", "was filled anew"), ("table_hash", "holds states of another feature table")):
             value, known = getattr(meta, name), getattr(self.known, name, None)
             if self.known and value != known:

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, occurrence_of, system_clock
-from ..core.files import Progress, read_json, sha256_of, sole_use, write_json, write_parquet
+from ..core.files import Progress, check_format, read_json, sha256_of, sole_use, write_json, write_parquet
 from ..core.settings import Settings, duration_ms
 from ..data.columns import keys_of
 from ..data.log import part_path, read_manifest, read_part, read_waiting, rows_before, time_span
@@ -38,7 +38,7 @@ from ..features.aggregates import DAY_MS, HOUR_MS
 from ..features.batch import cut_until, moment_ms, on_dask, parts_until
 from ..features.frozen_labels import frozen_features, label_plans
 from ..features.label_delay import count_waits, label_events, labels_before, share_known, waiting_weights
-from ..features.state_files import features_folder
+from ..features.state_files import features_folder, features_manifest
 from ..features.table import FeatureTable, build_table
 
 # %% ../../nbs/30_dataset.ipynb #c007
@@ -149,7 +149,7 @@ def parts_computed(settings: Settings, table: FeatureTable) -> int | None:
     None when no features were computed at all.
     """
     path = features_folder(settings, table) / "manifest.json"
-    return len(computed_parts(read_json(path))) if path.exists() else None
+    return len(computed_parts(features_manifest(settings, table))) if path.exists() else None
 
 
 def check_inputs(settings: Settings, table: FeatureTable, parts: list[dict]) -> None:
@@ -163,7 +163,7 @@ def check_inputs(settings: Settings, table: FeatureTable, parts: list[dict]) -> 
         raise ValueError(
             f"no features of table {table.hash[:12]} in {settings.batch.folder}: run `fraud-poc features` first"
         )
-    done = computed_parts(read_json(path))
+    done = computed_parts(features_manifest(settings, table))
     for one, other in zip(done, parts):
         if any(one[k] != other[k] for k in ("name", "events_sha256", "labels_sha256")):
             raise ValueError(
@@ -554,11 +554,8 @@ def read_dataset(settings: Settings) -> dict:
     if not path.exists():
         raise ValueError(f"no dataset in {settings.batch.folder}: run `fraud-poc dataset` first")
     manifest = read_json(path)
-    if manifest["format"] != DATASET_VERSION:
-        raise ValueError(
-            f"the dataset in {settings.batch.folder} is of format {manifest['format']}, "
-            f"and this version reads {DATASET_VERSION}: run `fraud-poc dataset` again"
-        )
+    again, newest = "run `fraud-poc dataset` again", DATASET_VERSION
+    check_format(f"the dataset in {settings.batch.folder}", manifest.get("format"), newest, again, oldest=newest)
     if manifest["table_hash"] != table.hash:
         raise ValueError(
             f"the dataset in {settings.batch.folder} is of feature table {manifest['table_hash'][:12]}, "
