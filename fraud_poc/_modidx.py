@@ -1918,6 +1918,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                            'fraud_poc/live/redis_store.py'),
                                             'fraud_poc.live.redis_store.log_and_timelines': ( 'redis_store.html#log_and_timelines',
                                                                                               'fraud_poc/live/redis_store.py'),
+                                            'fraud_poc.live.redis_store.meta_of': ( 'redis_store.html#meta_of',
+                                                                                    'fraud_poc/live/redis_store.py'),
                                             'fraud_poc.live.redis_store.numbered_entries': ( 'redis_store.html#numbered_entries',
                                                                                              'fraud_poc/live/redis_store.py'),
                                             'fraud_poc.live.redis_store.open_store': ( 'redis_store.html#open_store',

@@ -170,8 +170,7 @@ class ColumnsSection(Section):
     currencies: dict[Annotated[str, Field(pattern=r"^[A-Z0-9]{3,8}$")], Currency]  # code -> decimals and rate
     entities: list[str] = Field(min_length=1)
     categories: list[str]
-    # name of a kind of entity -> the columns that name one of that kind; rows read what it did in another role
-    shared: dict[str, Annotated[list[str], Field(min_length=2)]]
+    shared: dict[str, Annotated[list[str], Field(min_length=2)]]  # kind of entity -> columns that name one of it
     missing_values: list[str]  # texts that stand for a missing value, beside an empty one
     normalise: dict[str, list[Literal["trim", "lower", "nfc", "nfkc", "ip"]]]  # column -> forms, applied in order
     stand_ins: dict[str, list[int | str]]  # entity or category -> values that stand for no identity in it

@@ -472,8 +472,7 @@ def prepare_db(
         if progress:
             progress(0, total)
         epoch = secrets.token_hex(4) if fresh else found.meta.epoch
-        base |= {"format": STORE_FORMAT}
-        meta = Meta(epoch, _next_generation(client, names), table.hash, base)
+        meta = Meta(epoch, _next_generation(client, names), table.hash, base | {"format": STORE_FORMAT})
         writer, prefix = BulkWriter(client, state_ms(settings)), names.states(meta.generation)
         loaded = {
             entity.by: load_entity(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AT_ONCE', 'COMMIT', 'BEGIN', 'PATIENT_S', 'LONGEST_PAUSE_S', 'MOVED', 'Names', 'run_id_of', 'parse_timelines',
            'begin_timeline', 'log_and_timelines', 'numbered_entries', 'stored_entries', 'Reconnecting',
-           'Unacknowledged', 'RedisStore', 'RedisMicroBatch', 'result_of', 'results_of', 'state_ms', 'patient',
-           'open_store']
+           'Unacknowledged', 'meta_of', 'RedisStore', 'RedisMicroBatch', 'result_of', 'results_of', 'state_ms',
+           'patient', 'open_store']
 
 # %% ../../nbs/43_redis_store.ipynb #c003
 import asyncio
@@ -358,6 +358,20 @@ class Unacknowledged:
                 current[key] = int(seq), record
         return current
 
+# %% ../../nbs/43_redis_store.ipynb #f18a
+def meta_of(
+    now: bytes | None,  # marker of the generation in use; None = there is none
+    text: bytes | None,  # the store's meta
+    address: Address,  # for the message
+) -> Meta:
+    "The meta of a store; `StoreLost` when it is not filled, or a newer version filled it."
+    if not now or not text:
+        raise StoreLost(f"the store at {address} holds no states: run `fraud-poc prepare-db`")
+    try:
+        return parse_meta(text, address)
+    except ValueError as error:
+        raise StoreLost(str(error)) from None
+
 # %% ../../nbs/43_redis_store.ipynb #c015
 class RedisStore(Store):
     "A store in Redis or Valkey; call `connect` first."
@@ -404,12 +418,7 @@ class RedisStore(Store):
     def _filled(self, now: bytes | None, text: bytes | None) -> Meta:
         "Take marker and meta over; raises as `meta`."
         names, self.marker = self.names, None
-        if not now or not text:
-            raise StoreLost(f"the store at {self.address} holds no states: run `fraud-poc prepare-db`")
-        try:
-            meta = parse_meta(text, self.address)
-        except ValueError as error:
-            raise StoreLost(str(error)) from None
+        meta = meta_of(now, text, self.address)
         for name, what in (("epoch", "was filled anew"), ("table_hash", "holds states of another feature table")):
             value, known = getattr(meta, name), getattr(self.known, name, None)
             if self.known and value != known:
