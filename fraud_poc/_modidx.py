@@ -2787,6 +2787,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                     'fraud_poc.ops.feed.own_hosts': ('feed.html#own_hosts', 'fraud_poc/ops/feed.py'),
                                     'fraud_poc.ops.feed.post': ('feed.html#post', 'fraud_poc/ops/feed.py'),
                                     'fraud_poc.ops.feed.register': ('feed.html#register', 'fraud_poc/ops/feed.py'),
+                                    'fraud_poc.ops.feed.reply_to_limit': ('feed.html#reply_to_limit', 'fraud_poc/ops/feed.py'),
                                     'fraud_poc.ops.feed.run_feed': ('feed.html#run_feed', 'fraud_poc/ops/feed.py'),
                                     'fraud_poc.ops.feed.send_label': ('feed.html#send_label', 'fraud_poc/ops/feed.py'),
                                     'fraud_poc.ops.feed.send_order': ('feed.html#send_order', 'fraud_poc/ops/feed.py'),

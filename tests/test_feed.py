@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
-from support.waiting import ended, line_of, until, until_so
+from support.waiting import LONG, ended, line_of, until, until_so
 
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import load_settings
@@ -682,6 +682,10 @@ def test_a_process_that_a_scorer_registers_with_and_that_stops_when_told(setting
                 stop.set()
                 thread.join()
             assert "nor named in feed.hosts" in register(own, "http://evil.example", "word")
+            host, port = address.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port)), LONG) as endless:
+                endless.sendall(b"GET /registered HTTP/1.1\r\nx: " + b"a" * own.service.max_head_bytes)
+                assert endless.recv(65_536).startswith(b"HTTP/1.1 431 ")
             process.send_signal(signal.SIGTERM)
             assert ended(process) == 0
         finally:

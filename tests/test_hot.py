@@ -19,7 +19,7 @@ from fraud_poc.service.connections import PIECE, Connections, LimitedProtocol
 def listening(service, **limits):
     "The application of a service under uvicorn, in a thread, with some limits of connections; its port."
     connections = Connections(
-        service.settings.service.model_copy(update=limits), service.scoring.replies, service.scoring.metrics
+        service.settings.service.model_copy(update=limits), service.scoring.replies.of_error, service.scoring.metrics
     )
     service.app.state.connections = connections
 

@@ -6,7 +6,8 @@
 __all__ = ['ORDERS_AT_ONCE', 'FIRST_PAUSE', 'LONGEST_PAUSE', 'GIVE_UP_AFTER', 'MAX_SCORERS', 'Send', 'check_domain',
            'live_orders', 'OrderStream', 'RegisteredScorer', 'label_of', 'post', 'send_over_http', 'next_step', 'Timer',
            'drop', 'deliver', 'send_order', 'send_label', 'feed_scorer', 'close_for_good', 'OrderFeed', 'Registration',
-           'error_response', 'add_routes', 'own_hosts', 'create_feed', 'run_feed', 'register', 'keep_registered']
+           'error_response', 'add_routes', 'own_hosts', 'reply_to_limit', 'create_feed', 'run_feed', 'register',
+           'keep_registered']
 
 # %% ../../nbs/89_feed.ipynb #c003
 import asyncio
@@ -26,6 +27,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -47,7 +49,11 @@ from fraud_poc.service.client import (
     resolve_endpoint,
     resolve_host,
 )
+from ..service.connections import Connections, LimitedProtocol
 from ..service.documents import add_documents
+from ..service.metrics import Metrics
+from ..service.schemas import RequestRejected
+from ..service.scoring import HttpReply
 
 # %% ../../nbs/89_feed.ipynb #c006
 ORDERS_AT_ONCE = 1_000  # orders that are made into records at once
@@ -388,6 +394,11 @@ def own_hosts(settings: Settings) -> list[str]:
     return sorted({"localhost", "127.0.0.1", "[::1]", "::1", settings.feed.host, *([named] if named else [])})
 
 
+def reply_to_limit(error: RequestRejected) -> HttpReply:
+    "The reply to a request beyond one of the limits of the `service` settings, which hold for the feed, too."
+    return HttpReply(error.status, msgspec.json.encode({"detail": error.details}), error.headers)
+
+
 def create_feed(
     settings: Settings,
     start: str = "",  # ISO date of the first orders; "" = the day after the sample's last
@@ -395,13 +406,17 @@ def create_feed(
 ) -> FastAPI:
     "The feed as an application; `ValueError` when the domain cannot be generated."
     feed = OrderFeed(settings, start, **options)
+    connections = Connections(settings.service, reply_to_limit, Metrics())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(connections.watch())
         yield
+        watching.cancel()
         await feed.stop()
 
     app = FastAPI(title="fraud_poc: feed", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.connections = connections
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_hosts(settings), www_redirect=False)
     app.state.feed = feed
     add_routes(app, feed)
@@ -425,6 +440,8 @@ def run_feed(
     feed, app = settings.feed, create_feed(settings, start)
     config = uvicorn.Config(
         app,
+        http=LimitedProtocol,
+        ws="none",
         log_config=log_config(),
         access_log=False,
         proxy_headers=False,

@@ -10,7 +10,7 @@ __all__ = ['RESERVED_FILES', 'PIECE', 'most_framing', 'limit_rejection', 'http_b
 import asyncio
 import resource
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -22,7 +22,7 @@ from ..core.settings import ServiceSection, duration_ms
 from .http import longest_body, send_reply
 from .metrics import Metrics
 from .schemas import RequestRejected, rejection
-from .scoring import HttpReply, Replies
+from .scoring import HttpReply
 
 # %% ../../nbs/65_connections.ipynb #c005
 def most_framing(limits: ServiceSection) -> int:
@@ -74,8 +74,8 @@ def network_of(address: str) -> str:
 class Connections:
     "The open connections of a process, and what closes them."
 
-    def __init__(self, limits: ServiceSection, replies: Replies, metrics: Metrics):
-        self.limits, self.replies, self.metrics = limits, replies, metrics
+    def __init__(self, limits: ServiceSection, reply_to: Callable[[Exception], HttpReply], metrics: Metrics):
+        self.limits, self.reply_to, self.metrics = limits, reply_to, metrics
         self.most = most_connections(limits, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.seconds = duration_ms(limits.request_timeout) / 1000
         self.longest, self.framing = longest_body(limits), most_framing(limits)
@@ -116,7 +116,7 @@ class Connections:
             self.closed(connection)
             connection.transport.abort()
         else:
-            connection.reply_and_close(http_bytes(self.replies.of_error(limit_rejection(limit, self.limits))))
+            connection.reply_and_close(http_bytes(self.reply_to(limit_rejection(limit, self.limits))))
 
     def end_too_long(self, connection: "LimitedProtocol") -> None:
         "Close a connection whose request, which is incomplete, has grown beyond a limit."
@@ -251,7 +251,7 @@ class LimitedProtocol(HttpToolsProtocol):
     async def reject_head(self, limit: str, scope: dict, receive: Any, send: Any) -> None:
         "An application that rejects a request and ends the connection."
         self.limits.metrics.add("closed_connections", limit)
-        reply = self.limits.replies.of_error(limit_rejection(limit, self.limits.limits))
+        reply = self.limits.reply_to(limit_rejection(limit, self.limits.limits))
         await send_reply(reply._replace(headers=((b"connection", b"close"),)), send)
 
     def reply_and_close(self, reply: bytes) -> None:

@@ -67,7 +67,7 @@ def worker_app(
 
     app = create_app(settings, engine, opened, database=database)
     service = app.state.service
-    app.state.connections = Connections(settings.service, service.replies, service.metrics)
+    app.state.connections = Connections(settings.service, service.replies.of_error, service.metrics)
     warm(service)
     return complete(app, database) if complete else app
 
