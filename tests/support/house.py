@@ -279,6 +279,7 @@ def small_settings(root: Path, card: str, own: dict[str, dict]) -> dict:
     """
     ratings, _ = read_settings(root / "config" / "ratings.toml")
     ratings["acceptance"]["card"] = card
+    ratings["columns"]["shared"] = {}
     return {name: section | own.get(name, {}) for name, section in ratings.items()}
 
 
