@@ -273,8 +273,8 @@ def features_of_arrays(
     own_features(table.own, table.scale, columns["time"], columns["amount"], result)
     for entity in table.entities:
         whole = event_items(entity, columns["time"], columns["amount"], columns.__getitem__, np.zeros(n, np.int64))
-        for reader in entity.readers:
-            result[:, reader.places] = np.nan
+        if not whole.entity.all():
+            result[:, np.concatenate([reader.places for reader in entity.readers])] = np.nan
         for part in partition_items(whole, 1 + n // PARTITION_ROWS):
             folded = fold_arrays(entity, part.entity, part.items, dtype, keep_states=False)
             rows = part.row[folded.order]

@@ -225,8 +225,9 @@ async def assert_file(
     "Apply the label changes of a file. Errors of the store are raised, and the same file can then be given again."
     secret, counts, reasons = hash_secret(settings.batch.folder), Counter(), Counter()
     changes = file_changes(settings, EventReader(settings, secret), path, by)
-    async with open_store(patient(settings), url) as store:
-        writer = LabelWriter(Engine(patient(settings), None, store), secret)
+    settings = patient(settings)
+    async with open_store(settings, url) as store:
+        writer = LabelWriter(Engine(settings, None, store), secret)
         while rows := list(itertools.islice(changes, ROWS_AT_A_TIME)):
             invalid = [(number, item) for number, item in rows if isinstance(item, list)]
             results = await writer.assert_labels([pair for pair in rows if isinstance(pair[1], LabelChange)])
