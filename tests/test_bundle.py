@@ -28,7 +28,6 @@ from fraud_poc.model.bundle import (
     latest_bundle,
     list_bundles,
     load_bundle,
-    model_problem,
     read_manifest_of,
     read_signature,
     save_bundle,
@@ -38,6 +37,7 @@ from fraud_poc.model.bundle import (
 )
 from fraud_poc.model.evaluate import evaluate, judge
 from fraud_poc.model.policy import plain_policy
+from fraud_poc.model.trees import NODE_LINKS, NODE_NUMBERS, model_problem
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = ['Value("order_amount")', "Hour()", 'Count(by="customer_id", over=["1h", "7d"])']
@@ -411,7 +411,7 @@ def make_categorical(learner, trees):
         (put("left_children", 0, "x"), "not XGBoost's JSON format"),
         (put("left_children", 0, [1]), "not XGBoost's JSON format"),
         (put("left_children", 0, 10**400), "JSON format"),
-        *[(cut(name), f"another number of {name}") for name in module.NODE_LINKS + module.NODE_NUMBERS],
+        *[(cut(name), f"another number of {name}") for name in NODE_LINKS + NODE_NUMBERS],
         (lambda learner, trees: trees[2]["tree_param"].update(num_nodes="0"), "has 0 nodes"),
         (lambda learner, trees: trees[2]["tree_param"].update(num_deleted="2"), "2 were pruned"),
         (lambda learner, trees: trees[2]["tree_param"].update(size_leaf_vector="2"), "vectors in its leaves"),
@@ -471,7 +471,7 @@ numbers = st.one_of(
 )
 
 
-@given(st.integers(0, 11), st.sampled_from([*module.NODE_LINKS, *module.NODE_NUMBERS]), st.integers(0, 30), numbers)
+@given(st.integers(0, 11), st.sampled_from([*NODE_LINKS, *NODE_NUMBERS]), st.integers(0, 30), numbers)
 @profile(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_written_into_a_tree_is_refused_or_harmless(made, tree, name, place, value):
     folder, table, _ = made
