@@ -90,6 +90,7 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "desk.accounts": ("access",),
     "desk.login": ("access",),
     "ops.erasure_plan": ("forget",),
+    "ops.erasure_database": ("forget",),
     "ops.erasure_files": ("forget",),
     "ops.erasure_live": ("forget",),
     "ops.forget": ("forget",),

@@ -231,7 +231,7 @@ def restore_step(folder: Path, secrets: Path | None, to: str = "") -> Step:
     "A restored backup."
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.ops.backup import restore
+        from fraud_poc.ops.restore import restore
 
         return restore(settings, folder, secrets, progress, to)
 

@@ -40,7 +40,7 @@ from fraud_poc.live.store import decode_entry, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
 from fraud_poc.ops import erasure_files, erasure_live
 from fraud_poc.ops import forget as forgetting
-from fraud_poc.ops.backup import backup, restore
+from fraud_poc.ops.backup import backup
 from fraud_poc.ops.erasure_files import shows_customer
 from fraud_poc.ops.erasure_plan import (
     ERASURES,
@@ -52,6 +52,7 @@ from fraud_poc.ops.erasure_plan import (
     make_plan,
 )
 from fraud_poc.ops.forget import forget, forget_again
+from fraud_poc.ops.restore import restore
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 ROWS = [

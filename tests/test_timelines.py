@@ -47,7 +47,8 @@ from fraud_poc.live.store import (
     timeline_at,
 )
 from fraud_poc.live.timelines import LostTail, go_on, is_lost, lost_tail, timelines
-from fraud_poc.ops.erasure_live import await_writer, is_after_step, live_note
+from fraud_poc.ops.erasure_database import await_writer, is_after_step
+from fraud_poc.ops.erasure_live import live_note
 
 ROOT, DAY, NOW = Path(__file__).resolve().parents[1], 86_400_000, 1_751_000_000_000
 META = Meta("5eed", 1, "table", {"next_seq": 0})

@@ -31,6 +31,7 @@ from ..live.redis_server import server_for
 from ..live.redis_store import Names
 from ..live.store import decode_entry
 from ..model.dataset import DATASET, DATASET_WORK
+from .erasure_database import await_writer, compact_database, rewrite_database, search_database
 from fraud_poc.ops.erasure_files import (
     ARCHIVES,
     clear_rejects,
@@ -43,8 +44,6 @@ from fraud_poc.ops.erasure_files import (
     search_log,
 )
 from fraud_poc.ops.erasure_live import (
-    await_writer,
-    compact_database,
     compact_store,
     erase_live,
     erasure_keys,
@@ -53,8 +52,6 @@ from fraud_poc.ops.erasure_live import (
     live_note,
     new_last_entries,
     read_entries,
-    rewrite_database,
-    search_database,
     update_base,
 )
 from fraud_poc.ops.erasure_plan import (
