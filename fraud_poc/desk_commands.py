@@ -8,27 +8,22 @@ from __future__ import annotations
 import asyncio
 import getpass
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from .core.files import Progress
-from .core.logs import printable
 from fraud_poc.core.terminal import (
     DEFAULT_CONFIG,
     FAILED,
     STOPPED,
     Commands,
     Config,
-    FittedTable,
     Json,
+    RowFaults,
     Set,
     Step,
     all_rejected,
@@ -36,6 +31,7 @@ from fraud_poc.core.terminal import (
     consoles,
     ending,
     flattened,
+    rows_table,
     run_step,
     table_of,
     timed,
@@ -47,13 +43,12 @@ if TYPE_CHECKING:  # commands import what they need when they run, so that `--he
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['desk_app', 'TIME_COLUMNS', 'keys_app', 'Named', 'accounts_app', 'Role', 'Random', 'audit_app', 'LISTED_ROWS',
-           'SAME_FAULT', 'read_features', 'operator', 'database_of', 'run_on_database', 'rows_table', 'keys_new',
-           'keys_list', 'keys_revoke', 'read_password', 'change_account_command', 'accounts_new', 'accounts_password',
-           'accounts_role', 'accounts_disable', 'accounts_list', 'parse_noted', 'audit_verify', 'audit_list',
-           'RowFaults', 'labels_step', 'collect_step', 'verify_log_step', 'labels_command', 'collect_command',
-           'verify_log_command', 'write_step', 'write_command', 'recover_step', 'recover_command', 'forget_step',
-           'forget_again_step', 'named_customer', 'forget_command']
+__all__ = ['desk_app', 'keys_app', 'Named', 'accounts_app', 'Role', 'Random', 'audit_app', 'read_features', 'operator',
+           'database_of', 'run_on_database', 'keys_new', 'keys_list', 'keys_revoke', 'read_password',
+           'change_account_command', 'accounts_new', 'accounts_password', 'accounts_role', 'accounts_disable',
+           'accounts_list', 'parse_noted', 'audit_verify', 'audit_list', 'labels_step', 'collect_step',
+           'verify_log_step', 'labels_command', 'collect_command', 'verify_log_command', 'write_step', 'write_command',
+           'recover_step', 'recover_command', 'forget_step', 'forget_again_step', 'named_customer', 'forget_command']
 
 # %% ../nbs/91_desk_commands.ipynb #n012
 def read_features(settings: Settings) -> None:
@@ -109,29 +104,6 @@ def run_on_database(
         if as_json:
             write_line({"command": name, "ok": True, **result})
     return result
-
-# %% ../nbs/91_desk_commands.ipynb #c007
-TIME_COLUMNS = ("at", "created", "revoked", "disabled")  # columns that hold ms since 1970
-
-
-def rows_table(title: str, rows: list[dict]) -> Table:
-    "Rows of the database as a table of words."
-
-    def shown(name: str, value: Any) -> str:
-        if value is None:
-            return ""
-        if name in TIME_COLUMNS:
-            return datetime.fromtimestamp(value / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        if isinstance(value, dict):
-            return ", ".join(f"{key} {shown('', word)}" for key, word in value.items())
-        return " ".join(value) if isinstance(value, list) else str(value)
-
-    table = FittedTable(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*[printable(shown(name, value)) for name, value in row.items()])
-    return table
 
 # %% ../nbs/91_desk_commands.ipynb #c010
 keys_app = Commands(read_features, no_args_is_help=True, help="API keys of the service: made, listed, revoked.")
@@ -372,38 +344,6 @@ def audit_list(
     run_on_database("audit list", config, overrides, as_json, act)
 
 # %% ../nbs/91_desk_commands.ipynb #c021
-LISTED_ROWS = 1_000  # rejected rows that are listed in the JSON
-
-
-SAME_FAULT = 3  # rows that are named for one fault; more are counted
-
-
-class RowFaults:
-    "What is wrong with rows of a file: each fault is printed for its first rows, then counted."
-
-    def __init__(self, err: Console):
-        self.err, self.rows, self.counts = err, [], Counter()  # rows: for the JSON
-
-    def say(self, text: str) -> None:
-        "Print a line as it is."
-        self.err.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def add(self, row: int, error: Any) -> None:
-        "A rejected row, and what is wrong with a field of it."
-        fault = f"{error.name or 'the row'}: {error.msg}"
-        self.counts[fault] += 1
-        if self.counts[fault] <= SAME_FAULT:
-            self.say(f"row {row}, {fault}")
-        if len(self.rows) < LISTED_ROWS:
-            self.rows.append({"row": row, "column": error.name, "reason": error.msg})
-
-    def end(self) -> None:
-        "Print how many more rows have the same faults."
-        for fault, count in self.counts.items():
-            if count > SAME_FAULT:
-                self.say(f"and {count - SAME_FAULT:,} more rows, {fault}")
-
-
 def labels_step(path: str, faults: RowFaults) -> Step:
     "Labels from a file; rejected rows are reported and listed."
 

@@ -25,8 +25,7 @@ from support.waiting import LONG, ended, until
 
 from fraud_poc.cli import answers_table, app
 from fraud_poc.core.logs import JsonLines, printable
-from fraud_poc.core.terminal import Screen, ending, parse_overrides, parse_value, table_of
-from fraud_poc.desk_commands import rows_table
+from fraud_poc.core.terminal import Screen, ending, parse_overrides, parse_value, rows_table, table_of
 from fraud_poc.live.redis_server import server_runs
 
 ROWS = [f"p{i},2025-03-{1 + i % 20:02} 10:00:00,ann,{10 + i}.50,{int(i % 7 == 0)}" for i in range(60)]

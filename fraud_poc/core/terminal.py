@@ -13,8 +13,10 @@ import threading
 import time
 import tomllib
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,11 +35,12 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['STEP_UNITS', 'QUIET_S', 'NARROW', 'COMPILES', 'FAILED', 'WRONG', 'STOPPED', 'REMEDIES', 'Config', 'Set', 'Json',
-           'DEFAULT_CONFIG', 'Step', 'NOTHING_DONE', 'Screen', 'parse_value', 'parse_overrides', 'command_settings',
-           'pace', 'spoken', 'shown_progress', 'display_text', 'flattened', 'FittedTable', 'table_of', 'counted_rows',
-           'timed', 'complain', 'write_line', 'complete_so_far', 'error_text', 'ending', 'OnceCommand', 'Commands',
-           'all_rejected', 'consoles', 'run_step']
+__all__ = ['STEP_UNITS', 'QUIET_S', 'NARROW', 'TIME_COLUMNS', 'LISTED_ROWS', 'SAME_FAULT', 'COMPILES', 'FAILED', 'WRONG',
+           'STOPPED', 'REMEDIES', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step', 'NOTHING_DONE', 'Screen',
+           'parse_value', 'parse_overrides', 'command_settings', 'pace', 'spoken', 'shown_progress', 'display_text',
+           'flattened', 'FittedTable', 'table_of', 'rows_table', 'RowFaults', 'counted_rows', 'timed', 'complain',
+           'write_line', 'complete_so_far', 'error_text', 'ending', 'OnceCommand', 'Commands', 'all_rejected',
+           'consoles', 'run_step']
 
 # %% ../../nbs/05_terminal.ipynb #n005
 class Screen(Console):
@@ -224,6 +227,61 @@ def table_of(title: str, heads: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+# %% ../../nbs/05_terminal.ipynb #d007
+TIME_COLUMNS = ("at", "created", "revoked", "disabled")  # columns that hold ms since 1970
+
+
+def rows_table(title: str, rows: list[dict]) -> Table:
+    "Rows of the database as a table of words."
+
+    def shown(name: str, value: Any) -> str:
+        if value is None:
+            return ""
+        if name in TIME_COLUMNS:
+            return datetime.fromtimestamp(value / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {shown('', word)}" for key, word in value.items())
+        return " ".join(value) if isinstance(value, list) else str(value)
+
+    table = FittedTable(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*[printable(shown(name, value)) for name, value in row.items()])
+    return table
+
+# %% ../../nbs/05_terminal.ipynb #a742
+LISTED_ROWS = 1_000  # rejected rows that are listed in the JSON
+
+
+SAME_FAULT = 3  # rows that are named for one fault; more are counted
+
+
+class RowFaults:
+    "What is wrong with rows of a file: each fault is printed for its first rows, then counted."
+
+    def __init__(self, err: Console):
+        self.err, self.rows, self.counts = err, [], Counter()  # rows: for the JSON
+
+    def say(self, text: str) -> None:
+        "Print a line as it is."
+        self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def add(self, row: int, error: Any) -> None:
+        "A rejected row, and what is wrong with a field of it."
+        fault = f"{error.name or 'the row'}: {error.msg}"
+        self.counts[fault] += 1
+        if self.counts[fault] <= SAME_FAULT:
+            self.say(f"row {row}, {fault}")
+        if len(self.rows) < LISTED_ROWS:
+            self.rows.append({"row": row, "column": error.name, "reason": error.msg})
+
+    def end(self) -> None:
+        "Print how many more rows have the same faults."
+        for fault, count in self.counts.items():
+            if count > SAME_FAULT:
+                self.say(f"and {count - SAME_FAULT:,} more rows, {fault}")
 
 # %% ../../nbs/05_terminal.ipynb #c014
 def counted_rows(name: str, result: dict) -> int:
