@@ -5,7 +5,7 @@
 On two sets of data, each through the pipeline as it is (ingest, features, dataset, train, judge) with the settings of
 config/ as they are:
 
-* orders: generated ones (make-data), with config/orders.toml. The last 14 days whose verdicts are due are the test.
+* orders: generated ones (make-data), with config/orders.toml. The last 14 days whose labels are due are the test.
 * handbook: the test week of the Fraud Detection Handbook (2018-08-08 to 14), with config/cards.toml: 90 days before a
   gap of seven days, the last 14 of them for calibration and policy; a label is known seven days after its
   transaction. As in the book, transactions of customers who are known to be compromised are left out of the test;
@@ -50,7 +50,7 @@ TEST_WEEK = np.datetime64("2018-08-08")
 
 
 def judged(settings: Settings) -> tuple[dict, Path]:
-    "Dataset, model and verdict: what the policy cost and saved on the test days, and the model's folder."
+    "Dataset, model and acceptance: what the policy cost and saved on the test days, and the model's folder."
     make_dataset(settings)
     train_model(settings)
     found = judge_model(settings)
@@ -126,7 +126,7 @@ def tell(name: str, found: dict) -> None:
             f"{action}: {acts[action]['events']:,.0f} events, {acts[action]['frauds']:,.0f} frauds"
             for action in ("pass", "review", "block")
         )
-        + f"; reviews that nobody got to: {acts['not_reached']['events']:,.0f}",
+        + f"; alerts beyond the capacity of review: {acts['not_reached']['events']:,.0f}",
         flush=True,
     )
 

@@ -380,14 +380,14 @@ def told_when_ready(err: Console) -> Iterator[Callable[[str], None]]:
     over, threads = threading.Event(), []
 
     def watch(address: str) -> None:
-        start, told = time.monotonic(), ["no answer"]
+        start, shown = time.monotonic(), ["no answer"]
         with spoken(err, "serve: the model is loaded, and compiled at the first start"):
-            while (reasons := unready_reasons(address)) == told and not over.wait(0.2):
+            while (reasons := unready_reasons(address)) == shown and not over.wait(0.2):
                 pass
         while reasons and not over.wait(0.2):
-            if reasons != told:
+            if reasons != shown:
                 err.print("serve: not ready,", "; ".join(reasons), highlight=False, soft_wrap=True)
-            told, reasons = reasons, unready_reasons(address)
+            shown, reasons = reasons, unready_reasons(address)
         if not over.is_set():
             err.print(f"serve: ready after {time.monotonic() - start:.0f} s", highlight=False)
 
@@ -536,8 +536,8 @@ def feed_command(
 def demo_result(settings: Settings, made: dict, live: dict, why_not: str) -> dict:
     "What the demo prints as JSON; `why_not` says why there is no service."
     about = {"folder": str(settings.batch.folder), "story": made["steps"]["describe"]["story"], "steps": made["steps"]}
-    told = {"command": "demo", "ok": not why_not, **about, "live": live}
-    return told | ({"exit_code": FAILED, "error": why_not} if why_not else {})
+    result = {"command": "demo", "ok": not why_not, **about, "live": live}
+    return result | ({"exit_code": FAILED, "error": why_not} if why_not else {})
 
 
 @app.command(

@@ -101,7 +101,7 @@ def test_tables_go_to_stdout_and_progress_does_not(orders):
     assert done.stdout.count("\n") == 1 and "entities customer id" in done.stderr
 
 
-def test_new_rows_cost_only_themselves_and_rejects_are_told(payments, tmp_path):
+def test_new_rows_cost_only_themselves_and_rejects_are_reported(payments, tmp_path):
     bad = ["x1,2025-03-02,ann,twelve,0", "x2,soon,ann,1.0,0", "x3,2025-03-02,ann,-5,0", ",2025-03-02,ann,1.0,0"]
     done = call("ingest", *payments, "--input", csv(tmp_path, *ROWS, *bad, ROWS[0]))
     assert done.exit_code == 0 and "rejected" in done.stdout
@@ -149,7 +149,7 @@ def test_demo_makes_its_own_data(orders):
     assert not re.search(r"Traceback|Warning", done.stderr)
 
 
-def test_naming_events_leaves_out_other_verdicts(orders, tmp_path):
+def test_naming_events_leaves_out_other_labels(orders, tmp_path):
     options, _, home = orders
     result = as_json("ingest", *options, "--set", f"batch.folder={tmp_path}", "--input", home / "raw" / "orders")
     assert result["events"] > 7000 and result["labels"] == result["labels_read"] == 0

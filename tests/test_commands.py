@@ -220,7 +220,7 @@ def test_what_is_wrong_is_told(payments, tmp_path, monkeypatch, words, code, rem
     )
 
 
-# --- verdicts, decisions, forgetting ----------------------------------------------------------------------------------
+# --- labels, decisions, forgetting ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def sample(root, tmp_path):
     return options, tmp_path / "b"
 
 
-def test_verdicts_and_live_orders_come_home(sample, tmp_path):
+def test_labels_and_live_orders_come_home(sample, tmp_path):
     "labels FILE, collect, features: what cannot be right is told by row, the rest is in the batch log."
     options, folder = sample
     as_json("prepare-db", *options)

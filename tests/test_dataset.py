@@ -47,7 +47,7 @@ LABELS = ["order_id", "is_fraud", "known_at"]
 
 
 def settings_in(folder: Path, **changes) -> Settings:
-    "Orders of 40 days in small parts: test on the last four days whose verdicts are due, after a gap of six."
+    "Orders of 40 days in small parts: test on the last four days whose labels are due, after a gap of six."
     base = {
         "batch.folder": str(folder),
         "input.events": str(folder / "raw.parquet"),
@@ -123,7 +123,7 @@ def digests(manifest: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    "Settings of a log with features, raw orders and raw verdicts."
+    "Settings of a log with features, raw orders and raw labels."
     folder, data = tmp_path_factory.mktemp("dataset"), raw(None)
     return built(folder, *data), *data
 
@@ -135,7 +135,7 @@ def copy(log, tmp_path):
 
 
 def as_known(labels: pd.DataFrame, moment_ms: int) -> pd.Series:
-    "The last verdict by order that was known before a moment, from the raw file."
+    "The last label by order that was known before a moment, from the raw file."
     before = labels[labels.known_at < pd.Timestamp(moment_ms, unit="ms", tz="UTC")]
     return before.sort_values("known_at").drop_duplicates("order_id", keep="last").set_index("order_id").is_fraud
 
@@ -296,7 +296,7 @@ def test_weights_stand_for_what_is_not_known_yet(log):
 
 @examples(max_examples=30)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9), st.integers(0, 1)), max_size=20), st.integers(0, 10))
-def test_verdicts_before_a_moment(rows, moment):
+def test_labels_before_a_moment(rows, moment):
     seq, found = np.arange(len(rows)), {}
     key, known, label = (np.array([r[i] for r in rows], t) for i, t in enumerate((np.uint64, np.int64, np.int8)))
     for k, at, value in rows:
@@ -334,7 +334,7 @@ def test_an_event_weighs_what_its_own_class_leaves_open_at_its_age():
     assert waiting_weights(np.array([0, 1]), np.array([0, 0]), np.array([[0.2], [0.1]])).tolist() == [5, 10]
 
 
-def test_events_without_a_verdict_have_no_label_and_no_time_of_one():
+def test_events_without_a_label_have_no_time_of_one():
     keys = np.array([5, 7, 9, 1], np.uint64)
     some = LatestLabels(np.array([5, 9], np.uint64), np.array([1, 0], np.int8), np.array([100, 200]))
     none = LatestLabels(*(values[:0] for values in some))

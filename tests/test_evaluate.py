@@ -41,10 +41,10 @@ ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
 DAY_MS = 86_400_000
 
 
-def settings_with(**verdict):
+def settings_with(**acceptance):
     return load_settings(
         ORDERS,
-        {f"acceptance.{name}": value for name, value in ({"reviews_a_day": 10, "bootstrap": 30} | verdict).items()},
+        {f"acceptance.{name}": value for name, value in ({"reviews_a_day": 10, "bootstrap": 30} | acceptance).items()},
     )
 
 
@@ -491,7 +491,7 @@ def test_wrong_arrays_are_refused(changes, words):
         evaluate(settings_with(), **some_slice() | changes)
 
 
-def test_the_verdict_follows_the_minimum():
+def test_acceptance_follows_the_minimum():
     metric = lambda value, low=None, high=None: {"value": value, "low": low, "high": high}
     settings = settings_with(min_auc=0.8, min_average_precision=0.3)
     assert judge(settings, {"auc": metric(0.8, 0.7, 0.9), "average_precision": metric(0.3)}) == {

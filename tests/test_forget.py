@@ -408,7 +408,7 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
         and told["live"]["entries"]
         and told["live"]["records"]
     )
-    assert bool(told["log"]["statements"]) == collected and told["completed"] == []
+    assert bool(told["log"]["assertions"]) == collected and told["completed"] == []
     with server_for(settings) as url, server_for(other) as untouched:
         assert_nothing_left(settings, [*gone, b"rang at noon", b"rang again"], url)
         new, old = store_of(settings, url), store_of(other, untouched)

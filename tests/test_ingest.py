@@ -655,7 +655,7 @@ def labelled(tmp_path, settings, events, labels, **named):
     )
 
 
-def verdicts(settings):
+def labels_of(settings):
     return [(row["id"], str(row["known"])[:10], row["label"], row["previous"]) for row in log(settings, "labels")]
 
 
@@ -676,7 +676,7 @@ def test_labels(make, tmp_path):
         "3,0,2105-01-01",
     ]
     summary = labelled(tmp_path, settings, events, labels)
-    assert verdicts(settings) == [
+    assert labels_of(settings) == [
         ("3", "2025-03-03", 1, -1),
         ("1", "2025-03-10", 0, -1),
         ("1", "2025-03-20", 1, 0),
@@ -714,7 +714,7 @@ def test_labels_of_an_earlier_portion(make, tmp_path):
         ["1,2025-03-03,w,t,1", "3,2025-03-03,v,t,1"],
         ["1,0,2025-03-15", "1,0,2025-03-25", "3,0,2025-03-26"],
     )  # the first is older than what is known
-    assert verdicts(settings) == [
+    assert labels_of(settings) == [
         ("1", "2025-03-10", 0, -1),
         ("2", "2025-03-05", 1, -1),
         ("1", "2025-03-20", 1, 0),
@@ -728,7 +728,7 @@ def test_labels_of_an_earlier_portion(make, tmp_path):
     )
 
 
-def test_verdicts_at_one_moment(make, tmp_path):
+def test_labels_at_one_moment(make, tmp_path):
     settings = make()
     summary = labelled(
         tmp_path,
@@ -736,7 +736,7 @@ def test_verdicts_at_one_moment(make, tmp_path):
         ["1,2025-03-03,w,t,1", "2,2025-03-03,w,t,1", LATER],
         ["1,0,2025-03-10", "1,1,2025-03-10", "2,1,2025-03-02", "2,0,2025-03-01"],
     )
-    assert [row[::2] for row in verdicts(settings)] == [("2", 1), ("1", 1)] and summary[
+    assert [row[::2] for row in labels_of(settings)] == [("2", 1), ("1", 1)] and summary[
         "labels_superseded"
     ] == 2  # the last one stands
 
@@ -786,7 +786,7 @@ def test_own_labels_with_a_delay(make, tmp_path, values, column, frauds):
     assert changed["repeats"] == 2 and [(row["id"], row["previous"]) for row in log(settings, "labels")[-2:]] == [
         ("1", 0),
         ("3", -1),
-    ]  # the same event, another verdict: a correction
+    ]  # the same event, another label: a correction
 
 
 def test_own_labels_with_bad_times_keep_the_event(make, tmp_path):
@@ -986,7 +986,7 @@ def test_a_summary_says_how_much_was_read_and_written(make, tmp_path):
     assert summary["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out" / "log").rglob("*.parquet"))
 
 
-# --- data that nobody here wrote -----------------------------------------------------------------------------
+# --- data from elsewhere ------ -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

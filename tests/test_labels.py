@@ -696,7 +696,7 @@ def test_all_kinds_of_files_say_the_same(tmp_path, monkeypatch):
         read("broken.parquet")
 
 
-def test_a_file_of_verdicts_on_history_is_taken_once(shop, tmp_path):
+def test_a_file_of_labels_on_history_is_taken_once(shop, tmp_path):
     settings, url = copy_of(shop, tmp_path)
     lines = (
         ["order,fraud,source,known"]

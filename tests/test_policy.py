@@ -44,7 +44,7 @@ def settings_with(**changes):
 
 
 def some_days(seed=1, n=6_000, days=10, noise=0.5) -> dict[str, np.ndarray]:
-    "Orders with probabilities that are right on average, and verdicts."
+    "Orders with probabilities that are right on average, and labels."
     rng = np.random.default_rng(seed)
     risk = rng.normal(-5, 2.2, n)
     labels = (rng.random(n) < 1 / (1 + np.exp(-risk))).astype(np.int8)

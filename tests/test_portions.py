@@ -63,12 +63,12 @@ def sequenced(portions: list[tuple[list, list]]) -> tuple[list, list]:
         defaultdict(lambda: -1),
         -(10**18),
     )
-    for events, verdicts in portions:
+    for events, assertions in portions:
         fresh = {ident: time for time, ident in events if ident not in times}
         times |= fresh
         newest = max([newest, *times.values()])
         last_of_moment = {}
-        for ident, label, stated in [*waiting, *verdicts]:
+        for ident, label, stated in [*waiting, *assertions]:
             known = max(stated, times[ident] + 1)
             before = last_of_moment.get((ident, known))
             if before is None or before[1] <= stated:
@@ -89,7 +89,7 @@ def sequenced(portions: list[tuple[list, list]]) -> tuple[list, list]:
 def ingested(settings: Settings, portions: list[tuple[list, list]], keys: dict, features: bool = True) -> None:
     "Each portion as files, ingested one after the other."
     folder = settings.batch.folder
-    for events, verdicts in portions:
+    for events, assertions in portions:
         columns = {
             "id": [ident for _, ident in events],
             "at": [time for time, _ in events],
@@ -106,7 +106,9 @@ def ingested(settings: Settings, portions: list[tuple[list, list]], keys: dict, 
             folder / "e.parquet",
         )
         columns = (
-            dict(zip(("id", "fraud", "known"), zip(*verdicts))) if verdicts else {"id": [], "fraud": [], "known": []}
+            dict(zip(("id", "fraud", "known"), zip(*assertions)))
+            if assertions
+            else {"id": [], "fraud": [], "known": []}
         )
         pq.write_table(
             pa.table(
@@ -116,8 +118,10 @@ def ingested(settings: Settings, portions: list[tuple[list, list]], keys: dict, 
             folder / "l.parquet",
         )
         summary = (
-            ingest(settings, str(folder / "e.parquet") if events else "", str(folder / "l.parquet") if verdicts else "")
-            if events or verdicts
+            ingest(
+                settings, str(folder / "e.parquet") if events else "", str(folder / "l.parquet") if assertions else ""
+            )
+            if events or assertions
             else {}
         )
         if summary:
@@ -158,16 +162,16 @@ def histories(draw):
         ident: (draw(st.sampled_from(["x", "y", None])), draw(st.sampled_from(["u", "v"])), "c") for _, ident in events
     }
     delays = st.sampled_from([0, 1, HOUR, DAY, 3 * DAY, 20 * DAY])
-    verdicts = [
+    assertions = [
         (ident, draw(st.integers(0, 1)), time + draw(delays))
         for time, ident in draw(st.lists(st.sampled_from(events), max_size=16))
     ]
     cuts = sorted(draw(st.lists(st.sampled_from([time for time, _ in events]), max_size=4)))
     late = draw(st.sets(st.sampled_from([ident for _, ident in events]), max_size=3))
-    return events, verdicts, keys, cuts, late
+    return events, assertions, keys, cuts, late
 
 
-def portioned(events: list, verdicts: list, cuts: list[int], late: set) -> list[tuple[list, list]]:
+def portioned(events: list, assertions: list, cuts: list[int], late: set) -> list[tuple[list, list]]:
     """The history in portions: each event in that of its time, or one later.
 
     A label comes with its event, whenever it is known.
@@ -176,7 +180,7 @@ def portioned(events: list, verdicts: list, cuts: list[int], late: set) -> list[
     return [
         (
             [event for event in events if place[event[1]] == number],
-            [verdict for verdict in verdicts if place[verdict[0]] == number],
+            [assertion for assertion in assertions if place[assertion[0]] == number],
         )
         for number in range(len(cuts) + 1)
     ]
@@ -185,8 +189,8 @@ def portioned(events: list, verdicts: list, cuts: list[int], late: set) -> list[
 @examples(40)
 @given(histories())
 def test_portions_cut_anywhere_give_the_log_of_the_rule_and_the_features_of_the_oracle(history):
-    events, verdicts, keys, cuts, late = history
-    portions = portioned(events, verdicts, cuts, late)
+    events, assertions, keys, cuts, late = history
+    portions = portioned(events, assertions, cuts, late)
     note(str(portions))
     with folder_of(SETTINGS, part_rows=5) as settings:
         ingested(settings, portions, keys)
@@ -206,12 +210,12 @@ def test_portions_cut_anywhere_give_the_log_of_the_rule_and_the_features_of_the_
 @examples(25)
 @given(histories())
 def test_portions_in_the_order_of_time_are_one_file(history):
-    events, verdicts, keys, cuts, _ = history
+    events, assertions, keys, cuts, _ = history
     with folder_of(SETTINGS, part_rows=7) as cut, folder_of(SETTINGS, part_rows=1_000) as whole:
         hash_secret(whole.batch.folder)
         shutil.copy(whole.batch.folder / "hash_secret", cut.batch.folder)
-        ingested(cut, portioned(events, verdicts, cuts, set()), keys)
-        ingested(whole, [(events, verdicts)], keys)
+        ingested(cut, portioned(events, assertions, cuts, set()), keys)
+        ingested(whole, [(events, assertions)], keys)
         assert log_of(cut) == log_of(whole)
         oracle.assert_same(build_table(whole), oracle.of_batch(whole), oracle.of_batch(cut), "one file and portions")
         ends = [
@@ -224,9 +228,9 @@ def test_portions_in_the_order_of_time_are_one_file(history):
 def test_the_features_of_a_second_file_do_not_see_labels_of_later():
     "The leak that was: a fraud of the first file, known after a week, and an order of the second file, two days later."
     events = [(START, "a"), (START + HOUR, "b"), (START + 2 * DAY, "c"), (START + 9 * DAY, "d")]
-    verdicts, keys = [("a", 1, START + 7 * DAY)], dict.fromkeys("abcd", ("x", "u", "c"))
+    assertions, keys = [("a", 1, START + 7 * DAY)], dict.fromkeys("abcd", ("x", "u", "c"))
     with folder_of(SETTINGS) as settings:
-        ingested(settings, [(events[:2], verdicts), (events[2:3], []), (events[3:], [])], keys)
+        ingested(settings, [(events[:2], assertions), (events[2:3], []), (events[3:], [])], keys)
         counts = oracle.of_batch(settings)[0][:, build_table(settings).names.index("fraud_count_lifetime_by_a")]
         assert [0 if count != count else count for count in counts] == [0, 0, 0, 1]
         assert [entry["labels_waiting"] for entry in read_manifest(settings.batch.folder)["ingests"]] == [1, 1, 0]
@@ -321,7 +325,7 @@ def test_a_label_enters_the_live_log_when_its_time_has_come_and_once():
 
 def test_what_waits_is_handed_to_the_store_comes_home_and_a_longer_history_replaces_it():
     events, keys = [(START, "a"), (START + HOUR, "b"), (START + 20 * DAY, "c")], dict.fromkeys("abc", ("x", "u", "c"))
-    verdicts = [("a", 1, START + 7 * DAY), ("b", 1, START + 40 * DAY)]
+    assertions = [("a", 1, START + 7 * DAY), ("b", 1, START + 40 * DAY)]
     with folder_of(SETTINGS) as settings, start_redis(settings.batch.folder / "redis") as server:
         settings, secret = (
             settings.model_copy(update={"live": settings.live.model_copy(update={"store_timeout": "20s"})}),
@@ -332,7 +336,7 @@ def test_what_waits_is_handed_to_the_store_comes_home_and_a_longer_history_repla
             async with open_store(settings, server.url) as store:
                 return await assert_due(LabelWriter(Engine(settings, None, store), secret), START + days * DAY)
 
-        ingested(settings, [(events[:2], verdicts)], keys)
+        ingested(settings, [(events[:2], assertions)], keys)
         assert prepare_db(settings, server.url)["labels_waiting"] == 2
         assert asyncio.run(enter(10))["entered"] == 1
         assert (

@@ -89,10 +89,10 @@ def test_killed_run_is_recovered(made, tmp_path):
 
 def test_folder_of_others_is_refused(tmp_path):
     (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "verdicts.csv").write_text("ours")
-    with pytest.raises(ValueError, match="verdicts.csv.*not sample data"):
+    (tmp_path / "labels" / "own.csv").write_text("ours")
+    with pytest.raises(ValueError, match="own.csv.*not sample data"):
         sample_data.make_data(settings(), tmp_path)
-    assert contents(tmp_path) == {"labels/verdicts.csv": b"ours"}
+    assert contents(tmp_path) == {"labels/own.csv": b"ours"}
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_labels_are_of_orders_and_later(made):
     orders = pq.read_table(made[0] / "orders").to_pandas()
     both = labels.merge(orders, on="order_id", how="left", validate="many_to_one")
     assert both.order_date.notna().all() and (both.known_at > both.order_date).all()
-    verdicts = both.groupby("order_id")
-    assert verdicts.known_at.is_monotonic_increasing.all() and (verdicts.is_fraud.nunique() == verdicts.size()).all()
+    grouped = both.groupby("order_id")
+    assert grouped.known_at.is_monotonic_increasing.all() and (grouped.is_fraud.nunique() == grouped.size()).all()
     assert both.known_at.max() < orders.order_date.min().normalize() + np.timedelta64(100, "D")
     assert not orders.order_id.isin(labels.order_id).all()  # some are unresolved
 

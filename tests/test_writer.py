@@ -124,11 +124,11 @@ def order(number, amount=9_500, band="low", action="pass", score=0.01, at=NOW, w
     )
 
 
-class Told:
-    "The label entries of a log: ledgers and effective labels as the service would have them."
+class Asserted:
+    "The label entries of a log: label histories and effective labels as the service would have them."
 
     def __init__(self):
-        self.ledgers, self.standing, self.at = {}, {}, 0
+        self.histories, self.standing, self.at = {}, {}, 0
 
     def label(
         self,
@@ -141,8 +141,8 @@ class Told:
         day=20_000,
         retracts=None,
     ) -> bytes:
-        "An assertion, or the retraction of the one that was told as number `retracts`."
-        before, priority = self.ledgers.get((number, day), LabelHistory()), domain_settings().labels.priority
+        "An assertion, or the retraction of the one with number `retracts`."
+        before, priority = self.histories.get((number, day), LabelHistory()), domain_settings().labels.priority
         if retracts is None:
             item, after = (
                 (SOURCES.index(source), said, at - 5),
@@ -150,7 +150,7 @@ class Told:
             )
         else:
             item, after = self.standing[retracts], without_assertion(before, self.standing[retracts], priority)
-        self.ledgers[number, day], self.standing[self.at] = after, item
+        self.histories[number, day], self.standing[self.at] = after, item
         self.at += 1
         body = AssertionRecord(
             f"o-{number}",
@@ -180,12 +180,12 @@ class Told:
 
 def mixed(count, seed=0) -> list[bytes]:
     "Orders of all kinds, and labels on some of them."
-    rng, entries, days, told = random.Random(seed), [], [], Told()
+    rng, entries, days, asserted = random.Random(seed), [], [], Asserted()
     for _ in range(count):
         if days and rng.random() < 0.2:
             number = rng.randrange(len(days))
             entries.append(
-                told.label(
+                asserted.label(
                     number, rng.randrange(2), rng.choice(["analyst", "rule"]), NOW + len(entries), day=days[number]
                 )
             )
@@ -291,14 +291,14 @@ def test_only_decisions_that_people_look_at_have_reasons_and_cases(engine, reade
 
 
 def test_labels_settle_cases_and_move_the_counts(engine, reader):
-    at, told = (
+    at, asserted = (
         write_entries(
             engine,
             reader,
             begin_log(engine, None, "e"),
             numbered([order(1, 10_000, "high", "block", 0.9), order(2, 10_000, "medium", "review", 0.3)]),
         ),
-        Told(),
+        Asserted(),
     )
 
     def then(*entries):
@@ -311,12 +311,12 @@ def test_labels_settle_cases_and_move_the_counts(engine, reader):
 
     cost = reader.settings.policy
     fraud = round(10_000 * (1 - cost.recovery_share) + 100 * cost.fraud_fee)
-    honest = round(10_000 * cost.margin_share + 100 * cost.churn_cost)
+    legitimate = round(10_000 * cost.margin_share + 100 * cost.churn_cost)
     assert (
-        then(told.label(1, 1, "rule"))["high"] == (1, 10_000, fraud)
+        then(asserted.label(1, 1, "rule"))["high"] == (1, 10_000, fraud)
         and rows(engine, cases, "status") == [("open",)] * 2
     )
-    assert then(told.label(1, 1, "analyst", NOW + 1, "sure"))["high"] == (1, 10_000, fraud)
+    assert then(asserted.label(1, 1, "analyst", NOW + 1, "sure"))["high"] == (1, 10_000, fraud)
     assert rows(engine, cases, "status", "closed", "closed_by", "note", "source")[0] == (
         "flagged",
         NOW + 1,
@@ -324,17 +324,17 @@ def test_labels_settle_cases_and_move_the_counts(engine, reader):
         "sure",
         "analyst",
     )
-    assert then(told.label(1, 0, "chargeback", NOW + 2, who=Actor(KEY, "somebody")))["high"] == (0, 0, -honest)
+    assert then(asserted.label(1, 0, "chargeback", NOW + 2, who=Actor(KEY, "somebody")))["high"] == (0, 0, -legitimate)
     assert rows(engine, cases, "status", "closed_by", "source")[0] == ("cleared", "key somebody", "chargeback")
-    assert then(told.label(1, 1, "analyst", NOW + 3))["high"] == (
+    assert then(asserted.label(1, 1, "analyst", NOW + 3))["high"] == (
         0,
         0,
-        -honest,
+        -legitimate,
     )  # says fraud, and the chargeback's word still counts
     assert rows(engine, cases, "status", "closed_by")[0] == ("cleared", "key somebody") and rows(
         engine, labels, "asserted", "label"
     )[-1] == (1, 0)
-    assert then(told.label(1, retracts=2, at=NOW + 4))["high"] == (
+    assert then(asserted.label(1, retracts=2, at=NOW + 4))["high"] == (
         1,
         10_000,
         fraud,
@@ -345,9 +345,9 @@ def test_labels_settle_cases_and_move_the_counts(engine, reader):
         "somebody",
         "analyst",
     )
-    assert then(told.label(2, 0), told.label(99, 1))["medium"][:2] == (0, 0) and rows(engine, cases, "status")[1] == (
-        "cleared",
-    )
+    assert then(asserted.label(2, 0), asserted.label(99, 1))["medium"][:2] == (0, 0) and rows(engine, cases, "status")[
+        1
+    ] == ("cleared",)
     about = rows(engine, labels, "order_id", "decision_id")
     assert about[-1] == ("o-99", None) and [number for name, number in about if name == "o-2"] == [
         rows(engine, decisions, "id")[1][0]
@@ -355,7 +355,7 @@ def test_labels_settle_cases_and_move_the_counts(engine, reader):
 
 
 def test_an_assertion_that_is_taken_back_opens_the_case_again(engine, reader):
-    at, told = begin_log(engine, None, "e"), Told()
+    at, asserted = begin_log(engine, None, "e"), Asserted()
 
     def then(entry):
         nonlocal at
@@ -363,22 +363,22 @@ def test_an_assertion_that_is_taken_back_opens_the_case_again(engine, reader):
         return rows(engine, cases, "status", "note")
 
     assert then(order(1, band="medium", action="review")) == [("open", "")] and then(
-        told.label(1, 1, note="stolen")
+        asserted.label(1, 1, note="stolen")
     ) == [("flagged", "stolen")]
-    assert then(told.label(1, retracts=0, at=NOW + 5)) == [("open", "")] and rows(
+    assert then(asserted.label(1, retracts=0, at=NOW + 5)) == [("open", "")] and rows(
         engine, labels, "kind", "label", "previous"
     )[-1] == ("retract", -1, 1)
     assert {row[2:] for row in rows(engine, days, "day", "band", "frauds", "saved")} == {(0, 0)}, (
         "what the assertion had moved is moved back"
     )
-    assert then(told.label(1, 0, at=NOW + 9, note="undone: no, this is only text")) == [
+    assert then(asserted.label(1, 0, at=NOW + 9, note="undone: no, this is only text")) == [
         ("cleared", "undone: no, this is only text")
     ]
     with writing(engine) as connection:
         connection.execute(
             sa.update(cases).values(status="flagged", closed=NOW + 99, note="by the desk", log="e", position=50)
         )
-    assert then(told.label(1, retracts=2, at=NOW + 50)) == [("flagged", "by the desk")], (
+    assert then(asserted.label(1, retracts=2, at=NOW + 50)) == [("flagged", "by the desk")], (
         "an older entry won over a newer one"
     )
 
@@ -394,14 +394,14 @@ def test_cases_and_counts_follow_from_what_stands(words, batch, tmp_path_factory
     "Whatever is asserted and taken back: case, sums and audit are those of a plain reading of what stands."
     settings = domain_settings()
     engine = open_database(settings, f"sqlite:///{tmp_path_factory.mktemp('settled')}/desk.sqlite")
-    told, entries, stand = Told(), [order(n, 10_000, "high", "block") for n in (0, 1)], {}
+    asserted, entries, stand = Asserted(), [order(n, 10_000, "high", "block") for n in (0, 1)], {}
     for word in words:
         if isinstance(word, tuple):
-            stand[told.at] = (word[0], word[1], word[2], f"n{told.at}")
-            entries.append(told.label(word[0], word[2], word[1], NOW + told.at, f"n{told.at}"))
+            stand[asserted.at] = (word[0], word[1], word[2], f"n{asserted.at}")
+            entries.append(asserted.label(word[0], word[2], word[1], NOW + asserted.at, f"n{asserted.at}"))
         elif stand:
             gone = sorted(stand)[word % len(stand)]
-            entries.append(told.label(stand.pop(gone)[0], retracts=gone, at=NOW + told.at))
+            entries.append(asserted.label(stand.pop(gone)[0], retracts=gone, at=NOW + asserted.at))
     at, some = begin_log(engine, None, "e"), numbered(entries)
     for start in range(0, len(some), batch):
         at = write_entries(
@@ -440,11 +440,11 @@ def test_cases_and_counts_follow_from_what_stands(words, batch, tmp_path_factory
 
 
 def test_an_id_that_comes_again_has_labels_of_its_own(engine, reader):
-    told, entries = (
-        Told(),
+    asserted, entries = (
+        Asserted(),
         [order(1, band="high", action="block"), order(1, band="high", action="block", when=20_060 * DAY)],
     )
-    entries += [told.label(1, 0, day=20_060), told.label(1, 1)]
+    entries += [asserted.label(1, 0, day=20_060), asserted.label(1, 1)]
     write_entries(engine, reader, begin_log(engine, None, "e"), numbered(entries))
     assert rows(engine, cases, "status") == [("flagged",), ("cleared",)] and rows(engine, labels, "decision_id") == [
         (2,),
@@ -453,12 +453,12 @@ def test_an_id_that_comes_again_has_labels_of_its_own(engine, reader):
 
 
 def test_every_assertion_has_its_audit_row_and_names_keys_and_people_apart(engine, reader):
-    told = Told()
+    asserted = Asserted()
     doors = [Actor(PERSON, "ann"), Actor(KEY, "ann"), Actor(COMMAND_LINE, "root"), Actor(WAITED), Actor()]
     entries = [
         order(1, band="high", action="block"),
-        *(told.label(1, n % 2, "analyst", NOW + n, "a note", who) for n, who in enumerate(doors)),
-        told.label(7, 1),
+        *(asserted.label(1, n % 2, "analyst", NOW + n, "a note", who) for n, who in enumerate(doors)),
+        asserted.label(7, 1),
     ]
     write_entries(engine, reader, begin_log(engine, None, "e"), numbered(entries))
     found = rows(engine, audit, "who", "what", "about", "at", "detail")
@@ -657,7 +657,7 @@ def test_an_epoch_may_change_while_it_is_followed(engine, reader, monkeypatch):
     assert asyncio.run(scenario()) == Checkpoint("two", 3)
 
 
-def test_entries_that_are_gone_are_told(engine, reader, caplog):
+def test_entries_that_are_gone_are_reported(engine, reader, caplog):
     store = asyncio.run(stored(mixed(10)))
     begin_log(engine, None, "e")
     write_entries(engine, reader, Checkpoint("e", -1), store.log[:2])
@@ -669,11 +669,11 @@ def test_entries_that_are_gone_are_told(engine, reader, caplog):
 
 def test_old_rows_go_and_rollups_stay(settings, engine, reader, monkeypatch):
     monkeypatch.setattr(writer, "REMOVED_AT_ONCE", 10)
-    told = Told()
+    asserted = Asserted()
     entries = [order(n, band="high", action="block", at=NOW - 401 * DAY) for n in range(25)] + [
-        told.label(1, 1, at=NOW - 401 * DAY),
+        asserted.label(1, 1, at=NOW - 401 * DAY),
         order(50),
-        told.label(2, 1),
+        asserted.label(2, 1),
     ]
     at = write_entries(engine, reader, begin_log(engine, None, "e"), numbered(entries))
     before = rows(engine, days, *days.c.keys())
@@ -697,7 +697,7 @@ def test_old_rows_go_and_rollups_stay(settings, engine, reader, monkeypatch):
 
 def test_what_was_removed_is_counted_apart(settings, engine, reader, caplog):
     old = NOW - 401 * DAY
-    entries = [*(order(n, at=old) for n in range(3)), *(Told().label(n, 1, at=old) for n in (98, 99)), order(50)]
+    entries = [*(order(n, at=old) for n in range(3)), *(Asserted().label(n, 1, at=old) for n in (98, 99)), order(50)]
     write_entries(engine, reader, begin_log(engine, None, "e"), numbered(entries))
     with caplog.at_level(logging.INFO, "fraud_poc.writer"):
         remove_old(engine, settings, NOW)
@@ -718,7 +718,7 @@ def test_a_mark_that_was_removed_stays_away_and_nothing_is_written(engine, reade
     assert rows(engine, decisions, "position") == [(0,)]
 
 
-def test_a_model_that_is_gone_is_told_once_with_its_hash(settings, caplog):
+def test_a_model_that_is_gone_is_reported_once_with_its_hash(settings, caplog):
     models = rows_module.ModelCache(settings)
     with caplog.at_level(logging.WARNING, "fraud_poc.writer"):
         assert models.bundle("ab" * 32) is None and models.policy("ab" * 32) == models.default
@@ -820,7 +820,7 @@ def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_twice(tmp_path,
     other.dispose()
 
 
-def test_trouble_is_waited_for_and_told(tmp_path, caplog, monkeypatch):
+def test_trouble_is_waited_for_and_logged(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(writer, "MAX_PAUSE_S", 0.2)
     settings = settings_for(tmp_path / "orders")
     with start_redis(tmp_path / "redis") as server:

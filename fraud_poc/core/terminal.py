@@ -384,8 +384,8 @@ def error_text(error: Exception) -> str:
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     place = f"{error.filename}: " if error.filename and str(error.filename) not in error.strerror else ""
-    told = ";" in error.strerror or ":" in error.strerror  # the one who raised it has said what to do
-    remedy = "" if told or error.errno not in REMEDIES else f": {REMEDIES[error.errno]}"
+    has_remedy = ";" in error.strerror or ":" in error.strerror  # the message has a remedy already
+    remedy = "" if has_remedy or error.errno not in REMEDIES else f": {REMEDIES[error.errno]}"
     return f"{place}{error.strerror}{remedy}"
 
 

@@ -33,10 +33,10 @@ from .store import StoreDown, StoreRefuses
 def server_name(path: str) -> str:
     "Brand and release of a program, such as `Valkey 9.1.2`; empty when it is neither Redis nor Valkey 7.0 or newer."
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    found = re.match(r"(Redis|Valkey) server v=((\d+)[\d.]*)", said)
+    found = re.match(r"(Redis|Valkey) server v=((\d+)[\d.]*)", version)
     return f"{found[1]} {found[2]}" if found and int(found[3]) >= 7 else ""
 
 

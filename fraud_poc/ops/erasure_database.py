@@ -168,7 +168,7 @@ def rewrite_database(connection: sa.Connection, plan: ErasurePlan, live: dict) -
     update_rows(connection, labels.c.decision_id, new_labels)
     connection.execute(sa.delete(notes).where(notes.c.decision_id.in_(list(new_decisions))))
     unlinked = {number: {"order_id": ident, "note": ""} for number, ident in others.items()}
-    changed["statements"] = update_rows(connection, labels.c.id, unlinked)
+    changed["assertions"] = update_rows(connection, labels.c.id, unlinked)
     return changed | {"notes": clear_database_notes(connection, plan)}
 
 # %% ../../nbs/84_erasure_database.ipynb #c039

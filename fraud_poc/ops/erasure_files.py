@@ -106,7 +106,7 @@ def rewrite_waiting(path: Path, plan: ErasurePlan) -> None:
 
 def rewrite_log(settings: Settings, plan: ErasurePlan, journal: dict) -> dict[str, int]:
     "Rewrite the log and note the new checksums in its manifest; parts and rows changed."
-    folder, changed = settings.batch.folder, {"parts": 0, "events": 0, "labels": 0, "statements": 0}
+    folder, changed = settings.batch.folder, {"parts": 0, "events": 0, "labels": 0, "assertions": 0}
     path = folder / LOG / "manifest.json"
     if not path.exists():
         return changed
@@ -114,7 +114,7 @@ def rewrite_log(settings: Settings, plan: ErasurePlan, journal: dict) -> dict[st
     for part in manifest["parts"]:
         if part.get("statements"):
             file = part_path(folder, "statements", part["name"])
-            changed["statements"] += rewrite_file(file, plan, journal["last"])
+            changed["assertions"] += rewrite_file(file, plan, journal["last"])
         if "last_entry" in part and part["name"] in journal["ends"]:
             part["last_entry"] = journal["ends"][part["name"]]
         if part["name"] not in journal["marks"]:
