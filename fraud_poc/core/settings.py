@@ -170,6 +170,10 @@ class ColumnsSection(Section):
     currencies: dict[Annotated[str, Field(pattern=r"^[A-Z0-9]{3,8}$")], Currency]  # code -> decimals and rate
     entities: list[str] = Field(min_length=1)
     categories: list[str]
+    numbers: dict[str, Annotated[int, Field(ge=0, le=6)]]  # column -> decimals, as of the amount
+    flags: list[str]  # yes or no
+    vocabularies: dict[str, Annotated[list[str], Field(min_length=1)]]  # column -> the values that are told apart
+    times: list[str]  # further times, written as `time` is
     shared: dict[str, Annotated[list[str], Field(min_length=2)]]  # kind of entity -> columns that name one of it
     missing_values: list[str]  # texts that stand for a missing value, beside an empty one
     normalise: dict[str, list[Literal["trim", "lower", "nfc", "nfkc", "ip"]]]  # column -> forms, applied in order
@@ -181,10 +185,27 @@ class ColumnsSection(Section):
         return [*self.entities, *self.categories]
 
     @property
+    def measured(self) -> dict[str, int]:
+        "Columns whose values are kept as integers, and their decimals; times are seconds with three."
+        whole = dict.fromkeys([*self.flags, *self.vocabularies], 0)
+        return self.numbers | whole | dict.fromkeys(self.times, 3)
+
+    @property
+    def kept(self) -> list[str]:
+        "Columns of which the log keeps 64 bits for each event: keyed hashes and integers."
+        return [*self.kept_with_labels, *self.categories]
+
+    @property
+    def kept_with_labels(self) -> list[str]:
+        "Columns whose 64 bits the log keeps for the event of each label."
+        return [*self.entities, *self.measured]
+
+    @property
     def meaning(self) -> dict[str, Any]:
         "What decides how columns are read; settings added later are left out while empty, so that its hash stays."
         given = self.model_dump(exclude=None if self.time_format == "index" else {"time_unit", "time_start"})
         later = ("normalise", "stand_ins", "currency", "currencies", "shared")
+        later += ("numbers", "flags", "vocabularies", "times")
         return {name: value for name, value in given.items() if value or name not in later}
 
     @property
@@ -250,21 +271,23 @@ class ColumnsSection(Section):
 
     @model_validator(mode="after")
     def _distinct(self):
-        names = [*self.hashed, self.amount, self.currency]
+        measured = [*self.numbers, *self.flags, *self.vocabularies, *self.times]
+        names = [*self.hashed, *measured, self.amount, self.currency]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"column {twice[0]!r} is named twice among entities, categories, amount and currency: name it once"
+                f"column {twice[0]!r} is named twice among entities, categories, numbers, flags, vocabularies, times, "
+                "amount and currency: name it once"
             )
+        if both := sorted({self.time, *self.id} & set(measured)):
+            raise ValueError(f"column {both[0]!r} is the time or in the id, too: copy it under another name")
         for setting, allowed in (("normalise", {*self.id, *self.hashed}), ("stand_ins", {*self.hashed})):
             if strange := sorted(getattr(self, setting).keys() - allowed):
                 raise ValueError(f"columns.{setting} names {strange[0]!r}: use one of {', '.join(sorted(allowed))}")
         check_shared(self.shared, self.entities, (self.normalise, self.stand_ins))
         taken = sorted({"seq", "id", "id_key", "time", "known", "label", "previous"} & set(names))
         if taken:
-            raise ValueError(
-                f"{taken[0]!r} is a column of the log itself: rename that entity, category or amount in your data"
-            )
+            raise ValueError(f"{taken[0]!r} is a column of the log itself: rename that column in your data")
         return self
 
 # %% ../../nbs/00_settings.ipynb #c013
@@ -331,13 +354,14 @@ class LimitsSection(Section):
 
 # %% ../../nbs/00_settings.ipynb #c017
 class FeaturesSection(Section):
-    "The feature table and the bounds of an entity's state."
+    "The feature table, the columns derived for it, and the bounds of an entity's state."
 
     retention: str  # longest window plus delay
     forget_after: str  # an entity unseen for so long is new again
     exact_events: int = Field(ge=16, le=1024)  # recent events kept exactly
     set_size: int = Field(ge=1, le=256)  # values kept in a set
     rows: list[str] = Field(min_length=1)  # feature rows as text
+    derived: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], str]  # column -> expression over an event's columns
 
     @model_validator(mode="after")
     def _durations(self):

@@ -189,7 +189,7 @@ def replay_log(
     names: Names,
     prefix: bytes,  # of the new generation
     stepper: Stepper,
-    columns: list[str],  # columns.hashed
+    columns: list[str],  # columns.kept
     after: int,  # last sequence number that the states know
     tick: Callable[[int], None],  # called with entries replayed
 ) -> int:  # last sequence number that they know now
@@ -437,7 +437,7 @@ def _catch_up(
             after = archive_log(writer.client, names, settings.batch.folder / "live_log", old, after, tick)
         else:
             after = replay_log(
-                writer, names, names.states(meta.generation), stepper, settings.columns.hashed, after, tick
+                writer, names, names.states(meta.generation), stepper, settings.columns.kept, after, tick
             )
         if switch(writer.client, names, found, meta, seq, fresh):
             return after

@@ -280,7 +280,7 @@ def events_of_archive(path: Path, columns: ColumnsSection) -> EventKeys:
     `ValueError` when it was written with other columns.
     """
     rows = pq.read_table(path, columns=["kind", "id_key", "time", "keys"]).to_pylist()
-    if any(len(row["keys"]) != len(columns.hashed) for row in rows if row["kind"] == "event"):
+    if any(len(row["keys"]) != len(columns.kept) for row in rows if row["kind"] == "event"):
         raise ValueError(f"{path} has other columns: put the settings back that wrote it")
     return events_of_entries(columns, [Entry(**row) for row in rows])
 

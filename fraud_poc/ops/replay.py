@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ..core.events import Actor
 from ..core.files import Progress
-from ..core.reading import Event, event_fields
+from ..core.reading import Event, event_fields, measured_values
 from ..core.settings import ColumnsSection, Settings, with_values
 from ..data.log import copy_stretch, hash_secret, part_path, read_manifest, read_part
 from fraud_poc.features.batch import (
@@ -77,9 +77,9 @@ def with_ms(part: pa.Table) -> pa.Table:
 def recorded_events(part: pa.Table, columns: ColumnsSection) -> Iterator[tuple[int, Event]]:
     "Positions and events of a part."
     for row in with_ms(part).to_pylist():
-        keys = {name: row[f"{name}_key"] for name in columns.hashed}
+        keys = {name: row[f"{name}_key"] for name in columns.kept}
         shown = {"id": row["id"], "time": row["time"], "amount": row[columns.amount]}
-        body = json.dumps(shown | {name: row[name] for name in columns.hashed}).encode()
+        body = json.dumps(shown | {name: row[name] for name in columns.kept}).encode()
         yield row["seq"], Event(row["id"], row["id_key"], row["time"], row[columns.amount], keys, body)
 
 
@@ -133,7 +133,7 @@ def recorded(
 
     Raises `ValueError` when the event of a label is not there.
     """
-    parts, names, count = read_manifest(settings.batch.folder)["parts"][after:], settings.columns.entities, 0
+    parts, names, count = read_manifest(settings.batch.folder)["parts"][after:], settings.columns.kept_with_labels, 0
     events = earlier_events(settings, parts)
     newest = {id_key: time for id_key, time in events}
     for part in parts:
@@ -222,7 +222,7 @@ def items_of(
     entries: list[Entry],  # of the live log, in sequence
 ) -> EntityItems:  # `row` = index of each item's entry
     "The items of a live log for one entity."
-    at = {name: index for index, name in enumerate(columns.hashed)}
+    at = {name: index for index, name in enumerate(columns.kept)}
     column = lambda name: np.array([e.keys[at[name]] if at[name] < len(e.keys) else 0 for e in entries], np.uint64)
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
     id_keys = np.array([e.id_key for e in entries], np.uint64)
@@ -444,7 +444,7 @@ def raw_orders(
         for row in read_part(settings.batch.folder, "events", part["name"]).to_pylist():
             ms = round(row["time"].timestamp() * 1000)
             known = {columns.id[0]: row["id"]} if len(columns.id) == 1 else {}
-            known |= {name: row[name] for name in columns.hashed}
+            known |= {name: row[name] for name in columns.hashed} | measured_values(columns, row)
             known |= {
                 columns.amount: row[columns.amount] / 10**columns.decimals,
                 columns.currency: settings.domain.currency,
