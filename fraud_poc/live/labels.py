@@ -170,10 +170,8 @@ def batch_log_rows(
     "What the batch log knows of some ids."
     import pyarrow as pa
 
-    wanted, names = (
-        pa.array(sorted(set(id_keys)), pa.uint64()),
-        [f"{name}_key" for name in settings.columns.kept_with_labels],
-    )
+    wanted = pa.array(sorted(set(id_keys)), pa.uint64())
+    names = [f"{name}_key" for name in settings.columns.kept_with_labels]
     own, events, changes, last, newest = SOURCES.index(settings.labels.source), {}, {}, {}, {}
     columns = ["seq", "time", "said", "source", "known", "kind", "retracts"]
     for part in read_manifest(settings.batch.folder)["parts"]:
