@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TOTALS', 'RECENT_EVENTS', 'VALUES', 'PREVIOUS', 'EVENT', 'THEMES', 'OF_GROUP', 'NO_EVENTS', 'NO_NUMBER', 'COUNT',
-           'SUM', 'MEAN', 'RATIO', 'STD', 'MIN', 'MAX', 'FRAUD_COUNT', 'FRAUD_RATE', 'TIME_SINCE', 'AGE', 'LAG',
-           'DISTINCT', 'KNOWN_BEFORE', 'SAME_AS_LAST', 'DAY_MS', 'HOUR_MS', 'VALUE', 'HOUR', 'NIGHT', 'WEEKDAY',
-           'WEEKEND', 'MEDIAN', 'FROM_TOTALS', 'FROM_STATE', 'FROM_EVENT', 'AGGREGATES', 'Schema', 'Words', 'Aggregate',
-           'Past', 'index_in_set', 'hour_of', 'weekday_of']
+           'SUM', 'MEAN', 'RATIO', 'STD', 'Z_SCORE', 'MIN', 'MAX', 'FRAUD_COUNT', 'FRAUD_RATE', 'TIME_SINCE', 'AGE',
+           'LAG', 'DISTINCT', 'KNOWN_BEFORE', 'SAME_AS_LAST', 'DAY_MS', 'HOUR_MS', 'VALUE', 'IS', 'CODE', 'HOUR',
+           'NIGHT', 'WEEKDAY', 'WEEKEND', 'MEDIAN', 'FROM_TOTALS', 'FROM_STATE', 'FROM_EVENT', 'AGGREGATES', 'Schema',
+           'Words', 'Aggregate', 'Past', 'index_in_set', 'hour_of', 'weekday_of']
 
 # %% ../../nbs/21_aggregates.ipynb #c003
 import math
@@ -59,6 +59,7 @@ THEMES = {
     "fraud": "known frauds",
     "hour": "time of day",
     "weekday": "day of the week",
+    "choice": "kind of event",
 }
 
 
@@ -237,6 +238,41 @@ STD = Aggregate(
     read=_read_std,
     naive=_naive_std,
     schema=Schema("amount", "fewer than 2 events in the group"),
+    words=Words("amount", "{deviations}"),
+    needs=SUMS | SQUARES,
+    column="number",
+)
+
+
+@inlined
+def _read_z_score(total, amount, scale):
+    n = total[EVENTS]
+    if n < 2 or amount == NO_NUMBER:
+        return np.nan
+    spread = spread_of(total)
+    if spread == 0:
+        return np.nan
+    return float(n * amount - total[TOTAL]) / float(n) / np.sqrt(spread / (float(n) * float(n - 1)))
+
+
+def _naive_z_score(past: Past) -> float:
+    n, deviation = len(past.amounts), _naive_std(past) * past.scale
+    if past.amount == NO_NUMBER or not deviation > 0:
+        return math.nan
+    spread = n * sum(a * a for a in past.amounts) - sum(past.amounts) ** 2
+    rounded = float(spread >> 64) * 2.0**64 + float(spread & (2**64 - 1))
+    return float(n * past.amount - sum(past.amounts)) / n / math.sqrt(rounded / (float(n) * (n - 1)))
+
+
+Z_SCORE = Aggregate(
+    name="ZScore",
+    word="z_score",
+    meaning="this amount's distance from the mean, in standard deviations",
+    takes=OF_GROUP,
+    reads=TOTALS,
+    read=_read_z_score,
+    naive=_naive_z_score,
+    schema=Schema("deviations", "fewer than 2 events in the group, or all alike", low=-math.inf),
     words=Words("amount", "{deviations}"),
     needs=SUMS | SQUARES,
     column="number",
@@ -516,7 +552,7 @@ def _moment(past: Past) -> datetime:
 VALUE = Aggregate(
     name="Value",
     word="",
-    meaning="the amount",
+    meaning="the amount, or another number",
     takes=("column",),
     reads=EVENT,
     read=_read_value,
@@ -524,6 +560,32 @@ VALUE = Aggregate(
     schema=Schema("amount", low=-math.inf),
     words=Words("amount"),
     column="number",
+)
+
+IS = Aggregate(
+    name="Is",
+    word="is",
+    meaning="1 if the column has the value",
+    takes=("column", "value"),
+    reads=EVENT,
+    read=_read_value,
+    naive=VALUE.naive,
+    schema=Schema("yes or no", "the event has no value", high=1.0),
+    words=Words("choice", "{column} is {choice}", "{column} is not {choice}", missing="no {column} given"),
+    column="choice",
+)
+
+CODE = Aggregate(
+    name="Code",
+    word="code",
+    meaning="position of the value in the column's vocabulary",
+    takes=("column",),
+    reads=EVENT,
+    read=_read_value,
+    naive=VALUE.naive,
+    schema=Schema("position", "the event has no value"),
+    words=Words("choice", "{column} is {choice}", missing="no {column} given"),
+    column="choice",
 )
 
 HOUR = Aggregate(
@@ -624,7 +686,7 @@ MEDIAN = Aggregate(
 )
 
 # %% ../../nbs/21_aggregates.ipynb #c039
-FROM_TOTALS = (COUNT, SUM, MEAN, STD, MIN, MAX, RATIO, FRAUD_COUNT, FRAUD_RATE)
+FROM_TOTALS = (COUNT, SUM, MEAN, STD, MIN, MAX, RATIO, Z_SCORE, FRAUD_COUNT, FRAUD_RATE)
 FROM_STATE = (TIME_SINCE, AGE, LAG, MEDIAN, DISTINCT, KNOWN_BEFORE, SAME_AS_LAST)
-FROM_EVENT = (VALUE, HOUR, WEEKDAY, WEEKEND, NIGHT)
+FROM_EVENT = (VALUE, IS, CODE, HOUR, WEEKDAY, WEEKEND, NIGHT)
 AGGREGATES = {aggregate.name: aggregate for aggregate in (*FROM_TOTALS, *FROM_STATE, *FROM_EVENT)}

@@ -203,10 +203,10 @@ def _two_real(operation, a, b):
     if operation == REAL_MOST:
         return max(a, b)
     if operation == REAL_BELOW:
-        return float(a < b)
+        return 1.0 if a < b else 0.0
     if operation == REAL_AT_MOST:
-        return float(a <= b)
-    return float(a == b)
+        return 1.0 if a <= b else 0.0
+    return 1.0 if a == b else 0.0
 
 
 @inner
@@ -219,9 +219,9 @@ def _two(operation, stack, top):
             if known[side] and whole[side] == decides:
                 whole[top], known[top] = decides, 1
                 return
-        whole[top], known[top] = 1 - decides, known[top] and known[top + 1]
+        whole[top], known[top] = 1 - decides, known[top] & known[top + 1]
         return
-    known[top] = known[top] and known[top + 1]
+    known[top] &= known[top + 1]
     if not known[top]:
         return
     if operation < AND:
@@ -238,17 +238,16 @@ def _several(operation, stack, top):
     "Choose the second or third operand by the first, or the distance between two places; the result is at `top`."
     whole, real, known = stack
     if operation == DISTANCE:
-        known[top] = known[top] and known[top + 1] and known[top + 2] and known[top + 3]
+        known[top] &= known[top + 1] & known[top + 2] & known[top + 3]
         if known[top]:
             north, north_2 = math.radians(real[top]), math.radians(real[top + 2])
             east = math.radians(real[top + 3] - real[top + 1])
-            half = (
-                math.sin((north_2 - north) / 2.0) ** 2 + math.cos(north) * math.cos(north_2) * math.sin(east / 2.0) ** 2
-            )
+            half = math.sin((north_2 - north) / 2.0) ** 2
+            half += math.cos(north) * math.cos(north_2) * math.sin(east / 2.0) ** 2
             real[top] = 2.0 * EARTH_KM * math.asin(math.sqrt(min(1.0, half)))
         return
     taken = top + 1 if whole[top] else top + 2
-    known[top] = known[top] and known[taken]
+    known[top] &= known[taken]
     whole[top], real[top] = whole[taken], real[taken]
 
 

@@ -465,7 +465,9 @@ class LabelWriter:
         after, states = update(history, item, priority), []
         if after.label != history.label:
             labels = after.label, history.label
-            states = step_label_states(engine.stepper, id_key, event.time, *labels, present, before.states[1:])
+            states = step_label_states(
+                engine.stepper, id_key, event.time, *labels, present, before.states[1:], event.keys
+            )
         kept = slice(1 + len(states))
         entry = encode_entry(label_entry(change, item, id_key, event, history.label, after, now))
         outcome = await engine.store.write(

@@ -150,11 +150,11 @@ def step_entry(stepper: Stepper, columns: list[str], entry: Entry, states: dict[
     state_keys = [state_key(e, keys[reader.by]) for e, reader in table.readers]
     before, tag = [states.get(key, b"") for key in state_keys], entry.id_key & 0xFFFFFFFF
     if entry.kind == "label":
-        after = step_label(stepper, entry.time, tag, entry.label, entry.previous, before)
+        after = step_label(stepper, entry.time, tag, entry.label, entry.previous, before, keys)
     else:
         after = step_event(stepper, entry.time, tag, entry.amount, keys, before)[2]
     for entity, key, state in zip(table.entities, state_keys, after):
-        if state and keys[entity.by]:
+        if state and keys[entity.key]:
             states[key] = state
 
 

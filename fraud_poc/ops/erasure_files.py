@@ -156,7 +156,7 @@ def checksums_of(parts: list[dict]) -> list[list[str]]:
 def rewrite_states(path: Path, entity: EntityPlan, plan: ErasurePlan, tags: dict[tuple[int, int], int]) -> int:
     "Rewrite a file of states; returns how many changed."
     batches = open_states(path)
-    moves = plan.state_keys(entity.by)
+    moves = plan.state_keys(entity.key)
     keys = np.array(sorted(moves), np.uint64)
     rows, states = find_states(batches, keys)
     changed = {}  # old key -> new state

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_HISTORY', 'RecordedLabel', 'with_ms', 'recorded_events', 'recorded_changes', 'earlier_events', 'recorded',
-           'Driver', 'send_recorded', 'items_of', 'Replayed', 'fold_log', 'differing_bits', 'compare',
+           'Driver', 'send_recorded', 'bits_of', 'items_of', 'Replayed', 'fold_log', 'differing_bits', 'compare',
            'differing_states', 'borrowed', 'base_states', 'served_entries', 'verify', 'replay_into', 'replay',
            'raw_orders']
 
@@ -12,7 +12,7 @@ __all__ = ['NO_HISTORY', 'RecordedLabel', 'with_ms', 'recorded_events', 'recorde
 import asyncio
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -216,14 +216,19 @@ async def send_recorded(
     return driver.sent
 
 # %% ../../nbs/80_replay.ipynb #c004
+def bits_of(columns: ColumnsSection, entries: list[Entry]) -> Callable[[str], np.ndarray]:
+    "A function that gives the (n,) uint64 of a column in some entries; 0 where a label's do not reach so far."
+    at = {name: index for index, name in enumerate(columns.kept)}
+    return lambda name: np.array([e.keys[at[name]] if at[name] < len(e.keys) else 0 for e in entries], np.uint64)
+
+
 def items_of(
     entity: EntityPlan,
     columns: ColumnsSection,
     entries: list[Entry],  # of the live log, in sequence
 ) -> EntityItems:  # `row` = index of each item's entry
     "The items of a live log for one entity."
-    at = {name: index for index, name in enumerate(columns.kept)}
-    column = lambda name: np.array([e.keys[at[name]] if at[name] < len(e.keys) else 0 for e in entries], np.uint64)
+    column = bits_of(columns, entries)
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
     id_keys = np.array([e.id_key for e in entries], np.uint64)
     keys, row, items = event_items(entity, number("time"), number("amount"), column, id_keys)
@@ -232,7 +237,7 @@ def items_of(
     if entity.labels:
         labels = [np.where(is_event, -1, number(field)).astype(np.int8)[row] for field in ("label", "previous")]
         items = items._replace(label=labels[0], previous=labels[1])
-    enters = items.reader == 0 if entity.lookups else np.ones(len(row), bool)
+    enters = items.reader == 0 if entity.has_readers else np.ones(len(row), bool)
     wanted = np.flatnonzero((keys != 0) & (is_event[row] | (changed[row] & enters)))
     return EntityItems(keys[wanted], row[wanted], pick_items(items, wanted))
 
@@ -258,7 +263,8 @@ def fold_log(
     flag_at = {reader.name: r for r, (_, reader) in enumerate(table.readers)}
     is_event = np.array([entry.kind == "event" for entry in entries], bool)
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
-    own_features(table.own, table.scale, number("time"), number("amount"), vectors)
+    values = table.calculation.values(number("time"), number("amount"), bits_of(columns, entries))
+    own_features(table.own, values, number("time"), vectors)
     for entity in table.entities:
         keys, indices, items = items_of(entity, columns, entries)
         order, out, folded_flags, states[entity.by], _ = fold_arrays(
@@ -266,7 +272,7 @@ def fold_log(
         )
         events = order[is_event[indices[order]]]
         out, folded_flags = out[is_event[indices[order]]], folded_flags[is_event[indices[order]]]
-        for reader, those in by_reader(entity, items.reader[events] if entity.lookups else items.reader):
+        for reader, those in by_reader(entity, items.reader[events] if entity.has_readers else items.reader):
             rows = indices[events][those]
             vectors[rows[:, None], reader.places] = out[those][:, : len(reader.places)]
             flags[rows, flag_at[reader.name]] = folded_flags[those]
