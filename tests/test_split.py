@@ -104,9 +104,12 @@ def test_a_model_judged_on_it_says_so_accepted_or_rejected(log):
         assert listed["reasons"] == judged["reasons"] and listed["table_hash"] == build_table(settings).hash
 
 
-def test_a_window_that_begins_before_the_log_names_the_days_that_fit(log):
-    with pytest.raises(ValueError, match="set training.train_days to at most"):
-        make_dataset(of(log[0], split="random", train_days=39))
+def test_of_a_log_that_is_shorter_than_the_days_all_is_drawn_from(log):
+    settings = of(log[0], split="random", train_days=400, test_days=100, validation_days=80)
+    made = make_dataset(settings)
+    assert made["windows"]["train"] == "2025-01-01"
+    rows = {name: made["splits"][name]["rows"] for name in SPLITS}
+    assert abs(rows["test"] / sum(rows.values()) - 0.2) < 0.03
 
 
 def test_another_word_is_no_split(log, root):

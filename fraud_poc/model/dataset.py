@@ -96,8 +96,11 @@ def find_windows(
             f"{as_date(known)}: set it to {as_date(latest)} at most"
         )
     test = test_end - chosen.test_days * DAY_MS
-    train_end = test - delay if chosen.split == "time" else test  # drawn events need no gap
+    train_end = test - (delay if chosen.split == "time" else 0)  # drawn events need no gap
     train = train_end - chosen.train_days * DAY_MS
+    if chosen.split != "time":
+        train = max(train, first // DAY_MS * DAY_MS)  # of a shorter log all: the days say the proportions
+        return Windows(train, train, test_end, known_end, test_end, known_end)
     if train < first // DAY_MS * DAY_MS:
         most = (train_end - first // DAY_MS * DAY_MS) // DAY_MS
         shorter = "shorten training.test_days or training.delay, or ingest a longer history"
@@ -106,8 +109,6 @@ def find_windows(
             f"the training window starts on {as_date(train)}, before the log, whose first event is of "
             f"{as_date(first)}: {remedy} (test {as_date(test)} to {as_date(test_end - 1)}, delay {chosen.delay})"
         )
-    if chosen.split != "time":
-        return Windows(train, train, test_end, known_end, test_end, known_end)
     return Windows(train, train_end - chosen.validation_days * DAY_MS, train_end, test, test_end, known_end)
 
 # %% ../../nbs/30_dataset.ipynb #7b4f
