@@ -493,6 +493,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                         'fraud_poc.data.propose.Sample.numbers': ( 'propose.html#sample.numbers',
                                                                                    'fraud_poc/data/propose.py'),
                                         'fraud_poc.data.propose._decimals': ('propose.html#_decimals', 'fraud_poc/data/propose.py'),
+                                        'fraud_poc.data.propose._json_rows': ('propose.html#_json_rows', 'fraud_poc/data/propose.py'),
                                         'fraud_poc.data.propose._key': ('propose.html#_key', 'fraud_poc/data/propose.py'),
                                         'fraud_poc.data.propose._name_rest': ('propose.html#_name_rest', 'fraud_poc/data/propose.py'),
                                         'fraud_poc.data.propose._raw_tables': ('propose.html#_raw_tables', 'fraud_poc/data/propose.py'),

@@ -123,6 +123,15 @@ def _strange(schema: pa.Schema) -> dict[str, str]:
     return found | ({"": "it has no name"} if "" in schema.names else {})
 
 
+def _json_rows(path: str) -> pa.Table:
+    "All rows of JSON Lines."
+    try:
+        with open_bytes(path) as handle:
+            return pj.read_json(handle)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no JSON Lines, one object in each line ({error})") from None
+
+
 def read_sample(path: str) -> Sample:
     "Read a file to look at; `ValueError` says what is wrong with it."
     defaults = tomllib.loads(DEFAULTS.read_text(encoding="utf-8"))
@@ -133,11 +142,7 @@ def read_sample(path: str) -> Sample:
     else:
         lines, data = False, b""
     if lines:
-        try:
-            with open_bytes(path) as handle:
-                raw = pj.read_json(handle)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is no JSON Lines, one object in each line ({error})") from None
+        raw = _json_rows(path)
         left, tables = _strange(raw.schema), iter([raw])
     else:
         source = find_sources(path)[0]
@@ -825,7 +830,7 @@ def write_proposal(
         source = path.with_suffix(".parquet")
         if source.exists() and not force:
             raise ValueError(f"{source} exists, where the events would be copied to: overwrite it with --force")
-        write_parquet(source, proposal.sample.table)
+        write_parquet(source, _json_rows(proposal.sample.path).select(proposal.sample.table.column_names))
     local = "://" not in str(proposal.sample.path)
     events = os.path.relpath(source, path.absolute().parent) if local else str(proposal.sample.path)
     stem = path.stem if path.stem != "proposed" else source.name.split(".")[0]
