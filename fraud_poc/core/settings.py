@@ -400,6 +400,7 @@ class TrainingSection(Section):
 
     test_days: int = Field(ge=1)  # the last days whose labels are due test the model
     test_end: str  # ISO date before which they end, UTC; "" = as late as the labels allow
+    split: Literal["time", "random", "stratified"]  # time: the test comes last; else events are drawn
     delay: str  # how long most labels take: gap between training and test, and after the test
     train_days: int = Field(ge=1)  # days before the gap that the model learns from
     validation_days: int = Field(ge=1)  # the last of these days: early stopping, calibration, thresholds of the policy
@@ -411,10 +412,11 @@ class TrainingSection(Section):
     def meaning(self) -> dict[str, Any]:
         """What a dataset follows from.
 
-        `test_end`, which was added later, is left out while it is empty: a hash over the other settings
-        stays the same.
+        `test_end` and `split`, which were added later, are left out while they change nothing: a hash over
+        the other settings stays the same.
         """
-        return {name: value for name, value in self.model_dump().items() if value or name != "test_end"}
+        later = {"test_end": "", "split": "time"}
+        return {name: value for name, value in self.model_dump().items() if value != later.get(name)}
 
     @model_validator(mode="after")
     def _room(self):
