@@ -191,6 +191,7 @@ def with_reasons(
         bodies,
         columns.decimals,
         top,
+        columns.amount,
     )
     for i, reasons in zip(indices, reasons_of_each):
         explained[i]["reasons"] = [asdict(reason) for reason in reasons]

@@ -152,7 +152,7 @@ def feature_groups(bundle: Bundle) -> list[tuple[tuple, list[Row], float]]:
             [*columns["id"], columns["time"], columns["amount"], *columns["entities"], *columns["categories"]]
         )
     )
-    rows, themes = layout(tuple(bundle.names), fields)
+    rows, themes = layout(tuple(bundle.names), fields, columns["amount"])
     weight, found = np.abs(contributions(bundle.booster, bundle.sample)[:, :-1].astype(np.float64)).sum(axis=0), {}
     for index, (about, by, column) in enumerate(themes):
         found.setdefault((about, by, "" if about in ("distinct", "together", "other") else column), []).append(index)
