@@ -9,7 +9,7 @@ __all__ = ['BROKEN', 'MAX_TEXT', 'TOO_LONG', 'INTEGERS', 'NOT_FINITE', 'BELOW_MI
            'identity_text', 'number_text', 'finite', 'declared_currency', 'amount_units', 'base_units', 'nonexistent',
            'iso_us', 'iso_ms', 'local_ms', 'day_end', 'date_ms', 'beyond_clock', 'number_pattern', 'plain_number',
            'reads_clock', 'iso_text', 'Field', 'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of',
-           'Measures', 'measured_values', 'EventReader']
+           'moment_ms', 'Measures', 'measured_values', 'EventReader']
 
 # %% ../../nbs/02_reading.ipynb #c003
 import hashlib
@@ -412,16 +412,44 @@ MEASURES = ("decimal", "flag", "choice", "moment")  # parts of an event that are
 NO_FLAG, TOO_MANY_UNITS = "is neither yes nor no", "is above 2**36 of its smallest unit"
 
 
+def moment_ms(
+    value: Any,
+    number: bool,  # times are numbers; else ISO text
+    columns: ColumnsSection,
+    zone: ZoneInfo | None,  # of times without an offset; None = UTC
+) -> int:
+    "A time, UTC ms; raises `InvalidValue`."
+    if number:
+        ms = finite(value, "time") * columns.tick_ms + columns.origin_ms
+        return round(max(-FAR, min(FAR, ms)))
+    if type(value) is str:
+        return iso_ms(value, zone)
+    expected = "must not be null" if value is None else "input should be text with an ISO date or time"
+    raise InvalidValue(expected, "datetime_type")
+
+
 class Measures:
     "Reads numbers, flags and values of vocabularies."
 
     def __init__(self, settings: Settings):
-        columns = settings.columns
-        self.decimals, self.yes_or_no = columns.numbers, yes_or_no(missing_words(columns))
+        self.columns = columns = settings.columns
+        self.missing = missing_words(columns)
+        self.yes_or_no = yes_or_no(self.missing)
+        self.zone = None if columns.timezone == "UTC" else ZoneInfo(columns.timezone)
         self.choices = {
             name: {one_text(value): index for index, value in enumerate(values)}
             for name, values in columns.vocabularies.items()
         }
+
+    def bits(self, field: Field, value: Any) -> int:
+        "The 64 bits of a value, 0 = missing; raises `InvalidValue`."
+        if value is None or type(value) is str and is_missing(value, self.missing):
+            if field.optional:
+                return 0
+            raise InvalidValue("must not be null or empty: list the field in service.optional if it may be", "missing")
+        if field.part == "moment":
+            return bits_of(moment_ms(value, self.columns.time_format != "iso", self.columns, self.zone))
+        return bits_of(self.number(field, value))
 
     def number(
         self,
@@ -430,7 +458,7 @@ class Measures:
     ) -> int:  # of the column's smallest unit
         "A value as an integer; raises `InvalidValue`."
         if field.part == "decimal":
-            units = round(finite(value, "number") * 10 ** self.decimals[field.name])
+            units = round(finite(value, "number") * 10 ** self.columns.numbers[field.name])
             if abs(units) > MAX_MINOR_UNITS:
                 raise InvalidValue(f"number {TOO_MANY_UNITS}", "less_than_equal")
             return units
@@ -492,23 +520,12 @@ class EventReader:
             (self.names.index(name), name) for name in numbers
         ]  # times and amounts that are part of the id
         self.earliest, self.latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
-        self.skew, zone = duration_ms(settings.live.future_skew), settings.columns.timezone
-        self.origin = settings.columns.origin_ms
-        self.zone = None if zone == "UTC" else ZoneInfo(zone)
-
-    def moment_ms(self, value: Any, number: bool) -> int:
-        "A time, given as a number or a text, UTC ms; raises `InvalidValue`."
-        if number:
-            ms = finite(value, "time") * self.settings.columns.tick_ms + self.origin
-            return round(max(-FAR, min(FAR, ms)))
-        if type(value) is str:
-            return iso_ms(value, self.zone)
-        expected = "must not be null" if value is None else "input should be text with an ISO date or time"
-        raise InvalidValue(expected, "datetime_type")
+        self.skew = duration_ms(settings.live.future_skew)
+        self.zone = self.measures.zone
 
     def time_ms(self, field: Field, value: Any) -> int:
         "A time within the limits, UTC ms; raises `InvalidValue`."
-        ms = self.moment_ms(value, field.part == "number")
+        ms = moment_ms(value, field.part == "number", self.settings.columns, self.zone)
         if ms < self.earliest:
             raise InvalidValue(f"time {TOO_EARLY}", "datetime_past")
         if ms >= self.latest:
@@ -540,22 +557,12 @@ class EventReader:
                 elif part == "amount":
                     parsed[name] = base_units(value, parsed, self.settings, self.conversions)
                 elif part in MEASURES:
-                    parsed[name] = self.measured_bits(field, value)
+                    parsed[name] = self.measures.bits(field, value)
                 else:
                     parsed[name] = self.time_ms(field, value)
             except InvalidValue as error:
                 errors.append(FieldError(name, *error.args))
         return parsed, errors
-
-    def measured_bits(self, field: Field, value: Any) -> int:
-        "The bits of a value that is calculated with, 0 = missing; raises `InvalidValue`."
-        if value is None or type(value) is str and is_missing(value, self.missing):
-            if field.optional:
-                return 0
-            raise InvalidValue("must not be null or empty: list the field in service.optional if it may be", "missing")
-        if field.part == "moment":
-            return bits_of(self.moment_ms(value, self.settings.columns.time_format != "iso"))
-        return bits_of(self.measures.number(field, value))
 
     def read_values(
         self,

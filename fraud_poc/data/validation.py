@@ -387,9 +387,8 @@ def check_events(
         checks += [Check(name, text, f"{name} is not valid UTF-8", broken(text)), long_check(name, text)]
     ms, state = as_times(batch[columns.time], columns, settings.input)
     checks += time_checks(columns.time, batch[columns.time], ms, state, settings, now=now)
-    amount, more = amounts_of(batch, settings)
+    (amount, more), measured = amounts_of(batch, settings), {}
     checks += more
-    measured = {}
     for name in columns.measured:
         measured[f"{name}_key"], more = measured_of(name, batch[name], settings)
         hashed[name], checks = as_text(batch[name], missing), checks + more

@@ -571,7 +571,7 @@ IS = Aggregate(
     read=_read_value,
     naive=VALUE.naive,
     schema=Schema("yes or no", "the event has no value", high=1.0),
-    words=Words("choice", "{column} is {choice}", "{column} is not {choice}", missing="no {column} given"),
+    words=Words("choice", "{choice}", missing="kind of event not given"),
     column="choice",
 )
 
@@ -584,7 +584,7 @@ CODE = Aggregate(
     read=_read_value,
     naive=VALUE.naive,
     schema=Schema("position", "the event has no value"),
-    words=Words("choice", "{column} is {choice}", missing="no {column} given"),
+    words=Words("choice", "{choice}", missing="kind of event not given"),
     column="choice",
 )
 

@@ -561,6 +561,23 @@ def _step_one(plan, state, event, amount, columns, features, enters, data, vecto
     return flags
 
 # %% ../../nbs/23_fold.ipynb #c045
+@pasted
+def _values_of(event, is_label, calculated):
+    "Fill in the values of an event or of a label's event, whose amount is not known."
+    values, code, ends, stack = calculated
+    values[0, 0], values[1, 0] = 0 if is_label else 2 * event[AMOUNT_AT] + 1, 2 * event[TIME_AT] + 1
+    calculate(code, ends, values, stack)
+    return values
+
+
+@inlined
+def _enters(values, takes_in, amount, is_label):
+    "Whether an event, or the event of a label, belongs to a history."
+    if amount == NO_NUMBER and not is_label:
+        return False
+    return takes_in[1] < 0 or values[takes_in[1], 0] == HOLDS
+
+
 @short
 def step_entities(
     event,  # (KEYS_AT + C + V,) int64: numbers, keys and values, see the constants above
@@ -570,10 +587,7 @@ def step_entities(
     starts,
     keep,  # how many of the first ones have states of their own; the others are lookups
     own,  # as in FeatureTable
-    values,  # (V, 1) int64: the values of the event
-    code,  # of the Calculation
-    code_ends,
-    stack,
+    calculated,  # (V, 1) int64: space for the event's values; code and ends of the Calculation; a Stack
     vector,  # (F,) float: receives the features, in the table's order
     out,  # as much space as one entity needs
     room,  # uint8: receives the new states, end to end; empty for those that stay as they are
@@ -581,8 +595,7 @@ def step_entities(
 ):  # -> entities, or -1 - e when the state of entity e is damaged
     "Take one event or label in, for all entities."
     read, wrote, is_label = np.int64(0), np.int64(0), _is_label(event)
-    values[0, 0], values[1, 0] = 0 if is_label else 2 * event[AMOUNT_AT] + 1, 2 * event[TIME_AT] + 1
-    calculate(code, code_ends, values, stack)
+    values = _values_of(event, is_label, calculated)
     if not is_label:
         vector[:] = np.nan
         own_features(own, values, event[TIME_AT:TAG_AT], vector.reshape(1, -1))
@@ -595,9 +608,8 @@ def step_entities(
         if not is_label and event[KEYS_AT + columns[0]] == 0:
             continue
         takes_in = _cut(ints, starts[e], ARRAYS.takes_in)
-        amount, enters = number_at(values, takes_in[0], 0), e < keep
-        if enters and (amount == NO_NUMBER and not is_label or takes_in[1] >= 0 and values[takes_in[1], 0] != HOLDS):
-            enters = False
+        amount = number_at(values, takes_in[0], 0)
+        enters = e < keep and _enters(values, takes_in, amount, is_label)
         if is_label and not enters:
             continue
         state = _state_at(ints, starts[e], plan)

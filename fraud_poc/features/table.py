@@ -524,7 +524,8 @@ class Stepper:
             takes_in = np.array(entities[e].takes_in(calculation), np.int64)
             laid.append(EntityLayout(plan, np.array(columns, np.int64), reader.places, takes_in))
         values = self.event[KEYS_AT + len(self.columns) : len(self.event) - 2 * n].reshape(-1, 1)
-        fixed = (*lay_out(laid), len(entities), table.own, values, calculation.code, calculation.ends, new_stack())
+        calculated = values, calculation.code, calculation.ends, new_stack()
+        fixed = (*lay_out(laid), len(entities), table.own, calculated)
         self.arrays = (self.event, self.ends, self.flags, *fixed, self.vector, out, self.room)
         self.run((0, 0, 0, -1, -1), [1] * (len(self.columns) + len(self.inputs)), [b""] * n)
 

@@ -464,10 +464,8 @@ class LabelWriter:
         update = with_assertion if isinstance(change, LabelAssertion) else without_assertion
         after, states = update(history, item, priority), []
         if after.label != history.label:
-            labels = after.label, history.label
-            states = step_label_states(
-                engine.stepper, id_key, event.time, *labels, present, before.states[1:], event.keys
-            )
+            known = present, before.states[1:], event.keys
+            states = step_label_states(engine.stepper, id_key, event.time, after.label, history.label, *known)
         kept = slice(1 + len(states))
         entry = encode_entry(label_entry(change, item, id_key, event, history.label, after, now))
         outcome = await engine.store.write(

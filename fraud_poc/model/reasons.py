@@ -231,13 +231,9 @@ class Phrases:
         unit = self.row.aggregate.schema.unit
         if unit == "amount":
             return self.view.money(self.amount)
-        return (
-            duration_words(self.amount)
-            if unit == "seconds"
-            else f"{self.amount:.0%}"
-            if unit == "share"
-            else number_words(self.amount)
-        )
+        if unit == "seconds":
+            return duration_words(self.amount)
+        return f"{self.amount:.0%}" if unit == "share" else number_words(self.amount)
 
     def number(self) -> str:
         return f"{self.amount:,.0f}" if self.amount else "no"
@@ -255,11 +251,9 @@ class Phrases:
         preposition = "of" if self.row.by.lower().endswith("_id") or self.row.role else "with"
         return f"{preposition} this {self.entity()}{role_words(self.row)}"
 
-    def column(self) -> str:
-        return readable(self.row.column)
-
     def choice(self) -> str:
-        return self.row.value or str(self.view.event.get(self.row.column))
+        is_ = "is" if self.amount or not self.row.value else "is not"
+        return f"{readable(self.row.column)} {is_} {self.row.value or self.view.event.get(self.row.column)}"
 
     def events(self) -> str:
         return f"{plural(self.view.noun)} {self.of_entity()}"
