@@ -9,7 +9,7 @@ __all__ = ['BROKEN', 'MAX_TEXT', 'TOO_LONG', 'INTEGERS', 'NOT_FINITE', 'BELOW_MI
            'identity_text', 'number_text', 'finite', 'declared_currency', 'amount_units', 'base_units', 'nonexistent',
            'iso_us', 'iso_ms', 'local_ms', 'day_end', 'date_ms', 'beyond_clock', 'number_pattern', 'plain_number',
            'reads_clock', 'iso_text', 'Field', 'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of',
-           'moment_ms', 'Measures', 'measured_values', 'EventReader']
+           'given_ms', 'Measures', 'measured_values', 'EventReader']
 
 # %% ../../nbs/02_reading.ipynb #c003
 import hashlib
@@ -412,7 +412,7 @@ MEASURES = ("decimal", "flag", "choice", "moment")  # parts of an event that are
 NO_FLAG, TOO_MANY_UNITS = "is neither yes nor no", "is above 2**36 of its smallest unit"
 
 
-def moment_ms(
+def given_ms(
     value: Any,
     number: bool,  # times are numbers; else ISO text
     columns: ColumnsSection,
@@ -448,7 +448,7 @@ class Measures:
                 return 0
             raise InvalidValue("must not be null or empty: list the field in service.optional if it may be", "missing")
         if field.part == "moment":
-            return bits_of(moment_ms(value, self.columns.time_format != "iso", self.columns, self.zone))
+            return bits_of(given_ms(value, self.columns.time_format != "iso", self.columns, self.zone))
         return bits_of(self.number(field, value))
 
     def number(
@@ -525,7 +525,7 @@ class EventReader:
 
     def time_ms(self, field: Field, value: Any) -> int:
         "A time within the limits, UTC ms; raises `InvalidValue`."
-        ms = moment_ms(value, field.part == "number", self.settings.columns, self.zone)
+        ms = given_ms(value, field.part == "number", self.settings.columns, self.zone)
         if ms < self.earliest:
             raise InvalidValue(f"time {TOO_EARLY}", "datetime_past")
         if ms >= self.latest:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS_MS', 'BLANKS', 'PLAIN_NUMBER', 'LATER', 'MAX_MINOR_UNITS', 'ENVIRONMENT', 'RENAMED', 'DEFAULTS', 'WORDS',
            'duration_ms', 'plain_value', 'reads_dates', 'Section', 'DomainSection', 'InputSection', 'Currency',
-           'ratio_of', 'check_shared', 'check_columns', 'ColumnsSection', 'LabelsSection', 'LimitsSection',
+           'ratio_of', 'check_shared', 'check_named', 'ColumnsSection', 'LabelsSection', 'LimitsSection',
            'FeaturesSection', 'BatchSection', 'SampleSection', 'TrainingSection', 'ModelSection', 'AcceptanceSection',
            'LiveSection', 'ServiceSection', 'PolicySection', 'DatabaseSection', 'is_time_zone', 'DeskSection',
            'FeedSection', 'Settings', 'nearest_setting', 'without_password', 'read_settings', 'load_settings',
@@ -159,7 +159,7 @@ def check_shared(
 LATER = ("normalise", "stand_ins", "currency", "currencies", "shared", "numbers", "flags", "vocabularies", "times")
 
 
-def check_columns(columns: "ColumnsSection") -> None:
+def check_named(columns: "ColumnsSection") -> None:
     "`ValueError` when a column is named twice, where it cannot be, or as one of the log itself, or a time is none."
     measured = [*columns.numbers, *columns.flags, *columns.vocabularies, *columns.times]
     names = [*columns.hashed, *measured, columns.amount, columns.currency]
@@ -294,7 +294,7 @@ class ColumnsSection(Section):
 
     @model_validator(mode="after")
     def _distinct(self):
-        check_columns(self)
+        check_named(self)
         return self
 
 # %% ../../nbs/00_settings.ipynb #c013

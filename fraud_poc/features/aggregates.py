@@ -102,9 +102,8 @@ class Aggregate:
     schema: Schema
     words: Words
     needs: int = 0  # of TOTALS: what a group has to add up besides the number of events
-    column: str = (
-        ""  # what its column must be: "number", or "hashed" (an entity, category or other value that is compared)
-    )
+    # what its column must be: "number", "hashed" (a value that is compared) or "choice" (of a vocabulary)
+    column: str = ""
 
 # %% ../../nbs/21_aggregates.ipynb #c007
 @dataclass(frozen=True)
@@ -220,13 +219,17 @@ def _read_std(total, amount, scale):
     return np.sqrt(spread_of(total) / (float(n) * float(n - 1))) / scale if n > 1 else np.nan
 
 
+def _naive_spread(past: Past) -> float:
+    "n * sum of squares - square of the sum, rounded as `spread_of` does it."
+    spread = len(past.amounts) * sum(a * a for a in past.amounts) - sum(past.amounts) ** 2
+    return float(spread >> 64) * 2.0**64 + float(spread & (2**64 - 1))
+
+
 def _naive_std(past: Past) -> float:
     n = len(past.amounts)
     if n < 2:
         return math.nan
-    spread = n * sum(a * a for a in past.amounts) - sum(past.amounts) ** 2
-    rounded = float(spread >> 64) * 2.0**64 + float(spread & (2**64 - 1))
-    return math.sqrt(rounded / (float(n) * (n - 1))) / past.scale
+    return math.sqrt(_naive_spread(past) / (float(n) * (n - 1))) / past.scale
 
 
 STD = Aggregate(
@@ -256,12 +259,10 @@ def _read_z_score(total, amount, scale):
 
 
 def _naive_z_score(past: Past) -> float:
-    n, deviation = len(past.amounts), _naive_std(past) * past.scale
-    if past.amount == NO_NUMBER or not deviation > 0:
+    n = len(past.amounts)
+    if n < 2 or past.amount == NO_NUMBER or not (spread := _naive_spread(past)):
         return math.nan
-    spread = n * sum(a * a for a in past.amounts) - sum(past.amounts) ** 2
-    rounded = float(spread >> 64) * 2.0**64 + float(spread & (2**64 - 1))
-    return float(n * past.amount - sum(past.amounts)) / n / math.sqrt(rounded / (float(n) * (n - 1)))
+    return float(n * past.amount - sum(past.amounts)) / n / math.sqrt(spread / (float(n) * (n - 1)))
 
 
 Z_SCORE = Aggregate(

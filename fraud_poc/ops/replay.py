@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_HISTORY', 'RecordedLabel', 'with_ms', 'recorded_events', 'recorded_changes', 'earlier_events', 'recorded',
-           'Driver', 'send_recorded', 'bits_of', 'items_of', 'Replayed', 'fold_log', 'differing_bits', 'compare',
+           'Driver', 'send_recorded', 'column_in', 'items_of', 'Replayed', 'fold_log', 'differing_bits', 'compare',
            'differing_states', 'borrowed', 'base_states', 'served_entries', 'verify', 'replay_into', 'replay',
            'raw_orders']
 
@@ -216,7 +216,7 @@ async def send_recorded(
     return driver.sent
 
 # %% ../../nbs/80_replay.ipynb #c004
-def bits_of(columns: ColumnsSection, entries: list[Entry]) -> Callable[[str], np.ndarray]:
+def column_in(columns: ColumnsSection, entries: list[Entry]) -> Callable[[str], np.ndarray]:
     "A function that gives the (n,) uint64 of a column in some entries; 0 where a label's do not reach so far."
     at = {name: index for index, name in enumerate(columns.kept)}
     return lambda name: np.array([e.keys[at[name]] if at[name] < len(e.keys) else 0 for e in entries], np.uint64)
@@ -228,7 +228,7 @@ def items_of(
     entries: list[Entry],  # of the live log, in sequence
 ) -> EntityItems:  # `row` = index of each item's entry
     "The items of a live log for one entity."
-    column = bits_of(columns, entries)
+    column = column_in(columns, entries)
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
     id_keys = np.array([e.id_key for e in entries], np.uint64)
     keys, row, items = event_items(entity, number("time"), number("amount"), column, id_keys)
@@ -263,7 +263,7 @@ def fold_log(
     flag_at = {reader.name: r for r, (_, reader) in enumerate(table.readers)}
     is_event = np.array([entry.kind == "event" for entry in entries], bool)
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
-    values = table.calculation.values(number("time"), number("amount"), bits_of(columns, entries))
+    values = table.calculation.values(number("time"), number("amount"), column_in(columns, entries))
     own_features(table.own, values, number("time"), vectors)
     for entity in table.entities:
         keys, indices, items = items_of(entity, columns, entries)
