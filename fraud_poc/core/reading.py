@@ -9,7 +9,7 @@ __all__ = ['BROKEN', 'MAX_TEXT', 'TOO_LONG', 'INTEGERS', 'NOT_FINITE', 'BELOW_MI
            'identity_text', 'number_text', 'finite', 'declared_currency', 'amount_units', 'base_units', 'nonexistent',
            'iso_us', 'iso_ms', 'local_ms', 'day_end', 'date_ms', 'beyond_clock', 'number_pattern', 'plain_number',
            'reads_clock', 'iso_text', 'Field', 'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of',
-           'given_ms', 'Measures', 'measured_values', 'EventReader']
+           'given_ms', 'Measures', 'written_time', 'measured_values', 'EventReader']
 
 # %% ../../nbs/02_reading.ipynb #c003
 import hashlib
@@ -471,6 +471,13 @@ class Measures:
         return choices.get(identity_text(value, False), len(choices))
 
 
+def written_time(ms: int, columns: ColumnsSection) -> str | int | float:
+    "A time as events of this domain write it."
+    if columns.time_format == "iso":
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return columns.number_of(ms)
+
+
 def measured_values(
     columns: ColumnsSection,
     row: Mapping[str, Any],  # of the log: by column the text, and by f"{column}_key" the bits
@@ -488,11 +495,8 @@ def measured_values(
             values[name] = bool(number)
         elif name in columns.vocabularies:
             values[name] = row[name]
-        elif columns.time_format == "iso":
-            moment = datetime.fromtimestamp(number / 1000, UTC).isoformat(timespec="milliseconds")
-            values[name] = moment.replace("+00:00", "Z")
         else:
-            values[name] = columns.number_of(number)
+            values[name] = written_time(number, columns)
     return values
 
 # %% ../../nbs/02_reading.ipynb #c041

@@ -6,7 +6,7 @@
 __all__ = ['CLOSED', 'UNREADABLE', 'LEAP_DAY', 'MONTHS', 'CLOCK', 'REFERENCE', 'ANY_ITEM', 'ANSWER', 'LABEL', 'LABEL_RESULT',
            'Detail', 'RequestRejected', 'rejection', 'field_details', 'rejected_event', 'Pairs', 'whole_number',
            'strict_json', 'duplicates', 'read_pairs', 'Codec', 'date_pattern', 'missing_pattern', 'event_type',
-           'measure_type', 'identity_type', 'written_time', 'example_event', 'event_model', 'item_list', 'label_models',
+           'measure_type', 'identity_type', 'example_event', 'event_model', 'item_list', 'label_models',
            'request_schemas', 'model_of', 'answer_model', 'ItemResult', 'item_results', 'ResponseModels',
            'response_models', 'Rejection', 'Readiness', 'SampleEvents', 'ModelFacts']
 
@@ -26,9 +26,18 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
 from pydantic.json_schema import models_json_schema
 
 from ..core.events import UNPRINTED
-from ..core.reading import INTEGERS, MAX_TEXT, MEASURES, Event, EventError, EventReader, FieldError
+from fraud_poc.core.reading import (
+    INTEGERS,
+    MAX_TEXT,
+    MEASURES,
+    Event,
+    EventError,
+    EventReader,
+    FieldError,
+    written_time,
+)
 from ..core.reading import Field as EventField
-from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
+from ..core.settings import BLANKS, MAX_MINOR_UNITS
 from ..features.label_history import SOURCES
 from ..live.decide import ENTITY_STATUS, Answer
 from ..live.labels import MAX_NOTE, LabelResult, known_field
@@ -304,17 +313,10 @@ def identity_type(reader: EventReader, field: EventField) -> Any:
     return Annotated[kind, Field(description='identity; 17, 17.0 and "17" are the same')]
 
 
-def written_time(ms: int, settings: Settings) -> str | int | float:
-    "A time as events of this domain write it."
-    if settings.columns.time_format == "iso":
-        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return settings.columns.number_of(ms)
-
-
 def example_event(reader: EventReader, now: int) -> dict[str, Any]:
     "An event of yesterday that fits the settings."
     limits, yesterday = reader.settings.limits, (now // 86_400_000 - 1) * 86_400_000
-    when = written_time(min(max(yesterday, reader.earliest), reader.latest - 1), reader.settings)
+    when = written_time(min(max(yesterday, reader.earliest), reader.latest - 1), reader.settings.columns)
     values = {
         "time": when,
         "number": when,

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..core.events import KEY, Actor
 from ..core.logs import log_event, place_of_error
-from ..core.reading import EventError, EventReader, FieldError, measured_values
+from ..core.reading import EventError, EventReader, FieldError, measured_values, written_time
 from ..core.settings import Settings
 from ..data.log import hash_secret, read_manifest, read_part
 from ..live.decide import STORE_ERRORS, Answer, Conflict, Engine
@@ -41,7 +41,6 @@ from fraud_poc.service.schemas import (
     rejected_event,
     rejection,
     strict_json,
-    written_time,
 )
 
 # %% ../../nbs/63_scoring.ipynb #c005
@@ -508,7 +507,7 @@ def sample_event(reader: EventReader, row: dict[str, Any], when: int) -> dict[st
     columns, event = reader.settings.columns, {}
     for field in reader.fields:
         if field.part in ("time", "number"):
-            event[field.name] = written_time(when, reader.settings)
+            event[field.name] = written_time(when, reader.settings.columns)
         elif field.part == "amount":
             event[field.name] = row[columns.amount] / 10**columns.decimals
         elif field.part == "currency":
