@@ -8,6 +8,9 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Python keeps what it compiles of each module, also where an image turns that off: without, each process that imports
+# pandas, Dask, numba and XGBoost takes 12 s of CPU time in place of 4
+export PYTHONDONTWRITEBYTECODE :=
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # what goes to the command behind a target: make demo ARGS="--config config/cards.toml --input FILE"
 ARGS ?=

@@ -60,10 +60,10 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
 
 # %% auto #0
 __all__ = ['Input', 'Labels', 'Replace', 'Until', 'app', 'show_version', 'top', 'make_data_command', 'config_command',
-           'ingest_command', 'features_command', 'describe_command', 'dataset_command', 'train_command',
-           'evaluate_command', 'policy_command', 'import_command', 'model_page_command', 'prepare_command',
-           'replay_command', 'open_for_service', 'told_when_ready', 'serve_command', 'answers_table', 'score_command',
-           'feed_command', 'demo_result', 'demo_command', 'main']
+           'propose_command', 'proposal_table', 'ingest_command', 'features_command', 'describe_command',
+           'dataset_command', 'train_command', 'evaluate_command', 'policy_command', 'import_command',
+           'model_page_command', 'prepare_command', 'replay_command', 'open_for_service', 'told_when_ready',
+           'serve_command', 'answers_table', 'score_command', 'feed_command', 'demo_result', 'demo_command', 'main']
 
 # %% ../nbs/94_cli.ipynb #c005
 Input = Annotated[
@@ -161,6 +161,50 @@ def config_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_js
         out.print(table_of(f"config: {config}", ["setting", "value", "from"], rows))
         if as_json:
             write_line({"command": "config", "ok": True, "settings": found})
+
+# %% ../nbs/94_cli.ipynb #3307
+@app.command(
+    "propose",
+    epilog="Examples:\n\nfraud-poc propose events.csv\n\nfraud-poc propose events.csv --out config/mine.toml",
+)
+def propose_command(
+    place: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet or JSON Lines with events and labels.")],
+    as_json: Json = False,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="TOML", help="Write a configuration that runs on the file.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --out.")] = False,
+):
+    "Say what the columns of a file are, which of them leak the label, and write a first configuration."
+    out, err = consoles(as_json)
+    with ending("propose", as_json, {}):
+        from fraud_poc.core.settings import load_settings
+        from fraud_poc.data.propose import no_history, propose, rows_of, write_proposal
+        from fraud_poc.features.table import build_table
+
+        with spoken(err, "propose: the file is read"):
+            proposal = propose(place)
+        rows = rows_of(proposal)
+        out.print(proposal_table(place, rows))
+        if words := no_history(proposal):
+            out.print(words, soft_wrap=True)
+        written = {}
+        if out_file:
+            written = write_proposal(proposal, out_file, lambda path: build_table(load_settings(path)), force)
+            out.print(f"wrote {out_file}: next, fraud-poc ingest --config {out_file}", soft_wrap=True)
+        if as_json:
+            heads = ("column", "kind", "missing", "different", "examples", "proposed_for", "why")
+            found = [dict(zip(heads, row)) for row in rows]
+            write_line({"command": "propose", "ok": True, "id": proposal.id, "columns": found, **written})
+
+
+def proposal_table(place: str, rows: list[list[str]]) -> Table:
+    "What the columns of a file are taken for."
+    heads = ["column", "kind", "missing", "different", "examples", "proposed for", "why"]
+    table = table_of(f"propose: {place}", heads, [[printable(cell) for cell in row] for row in rows])
+    for column in (table.columns[i] for i in (1, 4, 5, 6)):
+        column.justify = "left"
+    return table
 
 # %% ../nbs/94_cli.ipynb #c010
 @app.command(

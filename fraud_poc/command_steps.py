@@ -93,7 +93,7 @@ def dataset_step(replace: bool, until: str = "") -> Step:
     "The training set of the log, or of what was known before a date."
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.model.dataset import make_dataset
+        from fraud_poc.model.dataset import make_dataset, split_warning
 
         made = make_dataset(settings, replace, progress, until)
         kept = {
@@ -108,6 +108,7 @@ def dataset_step(replace: bool, until: str = "") -> Step:
                 "labels_not_yet_known": made.get("labels_not_yet_known", 0),
                 "windows": made["windows"],
                 "folder": str(settings.batch.folder / "dataset"),
+                "warning": split_warning(settings.training.split),
             }
         )
 
@@ -116,6 +117,7 @@ def dataset_step(replace: bool, until: str = "") -> Step:
 # %% ../nbs/92_command_steps.ipynb #c016
 def train_step(settings: Settings, progress: Progress) -> dict:
     "Trees."
+    from fraud_poc.model.dataset import split_warning
     from fraud_poc.model.train import train_model
 
     trained = train_model(settings, progress)
@@ -128,6 +130,7 @@ def train_step(settings: Settings, progress: Progress) -> dict:
         "trees_grown": about["grown"],
         "average_precision_on_validation": best,
         "folder": str(trained.folder),
+        "warning": split_warning(settings.training.split),
     }
 
 
@@ -143,6 +146,8 @@ def policy_step(settings: Settings, progress: Progress) -> dict:
     from fraud_poc.features.table import build_table
     from fraud_poc.model.acceptance import in_short
     from fraud_poc.model.bundle import latest_bundle
+    from fraud_poc.model.dataset import split_warning
+    from fraud_poc.ops.model_page import split_of_bundle
 
     bundle = latest_bundle(settings, build_table(settings))
     policy, found = bundle.policy, read_json(bundle.folder / "evaluation.json")
@@ -158,6 +163,7 @@ def policy_step(settings: Settings, progress: Progress) -> dict:
         "block_over": policy.block_over,
         "events": found["events"],
         **in_short(found["money"]),
+        "warning": split_warning(split_of_bundle(bundle)),
     }
 
 # %% ../nbs/92_command_steps.ipynb #n001

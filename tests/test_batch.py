@@ -424,5 +424,5 @@ def test_a_frozen_log_keeps_the_labels_of_an_id_that_came_again_apart(tmp_path):
     )
     (tmp_path / "log" / "labels").mkdir(parents=True)
     pq.write_table(labels, tmp_path / "log" / "labels" / "a.parquet")
-    frozen = freeze_labels(tmp_path, [{"name": "a", "labels": 4, "last_known_ms": 1_500}], ["who"], 1_000)
+    frozen = freeze_labels(tmp_path, [{"name": "a", "labels": 4, "last_known_ms": 1_500}], {"who": "who"}, 1_000)
     assert frozen.keys["who"].tolist() == [1] and frozen.seq.tolist() == [] and frozen.previous.tolist() == []

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from support.command_line import as_json, call, payments_in
 
 from fraud_poc.core.events import Actor
-from fraud_poc.core.reading import EventError, EventReader
+from fraud_poc.core.reading import EventError, EventReader, written_time
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest, read_part
 from fraud_poc.live.label_files import file_changes
 from fraud_poc.live.predict import read_raw_events
 from fraud_poc.ops.replay import raw_orders
-from fraud_poc.service.schemas import written_time
 
 PLAIN = [
     ("p1", "2025-05-03T10:05:00", "Zoé", "1234.50", "0"),
@@ -216,7 +215,7 @@ def test_a_number_is_one_moment_at_every_door(root, tmp_path, name):
     assert {round(row["time"].timestamp() * 1000) for row in logged(settings)} == {SECOND * 1_000}
     event = {"id": "q2", "at": number, "who": "ann", "amount": 1.0}
     assert reader.read_dict(event).time == SECOND * 1_000
-    assert written_time(SECOND * 1_000, settings) == pytest.approx(number, rel=1e-12)
+    assert written_time(SECOND * 1_000, settings.columns) == pytest.approx(number, rel=1e-12)
     for _, order in raw_orders(settings):
         assert reader.read_dict(order).time == SECOND * 1_000
     for row in read_raw_events(str(tmp_path / "in.csv"), reader):

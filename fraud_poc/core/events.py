@@ -6,9 +6,9 @@
 __all__ = ['MISSING', 'EMPTY_TEXT', 'WHOLE_TEXT', 'TRUTHS', 'FORMS', 'BEYOND', 'Clock', 'CLOCK_SHIFT', 'PERSON', 'KEY',
            'COMMAND_LINE', 'WAITED', 'UNPRINTED', 'UNRESOLVED', 'LEGITIMATE', 'FRAUD', 'YES', 'NO', 'hasher', 'key_of',
            'occurrence_of', 'pair_key', 'pair_keys', 'ascii_lower', 'folded', 'missing_words', 'is_missing', 'one_ip',
-           'one_text', 'IdentityRule', 'identity_rule', 'join_id', 'minor_units', 'Conversion', 'conversions',
-           'in_base', 'currency_code', 'clock_shift', 'system_clock', 'Actor', 'checked_text', 'label_words', 'text_of',
-           'LabelReader', 'yes_or_no', 'no_fraud_note']
+           'one_text', 'IdentityRule', 'identity_rule', 'join_id', 'minor_units', 'bits_of', 'all_bits_of',
+           'numbers_of', 'Conversion', 'conversions', 'in_base', 'currency_code', 'clock_shift', 'system_clock',
+           'Actor', 'checked_text', 'label_words', 'text_of', 'LabelReader', 'yes_or_no', 'no_fraud_note']
 
 # %% ../../nbs/01_events.ipynb #c003
 import hashlib
@@ -177,6 +177,28 @@ def minor_units(
 ) -> np.ndarray:  # int64 minor units
     "Amounts as exact integers, rounded half to even."
     return np.rint(np.asarray(amount, dtype=np.float64) * 10**decimals).astype(np.int64)
+
+# %% ../../nbs/01_events.ipynb #377f
+def bits_of(
+    number: int,  # of the smallest unit, within 2**62
+) -> int:  # uint64, not 0: 0 = missing
+    "A number in the 64 bits that an event keeps of a column."
+    return (2 * number + 1) & _ALL_BITS
+
+
+def all_bits_of(
+    numbers: np.ndarray,  # (n,) int64, within 2**62
+    missing: np.ndarray,  # (n,) bool
+) -> np.ndarray:  # (n,) uint64
+    "`bits_of` a column; 0 where it is missing."
+    return np.where(missing, 0, 2 * numbers + 1).astype(np.int64).view(np.uint64)
+
+
+def numbers_of(
+    bits: np.ndarray,  # (n,) uint64, from `bits_of`
+) -> np.ndarray:  # (n,) int64; of no meaning where they are 0
+    "The numbers that some bits keep."
+    return bits.view(np.int64) >> 1
 
 # %% ../../nbs/01_events.ipynb #d002
 BEYOND = 2.0**60  # major units in place of an amount that is too large to convert, and for any limits

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BROKEN', 'MAX_TEXT', 'TOO_LONG', 'INTEGERS', 'NOT_FINITE', 'BELOW_MINIMUM', 'ABOVE_MAXIMUM', 'TOO_LARGE',
            'NOT_DECLARED', 'ISO', 'ISO_TIME', 'EPOCH', 'UTC_EPOCH', 'NOT_ISO', 'ISO_DATE', 'FAR', 'TOO_EARLY',
-           'TOO_LATE', 'LIKE', 'DATE', 'InvalidValue', 'encodes', 'identity_text', 'number_text', 'finite',
-           'declared_currency', 'amount_units', 'base_units', 'nonexistent', 'iso_us', 'iso_ms', 'local_ms', 'day_end',
-           'date_ms', 'beyond_clock', 'number_pattern', 'plain_number', 'reads_clock', 'iso_text', 'Field',
-           'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of', 'EventReader']
+           'TOO_LATE', 'LIKE', 'DATE', 'MEASURES', 'NO_FLAG', 'TOO_MANY_UNITS', 'InvalidValue', 'encodes',
+           'identity_text', 'number_text', 'finite', 'declared_currency', 'amount_units', 'base_units', 'nonexistent',
+           'iso_us', 'iso_ms', 'local_ms', 'day_end', 'date_ms', 'beyond_clock', 'number_pattern', 'plain_number',
+           'reads_clock', 'iso_text', 'Field', 'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of',
+           'given_ms', 'Measures', 'written_time', 'measured_values', 'EventReader']
 
 # %% ../../nbs/02_reading.ipynb #c003
 import hashlib
@@ -29,6 +30,7 @@ from fraud_poc.core.events import (
     Clock,
     Conversion,
     IdentityRule,
+    bits_of,
     conversions,
     currency_code,
     hasher,
@@ -39,12 +41,14 @@ from fraud_poc.core.events import (
     missing_words,
     one_text,
     system_clock,
+    yes_or_no,
 )
 from fraud_poc.core.settings import (
     BLANKS,
     MAX_MINOR_UNITS,
     PLAIN_NUMBER,
     UNITS_MS,
+    ColumnsSection,
     InputSection,
     LimitsSection,
     Settings,
@@ -125,7 +129,7 @@ TOO_LARGE = "amount is above 2**36 minor units"
 
 def finite(
     value: Any,  # of a JSON document or a Python caller
-    what: str,  # "amount" or "time"
+    what: str,  # "amount", "time" or "number"
 ) -> float:
     "A finite number; raises `InvalidValue` for anything else."
     if value is None:
@@ -339,22 +343,24 @@ class Field(NamedTuple):
     "One field of an event."
 
     name: str  # column
-    part: (
-        str  # "time", "number" (a time in seconds or milliseconds), "amount", "currency" (of the amount) or "identity"
-    )
+    # "time", "number" (a time in seconds or milliseconds), "amount", "currency" (of the amount), "identity", and one of
+    # MEASURES, which are calculated with: "decimal", "flag", "choice" (of a vocabulary) or "moment" (a further time)
+    part: str
     in_id: bool  # it is part of the id
     optional: bool  # it may be null or empty
 
 
 def event_fields(
     settings: Settings,
-) -> list[Field]:  # in the order of the settings: id, time, currency if there is one, amount, entities, categories
+) -> list[Field]:  # in the order of the settings: id, time, currency if there is one, amount, columns that are kept
     "Fields of an event."
     columns, optional = settings.columns, settings.service.optional
     parts = {columns.amount: "amount", columns.time: "time" if columns.time_format == "iso" else "number"}
     currency = [columns.currency] if columns.currency else []
-    parts |= dict.fromkeys(currency, "currency")
-    names = dict.fromkeys([*columns.id, columns.time, *currency, columns.amount, *columns.hashed])
+    parts |= dict.fromkeys(currency, "currency") | dict.fromkeys(columns.numbers, "decimal")
+    parts |= dict.fromkeys(columns.flags, "flag") | dict.fromkeys(columns.vocabularies, "choice")
+    parts |= dict.fromkeys(columns.times, "moment")
+    names = dict.fromkeys([*columns.id, columns.time, *currency, columns.amount, *columns.kept])
     return [
         Field(name, parts.get(name, "identity"), name in columns.id, name in optional and name not in columns.id)
         for name in names
@@ -384,7 +390,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     id_key: int  # uint64
     time: int  # UTC ms
     amount: int  # minor units
-    keys: dict[str, int]  # entity or category -> uint64 key, 0 = missing; in the order of columns.hashed
+    # column -> uint64, 0 = missing, in the order of columns.kept: keys of entities and categories, bits of numbers
+    keys: dict[str, int]
     body: bytes  # the event's fields as JSON
 
 
@@ -399,6 +406,98 @@ def digest_of(
 @cache
 def _numbers(keys: int) -> struct.Struct:
     return struct.Struct(f"<qq{keys}Q")
+
+# %% ../../nbs/02_reading.ipynb #1c47
+MEASURES = ("decimal", "flag", "choice", "moment")  # parts of an event that are calculated with
+NO_FLAG, TOO_MANY_UNITS = "is neither yes nor no", "is above 2**36 of its smallest unit"
+
+
+def given_ms(
+    value: Any,
+    number: bool,  # times are numbers; else ISO text
+    columns: ColumnsSection,
+    zone: ZoneInfo | None,  # of times without an offset; None = UTC
+) -> int:
+    "A time, UTC ms; raises `InvalidValue`."
+    if number:
+        ms = finite(value, "time") * columns.tick_ms + columns.origin_ms
+        return round(max(-FAR, min(FAR, ms)))
+    if type(value) is str:
+        return iso_ms(value, zone)
+    expected = "must not be null" if value is None else "input should be text with an ISO date or time"
+    raise InvalidValue(expected, "datetime_type")
+
+
+class Measures:
+    "Reads numbers, flags and values of vocabularies."
+
+    def __init__(self, settings: Settings):
+        self.columns = columns = settings.columns
+        self.missing = missing_words(columns)
+        self.yes_or_no = yes_or_no(self.missing)
+        self.zone = None if columns.timezone == "UTC" else ZoneInfo(columns.timezone)
+        self.choices = {
+            name: {one_text(value): index for index, value in enumerate(values)}
+            for name, values in columns.vocabularies.items()
+        }
+
+    def bits(self, field: Field, value: Any) -> int:
+        "The 64 bits of a value, 0 = missing; raises `InvalidValue`."
+        if value is None or type(value) is str and is_missing(value, self.missing):
+            if field.optional:
+                return 0
+            raise InvalidValue("must not be null or empty: list the field in service.optional if it may be", "missing")
+        if field.part == "moment":
+            return bits_of(given_ms(value, self.columns.time_format != "iso", self.columns, self.zone))
+        return bits_of(self.number(field, value))
+
+    def number(
+        self,
+        field: Field,
+        value: Any,  # not missing
+    ) -> int:  # of the column's smallest unit
+        "A value as an integer; raises `InvalidValue`."
+        if field.part == "decimal":
+            units = round(finite(value, "number") * 10 ** self.columns.numbers[field.name])
+            if abs(units) > MAX_MINOR_UNITS:
+                raise InvalidValue(f"number {TOO_MANY_UNITS}", "less_than_equal")
+            return units
+        if field.part == "flag":
+            flag, _ = self.yes_or_no.of(value)
+            if flag is None:
+                raise InvalidValue(f"flag {NO_FLAG}", "bool_parsing")
+            return flag
+        choices = self.choices[field.name]
+        return choices.get(identity_text(value, False), len(choices))
+
+
+def written_time(ms: int, columns: ColumnsSection) -> str | int | float:
+    "A time as events of this domain write it."
+    if columns.time_format == "iso":
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return columns.number_of(ms)
+
+
+def measured_values(
+    columns: ColumnsSection,
+    row: Mapping[str, Any],  # of the log: by column the text, and by f"{column}_key" the bits
+) -> dict[str, Any]:
+    "The values of the columns that are calculated with, as an event has them."
+    values = {}
+    for name in columns.measured:
+        bits = row[f"{name}_key"]
+        number = (bits - ((bits >> 63) << 64)) >> 1  # as signed
+        if not bits:
+            values[name] = None
+        elif name in columns.numbers:
+            values[name] = number / 10 ** columns.numbers[name]
+        elif name in columns.flags:
+            values[name] = bool(number)
+        elif name in columns.vocabularies:
+            values[name] = row[name]
+        else:
+            values[name] = written_time(number, columns)
+    return values
 
 # %% ../../nbs/02_reading.ipynb #c041
 class EventReader:
@@ -417,26 +516,20 @@ class EventReader:
         self.rewritten = {*settings.columns.normalise, *settings.columns.stand_ins}  # the log keeps their one text
         columns = settings.columns.id
         self.id_rule = self.rules[columns[0]] if len(columns) == 1 else IdentityRule(self.missing)
-        self.names, self.hashed = [field.name for field in self.fields], settings.columns.hashed
+        self.names = [field.name for field in self.fields]
+        self.kept = [(name, name in settings.columns.measured) for name in settings.columns.kept]
+        self.measures = Measures(settings)
         numbers = [field.name for field in self.fields if field.in_id and field.part != "identity"]
         self.numbers_in_id = [
             (self.names.index(name), name) for name in numbers
         ]  # times and amounts that are part of the id
         self.earliest, self.latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
-        self.skew, zone = duration_ms(settings.live.future_skew), settings.columns.timezone
-        self.origin = settings.columns.origin_ms
-        self.zone = None if zone == "UTC" else ZoneInfo(zone)
+        self.skew = duration_ms(settings.live.future_skew)
+        self.zone = self.measures.zone
 
     def time_ms(self, field: Field, value: Any) -> int:
         "A time within the limits, UTC ms; raises `InvalidValue`."
-        if field.part == "number":
-            number = finite(value, "time") * self.settings.columns.tick_ms + self.origin
-            ms = round(max(-FAR, min(FAR, number)))
-        elif type(value) is str:
-            ms = iso_ms(value, self.zone)
-        else:
-            expected = "must not be null" if value is None else "input should be text with an ISO date or time"
-            raise InvalidValue(expected, "datetime_type")
+        ms = given_ms(value, field.part == "number", self.settings.columns, self.zone)
         if ms < self.earliest:
             raise InvalidValue(f"time {TOO_EARLY}", "datetime_past")
         if ms >= self.latest:
@@ -467,6 +560,8 @@ class EventReader:
                     parsed[name] = declared_currency(value, self.conversions, self.missing)
                 elif part == "amount":
                     parsed[name] = base_units(value, parsed, self.settings, self.conversions)
+                elif part in MEASURES:
+                    parsed[name] = self.measures.bits(field, value)
                 else:
                     parsed[name] = self.time_ms(field, value)
             except InvalidValue as error:
@@ -487,7 +582,7 @@ class EventReader:
             text = values[index] if type(values[index]) is str else number_text(values[index])
             parsed[name] = one_text(text)
         ident = parsed[columns.id[0]] if len(columns.id) == 1 else join_id([parsed[name] for name in columns.id])
-        keys = {name: key_of(parsed[name]) for name in self.hashed}
+        keys = {name: parsed[name] if measured else key_of(parsed[name]) for name, measured in self.kept}
         body = dict(zip(self.names, values))
         for name in self.rewritten:
             body[name] = parsed[name]

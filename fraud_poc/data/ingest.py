@@ -452,7 +452,7 @@ def ingest_summary(counts: Counter, settings: Settings, parts: list[dict], next_
         "labels_legitimate": counts["label legitimate"],
         "labels_unlisted": unlisted(counts),  # values in none of the lists: rows
         "labels_clamped": counts["clamped"],  # moved to 1 ms after their event
-        "missing": {name: counts[f"missing {name}"] for name in settings.columns.hashed},  # empty, kept with key 0
+        "missing": {name: counts[f"missing {name}"] for name in settings.columns.kept},  # empty, kept with key 0
         "ambiguous_times": counts[TWICE],  # the earlier reading was taken
         "stand_ins": missing_words_found(counts),  # columns.missing_values found, by column
         "note": note_of(counts, settings),

@@ -56,8 +56,8 @@ def event_schema(columns: ColumnsSection) -> "pa.Schema":
         ("time", time_type()),
         (columns.amount, pa.int64()),
     ]
-    fields += [(name, pa.string()) for name in columns.hashed]
-    fields += [(f"{name}_key", pa.uint64()) for name in columns.hashed]
+    fields += [(name, pa.string()) for name in columns.kept]
+    fields += [(f"{name}_key", pa.uint64()) for name in columns.kept]
     return pa.schema(fields, metadata={"minor_units": str(columns.decimals)})
 
 
@@ -74,7 +74,7 @@ def label_schema(columns: ColumnsSection) -> "pa.Schema":
         ("label", pa.int8()),
         ("previous", pa.int8()),
     ]
-    return pa.schema(fields + [(f"{name}_key", pa.uint64()) for name in columns.entities])
+    return pa.schema(fields + [(f"{name}_key", pa.uint64()) for name in columns.kept_with_labels])
 
 # %% ../../nbs/10_event_log.ipynb #c007
 LOG, REJECTS, WORK = "log", "rejects", ".ingest"  # folders under settings.batch.folder

@@ -438,6 +438,8 @@ def needed_columns(
         columns += [(settings.columns.currency, "columns.currency")]
         columns += [(name, "columns.entities") for name in settings.columns.entities]
         columns += [(name, "columns.categories") for name in settings.columns.categories]
+        for setting in ("numbers", "flags", "vocabularies", "times"):
+            columns += [(name, f"columns.{setting}") for name in getattr(settings.columns, setting)]
     if labels or own:
         columns += [(settings.labels.column, "labels.column"), (settings.labels.time_column, "labels.time_column")]
     return [(name, setting) for name, setting in columns if name]
@@ -452,9 +454,9 @@ def misfit(
     is_, kind = pa.types, kind.value_type if pa.types.is_dictionary(kind) else kind
     number = is_.is_integer(kind) or is_.is_floating(kind) or is_.is_decimal(kind)
     text, moment = is_text(kind), is_.is_timestamp(kind) or is_.is_date(kind)
-    if setting == "columns.amount":
+    if setting in ("columns.amount", "columns.numbers"):
         return "" if number else "numbers"
-    if setting in ("columns.time", "labels.time_column"):
+    if setting in ("columns.time", "columns.times", "labels.time_column"):
         iso = (
             'timestamps or ISO text (columns.time_format = "iso"; for numbers set epoch_s or epoch_ms, '
             "another of its values, or index)"

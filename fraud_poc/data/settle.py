@@ -36,8 +36,8 @@ def staged_events_schema(columns: ColumnsSection) -> pa.Schema:
         ("time", pa.int64()),
         (columns.amount, pa.int64()),
     ]
-    fields += [(name, pa.string()) for name in columns.hashed]
-    fields += [(f"{name}_key", pa.uint64()) for name in columns.hashed]
+    fields += [(name, pa.string()) for name in columns.kept]
+    fields += [(f"{name}_key", pa.uint64()) for name in columns.kept]
     return pa.schema(fields + [(LABEL, pa.int8()), (KNOWN, pa.int64())])
 
 
@@ -53,7 +53,7 @@ def logged_schema(columns: ColumnsSection, labels: bool) -> pa.Schema:
     if labels:
         return pa.schema([("id_key", pa.uint64()), ("seq", pa.int64()), ("known", pa.int64()), ("label", pa.int8())])
     fields = [("id_key", pa.uint64()), ("time", pa.int64()), (columns.amount, pa.int64())]
-    return pa.schema(fields + [(f"{name}_key", pa.uint64()) for name in columns.hashed])
+    return pa.schema(fields + [(f"{name}_key", pa.uint64()) for name in columns.kept])
 
 # %% ../../nbs/15_settle.ipynb #c009
 def hashed_rows(
@@ -66,7 +66,7 @@ def hashed_rows(
     clean = clean.append_column("id_key", pa.array(keys_of(clean["id"], secret)))
     if labels:
         return clean.select(staged_labels_schema().names), Counter()
-    counts = Counter({f"missing {name}": clean[name].null_count for name in columns.hashed})
+    counts = Counter({f"missing {name}": clean[name].null_count for name in columns.kept})
     counts[TWICE] = pc.sum(clean[TWICE]).as_py() or 0
     for name in columns.hashed:
         clean = clean.append_column(f"{name}_key", pa.array(keys_of(clean[name], secret)))
@@ -217,7 +217,7 @@ def join_labels(
         "stated": stated[rows],
         "label": label[rows],
         "previous": previous,
-        **{f"{name}_key": facts[f"{name}_key"].take(at[rows]) for name in settings.columns.entities},
+        **{f"{name}_key": facts[f"{name}_key"].take(at[rows]) for name in settings.columns.kept_with_labels},
     }
     return pa.table(table).take(np.argsort(known[rows], kind="stable")), rejected, counts + more
 

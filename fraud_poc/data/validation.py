@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REJECTED', 'STANDS', 'NO_LABEL', 'KNOWN', 'LABEL', 'UNLISTED', 'UNLISTED_KEPT', 'TWICE', 'DAY', 'Check',
            'reject_rows', 'shortened', 'rejected_lines', 'not_a_time', 'empty_checks', 'time_checks', 'amount_checks',
-           'amounts_of', 'long_check', 'id_texts', 'id_checks', 'ParsedLabels', 'parse_labels', 'numpy_of',
-           'rows_by_text', 'label_counts', 'missing_counts', 'CheckedRows', 'check_events', 'check_labels', 'days_of',
-           'bulk_of', 'bulks', 'split_outliers']
+           'amounts_of', 'long_check', 'id_texts', 'id_checks', 'choices_of', 'measured_of', 'ParsedLabels',
+           'parse_labels', 'numpy_of', 'rows_by_text', 'label_counts', 'missing_counts', 'CheckedRows', 'check_events',
+           'check_labels', 'days_of', 'bulk_of', 'bulks', 'split_outliers']
 
 # %% ../../nbs/13_validation.ipynb #c003
 from collections import Counter
@@ -23,10 +23,13 @@ from fraud_poc.core.events import (
     LEGITIMATE,
     UNRESOLVED,
     LabelReader,
+    all_bits_of,
     conversions,
     identity_rule,
     minor_units,
     missing_words,
+    one_text,
+    yes_or_no,
 )
 from fraud_poc.core.reading import (
     ABOVE_MAXIMUM,
@@ -34,6 +37,7 @@ from fraud_poc.core.reading import (
     BROKEN,
     FAR,
     MAX_TEXT,
+    NO_FLAG,
     NOT_DECLARED,
     NOT_FINITE,
     NOT_ISO,
@@ -41,6 +45,7 @@ from fraud_poc.core.reading import (
     TOO_LARGE,
     TOO_LATE,
     TOO_LONG,
+    TOO_MANY_UNITS,
     beyond_clock,
     date_ms,
     nonexistent,
@@ -233,6 +238,47 @@ def id_checks(
         long_check("id", raw)._replace(column=name),
     ]
 
+# %% ../../nbs/13_validation.ipynb #3bdd
+def choices_of(
+    text: pa.Array,  # n texts; null where missing
+    vocabulary: list[str],
+) -> np.ndarray:  # (n,) int64
+    "Position of each text in a vocabulary; behind the last for a text that is not in it."
+    values = pa.array(list(dict.fromkeys(map(one_text, vocabulary))), pa.string())
+    return pc.fill_null(pc.index_in(text, values), len(values)).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def measured_of(
+    name: str,  # one of columns.measured
+    raw: pa.Array | pa.ChunkedArray,  # n raw values
+    settings: Settings,
+) -> tuple[np.ndarray, list[Check]]:  # (n,) uint64, 0 = missing; what can be wrong with them
+    "Bits of a column that is calculated with, as `EventReader` reads single values."
+    columns, missing, raw = settings.columns, missing_words(settings.columns), one_chunk(raw)
+    if name in columns.numbers:
+        found, empty = as_numbers(raw, missing, settings.input)
+        unread = ~np.isfinite(found) & ~empty
+        units = np.rint(np.where(np.isfinite(found), found, 0.0) * 10 ** columns.numbers[name])
+        large = np.abs(units) > MAX_MINOR_UNITS
+        bits = all_bits_of(np.where(large, 0, units).astype(np.int64), empty)
+        return bits, [
+            Check(name, raw, f"number {NOT_FINITE}", unread),
+            Check(name, raw, f"number {TOO_MANY_UNITS}", large),
+        ]
+    if name in columns.times:
+        ms, state = as_times(raw, columns, settings.input)
+        return all_bits_of(ms, state == EMPTY), [
+            Check(name, raw, f"time {not_a_time(settings)}", state == UNREADABLE),
+            Check(name, raw, f"time {nonexistent(columns.timezone)}", state == NONEXISTENT),
+        ]
+    if name in columns.flags:
+        flag, unlisted = as_labels(as_text(raw), yes_or_no(missing))
+        return all_bits_of(flag.astype(np.int64), flag == UNRESOLVED), [Check(name, raw, f"flag {NO_FLAG}", unlisted)]
+    text = as_text(raw, missing, ())
+    long, empty = long_check(name, text), text.is_null().to_numpy(zero_copy_only=False)
+    bits = all_bits_of(choices_of(text, columns.vocabularies[name]), empty)
+    return bits, [Check(name, text, f"{name} is not valid UTF-8", broken(text)), long]
+
 # %% ../../nbs/13_validation.ipynb #c016
 NO_LABEL = -2  # no label is to be read from this row
 KNOWN, LABEL = "@known", "@label"  # UTC ms, null = event time plus delay; label
@@ -304,7 +350,7 @@ def missing_counts(
 ) -> Counter:  # ("stands", column, word)
     "Words that were taken for missing, of rows that were kept, by column and word."
     counts, kept = Counter(), np.searchsorted(batch[ORDER].to_numpy(), numpy_of(clean, ORDER))
-    absent = {name: clean[name].is_null().to_numpy() for name in settings.columns.hashed if name in clean.column_names}
+    absent = {name: clean[name].is_null().to_numpy() for name in settings.columns.kept if name in clean.column_names}
     if labels:
         absent[settings.labels.column] = numpy_of(clean, LABEL) == UNRESOLVED
     for name, mask in absent.items():
@@ -341,8 +387,11 @@ def check_events(
         checks += [Check(name, text, f"{name} is not valid UTF-8", broken(text)), long_check(name, text)]
     ms, state = as_times(batch[columns.time], columns, settings.input)
     checks += time_checks(columns.time, batch[columns.time], ms, state, settings, now=now)
-    amount, more = amounts_of(batch, settings)
+    (amount, more), measured = amounts_of(batch, settings), {}
     checks += more
+    for name in columns.measured:
+        measured[f"{name}_key"], more = measured_of(name, batch[name], settings)
+        hashed[name], checks = as_text(batch[name], missing), checks + more
     passed, rejected = reject_rows(order, checks)
     label, known, counts = np.full(len(order), NO_LABEL, np.int8), pa.nulls(len(order), pa.int64()), Counter()
     if own:
@@ -355,6 +404,7 @@ def check_events(
         "time": ms,
         columns.amount: minor_units(np.where(passed, amount, 0.0), columns.decimals),
         **hashed,
+        **measured,
         TWICE: state == AMBIGUOUS,
         LABEL: pa.array(label, pa.int8()),
         KNOWN: known,

@@ -81,7 +81,8 @@ def explain_decisions(
     if bundle is None:
         return [None] * len(events)
     try:
-        found = explain_many(bundle.booster, bundle.names, vectors, events, models.settings.columns.decimals)
+        columns = models.settings.columns
+        found = explain_many(bundle.booster, bundle.names, vectors, events, columns.decimals, amount=columns.amount)
     except ValueError as error:
         writer_event("no reasons", logging.WARNING, model=model, decisions=len(events), reason=str(error))
         return [None] * len(events)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEW', 'CAPPED', 'LATE', 'TOO_LATE', 'NO_ENTITY', 'TIME_AT', 'TAG_AT', 'AMOUNT_AT', 'LABEL_AT', 'PREVIOUS_AT',
-           'KEYS_AT', 'NAMES', 'Arrays', 'ARRAYS', 'index_after', 'step', 'learn_label', 'group_by_entity', 'Items',
-           'fold', 'own_features', 'EntityLayout', 'lay_out', 'step_entities']
+           'KEYS_AT', 'HOLDS', 'NAMES', 'Arrays', 'ARRAYS', 'index_after', 'step', 'learn_label', 'group_by_entity',
+           'Items', 'fold', 'own_features', 'EntityLayout', 'lay_out', 'step_entities']
 
 # %% ../../nbs/23_fold.ipynb #c003
 from typing import NamedTuple
@@ -15,8 +15,8 @@ import numpy as np
 from . import aggregates as aggregates_module
 from . import readers as readers_module
 from . import state as state_module
-from .aggregates import index_in_set
-from .readers import READ_TOTALS_BELOW, read_event, read_state, read_totals
+from .aggregates import NO_NUMBER, index_in_set
+from .readers import READ_TOTALS_BELOW, calculate, number_at, read_event, read_state, read_totals
 from fraud_poc.features.state import (
     BEFORE_ALL,
     BORN,
@@ -391,12 +391,12 @@ class Items(NamedTuple):
     """
 
     ts: np.ndarray  # (n,) int64, ms: time of the event, or of the label's event
-    amount: np.ndarray  # (n,) int64, minor units; of a label: 0
+    amount: np.ndarray  # (n,) int64: the history's number in its smallest unit, NO_NUMBER = missing; of a label: 0
     keys: np.ndarray  # (columns, n) int64: keys of the columns of the plan
     tag: np.ndarray  # (n,) int64: low 32 bits of the event's id key
     label: np.ndarray  # (n,) int8: -1 for an event; of a label: 0, 1, or -1 when it was retracted
     previous: np.ndarray  # (n,) int8: -1 for an event; of a label: what was known before, never the same
-    # (n,) int8: which rows of the plan an event reads; only those with 0 enter the state, the others are lookups
+    # (n,) int8: which rows of the plan an event reads, -1 as 0; only those with 0 enter the state
     reader: np.ndarray
 
 # %% ../../nbs/23_fold.ipynb #c029
@@ -432,10 +432,11 @@ def fold(
             else:
                 for c in range(len(keys)):
                     keys[c] = items.keys[c, i]
-                r = items.reader[i] if looked_up else 0
+                reader = items.reader[i] if looked_up else 0
+                r = max(reader, 0)
                 read = Plan(plan.limits, plan.groups, plan.rows[rows_at[r] : rows_at[r + 1]], plan.sets, plan.same)
                 tag = items.tag[i] if labelled else 0
-                flags[i] = step(read, state, items.ts[i], tag, items.amount[i], keys, out[i], r == 0)
+                flags[i] = step(read, state, items.ts[i], tag, items.amount[i], keys, out[i], reader == 0)
         if keep and state.head[SEEN]:
             at = pack(plan, state, arena, at)
         ends[e] = at
@@ -444,27 +445,27 @@ def fold(
 # %% ../../nbs/23_fold.ipynb #c036
 @inner
 def own_features(
-    own,  # (k, 2) int64: operation and index of the feature, as in FeatureTable.own
-    scale,  # minor units in a major one
+    own,  # (k, 4) int64: operation, index of the feature, row of its number and the number's scale
+    values,  # (V, n) int64: bits of the events' columns, as a Calculation gives them
     ts,  # (n,) int64: event times, UTC ms
-    amount,  # (n,) int64: minor units
     out,  # (n, F) float: receives the features
 ):
     "Fill in the features that depend on the event alone."
     for i in range(len(ts)):
         for k in range(len(own)):
-            out[i, own[k, 1]] = read_event(own[k, 0], ts[i], amount[i], scale)
+            out[i, own[k, 1]] = read_event(own[k, 0], ts[i], number_at(values, own[k, 2], i), own[k, 3])
 
 # %% ../../nbs/23_fold.ipynb #c039
-# index in an event's array: numbers, and from KEYS_AT on the keys of its columns
+# index in an event's array: numbers, from KEYS_AT on the keys of its columns, and then the bits of a Calculation's
 TIME_AT = 0  # UTC ms
 TAG_AT = 1
 AMOUNT_AT = 2  # minor units
 LABEL_AT = 3  # -1 for an event
 PREVIOUS_AT = 4  # -1 for an event
 KEYS_AT = 5
+HOLDS = 3  # bits of a condition that holds
 
-NAMES = (*Plan._fields, *State._fields, "columns", "features")
+NAMES = (*Plan._fields, *State._fields, "columns", "features", "takes_in")
 Arrays = NamedTuple("Arrays", [(name, int) for name in NAMES])
 ARRAYS = Arrays(*range(len(NAMES)))
 
@@ -475,6 +476,7 @@ class EntityLayout(NamedTuple):
     plan: Plan  # with its rows alone
     columns: np.ndarray  # int64: index among an event's keys of the entity and of the columns that it compares
     features: np.ndarray  # (F,) int64: index of its features in the whole vector
+    takes_in: np.ndarray  # (2,) int64: rows of the number and of the condition among the event's values, -1 = none
 
 
 def lay_out(
@@ -483,7 +485,7 @@ def lay_out(
     "Plans and empty states of several entities, end to end."
     arrays, starts, used = [], np.zeros((len(entities), len(NAMES) + 1), np.int64), 0
     for row, entity in zip(starts, entities):
-        found = [array.ravel() for array in (*entity.plan, *new_state(entity.plan), entity.columns, entity.features)]
+        found = [array.ravel() for array in (*entity.plan, *new_state(entity.plan), *entity[1:])]
         row[:] = np.cumsum([used, *map(len, found)])
         used = row[-1]
         arrays += found
@@ -538,7 +540,7 @@ def _is_label(event):
 
 
 @inner
-def _step_one(plan, state, event, columns, features, enters, data, vector, out):
+def _step_one(plan, state, event, amount, columns, features, enters, data, vector, out):
     """Add an event or a label to a state; returns the flags, or -1 when the packed state is damaged.
 
     The state stays unseen when there is nothing to keep.
@@ -553,22 +555,39 @@ def _step_one(plan, state, event, columns, features, enters, data, vector, out):
     keys = state.keys[: len(columns) - 1]
     for c in range(len(keys)):
         keys[c] = event[KEYS_AT + columns[c + 1]]
-    flags = step(plan, state, event[TIME_AT], event[TAG_AT], event[AMOUNT_AT], keys, out[: len(features)], enters)
+    flags = step(plan, state, event[TIME_AT], event[TAG_AT], amount, keys, out[: len(features)], enters)
     for f in range(len(features)):
         vector[features[f]] = out[f]
     return flags
 
 # %% ../../nbs/23_fold.ipynb #c045
+@pasted
+def _values_of(event, is_label, calculated):
+    "Fill in the values of an event or of a label's event, whose amount is not known."
+    values, code, ends, stack = calculated
+    values[0, 0], values[1, 0] = 0 if is_label else 2 * event[AMOUNT_AT] + 1, 2 * event[TIME_AT] + 1
+    calculate(code, ends, values, stack)
+    return values
+
+
+@inlined
+def _enters(values, takes_in, amount, is_label):
+    "Whether an event, or the event of a label, belongs to a history."
+    if amount == NO_NUMBER and not is_label:
+        return False
+    return takes_in[1] < 0 or values[takes_in[1], 0] == HOLDS
+
+
 @short
 def step_entities(
-    event,  # (KEYS_AT + C,) int64: numbers and keys, see the constants above
+    event,  # (KEYS_AT + C + V,) int64: numbers, keys and values, see the constants above
     ends,  # (E,) int64: bytes of each entity's packed state; replaced by where its new one ends
     flags,  # (E,) int64: receives the flags
     ints,  # as `lay_out` made them
     starts,
     keep,  # how many of the first ones have states of their own; the others are lookups
     own,  # as in FeatureTable
-    scale,
+    calculated,  # (V, 1) int64: space for the event's values; code and ends of the Calculation; a Stack
     vector,  # (F,) float: receives the features, in the table's order
     out,  # as much space as one entity needs
     room,  # uint8: receives the new states, end to end; empty for those that stay as they are
@@ -576,9 +595,10 @@ def step_entities(
 ):  # -> entities, or -1 - e when the state of entity e is damaged
     "Take one event or label in, for all entities."
     read, wrote, is_label = np.int64(0), np.int64(0), _is_label(event)
+    values = _values_of(event, is_label, calculated)
     if not is_label:
         vector[:] = np.nan
-        own_features(own, scale, event[TIME_AT:TAG_AT], event[AMOUNT_AT:LABEL_AT], vector.reshape(1, -1))
+        own_features(own, values, event[TIME_AT:TAG_AT], vector.reshape(1, -1))
     for e in range(len(starts)):
         plan = _plan_at(ints, starts[e])
         columns, features = _cut(ints, starts[e], ARRAYS.columns), _cut(ints, starts[e], ARRAYS.features)
@@ -587,8 +607,13 @@ def step_entities(
             continue
         if not is_label and event[KEYS_AT + columns[0]] == 0:
             continue
+        takes_in = _cut(ints, starts[e], ARRAYS.takes_in)
+        amount = number_at(values, takes_in[0], 0)
+        enters = e < keep and _enters(values, takes_in, amount, is_label)
+        if is_label and not enters:
+            continue
         state = _state_at(ints, starts[e], plan)
-        flags[e] = _step_one(plan, state, event, columns, features, e < keep, data[start:read], vector, out)
+        flags[e] = _step_one(plan, state, event, amount, columns, features, enters, data[start:read], vector, out)
         if flags[e] < 0:
             return -1 - e
         if e < keep and state.head[SEEN]:

@@ -6,7 +6,7 @@
 __all__ = ['FrozenLabels', 'without_late_labels', 'freeze_labels', 'label_plans', 'frozen_features']
 
 # %% ../../nbs/27_frozen_labels.ipynb #c003
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -81,15 +81,15 @@ def _late_parts(parts: list[dict], moment: int) -> list[str]:
 def freeze_labels(
     folder: Path,  # of the domain
     parts: list[dict],  # of the log's manifest
-    entities: Iterable[str],  # columns
+    entities: Mapping[str, str],  # name of a history -> its entity's column, or pair of columns
     moment: int,  # UTC ms: labels that were known at it or later are left out
 ) -> FrozenLabels:
     "What leaving out the late labels of some parts does to their log."
-    entities, names = list(entities), _late_parts(parts, moment)
+    names = _late_parts(parts, moment)
     if not names:
         none = np.zeros(0, np.int64)
         return FrozenLabels(moment, {by: none.astype(np.uint64) for by in entities}, none, none.astype(np.int8))
-    columns = ["id_key", "time", "seq", "known", "label", "previous", *key_names(*entities)]
+    columns = ["id_key", "time", "seq", "known", "label", "previous", *key_names(*entities.values())]
     labels = pa.concat_tables([read_part(folder, "labels", name, columns) for name in names])
     seq, label, previous = (labels[name].to_numpy() for name in ("seq", "label", "previous"))
     ids = occurrence_of(labels["id_key"].to_numpy(), int64_of(labels, "time"))
@@ -99,7 +99,7 @@ def freeze_labels(
     before = _label_before(ids[rows], out[rows], label[rows], previous[rows])
     moved = ~out[rows] & (before != previous[rows])
     order = np.argsort(seq[rows][moved])
-    keys = {by: np.unique(keys_by(by, partial(key_column, labels))[out]) for by in entities}
+    keys = {by: np.unique(keys_by(key, partial(key_column, labels))[out]) for by, key in entities.items()}
     return FrozenLabels(
         moment,
         {by: found[found != 0] for by, found in keys.items()},
@@ -124,7 +124,8 @@ def _frozen_items(
     folder: Path, part: dict, plan: EntityPlan, amount: str, frozen: FrozenLabels, partitions: int
 ) -> list[EntityItems]:
     "A part's items of the keys that lose a label, by partition of the keys."
-    labels = read_part(folder, "labels", part["name"], [*LABEL_COLUMNS, *key_names(plan.by), "known"])
+    wanted = [*LABEL_COLUMNS, *key_names(plan.key, *plan.calculation.inputs), "known"]
+    labels = read_part(folder, "labels", part["name"], wanted)
     whole = read_items(folder, part["name"], plan, amount, without_late_labels(labels, frozen), part["next_seq"])
     indices = np.flatnonzero(np.isin(whole.entity, frozen.keys[plan.by]))
     concerned = EntityItems(whole.entity[indices], whole.row[indices], pick_items(whole.items, indices))
@@ -165,7 +166,7 @@ def frozen_features(
     They are in the table's order of entities, and beside `seq`.
     """
     (threads, run), every = on, label_plans(settings, table)
-    frozen = freeze_labels(settings.batch.folder, parts, [plan.by for plan in every], moment)
+    frozen = freeze_labels(settings.batch.folder, parts, {plan.by: plan.key for plan in every}, moment)
     plans = [plan for plan in every if len(frozen.keys[plan.by])]
     if not plans:
         return False

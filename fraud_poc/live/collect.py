@@ -88,8 +88,8 @@ def event_rows(settings: Settings, secret: bytes, numbered: list[tuple[int, Entr
             )
         rows.append(
             {"seq": seq, "id": ident, "id_key": entry.id_key, "time": entry.time, columns.amount: entry.amount}
-            | {name: texts[name] if key else None for name, key in zip(columns.hashed, entry.keys)}
-            | {f"{name}_key": key for name, key in zip(columns.hashed, entry.keys)}
+            | {name: texts[name] if key else None for name, key in zip(columns.kept, entry.keys)}
+            | {f"{name}_key": key for name, key in zip(columns.kept, entry.keys)}
         )
     return typed_table(rows, event_schema(columns))
 
@@ -114,7 +114,7 @@ def label_rows(settings: Settings, numbered: list[tuple[int, Entry]]) -> tuple[p
             labels.append(
                 shared
                 | {"label": entry.label, "previous": entry.previous}
-                | {f"{name}_key": key for name, key in zip(settings.columns.entities, entry.keys)}
+                | {f"{name}_key": key for name, key in zip(settings.columns.kept_with_labels, entry.keys)}
             )
     return typed_table(labels, label_schema(settings.columns)), pa.Table.from_pylist(assertions, ASSERTIONS)
 

@@ -262,8 +262,8 @@ def entity_keys(
     "Which states an event, or a label of it, reads and writes."
     keys, entities = table.with_pairs(keys), table.entities
     if labels:
-        present = [e for e, entity in enumerate(entities) if entity.labels and keys[entity.by]]
-        return present, [state_key(e, keys[entities[e].by]) for e in present]
+        present = [e for e, entity in enumerate(entities) if entity.labels and keys[entity.key]]
+        return present, [state_key(e, keys[entities[e].key]) for e in present]
     readers = table.readers
     present = [r for r, (_, reader) in enumerate(readers) if keys[reader.by]]
     return present, [state_key(readers[r][0], keys[readers[r][1].by]) for r in present]
@@ -305,11 +305,12 @@ def step_label_states(
     previous: int,  # effective before
     present: list[int],  # indices of the entities whose states learn from labels
     states: list[bytes],  # their states
+    keys: Mapping[str, int],  # of that event
 ) -> list[bytes]:  # new states, b"" = unchanged
     "States after the effective label of an event has changed; raises `StoreLost` when a state is damaged."
     before = states_of_all(len(stepper.table.readers), present, states)
     try:
-        after = step_label(stepper, time, id_tag(id_key), label, previous, before)
+        after = step_label(stepper, time, id_tag(id_key), label, previous, before, keys)
     except ValueError as error:
         raise StoreLost(f"a state cannot be read: {error}") from error
     return [b"" if after[e] == before[e] else after[e] for e in present]

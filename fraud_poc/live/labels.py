@@ -170,7 +170,8 @@ def batch_log_rows(
     "What the batch log knows of some ids."
     import pyarrow as pa
 
-    wanted, names = pa.array(sorted(set(id_keys)), pa.uint64()), [f"{name}_key" for name in settings.columns.entities]
+    wanted = pa.array(sorted(set(id_keys)), pa.uint64())
+    names = [f"{name}_key" for name in settings.columns.kept_with_labels]
     own, events, changes, last, newest = SOURCES.index(settings.labels.source), {}, {}, {}, {}
     columns = ["seq", "time", "said", "source", "known", "kind", "retracts"]
     for part in read_manifest(settings.batch.folder)["parts"]:
@@ -218,7 +219,7 @@ def find_in_batch_log(
             else:
                 history = without_assertion(history, assertions[item], priority)
         history = msgspec.structs.replace(history, label=last.get(key, UNRESOLVED))  # as the states know it
-        keys = {name: row[f"{name}_key"] for name in settings.columns.entities}
+        keys = {name: row[f"{name}_key"] for name in settings.columns.kept_with_labels}
         events.setdefault(key[0], []).append(LabelledEvent(row["time"], keys, history, assertions))
     return events
 
@@ -228,7 +229,7 @@ async def entry_at(store: Any, position: int) -> Entry | None:
     return next((decode_entry(data) for seq, data in await store.entries(position - 1, 1) if seq == position), None)
 
 
-async def find_live(store: Any, entities: list[str], id_key: int, first: int) -> LabelledEvent | None:
+async def find_live(store: Any, columns: list[str], id_key: int, first: int) -> LabelledEvent | None:
     "An event of the live log, from a position on; None when it is not there, or not remembered."
     earlier = await store.read(event_key(id_key), [])
     if earlier.record is None or earlier.seq < first:
@@ -236,7 +237,7 @@ async def find_live(store: Any, entities: list[str], id_key: int, first: int) ->
     entry = await entry_at(store, earlier.seq)
     if not entry or entry.kind != "event":
         return None
-    return LabelledEvent(entry.time, dict(zip(entities, entry.keys)), LabelHistory())
+    return LabelledEvent(entry.time, dict(zip(columns, entry.keys)), LabelHistory())
 
 
 async def known_time(store: Any, change: LabelChange, id_key: int) -> int | None:
@@ -266,7 +267,7 @@ async def find_event(
     "The event that a label change is about; None when there is none. Errors of the store are raised."
     meta = looked_up.meta if looked_up else await store.meta()
     first, time = meta.base["next_seq"], await known_time(store, change, id_key)
-    live = await find_live(store, settings.columns.entities, id_key, first)
+    live = await find_live(store, settings.columns.kept_with_labels, id_key, first)
     if live and can_be_about(change, live, time):
         return live
     if looked_up:
@@ -463,8 +464,8 @@ class LabelWriter:
         update = with_assertion if isinstance(change, LabelAssertion) else without_assertion
         after, states = update(history, item, priority), []
         if after.label != history.label:
-            labels = after.label, history.label
-            states = step_label_states(engine.stepper, id_key, event.time, *labels, present, before.states[1:])
+            known = present, before.states[1:], event.keys
+            states = step_label_states(engine.stepper, id_key, event.time, after.label, history.label, *known)
         kept = slice(1 + len(states))
         entry = encode_entry(label_entry(change, item, id_key, event, history.label, after, now))
         outcome = await engine.store.write(

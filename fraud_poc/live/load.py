@@ -150,11 +150,11 @@ def step_entry(stepper: Stepper, columns: list[str], entry: Entry, states: dict[
     state_keys = [state_key(e, keys[reader.by]) for e, reader in table.readers]
     before, tag = [states.get(key, b"") for key in state_keys], entry.id_key & 0xFFFFFFFF
     if entry.kind == "label":
-        after = step_label(stepper, entry.time, tag, entry.label, entry.previous, before)
+        after = step_label(stepper, entry.time, tag, entry.label, entry.previous, before, keys)
     else:
         after = step_event(stepper, entry.time, tag, entry.amount, keys, before)[2]
     for entity, key, state in zip(table.entities, state_keys, after):
-        if state and keys[entity.by]:
+        if state and keys[entity.key]:
             states[key] = state
 
 
@@ -189,7 +189,7 @@ def replay_log(
     names: Names,
     prefix: bytes,  # of the new generation
     stepper: Stepper,
-    columns: list[str],  # columns.hashed
+    columns: list[str],  # columns.kept
     after: int,  # last sequence number that the states know
     tick: Callable[[int], None],  # called with entries replayed
 ) -> int:  # last sequence number that they know now
@@ -437,7 +437,7 @@ def _catch_up(
             after = archive_log(writer.client, names, settings.batch.folder / "live_log", old, after, tick)
         else:
             after = replay_log(
-                writer, names, names.states(meta.generation), stepper, settings.columns.hashed, after, tick
+                writer, names, names.states(meta.generation), stepper, settings.columns.kept, after, tick
             )
         if switch(writer.client, names, found, meta, seq, fresh):
             return after

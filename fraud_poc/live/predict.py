@@ -48,6 +48,7 @@ def parse_csv(
     numbers: set[str],  # columns
     spelled: InputSection,
     times: set[str] = frozenset(),  # columns of ISO times
+    optional: set[str] = frozenset(),  # columns whose cells may be empty
 ) -> list[dict[str, Any]]:
     "Rows of CSV; raises `ValueError` that names row, column and value of what is not a number or time."
     reader, rows = csv.DictReader(io.StringIO(text), **csv_dialect(spelled)), []
@@ -55,6 +56,8 @@ def parse_csv(
         if None in row or None in row.values():
             raise ValueError(f"row {number} has another number of cells than the head")
         for name in numbers & row.keys():
+            if name in optional and not row[name].strip():
+                continue
             try:
                 row[name] = float(plain_number(row[name], spelled) or "")
             except ValueError:
@@ -75,11 +78,12 @@ def read_raw_events(
     where, spelled = "standard input" if path == "-" else path, reader.settings.input
     with reading_text(where):
         text = sys.stdin.read() if path == "-" else open_bytes(path).read().decode(text_encoding(spelled))
-    numbers = {field.name for field in reader.fields if field.part in ("amount", "number")}
+    numbers = {field.name for field in reader.fields if field.part in ("amount", "number", "decimal")}
     times = {field.name for field in reader.fields if field.part == "time"}
+    optional = {field.name for field in reader.fields if field.optional}
     try:
         as_json = text.lstrip()[:1] in ("{", "[")
-        events = parse_json(text) if as_json else parse_csv(text, numbers, spelled, times)
+        events = parse_json(text) if as_json else parse_csv(text, numbers, spelled, times, optional)
     except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"{where} cannot be read ({error}): {FORMATS}") from None
     if not events:
@@ -187,6 +191,7 @@ def with_reasons(
         bodies,
         columns.decimals,
         top,
+        columns.amount,
     )
     for i, reasons in zip(indices, reasons_of_each):
         explained[i]["reasons"] = [asdict(reason) for reason in reasons]

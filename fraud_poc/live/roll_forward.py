@@ -152,4 +152,4 @@ def roll_forward(
         if lines:
             client.call("SET", names.timelines, "".join(lines))
         writer, prefix = BulkWriter(client, state_ms(settings)), names.states(first.meta.generation)
-        replay_log(writer, names, prefix, Stepper(build_table(settings)), settings.columns.hashed, end, tick)
+        replay_log(writer, names, prefix, Stepper(build_table(settings)), settings.columns.kept, end, tick)

@@ -261,7 +261,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     kind: str  # "event" or "label"
     time: int  # of the event, or of the event that the label is about; UTC ms
     id_key: int  # of that event
-    keys: tuple[int, ...]  # hashed keys in the order of columns.hashed; a label's may end after the entities
+    keys: tuple[int, ...]  # 64 bits of each of columns.kept; a label's may end after columns.kept_with_labels
     amount: int = 0  # minor units
     label: int = 0  # 0 legitimate, 1 fraud, -1 unresolved again
     previous: int = -1  # effective label before this one: -1, 0 or 1

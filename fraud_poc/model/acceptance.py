@@ -17,7 +17,7 @@ from ..core.settings import Settings
 from ..features.aggregates import DAY_MS
 from ..features.table import build_table
 from .bundle import save_bundle
-from .dataset import AMOUNT, Examples, read_dataset, read_split
+from .dataset import AMOUNT, Examples, read_dataset, read_split, split_warning
 from .evaluate import calibrate, evaluate, frozen_means, judge
 from .evaluation_plots import draw_evaluation
 from .policy import Policy, bands_of, probabilities
@@ -148,14 +148,20 @@ def frozen_in_short(found: dict | None) -> dict:
     }
 
 # %% ../../nbs/39_acceptance.ipynb #c008
+def _frozen_test(settings: Settings) -> Examples | None:
+    "The test with labels frozen at the cut-off; None when no feature counts labels, or there is no cut-off."
+    by_time = settings.training.split == "time"
+    return read_split(settings, "test", frozen=True) if by_time and read_dataset(settings)["label_features"] else None
+
+
 def judge_model(
     settings: Settings,
     progress: Progress | None = None,  # called with resamples done and in all
-) -> dict:  # folder, id, acceptance, reasons, metrics (also with frozen labels), events, frauds, bands, policy, money
+) -> dict:  # folder, id, acceptance, reasons, warning, metrics (also with frozen labels), events, bands, policy, money
     "Judge the model that was trained last and save it as a bundle; `ValueError` when there is no model or no dataset."
     table, trained = build_table(settings), load_trained(settings)
     newest, test = read_split(settings, "validation"), read_split(settings, "test")
-    frozen = read_split(settings, "test", frozen=True) if read_dataset(settings)["label_features"] else None
+    frozen = _frozen_test(settings)
     calibration, policy = settled(settings, newest, trained.booster.inplace_predict(newest.features))
     evaluation = measured_twice(settings, trained.booster, test, frozen, calibration, policy, progress)
     judgement, about = judge(settings, evaluation["metrics"]), trained.about
@@ -178,6 +184,7 @@ def judge_model(
             plots=Path(plots),
         )
     kept = {key: evaluation[key] for key in ("metrics", "events", "frauds", "fraud_rate", "bands")}
+    kept |= {"warning": warning} if (warning := split_warning(settings.training.split)) else {}
     return {
         "folder": str(folder),
         "id": folder.name,

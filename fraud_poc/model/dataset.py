@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DATASET', 'DATASET_WORK', 'AMOUNT', 'WEIGHT', 'FROZEN', 'DATASET_VERSION', 'SPLITS', 'Windows', 'as_date',
-           'find_windows', 'log_until', 'event_span', 'computed_parts', 'parts_computed', 'check_inputs', 'inputs_hash',
-           'last_known', 'read_labels', 'draws', 'kept', 'split_of', 'side_columns', 'label_part', 'label_features',
-           'with_frozen', 'spill_path', 'choose_rows', 'weigh', 'write_shard', 'make_dataset', 'Examples',
-           'read_dataset', 'read_shard', 'read_split']
+           'find_windows', 'split_warning', 'log_until', 'event_span', 'computed_parts', 'parts_computed',
+           'check_inputs', 'inputs_hash', 'last_known', 'read_labels', 'draws', 'kept', 'split_of', 'split_shares',
+           'drawn_split', 'side_columns', 'label_part', 'label_features', 'with_frozen', 'spill_path', 'choose_rows',
+           'weigh', 'write_shard', 'make_dataset', 'Examples', 'read_dataset', 'read_shard', 'read_split']
 
 # %% ../../nbs/30_dataset.ipynb #c003
 import hashlib
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, occurrence_of, system_clock
 from ..core.files import Progress, check_format, read_json, sha256_of, sole_use, write_json, write_parquet
-from ..core.settings import Settings, duration_ms
+from ..core.settings import Settings, TrainingSection, duration_ms
 from ..data.columns import keys_of
 from ..data.log import part_path, read_manifest, read_part, read_waiting, rows_before, time_span
 from ..data.shop import scramble
@@ -51,7 +51,10 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Windows:
-    "The moments that divide the log, UTC milliseconds; an end is exclusive."
+    """The moments that divide the log, UTC milliseconds; an end is exclusive.
+
+    Of a split by chance, all events are between `train` and `test_end`, and the cut-off is the end of the log.
+    """
 
     train: int  # start of the training window
     validation: int  # start of its last part
@@ -92,18 +95,35 @@ def find_windows(
             f"(training.delay), and the log ends with events of {as_date(last)} and what was known on "
             f"{as_date(known)}: set it to {as_date(latest)} at most"
         )
-    cutoff = test_end - chosen.test_days * DAY_MS
-    train_end = cutoff - delay
+    test = test_end - chosen.test_days * DAY_MS
+    train_end = test - (delay if chosen.split == "time" else 0)  # drawn events need no gap
     train = train_end - chosen.train_days * DAY_MS
+    if chosen.split != "time":
+        train = max(train, first // DAY_MS * DAY_MS)  # of a shorter log all: the days say the proportions
+        return Windows(train, train, test_end, known_end, test_end, known_end)
     if train < first // DAY_MS * DAY_MS:
         most = (train_end - first // DAY_MS * DAY_MS) // DAY_MS
         shorter = "shorten training.test_days or training.delay, or ingest a longer history"
         remedy = f"set training.train_days to at most {most}" if most > 1 else shorter
         raise ValueError(
             f"the training window starts on {as_date(train)}, before the log, whose first event is of "
-            f"{as_date(first)}: {remedy} (test {as_date(cutoff)} to {as_date(test_end - 1)}, delay {chosen.delay})"
+            f"{as_date(first)}: {remedy} (test {as_date(test)} to {as_date(test_end - 1)}, delay {chosen.delay})"
         )
-    return Windows(train, train_end - chosen.validation_days * DAY_MS, train_end, cutoff, test_end, known_end)
+    return Windows(train, train_end - chosen.validation_days * DAY_MS, train_end, test, test_end, known_end)
+
+# %% ../../nbs/30_dataset.ipynb #7b4f
+def split_warning(
+    split: str,  # training.split
+) -> str:  # "" for a split in time
+    "What a split flatters."
+    if split == "time":
+        return ""
+    return (
+        f'training.split = "{split}" draws training and test from the same days, which flatters a model: it has '
+        "learned from later events of the same entities and from the rest of each fraud campaign, and labels count as "
+        "known at the end of the log. Compare its figures only with those of such a split; what a service will see is "
+        'measured with training.split = "time"'
+    )
 
 # %% ../../nbs/30_dataset.ipynb #c026
 def log_until(
@@ -269,6 +289,31 @@ def split_of(time: np.ndarray, windows: Windows) -> np.ndarray:
     edges = [windows.train, windows.validation, windows.train_end, windows.cutoff, windows.test_end]
     return np.array([-1, 0, 1, -1, 2, -1], np.int8)[np.searchsorted(edges, time, side="right")]
 
+
+def split_shares(training: TrainingSection) -> dict[str, float]:
+    "Share of the events of each split that is drawn, in the proportions of the days."
+    days = training.train_days + training.test_days
+    test, validation = training.test_days / days, training.validation_days / days
+    return {"train": 1 - test - validation, "validation": validation, "test": test}
+
+
+def drawn_split(
+    training: TrainingSection,  # settings
+    draw: np.ndarray,  # (n,) uint64
+    label: np.ndarray,  # (n,) int8
+    within: np.ndarray,  # (n,) bool: events of the window
+) -> np.ndarray:  # (n,) int8: index into SPLITS, -1 = in none
+    "A split by chance; a stratified one gives each split its share of each class, to within one event."
+    chance, shares = (scramble(draw, 3) >> np.uint64(11)) * 2.0**-53, split_shares(training)
+    for one in (LEGITIMATE, FRAUD) if training.split == "stratified" else ():
+        rows = np.flatnonzero(within & (label == one))
+        rows = rows[np.argsort(chance[rows], kind="stable")]
+        # evenly spread, from a start that is drawn, too: one of few events may come into any split
+        start = scramble(np.bitwise_xor.reduce(draw[rows], keepdims=True), 4) if len(rows) else np.zeros(1, np.uint64)
+        chance[rows] = (np.arange(len(rows)) + (start >> np.uint64(11)) * 2.0**-53) / max(len(rows), 1)
+    ends = np.cumsum([shares["test"], shares["validation"]])
+    return np.where(within, np.array([2, 1, 0], np.int8)[np.searchsorted(ends, chance, side="right")], np.int8(-1))
+
 # %% ../../nbs/30_dataset.ipynb #c020
 def side_columns(settings: Settings) -> list[str]:
     "Columns of the log that stand beside the features."
@@ -296,7 +341,11 @@ def label_part(settings: Settings, log: dict, part: dict, windows: Windows) -> t
                 count_waits(label[rows], (first[rows] - time[rows]) // HOUR_MS, (moment - time[rows]) // HOUR_MS, size),
             )
         )
-    split = split_of(time, windows)
+    chosen = settings.training
+    if chosen.split == "time":
+        split = split_of(time, windows)
+    else:
+        split = drawn_split(chosen, draws(events["id"], chosen.seed), found[1][0], within)
     events = events.append_column("split", pa.array(split)).append_column(
         "label", pa.array(np.where(split == 2, found[1][0], found[0][0]))
     )
@@ -352,7 +401,7 @@ def choose_rows(settings: Settings, table: FeatureTable, log: dict, index: int, 
     )
     for name in table.names:
         events = events.append_column(name, features[name])
-    as_test = with_frozen(settings, table, part["name"], events)
+    as_test = with_frozen(settings, table, part["name"], events) if chosen.split == "time" else events
     for s, n in sorted(set(zip(split[stay].tolist(), number[stay].tolist()))):
         rows, of = pa.array(stay & (split == s) & (number == n)), as_test if SPLITS[s] == "test" else events
         write_parquet(spill_path(settings.batch.folder, SPLITS[s], n) / f"{index:06d}.parquet", of.filter(rows))
@@ -363,12 +412,19 @@ def choose_rows(settings: Settings, table: FeatureTable, log: dict, index: int, 
     return {"counts": counts, "waits": waits}
 
 # %% ../../nbs/30_dataset.ipynb #c024
-def weigh(events: pa.Table, split: str, windows: Windows, known: np.ndarray, legitimate_share: float) -> np.ndarray:
-    "(n,) float32 weights of rows of one split; 0 = not to be used."
+def weigh(
+    events: pa.Table, split: str, windows: Windows, known: np.ndarray, training: TrainingSection
+) -> np.ndarray:  # (n,) float32
+    """Weights of rows of one split; 0 = not to be used.
+
+    Of a split by chance, validation and test stand for all events of their days, so that budgets a day hold.
+    """
     label, time = events["label"].to_numpy(), events["time"].cast(pa.int64()).to_numpy()
     weight = waiting_weights(label, (windows.moment(split) - time) // HOUR_MS, known[int(split == "test")])
     if split == "train":
-        weight[label == LEGITIMATE] /= legitimate_share
+        weight[label == LEGITIMATE] /= training.legitimate_share
+    elif training.split != "time":
+        weight /= split_shares(training)[split]
     return weight.astype(np.float32)
 
 
@@ -378,7 +434,7 @@ def write_shard(settings: Settings, split: str, number: int, windows: Windows, k
     events = pa.concat_tables([pq.read_table(path) for path in spilled])
     if split == "train":
         events = events.take(np.lexsort((events["seq"].to_numpy(), events["order"].to_numpy())))
-    weight = weigh(events, split, windows, known, settings.training.legitimate_share)
+    weight = weigh(events, split, windows, known, settings.training)
     side = ["id", "seq", "time", AMOUNT, *(f"{name}_key" for name in settings.columns.entities), "label"]
     features = events.column_names[events.column_names.index("order") + 1 :]
     out = (
@@ -414,12 +470,13 @@ def _summarise(counts: list[dict], files: dict[str, list[dict]]) -> dict:
 
 def _check_splits(splits: dict, windows: Windows, settings: Settings) -> None:
     "`ValueError` when a model could not learn or be tested."
-    w = windows
+    w, by_time = windows, settings.training.split == "time"
     for split, start, end in [
         ("train", w.train, w.validation),
         ("validation", w.validation, w.train_end),
         ("test", w.cutoff, w.test_end),
     ]:
+        start, end = (start, end) if by_time else (w.train, w.test_end)
         found = splits[split]
         for what, number in [("frauds", found["frauds"]), ("legitimate events", found["rows"] - found["frauds"])]:
             if number:
@@ -561,7 +618,8 @@ def read_dataset(settings: Settings) -> dict:
             f"the dataset in {settings.batch.folder} is of feature table {manifest['table_hash'][:12]}, "
             f"not {table.hash[:12]}: run `fraud-poc dataset` again"
         )
-    made, now = ({"test_end": ""} | values for values in (manifest["training"], settings.training.meaning))
+    later = {"test_end": "", "split": "time"}
+    made, now = (later | values for values in (manifest["training"], settings.training.meaning))
     other = sorted(name for name in now if made.get(name) != now[name])
     if other:
         raise ValueError(
@@ -596,8 +654,11 @@ def read_split(
     frozen: bool = False,  # label features as they are when no label comes in from the cut-off on; only of the test
 ) -> Examples:
     "All rows of a split; validation and test are in the order of the log, the training set is shuffled."
-    if frozen and split != "test":
-        raise ValueError(f"the split {split!r} has no frozen features: only the test, which starts at the cut-off, has")
+    if frozen and (split != "test" or settings.training.split != "time"):
+        raise ValueError(
+            f"the split {split!r} has no frozen features: only the test of a split in time, which starts at the "
+            "cut-off, has"
+        )
     manifest = read_dataset(settings)
     late = set(manifest["label_features"]) if frozen else set()
     shards = [read_shard(settings, split, entry, manifest["features"], late) for entry in manifest["files"][split]]

@@ -541,7 +541,10 @@ def judge(
                 f"{reached} reaches acceptance.{setting} {least:g}"
                 + ("; the interval reaches below it" if short else "")
             )
-    return {"acceptance": "rejected" if failed else "accepted", "reasons": failed or passed}
+    judgement = {"acceptance": "rejected" if failed else "accepted", "reasons": failed or passed}
+    if settings.training.split != "time":  # wherever reasons are shown, this is
+        judgement["reasons"] += [f"judged on a {settings.training.split} split, which flatters, not on later days"]
+    return judgement
 
 # %% ../../nbs/33_evaluate.ipynb #c044
 def frozen_means(

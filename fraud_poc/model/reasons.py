@@ -43,6 +43,11 @@ def row_of(
         return Row("Value", name)
     if name in BY_WORD and not BY_WORD[name].takes:
         return Row(BY_WORD[name].name)
+    for column in columns:
+        if name == f"{column}_code":
+            return Row("Code", column)
+        if name.startswith(f"{column}_is_"):
+            return Row("Is", column, value=name.removeprefix(f"{column}_is_"))
     for head, by, role in _readers_in(name, columns):
         for column in ("", *columns):
             row = _row_from_parts(head, column, by) if head.startswith(column) else None
@@ -98,10 +103,19 @@ def themes_of(
 
 
 @lru_cache(maxsize=32)
-def layout(names: tuple[str, ...], columns: tuple[str, ...]) -> tuple[tuple[Row | None, ...], tuple[Theme, ...]]:
-    "Rows and themes of a vector, by the names of its features and of the event's fields."
-    rows = tuple(row_of(name, columns) for name in names)
-    return rows, tuple(themes_of(rows))
+def layout(
+    names: tuple[str, ...], columns: tuple[str, ...], amount: str = ""
+) -> tuple[tuple[Row | None, ...], tuple[Theme, ...]]:
+    """Rows and themes of a vector, by the names of its features and of the event's fields.
+
+    The texts about amounts are about one column, `amount` ("" = there is no other number). A feature of another number
+    has no row, and is shown by its name.
+    """
+    rows = []
+    for row in (row_of(name, columns) for name in names):
+        other = row and amount and row.aggregate.column == "number" and row.column != amount
+        rows.append(None if other else row)
+    return tuple(rows), tuple(themes_of(rows))
 
 # %% ../../nbs/36_reasons.ipynb #c015
 def readable(column: str) -> str:
@@ -217,13 +231,9 @@ class Phrases:
         unit = self.row.aggregate.schema.unit
         if unit == "amount":
             return self.view.money(self.amount)
-        return (
-            duration_words(self.amount)
-            if unit == "seconds"
-            else f"{self.amount:.0%}"
-            if unit == "share"
-            else number_words(self.amount)
-        )
+        if unit == "seconds":
+            return duration_words(self.amount)
+        return f"{self.amount:.0%}" if unit == "share" else number_words(self.amount)
 
     def number(self) -> str:
         return f"{self.amount:,.0f}" if self.amount else "no"
@@ -240,6 +250,10 @@ class Phrases:
     def of_entity(self) -> str:
         preposition = "of" if self.row.by.lower().endswith("_id") or self.row.role else "with"
         return f"{preposition} this {self.entity()}{role_words(self.row)}"
+
+    def choice(self) -> str:
+        is_ = "is" if self.amount or not self.row.value else "is not"
+        return f"{readable(self.row.column)} {is_} {self.row.value or self.view.event.get(self.row.column)}"
 
     def events(self) -> str:
         return f"{plural(self.view.noun)} {self.of_entity()}"
@@ -488,6 +502,7 @@ def explain_many(
     ],  # n: own fields of each, in the order of the configuration, the amount in major units
     decimals: int,  # of an amount
     top: int | None = 5,  # most reasons for each; None = all
+    amount: str = "",  # its column, where events have other numbers, too
 ) -> list[
     list[Reason]
 ]:  # of each order, the weightiest first; all of them and the model's constant add up to the logit
@@ -506,7 +521,8 @@ def explain_many(
         return []
     shares = contributions(booster, vectors)[:, :-1]
     return [
-        reasons_of(names, vector, order, decimals, share, top) for vector, order, share in zip(vectors, orders, shares)
+        reasons_of(names, vector, order, decimals, share, top, amount)
+        for vector, order, share in zip(vectors, orders, shares)
     ]
 
 
@@ -517,9 +533,10 @@ def reasons_of(
     decimals: int,  # of an amount
     shares: np.ndarray,  # (F,) contributions
     top: int | None,  # most reasons; None = all
+    amount: str = "",  # its column, where events have other numbers, too
 ) -> list[Reason]:
     "Reasons of one score, from its contributions."
-    rows, themes = layout(tuple(names), tuple(order))
+    rows, themes = layout(tuple(names), tuple(order), amount)
     values, reasons = vector.tolist(), []
     view = View({row: value for row, value in zip(rows, values) if row}, order, decimals, noun_of(tuple(order)))
     for total, index in merge_by_theme(shares, themes)[:top]:

@@ -156,7 +156,7 @@ def checksums_of(parts: list[dict]) -> list[list[str]]:
 def rewrite_states(path: Path, entity: EntityPlan, plan: ErasurePlan, tags: dict[tuple[int, int], int]) -> int:
     "Rewrite a file of states; returns how many changed."
     batches = open_states(path)
-    moves = plan.state_keys(entity.by)
+    moves = plan.state_keys(entity.key)
     keys = np.array(sorted(moves), np.uint64)
     rows, states = find_states(batches, keys)
     changed = {}  # old key -> new state
@@ -280,7 +280,7 @@ def events_of_archive(path: Path, columns: ColumnsSection) -> EventKeys:
     `ValueError` when it was written with other columns.
     """
     rows = pq.read_table(path, columns=["kind", "id_key", "time", "keys"]).to_pylist()
-    if any(len(row["keys"]) != len(columns.hashed) for row in rows if row["kind"] == "event"):
+    if any(len(row["keys"]) != len(columns.kept) for row in rows if row["kind"] == "event"):
         raise ValueError(f"{path} has other columns: put the settings back that wrote it")
     return events_of_entries(columns, [Entry(**row) for row in rows])
 

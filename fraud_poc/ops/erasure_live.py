@@ -235,7 +235,7 @@ def state_writes(client: Client, prefix: bytes, table: FeatureTable, plan: Erasu
     "States and label histories that change; `prefix` is that of the generation in use."
     tags, writes = new_tags(plan), []
     for index, entity in enumerate(table.entities):
-        moves = plan.state_keys(entity.by)
+        moves = plan.state_keys(entity.key)
         keys = sorted(moves)
         values = client.call("MGET", *[prefix + state_key(index, key) for key in keys]) if keys else []
         for key, value in zip(keys, values):

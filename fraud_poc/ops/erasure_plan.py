@@ -115,13 +115,13 @@ class EventKeys(NamedTuple):
 
 def events_of_entries(columns: ColumnsSection, entries: list[Entry]) -> EventKeys:
     "Events of some entries of a live log, and those that its labels are about; keys of labels end after the entities."
-    keys = np.zeros((len(entries), len(columns.hashed)), np.uint64)
+    keys = np.zeros((len(entries), len(columns.kept)), np.uint64)
     for row, entry in zip(keys, entries):
         row[: len(entry.keys)] = entry.keys
     return EventKeys(
         np.array([entry.id_key for entry in entries], np.uint64),
         np.array([entry.time for entry in entries], np.int64),
-        {name: keys[:, index] for index, name in enumerate(columns.hashed)},
+        {name: keys[:, columns.kept.index(name)] for name in columns.hashed},
     )
 
 # %% ../../nbs/83_erasure_plan.ipynb #c016
@@ -290,7 +290,8 @@ def pseudonymise_body(body: bytes, plan: ErasurePlan, ident: str) -> bytes:
 
 def pseudonymise_entry(entry: Entry, plan: ErasurePlan) -> Entry:
     "One of the customer's entries, rewritten."
-    keys = {name: plan.key(name, key) for name, key in zip(plan.columns.hashed, entry.keys)}
+    columns, hashed = plan.columns.kept, {*plan.columns.hashed}
+    keys = {name: plan.key(name, key) if name in hashed else key for name, key in zip(columns, entry.keys)}
     ident, id_key = plan.pseudonyms.text("id", entry.id_key), plan.pseudonyms.key("id", entry.id_key)
     body = pseudonymise_body(entry.body, plan, ident)
     decision = entry.decision

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_HISTORY', 'RecordedLabel', 'with_ms', 'recorded_events', 'recorded_changes', 'earlier_events', 'recorded',
-           'Driver', 'send_recorded', 'items_of', 'Replayed', 'fold_log', 'differing_bits', 'compare',
+           'Driver', 'send_recorded', 'column_in', 'items_of', 'Replayed', 'fold_log', 'differing_bits', 'compare',
            'differing_states', 'borrowed', 'base_states', 'served_entries', 'verify', 'replay_into', 'replay',
            'raw_orders']
 
@@ -12,7 +12,7 @@ __all__ = ['NO_HISTORY', 'RecordedLabel', 'with_ms', 'recorded_events', 'recorde
 import asyncio
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ..core.events import Actor
 from ..core.files import Progress
-from ..core.reading import Event, event_fields
+from ..core.reading import Event, event_fields, measured_values
 from ..core.settings import ColumnsSection, Settings, with_values
 from ..data.log import copy_stretch, hash_secret, part_path, read_manifest, read_part
 from fraud_poc.features.batch import (
@@ -77,9 +77,9 @@ def with_ms(part: pa.Table) -> pa.Table:
 def recorded_events(part: pa.Table, columns: ColumnsSection) -> Iterator[tuple[int, Event]]:
     "Positions and events of a part."
     for row in with_ms(part).to_pylist():
-        keys = {name: row[f"{name}_key"] for name in columns.hashed}
+        keys = {name: row[f"{name}_key"] for name in columns.kept}
         shown = {"id": row["id"], "time": row["time"], "amount": row[columns.amount]}
-        body = json.dumps(shown | {name: row[name] for name in columns.hashed}).encode()
+        body = json.dumps(shown | {name: row[name] for name in columns.kept}).encode()
         yield row["seq"], Event(row["id"], row["id_key"], row["time"], row[columns.amount], keys, body)
 
 
@@ -133,7 +133,7 @@ def recorded(
 
     Raises `ValueError` when the event of a label is not there.
     """
-    parts, names, count = read_manifest(settings.batch.folder)["parts"][after:], settings.columns.entities, 0
+    parts, names, count = read_manifest(settings.batch.folder)["parts"][after:], settings.columns.kept_with_labels, 0
     events = earlier_events(settings, parts)
     newest = {id_key: time for id_key, time in events}
     for part in parts:
@@ -216,14 +216,19 @@ async def send_recorded(
     return driver.sent
 
 # %% ../../nbs/80_replay.ipynb #c004
+def column_in(columns: ColumnsSection, entries: list[Entry]) -> Callable[[str], np.ndarray]:
+    "A function that gives the (n,) uint64 of a column in some entries; 0 where a label's do not reach so far."
+    at = {name: index for index, name in enumerate(columns.kept)}
+    return lambda name: np.array([e.keys[at[name]] if at[name] < len(e.keys) else 0 for e in entries], np.uint64)
+
+
 def items_of(
     entity: EntityPlan,
     columns: ColumnsSection,
     entries: list[Entry],  # of the live log, in sequence
 ) -> EntityItems:  # `row` = index of each item's entry
     "The items of a live log for one entity."
-    at = {name: index for index, name in enumerate(columns.hashed)}
-    column = lambda name: np.array([e.keys[at[name]] if at[name] < len(e.keys) else 0 for e in entries], np.uint64)
+    column = column_in(columns, entries)
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
     id_keys = np.array([e.id_key for e in entries], np.uint64)
     keys, row, items = event_items(entity, number("time"), number("amount"), column, id_keys)
@@ -232,7 +237,7 @@ def items_of(
     if entity.labels:
         labels = [np.where(is_event, -1, number(field)).astype(np.int8)[row] for field in ("label", "previous")]
         items = items._replace(label=labels[0], previous=labels[1])
-    enters = items.reader == 0 if entity.lookups else np.ones(len(row), bool)
+    enters = items.reader == 0 if entity.has_readers else np.ones(len(row), bool)
     wanted = np.flatnonzero((keys != 0) & (is_event[row] | (changed[row] & enters)))
     return EntityItems(keys[wanted], row[wanted], pick_items(items, wanted))
 
@@ -258,7 +263,8 @@ def fold_log(
     flag_at = {reader.name: r for r, (_, reader) in enumerate(table.readers)}
     is_event = np.array([entry.kind == "event" for entry in entries], bool)
     number = lambda field: np.array([getattr(e, field) for e in entries], np.int64)
-    own_features(table.own, table.scale, number("time"), number("amount"), vectors)
+    values = table.calculation.values(number("time"), number("amount"), column_in(columns, entries))
+    own_features(table.own, values, number("time"), vectors)
     for entity in table.entities:
         keys, indices, items = items_of(entity, columns, entries)
         order, out, folded_flags, states[entity.by], _ = fold_arrays(
@@ -266,7 +272,7 @@ def fold_log(
         )
         events = order[is_event[indices[order]]]
         out, folded_flags = out[is_event[indices[order]]], folded_flags[is_event[indices[order]]]
-        for reader, those in by_reader(entity, items.reader[events] if entity.lookups else items.reader):
+        for reader, those in by_reader(entity, items.reader[events] if entity.has_readers else items.reader):
             rows = indices[events][those]
             vectors[rows[:, None], reader.places] = out[those][:, : len(reader.places)]
             flags[rows, flag_at[reader.name]] = folded_flags[those]
@@ -444,7 +450,7 @@ def raw_orders(
         for row in read_part(settings.batch.folder, "events", part["name"]).to_pylist():
             ms = round(row["time"].timestamp() * 1000)
             known = {columns.id[0]: row["id"]} if len(columns.id) == 1 else {}
-            known |= {name: row[name] for name in columns.hashed}
+            known |= {name: row[name] for name in columns.hashed} | measured_values(columns, row)
             known |= {
                 columns.amount: row[columns.amount] / 10**columns.decimals,
                 columns.currency: settings.domain.currency,

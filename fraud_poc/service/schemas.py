@@ -6,7 +6,7 @@
 __all__ = ['CLOSED', 'UNREADABLE', 'LEAP_DAY', 'MONTHS', 'CLOCK', 'REFERENCE', 'ANY_ITEM', 'ANSWER', 'LABEL', 'LABEL_RESULT',
            'Detail', 'RequestRejected', 'rejection', 'field_details', 'rejected_event', 'Pairs', 'whole_number',
            'strict_json', 'duplicates', 'read_pairs', 'Codec', 'date_pattern', 'missing_pattern', 'event_type',
-           'identity_type', 'written_time', 'example_event', 'event_model', 'item_list', 'label_models',
+           'measure_type', 'identity_type', 'example_event', 'event_model', 'item_list', 'label_models',
            'request_schemas', 'model_of', 'answer_model', 'ItemResult', 'item_results', 'ResponseModels',
            'response_models', 'Rejection', 'Readiness', 'SampleEvents', 'ModelFacts']
 
@@ -26,9 +26,18 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
 from pydantic.json_schema import models_json_schema
 
 from ..core.events import UNPRINTED
-from ..core.reading import INTEGERS, MAX_TEXT, Event, EventError, EventReader, FieldError
+from fraud_poc.core.reading import (
+    INTEGERS,
+    MAX_TEXT,
+    MEASURES,
+    Event,
+    EventError,
+    EventReader,
+    FieldError,
+    written_time,
+)
 from ..core.reading import Field as EventField
-from ..core.settings import BLANKS, MAX_MINOR_UNITS, Settings
+from ..core.settings import BLANKS, MAX_MINOR_UNITS
 from ..features.label_history import SOURCES
 from ..live.decide import ENTITY_STATUS, Answer
 from ..live.labels import MAX_NOTE, LabelResult, known_field
@@ -141,6 +150,10 @@ class Codec:
             "time": str,
             "number": int | float,
             "amount": int | float,
+            "decimal": int | float | str,  # a text that stands for a missing value
+            "flag": bool | int | float | str,
+            "choice": str | int | float | bool,
+            "moment": str if reader.settings.columns.time_format == "iso" else int | float | str,
         }
         fields = [
             (f"f{i}", kinds[field.part] | None if field.optional else kinds[field.part])
@@ -239,6 +252,9 @@ def event_type(
     if field.part == "identity":
         return identity_type(reader, field)
     limits, columns = reader.settings.limits, reader.settings.columns
+    if field.part in MEASURES:
+        kind = measure_type(reader, field)
+        return kind | None if field.optional else kind
     if field.part == "currency":
         return Annotated[Literal[tuple(reader.conversions)], Field(description="of the amount")]
     if field.part == "amount" and columns.currency:
@@ -257,6 +273,25 @@ def event_type(
     pattern = f"^{date_pattern(earliest + timedelta(days=1), last)}{CLOCK}$"
     text = f"ISO date or time, {columns.timezone} where it names no offset"
     return Annotated[str, Field(description=text, json_schema_extra={"pattern": pattern})]
+
+
+def measure_type(reader: EventReader, field: EventField) -> Any:
+    "Type of a field that is calculated with; texts that stand for a missing value are not shown."
+    columns = reader.settings.columns
+    if field.part == "decimal":
+        decimals = columns.numbers[field.name]
+        bound = MAX_MINOR_UNITS / 10**decimals
+        return Annotated[float, Field(ge=-bound, le=bound, description=f"kept with {decimals} decimals")]
+    if field.part == "flag":
+        return Annotated[bool | Literal[0, 1, "yes", "no"], Field(description="yes or no")]
+    if field.part == "choice":
+        listed = ", ".join(columns.vocabularies[field.name])
+        return Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description=f"told apart: {listed}")]
+    if columns.time_format != "iso":
+        return Annotated[float, Field(description=f"{columns.time_unit_words} since {columns.time_start or 1970}")]
+    return Annotated[
+        str, Field(description="ISO date or time", json_schema_extra={"pattern": f"^[0-9-]{{10}}{CLOCK}$"})
+    ]
 
 
 def identity_type(reader: EventReader, field: EventField) -> Any:
@@ -278,24 +313,21 @@ def identity_type(reader: EventReader, field: EventField) -> Any:
     return Annotated[kind, Field(description='identity; 17, 17.0 and "17" are the same')]
 
 
-def written_time(ms: int, settings: Settings) -> str | int | float:
-    "A time as events of this domain write it."
-    if settings.columns.time_format == "iso":
-        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return settings.columns.number_of(ms)
-
-
 def example_event(reader: EventReader, now: int) -> dict[str, Any]:
     "An event of yesterday that fits the settings."
     limits, yesterday = reader.settings.limits, (now // 86_400_000 - 1) * 86_400_000
-    when = written_time(min(max(yesterday, reader.earliest), reader.latest - 1), reader.settings)
+    when = written_time(min(max(yesterday, reader.earliest), reader.latest - 1), reader.settings.columns)
     values = {
         "time": when,
         "number": when,
         "currency": reader.settings.domain.currency,
         "amount": min(max(25.0, limits.min_amount), limits.max_amount),
+        "decimal": 1,
+        "flag": False,
+        "moment": when,
     }
-    return {field.name: values.get(field.part, f"{field.name}-1") for field in reader.fields}
+    values |= {name: words[0] for name, words in reader.settings.columns.vocabularies.items()}
+    return {field.name: values.get(field.part, values.get(field.name, f"{field.name}-1")) for field in reader.fields}
 
 
 def event_model(reader: EventReader, now: int) -> type[BaseModel]:

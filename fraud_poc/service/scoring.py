@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..core.events import KEY, Actor
 from ..core.logs import log_event, place_of_error
-from ..core.reading import EventError, EventReader, FieldError
+from ..core.reading import EventError, EventReader, FieldError, measured_values, written_time
 from ..core.settings import Settings
 from ..data.log import hash_secret, read_manifest, read_part
 from ..live.decide import STORE_ERRORS, Answer, Conflict, Engine
@@ -41,7 +41,6 @@ from fraud_poc.service.schemas import (
     rejected_event,
     rejection,
     strict_json,
-    written_time,
 )
 
 # %% ../../nbs/63_scoring.ipynb #c005
@@ -508,13 +507,17 @@ def sample_event(reader: EventReader, row: dict[str, Any], when: int) -> dict[st
     columns, event = reader.settings.columns, {}
     for field in reader.fields:
         if field.part in ("time", "number"):
-            event[field.name] = written_time(when, reader.settings)
+            event[field.name] = written_time(when, reader.settings.columns)
         elif field.part == "amount":
             event[field.name] = row[columns.amount] / 10**columns.decimals
         elif field.part == "currency":
             event[field.name] = reader.settings.domain.currency
         elif field.name in columns.hashed:
             event[field.name] = row[field.name]
+        elif field.name in columns.measured:
+            event |= measured_values(
+                columns, {field.name: row[field.name], f"{field.name}_key": row[f"{field.name}_key"]}
+            )
         else:
             event[field.name] = f"sample-{secrets.token_hex(6)}"
     return event
@@ -529,10 +532,10 @@ def sample_events(reader: EventReader) -> list[dict[str, Any]]:
         return []
     if not parts:
         return []
-    wanted = ["time", columns.amount, *columns.hashed]
+    wanted = ["time", columns.amount, *columns.kept, *(f"{name}_key" for name in columns.measured)]
     table = read_part(settings.batch.folder, "events", parts[-1]["name"], wanted)
     rows = table.slice(max(len(table) - 40 * SAMPLES, 0)).to_pylist()[::-1]
-    needed = [field.name for field in reader.fields if field.name in columns.hashed and not field.optional]
+    needed = [field.name for field in reader.fields if field.name in columns.kept and not field.optional]
     complete = {row[columns.entities[0]]: row for row in rows if all(row[name] for name in needed)}
     last = int(max((row["time"].timestamp() for row in rows), default=0) * 1000)
     return [sample_event(reader, row, last) for row in list(complete.values())[:SAMPLES]]

@@ -40,7 +40,7 @@ SETTINGS, STORE = "FRAUD_POC_SETTINGS", "FRAUD_POC_STORE"  # environment variabl
 def warm(service: ScoringService) -> None:
     "Run the step and the model once."
     engine = service.engine
-    event = Event("", 1, service.reader.earliest, 0, {name: 1 for name in service.settings.columns.hashed}, b"")
+    event = Event("", 1, service.reader.earliest, 0, {name: 1 for name in service.settings.columns.kept}, b"")
     there = list(range(len(engine.table.readers)))
     vector, _, states = step_states(engine.stepper, event, there, [b""] * len(there))
     engine.model.scorer.score(vector)

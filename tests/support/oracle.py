@@ -8,7 +8,12 @@ A stream is a list of items in sequence order: an event {"t", "amount", "tag", "
 "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
 """
 
+import ast
 import math
+import operator
+from datetime import datetime, timedelta
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,7 @@ import pyarrow.parquet as pq
 
 from fraud_poc.core.files import write_json
 from fraud_poc.core.settings import ColumnsSection, Settings, duration_ms
+from fraud_poc.data.expressions import read_derived
 from fraud_poc.data.log import (
     LOG,
     event_schema,
@@ -27,8 +33,8 @@ from fraud_poc.data.log import (
     time_type,
     write_log_part,
 )
-from fraud_poc.features.aggregates import AGGREGATES, Past
-from fraud_poc.features.batch import fold_arrays, read_items
+from fraud_poc.features.aggregates import AGGREGATES, NO_NUMBER, Past
+from fraud_poc.features.batch import fold_arrays, key_column, key_names, read_items
 from fraud_poc.features.fold import Items, own_features
 from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import FeatureTable, Row, Stepper, build_table, step_event, step_label
@@ -44,8 +50,8 @@ KEPT_CATEGORIES = 8  # events whose categories are kept for "same as last"
 class NaiveEntity:
     "All that was ever known of one entity, as lists, and the rules of the design read literally."
 
-    def __init__(self, settings: Settings):
-        self.settings, self.bounds, self.scale = settings, settings.features, 10**settings.columns.decimals
+    def __init__(self, settings: Settings, scale: int):
+        self.settings, self.bounds, self.scale = settings, settings.features, scale
         self.exact, self.retention = self.bounds.exact_events, duration_ms(self.bounds.retention)
         self.forget_all()
 
@@ -156,7 +162,7 @@ def _features_of_entity(
     if entity is None:
         return dict.fromkeys(rows, math.nan), NO_ENTITY
     if entity.known and t - entity.newest >= duration_ms(entity.bounds.forget_after):
-        entity = NaiveEntity(entity.settings)
+        entity = NaiveEntity(entity.settings, entity.scale)
     if entity.known and t <= entity.newest - entity.retention:
         return dict.fromkeys(rows, math.nan), TOO_LATE_AND_LATE
     values = {row: AGGREGATES[row.kind].naive(past_of(entity, row, t, amount, keys)) for row in rows}
@@ -182,11 +188,134 @@ def place_of(columns: str, keys: dict[str, int]) -> tuple[int, ...]:
 def naive_readers(settings: Settings, rows: list[Row]) -> list[tuple[str, str]]:
     "Whose histories are read: (history, columns it is looked up by), in the order of the flags."
     found = list(dict.fromkeys((row.history, row.by) for row in rows if row.by))
+    keys = {row.history: row.key for row in rows if row.by}
     entities = settings.columns.entities
     histories = list(dict.fromkeys(history for history, _ in found))
     histories = sorted(histories, key=lambda by: entities.index(by) if by in entities else len(entities))
-    looked_up = [pair for by in histories for pair in found if pair[0] == by != pair[1]]
-    return [(by, by) for by in histories] + looked_up
+    looked_up = [pair for by in histories for pair in found if pair[0] == by and keys[by] != pair[1]]
+    return [(by, keys[by]) for by in histories] + looked_up
+
+
+def plain_value(node: ast.AST, item: dict, settings: Settings) -> Fraction | float | bool | str | None:
+    "The value of a part of an expression: exact, or a float behind a division; None = missing."
+    value = lambda part: plain_value(part, item, settings)
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, (str, bool)) else Fraction(repr(node.value))
+    if isinstance(node, ast.Name):
+        return plain_column(node.id, item, settings)
+    if isinstance(node, ast.BoolOp):
+        found, decides = [value(part) for part in node.values], isinstance(node.op, ast.Or)
+        return decides if decides in found else None if None in found else not decides
+    if isinstance(node, ast.Compare):
+        left, right = value(node.left), [value(part) for part in getattr(node.comparators[0], "elts", node.comparators)]
+        compare = COMPARE[type(node.ops[0])]
+        if left is None or None in right:
+            return None
+        return compare(left, right if isinstance(node.ops[0], ast.In) else right[0])
+    if isinstance(node, ast.UnaryOp):
+        inner = value(node.operand)
+        return None if inner is None else not inner if isinstance(node.op, ast.Not) else -inner
+    if isinstance(node, ast.BinOp):
+        left, right = value(node.left), value(node.right)
+        if left is None or right is None or isinstance(node.op, ast.Div) and not right:
+            return None
+        if isinstance(node.op, ast.Div):
+            return float(left) / float(right)
+        return {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}[type(node.op)](left, right)
+    return plain_call(node, value)
+
+
+COMPARE = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.In: lambda left, right: left in right,
+}
+
+
+def plain_call(node: ast.Call, value) -> Fraction | float | bool | None:
+    "The value of a function."
+    name = node.func.id
+    if name == "where":
+        condition = value(node.args[0])
+        return None if condition is None else value(node.args[1 if condition else 2])
+    found = [value(part) for part in node.args]
+    if name == "is_missing":
+        return found[0] is None
+    if None in found:
+        return None
+    if name in ("hour", "weekday"):
+        moment = datetime(1970, 1, 1) + timedelta(milliseconds=int(found[0] * 1000))
+        return Fraction(moment.hour if name == "hour" else moment.weekday())
+    if name == "round":
+        return plain_round(found[0], int(found[1]))
+    return {"abs": abs, "min": min, "max": max}[name](*found)
+
+
+def plain_round(number: Fraction | float, decimals: int) -> Fraction:
+    "Half to even."
+    scaled = number * 10**decimals
+    return Fraction(round(scaled), 10**decimals)
+
+
+def plain_column(name: str, item: dict, settings: Settings) -> Fraction | bool | str | None:
+    "The value of a column, of the data or derived."
+    columns, bits = settings.columns, item["keys"].get(name, 0)
+    if name == columns.time:
+        return Fraction(item.get("t", item.get("ts")), 1000)
+    if name == columns.amount:
+        return Fraction(item["amount"], 10**columns.decimals)
+    if name in settings.features.derived:
+        return derived_value(name, item, settings)
+    if not bits:
+        return None
+    number = Fraction(bits - 1, 2)
+    if name in columns.flags:
+        return bool(number)
+    if name in columns.vocabularies:
+        return [*columns.vocabularies[name], "other"][int(number)]
+    return number / 10 ** columns.measured[name]
+
+
+def derived_value(name: str, item: dict, settings: Settings) -> Fraction | bool | None:
+    "The value of a derived column: a real is rounded to four decimals, and what is too large is missing."
+    value = plain_value(ast.parse(settings.features.derived[name], mode="eval").body, item, settings)
+    if isinstance(value, float):
+        value = plain_round(value, 4)
+    if value is None or isinstance(value, bool):
+        return value
+    kind = read_derived(settings.features.derived, settings.columns)[name].kind
+    return value if abs(value) * 10**kind.decimals <= 2**36 else None
+
+
+def units_of(name: str, item: dict, settings: Settings) -> tuple[int, int]:
+    "A number in its smallest unit, NO_NUMBER where it is missing; and how many of them are one."
+    columns = settings.columns
+    given = {columns.amount: columns.decimals} | columns.measured
+    decimals = given[name] if name in given else read_derived(settings.features.derived, columns)[name].kind.decimals
+    value = plain_column(name, item, settings)
+    if isinstance(value, str):
+        value = [*columns.vocabularies[name], "other"].index(value)
+    return NO_NUMBER if value is None else int(value * 10**decimals), 10**decimals
+
+
+def own_past(settings: Settings, row: Row, item: dict) -> Past:
+    "What the definition of a feature of the event alone may look at."
+    if row.value:
+        value = plain_column(row.column, item, settings)
+        return Past(t=item["t"], amount=NO_NUMBER if value is None else int(value == row.value), scale=1)
+    amount, scale = units_of(row.column or settings.columns.amount, item, settings)
+    return Past(t=item["t"], amount=amount, scale=scale)
+
+
+def enters(settings: Settings, row: Row, item: dict) -> bool:
+    "Whether an event, or a label's event, belongs to the history of a row."
+    if row.number and units_of(row.number, item, settings)[0] == NO_NUMBER:
+        return False
+    return not row.where or plain_value(ast.parse(row.where, mode="eval").body, item, settings) is True
 
 
 def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -195,30 +324,39 @@ def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tu
     Keys are compared as the fold compares them, signed: of values last seen at one moment, a full set drops the one
     with the smallest key.
     """
-    entities, vectors, all_flags, scale = {}, [], [], 10**settings.columns.decimals
+    entities, vectors, all_flags = {}, [], []
     readers = naive_readers(settings, rows)
     of_history = {by: [row for row in rows if row.history == by] for by, _ in readers}
+    key_of = {by: mine[0].key for by, mine in of_history.items()}
+    number_of = {by: mine[0].number or settings.columns.amount for by, mine in of_history.items()}
+    labelled = {by for by, mine in of_history.items() if any(row.kind.startswith("Fraud") for row in mine)}
+    blank = {"t": 0, "amount": 0, "keys": {}}
+    scales = {by: units_of(name, blank, settings)[1] for by, name in number_of.items()}
     for item in items:
         item = item | {"keys": {name: (key + 2**63) % 2**64 - 2**63 for name, key in item["keys"].items()}}
         known = {}
         for by, columns in readers:
             if place := place_of(columns, item["keys"]):
-                known[by, columns] = entities.setdefault((by, place), NaiveEntity(settings))
-        own_states = [(by, known[by, by]) for by in of_history if (by, by) in known]
+                known[by, columns] = entities.setdefault((by, place), NaiveEntity(settings, scales[by]))
+        own_states = [(by, known[by, key]) for by, key in key_of.items() if (by, key) in known]
+        if "label" in item:
+            own_states = [(by, entity) for by, entity in own_states if by in labelled]
+        own_states = [(by, entity) for by, entity in own_states if enters(settings, of_history[by][0], item)]
         if "label" in item:
             for _, entity in own_states:
                 entity.label(item["ts"], item["tag"], item["label"])
             continue
-        own = Past(t=item["t"], amount=item["amount"], scale=scale)
-        values = {row: float(AGGREGATES[row.kind].naive(own)) for row in rows if not row.by}
+        values = {row: float(AGGREGATES[row.kind].naive(own_past(settings, row, item))) for row in rows if not row.by}
         flags = []
         for by, columns in readers:
             mine = [row for row in of_history[by] if row.by == columns]
-            of_entity, flag = _features_of_entity(known.get((by, columns)), mine, of_history[by], item)
+            numbered = item | {"amount": units_of(number_of[by], item, settings)[0]}
+            of_entity, flag = _features_of_entity(known.get((by, columns)), mine, of_history[by], numbered)
             values |= of_entity
             flags.append(flag)
         for by, entity in own_states:
-            _take_event_in(entity, of_history[by], item)
+            numbered = item | {"amount": units_of(number_of[by], item, settings)[0]}
+            _take_event_in(entity, of_history[by], numbered)
         vectors.append([values[row] for row in rows])
         all_flags.append(flags)
     return np.array(vectors, np.float64).reshape(-1, len(rows)), np.array(all_flags, np.uint8)
@@ -258,9 +396,9 @@ def _tables(settings: Settings, items: list[dict], first: int) -> tuple[pa.Table
             data[columns.amount] = [item["amount"] for _, item in found]
             data |= {
                 name: [str(item["keys"][name]) if item["keys"][name] else None for _, item in found]
-                for name in columns.hashed
+                for name in columns.kept
             }
-        for name in columns.entities if is_label else columns.hashed:
+        for name in columns.kept_with_labels if is_label else columns.kept:
             data[f"{name}_key"] = pa.array([item["keys"][name] for _, item in found], pa.uint64())
         tables.append(pa.table([pa.array(data[field.name], field.type) for field in schema], schema=schema))
     return tuple(tables)
@@ -302,7 +440,7 @@ def log_items(folder: Path, columns: ColumnsSection) -> list[dict]:
     items = []
     for part in read_manifest(folder)["parts"]:
         found = []
-        for kind, names, time in [("events", columns.hashed, "t"), ("labels", columns.entities, "ts")]:
+        for kind, names, time in [("events", columns.kept, "t"), ("labels", columns.kept_with_labels, "ts")]:
             table = pq.read_table(part_path(folder, kind, part["name"]))
             keys = [dict(zip(names, row)) for row in zip(*(table[f"{name}_key"].to_pylist() for name in names))]
             rest = (
@@ -358,7 +496,7 @@ def stepped(table: FeatureTable, items: list[dict], progress=lambda done: None) 
         at = [(table.entities[e].by, keys[reader.by]) for e, reader in table.readers]
         before = [states.get(place, b"") for place in at]
         if "label" in item:
-            after = step_label(stepper, item["ts"], item["tag"], item["label"], item["previous"], before)
+            after = step_label(stepper, item["ts"], item["tag"], item["label"], item["previous"], before, item["keys"])
         else:
             vector, flags, after = step_event(stepper, item["t"], item["tag"], item["amount"], item["keys"], before)
             vectors.append(vector)
@@ -379,15 +517,12 @@ def float64_of_log(settings: Settings) -> np.ndarray:
     "Features (events, features) of a log in float64, by the same fold in memory. The files hold them as float32."
     table, folder = build_table(settings), settings.batch.folder
     names = [part["name"] for part in read_manifest(folder)["parts"]]
-    events = pa.concat_tables([read_part(folder, "events", name, ["time", settings.columns.amount]) for name in names])
+    wanted = ["time", settings.columns.amount, *key_names(*table.calculation.inputs)]
+    events = pa.concat_tables([read_part(folder, "events", name, wanted) for name in names])
+    time, amount = events["time"].cast(pa.int64()).to_numpy(), events[settings.columns.amount].to_numpy()
     vectors = np.full((len(events), len(table.rows)), np.nan)
-    own_features(
-        table.own,
-        table.scale,
-        events["time"].cast(pa.int64()).to_numpy(),
-        events[settings.columns.amount].to_numpy(),
-        vectors,
-    )
+    values = table.calculation.values(time, amount, partial(key_column, events))
+    own_features(table.own, values, time, vectors)
     for entity in table.entities:
         slices = [read_items(folder, name, entity, settings.columns.amount) for name in names]
         items = Items(
@@ -400,7 +535,7 @@ def float64_of_log(settings: Settings) -> np.ndarray:
         assert keys.all(), "an event without its entity: leave it out first"
         order, out, *_ = fold_arrays(entity, keys, items, np.float64)
         number = np.cumsum(is_event) - 1  # of the event among events, in sequence order
-        assert not entity.lookups
+        assert not entity.has_readers
         vectors[np.ix_(number[order][is_event[order]], entity.places)] = out[is_event[order]]
     return vectors
 
