@@ -195,6 +195,41 @@ def test_filters_more_rows_and_live_updates(chromium, desk):
         playwright.expect(page.get_by_role("columnheader", name="Customer")).to_be_visible()
 
 
+def test_the_last_text_typed_is_the_filter_while_answers_are_slow(chromium, desk):
+    "Texts typed while answers are under way replace them: the queue ends at the whole text, without a notice."
+    with person(chromium, desk) as page:
+        asked = []
+
+        def slowly(route):
+            asked.append(route.request.url)
+            page.wait_for_timeout(600)
+            route.continue_()
+
+        page.route("**/queue?*", slowly)
+        find = page.get_by_label("Find")
+        for text in ("o", "o4", "o48", "no such thing"):
+            find.fill(text)
+            page.wait_for_timeout(450)
+        playwright.expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
+        playwright.expect(page).to_have_url(re.compile("find=no.such.thing"))
+        assert len(asked) > 1, "the texts were asked for one by one"
+        assert page.locator("#notice").is_hidden()
+
+
+EARLY = """document.addEventListener("readystatechange", () => {
+  const find = document.querySelector("#find");
+  if (find && document.readyState === "interactive") find.value = "no such thing";
+});"""
+
+
+def test_a_filter_typed_before_the_scripts_are_there_applies(chromium, desk):
+    with person(chromium, desk) as page:
+        page.add_init_script(EARLY)
+        page.reload()
+        playwright.expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
+        playwright.expect(page).to_have_url(re.compile("find=no.such.thing"))
+
+
 def test_a_colleague_closes_the_case_on_the_screen(chromium, desk):
     number = desk_server.open_numbers(desk.engine)[0]
     with person(chromium, desk) as page:

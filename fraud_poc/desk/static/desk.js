@@ -174,6 +174,14 @@
   ready.then(() => { if (window.echarts) drawAll(); if (page === "trends") loadTrends(); });
   dark.addEventListener("change", () => { if (window.echarts) drawAll(); });
 
+  // htmx listens from its own timer on, set before this one: filters that somebody changed earlier, or that the browser kept on a reload, apply now
+  const values = form => new URLSearchParams(new FormData(form)).toString();
+  setTimeout(() => {
+    const filters = one("#filters"), sent = filters?.cloneNode(true);
+    sent?.reset();
+    if (filters && values(filters) !== values(sent)) htmx.trigger(filters, "submit");
+  });
+
   // the number beside the slider follows the finger; the counts come from the server
   one("#what-if")?.addEventListener("input", event => {
     if (event.target.name === "step") one("#threshold").textContent = JSON.parse(one("#threshold").dataset.steps)[event.target.value];
