@@ -466,6 +466,11 @@ def test_a_live_log_without_entries_is_restored_too(saved, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
 
 
+def owners(step: str) -> list:
+    "The modules that call a step under its name: backup, restore or both."
+    return [owner for owner in (module, restoring) if hasattr(owner, step)]
+
+
 @pytest.mark.parametrize("step", ["add_store", "copy_store", "move_whole", "restore_database", "put_files"])
 def test_an_error_leaves_nothing(saved, tmp_path, monkeypatch, step):
     domain, backups, secrets = saved
@@ -473,9 +478,8 @@ def test_an_error_leaves_nothing(saved, tmp_path, monkeypatch, step):
     def fails(*words, **more):
         raise OSError(28, "No space left on device")
 
-    for own in (module, restoring):
-        if hasattr(own, step):
-            monkeypatch.setattr(own, step, fails)
+    for owner in owners(step):
+        monkeypatch.setattr(owner, step, fails)
     if step.startswith(("add", "copy", "move")):
         with pytest.raises(OSError, match="No space left"):
             backup(domain.settings, tmp_path / "b", CONFIG)
@@ -567,10 +571,9 @@ def killed(tell, path: str, which: int, action: str, changes: dict, backups: str
 
         return step
 
-    for own in (module, restoring):
-        for name in STEPS:
-            if hasattr(own, name):
-                setattr(own, name, counted(getattr(own, name)))
+    for name in STEPS:
+        for owner in owners(name):
+            setattr(owner, name, counted(getattr(owner, name)))
     settings = load_settings(CONFIG, changes)
     if action == "backup":
         backup(settings, Path(backups), CONFIG, Path(secrets))

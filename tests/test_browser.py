@@ -3,6 +3,7 @@
 And not one request to another machine.
 """
 
+import json
 import os
 import re
 import shutil
@@ -212,20 +213,27 @@ def test_the_last_text_typed_is_the_filter_while_answers_are_slow(chromium, desk
             page.wait_for_timeout(450)
         playwright.expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
         playwright.expect(page).to_have_url(re.compile("find=no.such.thing"))
-        assert len(asked) > 1, "the texts were asked for one by one"
+        assert len(asked) > 1, "no answer was under way when the next text was typed"
         assert page.locator("#notice").is_hidden()
 
 
 EARLY = """document.addEventListener("readystatechange", () => {
-  const find = document.querySelector("#find");
-  if (find && document.readyState === "interactive") find.value = "no such thing";
+  const field = document.querySelector("#find, #what-if [name=step]");
+  if (field && document.readyState === "interactive") field.value = field.id ? "no such thing" : 9;
 });"""
 
 
-def test_a_filter_typed_before_the_scripts_are_there_applies(chromium, desk):
+def test_what_is_changed_before_the_scripts_are_there_applies(chromium, desk):
+    "The text of the queue's filter, and the slider of Trends with the number beside it."
     with person(chromium, desk) as page:
+        page.goto(f"{desk.url}/trends")
+        chosen, threshold = page.locator("[data-count=chosen]"), page.locator("#threshold")
+        before, steps = chosen.inner_text(), json.loads(threshold.get_attribute("data-steps"))
         page.add_init_script(EARLY)
         page.reload()
+        playwright.expect(chosen).not_to_have_text(before)
+        playwright.expect(threshold).to_have_text(str(steps[9]))
+        page.goto(f"{desk.url}/queue")
         playwright.expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
         playwright.expect(page).to_have_url(re.compile("find=no.such.thing"))
 

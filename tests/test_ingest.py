@@ -986,7 +986,7 @@ def test_a_summary_says_how_much_was_read_and_written(make, tmp_path):
     assert summary["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out" / "log").rglob("*.parquet"))
 
 
-# --- data from elsewhere ------ -----------------------------------------------------------------------------
+# --- data from elsewhere ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

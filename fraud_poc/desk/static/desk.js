@@ -174,17 +174,21 @@
   ready.then(() => { if (window.echarts) drawAll(); if (page === "trends") loadTrends(); });
   dark.addEventListener("change", () => { if (window.echarts) drawAll(); });
 
-  // htmx listens from its own timer on, set before this one: filters that somebody changed earlier, or that the browser kept on a reload, apply now
+  // the number beside the slider follows the finger; the counts come from the server
+  const slider = one("#what-if [name=step]");
+  const showStep = () => { one("#threshold").textContent = JSON.parse(one("#threshold").dataset.steps)[slider.value]; };
+  slider?.addEventListener("input", showStep);
+  one("#what-if")?.addEventListener("submit", event => event.preventDefault());
+
+  // htmx listens from its own timer on, set before this one: what somebody changed earlier, or the browser kept on a reload, applies now
   const values = form => new URLSearchParams(new FormData(form)).toString();
   setTimeout(() => {
-    const filters = one("#filters"), sent = filters?.cloneNode(true);
-    sent?.reset();
-    if (filters && values(filters) !== values(sent)) htmx.trigger(filters, "submit");
+    for (const form of all("form[hx-get]")) {
+      const sent = form.cloneNode(true);
+      sent.reset();
+      if (values(form) === values(sent)) continue;
+      if (slider) showStep();
+      htmx.trigger(form, "submit");
+    }
   });
-
-  // the number beside the slider follows the finger; the counts come from the server
-  one("#what-if")?.addEventListener("input", event => {
-    if (event.target.name === "step") one("#threshold").textContent = JSON.parse(one("#threshold").dataset.steps)[event.target.value];
-  });
-  one("#what-if")?.addEventListener("submit", event => event.preventDefault());
 })();
