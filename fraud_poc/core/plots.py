@@ -39,6 +39,9 @@ def new_figure(
 
 def save(figure: Any, path: Path) -> Path:
     "Write a figure whole; a figure that is drawn from the same data gives the same bytes."
+    # `savefig` would lay the figure out and draw it a second time to find the same places
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine(None)
     with write_aside(path) as aside:
         figure.savefig(aside, format="png", metadata={"Software": None})
     return path
