@@ -2936,6 +2936,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                               'fraud_poc/ops/erasure_plan.py'),
                                             'fraud_poc.ops.erasure_plan.fingerprint_of': ( 'erasure_plan.html#fingerprint_of',
                                                                                            'fraud_poc/ops/erasure_plan.py'),
+                                            'fraud_poc.ops.erasure_plan.installation_of': ( 'erasure_plan.html#installation_of',
+                                                                                            'fraud_poc/ops/erasure_plan.py'),
                                             'fraud_poc.ops.erasure_plan.is_of_customer': ( 'erasure_plan.html#is_of_customer',
                                                                                            'fraud_poc/ops/erasure_plan.py'),
                                             'fraud_poc.ops.erasure_plan.make_plan': ( 'erasure_plan.html#make_plan',
