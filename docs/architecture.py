@@ -5,8 +5,8 @@
 The script reads every module of fraud_poc/ and every notebook of nbs/. It writes what lies between the markers
 `<!-- NAME: ... -->` and `<!-- end -->` of docs/architecture.md: figures as Mermaid text, and the table of notebooks.
 In README.md, CONTRIBUTING.md and docs/*.md, a link to a notebook is a reference by the module that the notebook
-exports (or by the name of the notebook, where it exports none): `[22_table][features.table]` in the text, and
-`[features.table]: nbs/22_table.ipynb` at the end of the page. Number and path are repaired; a module that no notebook
+exports (or by the name of the notebook, where it exports none): `[240_table][features.table]` in the text, and
+`[features.table]: nbs/240_table.ipynb` at the end of the page. Number and path are repaired; a module that no notebook
 exports is an error. With --check the script writes nothing, and ends with code 1 when a page differs.
 """
 
@@ -267,7 +267,7 @@ def drawn(text: str) -> str:
 
 def notebook_labels() -> dict[str, str]:
     "Label -> stem of a notebook: its module, or its name without the number where it exports none."
-    return {module or stem[3:]: stem for stem, module, _ in notebook_rows()}
+    return {module or stem.partition("_")[2]: stem for stem, module, _ in notebook_rows()}
 
 
 def unknown_labels(text: str) -> list[str]:
@@ -280,7 +280,7 @@ def relinked(text: str, page: Path) -> str:
     nbs = "nbs" if page.parent == ROOT else "../nbs"
     for label, stem in notebook_labels().items():
         text = re.sub(rf"^\[{re.escape(label)}\]: \S+$", f"[{label}]: {nbs}/{stem}.ipynb", text, flags=re.MULTILINE)
-        text = re.sub(rf"\[\d\d_\w+\]\[{re.escape(label)}\]", f"[{stem}][{label}]", text)
+        text = re.sub(rf"\[\d\d\d_\w+\]\[{re.escape(label)}\]", f"[{stem}][{label}]", text)
     return text
 
 

@@ -78,7 +78,7 @@ def size_problems(cell: dict) -> list[str]:
 
 def floor_of(name: str) -> int | None:
     "The number that a notebook's name starts with."
-    match = re.match(r"(\d\d)_\w+", name)
+    match = re.match(r"(\d\d\d)_\w+", name)
     return int(match[1]) if match else None
 
 
@@ -177,7 +177,7 @@ def pairing_problems(notebooks: dict[str, dict], modules: set[str]) -> list[str]
     problems, floors, owners = [], {}, {}
     for name, notebook in sorted(notebooks.items()):
         if floor_of(name) is None:
-            problems.append(f"{name} does not start with a number of two digits")
+            problems.append(f"{name} does not start with a number of three digits")
         elif (other := floors.setdefault(floor_of(name), name)) != name:
             problems.append(f"{other} and {name} have one number")
         if module := module_of(notebook):
