@@ -6,7 +6,7 @@
 __all__ = ['REAL', 'TRUTH', 'EXACT', 'OPERATIONS', 'NUMBER_OF', 'MOST_OPERANDS', 'Code', 'SYMBOLS', 'COMPARISONS', 'SEVERAL',
            'FUNCTIONS', 'REAL_DECIMALS', 'IN_WORDS', 'Kind', 'kinds_of', 'instruction', 'Expression', 'ExpressionError',
            'as_real', 'as_whole', 'constant', 'on_two', 'divided', 'with_decimals', 'ExpressionReader', 'parsed',
-           'depth_of', 'finished', 'read_condition', 'read_expression', 'read_derived', 'name_of_condition']
+           'depth_of', 'finished', 'read_condition', 'read_expression', 'name_of_condition']
 
 # %% ../../nbs/190_expressions.ipynb #4fab
 import ast
@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core.events import one_text
 from ..core.reading import FAR
@@ -51,6 +51,7 @@ OPERATIONS = (
     *("real_add", "real_subtract", "real_multiply", "real_divide", "real_least", "real_most"),
     *("real_below", "real_at_most", "real_equal"),
     *("choose", "real_choose", "distance"),  # three, three and four
+    *("back", "call"),  # to the first of a function's operands, so many back; the function
 )
 NUMBER_OF = {name: number for number, name in enumerate(OPERATIONS)}
 MOST_OPERANDS = 32  # on the stack
@@ -69,6 +70,7 @@ class Expression(NamedTuple):
     code: tuple[tuple[int, int], ...]  # instructions; "push" takes the index of a column among `inputs`
     inputs: tuple[str, ...]  # columns that it reads
     kind: Kind  # of the result
+    function: Any = None  # that "call" calls, as in notebook 195
 
 # %% ../../nbs/190_expressions.ipynb #d8fe
 class ExpressionError(ValueError):
@@ -392,26 +394,6 @@ def read_expression(text: str, kinds: Mapping[str, Kind]) -> Expression:
         code, kind = with_decimals(code, kind, decimals, tree)
         code, kind = [*code, instruction("within", MAX_MINOR_UNITS)], kind._replace(bound=MAX_MINOR_UNITS)
     return finished(text, reader, code, kind)
-
-
-def read_derived(
-    derived: Mapping[str, str],  # features.derived: column -> expression
-    columns: ColumnsSection,
-) -> dict[str, Expression]:  # in an order in which each can be calculated
-    "Derived columns of a domain, each over the columns before it; `ValueError` names what is wrong with each."
-    kinds, found, errors = kinds_of(columns), {}, []
-    taken = {*columns.kept, columns.amount, columns.currency, columns.time, *columns.id}
-    for name, text in derived.items():
-        try:
-            if name in taken:
-                raise ExpressionError(f"{name!r} is a column of the data: give it another name")
-            found[name] = read_expression(text, kinds)
-            kinds[name] = found[name].kind
-        except ExpressionError as error:
-            errors.append(f"features.derived.{name}: {error} (found {text!r})")
-    if errors:
-        raise ValueError("\n".join(errors))
-    return found
 
 # %% ../../nbs/190_expressions.ipynb #b192
 IN_WORDS = {"==": " is ", "!=": " is not ", ">=": " at least ", "<=": " at most ", ">": " above ", "<": " below "}

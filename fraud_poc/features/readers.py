@@ -8,8 +8,9 @@ __all__ = ['READ_TOTALS_BELOW', 'OPERATIONS', 'branch', 'link', 'read_totals', '
            'NEGATE', 'ABSOLUTE', 'REAL_NEGATE', 'REAL_ABSOLUTE', 'LOG1P', 'SQRT', 'NOT', 'IS_MISSING', 'HOUR_OF',
            'WEEKDAY_OF', 'LARGEST', 'ADD', 'SUBTRACT', 'MULTIPLY', 'LEAST_OF', 'MOST_OF', 'BELOW', 'AT_MOST', 'EQUAL',
            'AND', 'OR', 'REAL_ADD', 'REAL_SUBTRACT', 'REAL_MULTIPLY', 'REAL_DIVIDE', 'REAL_LEAST', 'REAL_MOST',
-           'REAL_BELOW', 'REAL_AT_MOST', 'REAL_EQUAL', 'CHOOSE', 'REAL_CHOOSE', 'DISTANCE', 'EARTH_KM', 'Stack',
-           'new_stack', 'calculate', 'number_at', 'Calculation', 'needed_expressions', 'calculation']
+           'REAL_BELOW', 'REAL_AT_MOST', 'REAL_EQUAL', 'CHOOSE', 'REAL_CHOOSE', 'DISTANCE', 'BACK', 'CALL', 'EARTH_KM',
+           'Stack', 'new_stack', 'call_at', 'calculate', 'number_at', 'Calculation', 'needed_expressions',
+           'calculation']
 
 # %% ../../nbs/220_readers.ipynb #c003
 import math
@@ -17,10 +18,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 from ..core.settings import Settings
-from ..data.expressions import MOST_OPERANDS, NUMBER_OF, Expression, kinds_of, read_condition, read_derived
+from ..data.expressions import MOST_OPERANDS, NUMBER_OF, Expression, kinds_of, read_condition
+from ..data.functions import ColumnFunction, read_derived
 from .aggregates import DAY_MS, FROM_EVENT, FROM_STATE, FROM_TOTALS, HOUR_MS, NO_NUMBER, Aggregate
 from .state import OPTIONS, inner
 
@@ -164,6 +168,7 @@ REAL_ADD, REAL_SUBTRACT, REAL_MULTIPLY = (NUMBER_OF[n] for n in ("real_add", "re
 REAL_DIVIDE, REAL_LEAST, REAL_MOST = (NUMBER_OF[n] for n in ("real_divide", "real_least", "real_most"))
 REAL_BELOW, REAL_AT_MOST, REAL_EQUAL = (NUMBER_OF[n] for n in ("real_below", "real_at_most", "real_equal"))
 CHOOSE, REAL_CHOOSE, DISTANCE = (NUMBER_OF[n] for n in ("choose", "real_choose", "distance"))
+BACK, CALL = NUMBER_OF["back"], NUMBER_OF["call"]
 EARTH_KM = 6371.0  # radius
 
 
@@ -233,6 +238,22 @@ def _two(operation, stack, top):
         whole[top] = np.int64(real[top])
 
 # %% ../../nbs/220_readers.ipynb #fec2
+@intrinsic
+def call_at(typing, address, whole, real, known, top):
+    "Call a function of notebook 195 by its address, with pointers to the operands from `top` on."
+
+    def call(context, builder, signature, arguments):
+        arrays, pointers = zip(signature.args[1:4], arguments[1:4]), []
+        for kind, array in arrays:
+            data = context.make_array(kind)(context, builder, array).data
+            pointers.append(builder.gep(data, [arguments[4]]))
+        function = ir.FunctionType(ir.VoidType(), [pointer.type for pointer in pointers])
+        builder.call(builder.inttoptr(arguments[0], function.as_pointer()), pointers)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, whole, real, known, types.int64), call
+
+
 @inner
 def _several(operation, stack, top):
     "Choose the second or third operand by the first, or the distance between two places; the result is at `top`."
@@ -273,9 +294,13 @@ def _bits_after(code, start, end, values, i, stack):
         elif operation <= LAST_OF_TWO:
             top -= 1
             _two(operation, stack, top)
-        else:
+        elif operation <= DISTANCE:
             top -= 3 if operation == DISTANCE else 2
             _several(operation, stack, top)
+        elif operation == BACK:
+            top -= argument
+        else:
+            call_at(argument, whole, real, known, top)
     return 2 * whole[0] + 1 if known[0] else np.int64(0)
 
 
@@ -308,6 +333,15 @@ class Calculation(NamedTuple):
     inputs: tuple[str, ...]  # those of the data, without amount and time
     code: np.ndarray  # (m, 2) int64
     ends: np.ndarray  # (D,) int64
+    functions: tuple[ColumnFunction, ...] = ()  # that "call" calls, by number
+
+    @property
+    def linked(self) -> np.ndarray:
+        "The code with the addresses that functions have in this process."
+        code = self.code.copy()
+        for at in np.flatnonzero(code[:, 0] == CALL):
+            code[at, 1] = self.functions[code[at, 1]].address
+        return code
 
     def row(self, column: str) -> int:
         "Row of a column or condition."
@@ -325,7 +359,7 @@ class Calculation(NamedTuple):
         for row, name in enumerate(self.inputs, 2):
             values[row] = bits_of(name).view(np.int64)
         if len(self.ends):
-            calculate(self.code, self.ends, values, new_stack())
+            calculate(self.linked, self.ends, values, new_stack())
         return values
 
 
@@ -356,9 +390,15 @@ def calculation(
     read = dict.fromkeys([*columns, *(name for one in expressions.values() for name in one.inputs)])
     inputs = tuple(name for name in read if name in settings.columns.measured)
     rows = (settings.columns.amount, settings.columns.time, *inputs, *expressions)
-    code, ends = [], []
+    code, ends, functions = [], [], []
     for one in expressions.values():
         for operation, argument in one.code:
-            code.append((operation, rows.index(one.inputs[argument]) if operation == PUSH else argument))
+            if operation == PUSH:
+                argument = rows.index(one.inputs[argument])
+            elif operation == CALL:
+                argument = len(functions)
+                functions.append(one.function)
+            code.append((operation, argument))
         ends.append(len(code))
-    return Calculation(rows, inputs, np.array(code, np.int64).reshape(-1, 2), np.array(ends, np.int64))
+    instructions = np.array(code, np.int64).reshape(-1, 2)
+    return Calculation(rows, inputs, instructions, np.array(ends, np.int64), tuple(functions))

@@ -23,7 +23,8 @@ import numpy as np
 from ..core.events import pair_key
 from ..core.files import check_format
 from ..core.settings import ColumnsSection, Settings, duration_ms
-from ..data.expressions import Expression, kinds_of, name_of_condition, read_condition, read_derived
+from ..data.expressions import Expression, kinds_of, name_of_condition, read_condition
+from ..data.functions import read_derived
 from .aggregates import AGGREGATES, PREVIOUS, TOTALS, VALUES, Aggregate
 from .fold import KEYS_AT, EntityLayout, lay_out, step_entities
 from .readers import OPERATIONS, Calculation, calculation, needed_expressions, new_stack
@@ -484,7 +485,9 @@ def build_table(
     bounds = {name: value for name, value in bounds.items() if value or name != "derived"}
     later = ("role", "where", "value", "number")
     given = [{name: value for name, value in asdict(row).items() if value or name not in later} for row in table]
-    meaning = json.dumps([given, bounds, columns, STATE_VERSION], sort_keys=True)
+    derived = read_derived(settings.features.derived, settings.columns)
+    sources = {name: one.function.source for name, one in derived.items() if one.function}
+    meaning = json.dumps([given, bounds, columns, STATE_VERSION, *[sources] * bool(sources)], sort_keys=True)
     return FeatureTable(
         tuple(table),
         tuple(plan_entity(by, table, settings) for by in used),
@@ -524,7 +527,7 @@ class Stepper:
             takes_in = np.array(entities[e].takes_in(calculation), np.int64)
             laid.append(EntityLayout(plan, np.array(columns, np.int64), reader.places, takes_in))
         values = self.event[KEYS_AT + len(self.columns) : len(self.event) - 2 * n].reshape(-1, 1)
-        calculated = values, calculation.code, calculation.ends, new_stack()
+        calculated = values, calculation.linked, calculation.ends, new_stack()
         fixed = (*lay_out(laid), len(entities), table.own, calculated)
         self.arrays = (self.event, self.ends, self.flags, *fixed, self.vector, out, self.room)
         self.run((0, 0, 0, -1, -1), [1] * (len(self.columns) + len(self.inputs)), [b""] * n)
