@@ -87,10 +87,22 @@ WIDE = {
         "busy": "hour(at) >= 12 and v in ('p', 'q')",
         "age": "round((at - opened) / 86400, 2)",
         "least": "min(x, amount, 3.25)",
+        "uneven": "support.columns:uneven",
+        "odd_hour": "support.columns:odd_hour",
+        "digits": "support.columns:digits",
     },
 }
-CONDITIONS = ["f", "not f", "x > 0.5", "v == 'p'", "v != 'p' or f", "is_missing(x)", "weekday(at) < 3 and not busy"]
-WITH_AMOUNT = ["gap < 0", "x <= amount and f"]  # what labels cannot depend on
+CONDITIONS = [
+    "f",
+    "not f",
+    "x > 0.5",
+    "v == 'p'",
+    "v != 'p' or f",
+    "is_missing(x)",
+    "weekday(at) < 3 and not busy",
+    "odd_hour",
+]
+WITH_AMOUNT = ["gap < 0", "uneven > 2", "x <= amount and f"]  # what labels cannot depend on
 
 
 def examples(count: int) -> hypothesis_settings:

@@ -377,6 +377,8 @@ def needed_expressions(
         if (name := open_.pop()) in derived and name not in wanted:
             wanted.add(name)
             open_ += derived[name].inputs
+    # a condition that is the name of a derived column is that column
+    stated = {text: one for text, one in stated.items() if text not in derived}
     return {name: one for name, one in derived.items() if name in wanted} | stated
 
 

@@ -9,6 +9,7 @@ A stream is a list of items in sequence order: an event {"t", "amount", "tag", "
 """
 
 import ast
+import importlib
 import math
 import operator
 from bisect import insort
@@ -18,6 +19,8 @@ from fractions import Fraction
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
+from types import NoneType
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +28,7 @@ import pyarrow.parquet as pq
 
 from fraud_poc.core.files import write_json
 from fraud_poc.core.settings import ColumnsSection, Settings, duration_ms
-from fraud_poc.data.expressions import read_derived
+from fraud_poc.data.functions import read_derived
 from fraud_poc.data.log import (
     LOG,
     event_schema,
@@ -302,9 +305,41 @@ def plain_column(name: str, item: dict, domain: Domain) -> Fraction | bool | str
     return number / 10 ** columns.measured[name]
 
 
+@cache
+def function_of(text: str) -> tuple:
+    "The function of `module:function`, not compiled, and its types."
+    module, _, word = text.partition(":")
+    function = getattr(importlib.import_module(module), word)
+    return function, get_type_hints(function)
+
+
+def called(text: str, item: dict, domain: Domain) -> Fraction | float | bool | None:
+    "What a function gives in plain Python; an error and a number that is not finite are missing."
+    (function, hints), given = function_of(text), {}
+    for column, hint in hints.items():
+        value = plain_column(column, item, domain) if column != "return" else 0
+        if value is None and NoneType not in get_args(hint):
+            return None
+        if isinstance(value, str):
+            value = [*domain.settings.columns.vocabularies[column], "other"].index(value)
+        elif isinstance(value, Fraction):
+            whole = value * 10 ** (3 if column == domain.settings.columns.time else domain.decimals[column])
+            value = float(value) if float in (hint, *get_args(hint)) else int(whole)
+        given[column] = value
+    del given["return"]
+    try:
+        result = function(**given)
+    except (ArithmeticError, ValueError):
+        return None
+    if isinstance(result, float):
+        return result if math.isfinite(result) else None
+    return Fraction(result) if type(result) is int else result
+
+
 def derived_value(name: str, item: dict, domain: Domain) -> Fraction | bool | None:
     "The value of a derived column: a real is rounded to four decimals, and what is too large is missing."
-    value = plain_value(tree_of(domain.settings.features.derived[name]), item, domain)
+    text = domain.settings.features.derived[name]
+    value = called(text, item, domain) if ":" in text else plain_value(tree_of(text), item, domain)
     if isinstance(value, float):
         value = plain_round(value, 4)
     if value is None or isinstance(value, bool):
