@@ -106,14 +106,14 @@ class Row:
         return "_".join(part for part in (self.column, self.aggregate.word, reach, delay, by, where) if part)
 
 # %% ../../nbs/240_table.ipynb #c010
-def rows(kind: str, column: str | list[str] = "", **settings) -> list[Row]:
+def rows(kind: str, column: str | list[str] = "", value: str | list[str] = "", **settings) -> list[Row]:
     """Rows of one kind, one for each combination of the values that are given as lists.
 
     Raises `ValueError` for an unknown kind or parameter.
     """
     if kind not in AGGREGATES:
         raise ValueError(f"no feature is called {kind!r}: there are {', '.join(AGGREGATES)}")
-    settings = {"column": column, **settings} if column != "" else settings
+    settings = {name: one for name, one in [("column", column), ("value", value)] if one != ""} | settings
     takes = AGGREGATES[kind].takes
     allowed = (*takes, "role", "where") if "by" in takes else takes
     for name in settings:

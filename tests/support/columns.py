@@ -39,3 +39,22 @@ def odd_hour(at: int, opened: int | None, f: bool) -> bool:
 def digits(amount: int, gap: int) -> int:
     "Bits of the amount, and of a derived column."
     return bit_count(abs(amount)) * 100 + bit_count(abs(gap))
+
+
+def cents_of_hour(order_amount: int, order_date: int) -> int:
+    "Amount and time of a payment: its last digits, in the first half of the hour."
+    return order_amount % 100 if order_date // 60_000 % 60 < 30 else -1
+
+
+def strain(order_amount: float, balance: float | None, type: int, gift: bool) -> float | None:
+    "How much a payment takes of a balance, by its type; a division by zero is missing."
+    if gift:
+        return None
+    if balance is None:
+        return -1.0
+    return math.sqrt(order_amount / balance) + type
+
+
+def fresh(order_date: int, opened: int, cents: int) -> bool:
+    "Whether an account is young; a column that a function gave is read by another."
+    return order_date - opened < 40 * 86_400_000 and cents != 7
