@@ -368,7 +368,7 @@ class FeaturesSection(Section):
     exact_events: int = Field(ge=16, le=1024)  # recent events kept exactly
     set_size: int = Field(ge=1, le=256)  # values kept in a set
     rows: list[str] = Field(min_length=1)  # feature rows as text
-    derived: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], str]  # column -> expression over an event's columns
+    derived: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], str]  # column -> expression, or module:function
 
     @model_validator(mode="after")
     def _durations(self):
