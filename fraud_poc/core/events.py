@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .settings import BLANKS, ColumnsSection, LabelsSection, duration_ms, plain_value
+from .sections import BLANKS, ColumnsSection, LabelsSection, duration_ms, plain_value
 
 # %% ../../nbs/010_events.ipynb #c005
 MISSING = 0  # the key of an empty or absent value

@@ -32,7 +32,7 @@ from fraud_poc.core.files import (
     write_parquet,
 )
 from ..core.reading import FAR
-from ..core.settings import ColumnsSection
+from ..core.sections import ColumnsSection
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -30,15 +30,8 @@ from sklearn.metrics import roc_auc_score
 
 from ..core.events import FRAUD, LEGITIMATE, NO, UNRESOLVED, YES, folded, missing_words
 from ..core.files import write_aside, write_parquet
-from fraud_poc.core.settings import (
-    DEFAULTS,
-    MAX_MINOR_UNITS,
-    UNITS_MS,
-    ColumnsSection,
-    InputSection,
-    Settings,
-    plain_value,
-)
+from ..core.sections import MAX_MINOR_UNITS, UNITS_MS, ColumnsSection, InputSection, plain_value
+from ..core.settings import DEFAULTS, Settings
 from .columns import AMBIGUOUS, as_numbers, as_text, as_times
 from fraud_poc.data.readers import (
     JSON_TEXT,

@@ -32,7 +32,8 @@ from fraud_poc.core.reading import (
     encodes,
     identity_text,
 )
-from ..core.settings import Settings, duration_ms
+from ..core.sections import duration_ms
+from ..core.settings import Settings
 from ..data.log import LOG, part_path, read_manifest, read_part
 from fraud_poc.features.label_history import (
     SOURCES,

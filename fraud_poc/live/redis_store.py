@@ -21,7 +21,8 @@ from typing import Any
 import hiredis
 
 from ..core.logs import log_event
-from ..core.settings import Settings, duration_ms, with_values
+from ..core.sections import duration_ms
+from ..core.settings import Settings, with_values
 from fraud_poc.live.redis_client import (
     CONNECT_S,
     REFUSALS,

@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 
 import hiredis
 
-from ..core.settings import Settings, duration_ms
+from ..core.sections import duration_ms
+from ..core.settings import Settings
 from ..features.label_history import SOURCES
 from ..features.table import Stepper, build_table
 from .collect import live_log_batches

@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 
 from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, occurrence_of, system_clock
 from ..core.files import Progress, check_format, read_json, sha256_of, sole_use, write_json, write_parquet
-from ..core.settings import Settings, TrainingSection, duration_ms
+from ..core.sections import TrainingSection, duration_ms
+from ..core.settings import Settings
 from ..data.columns import keys_of
 from ..data.log import part_path, read_manifest, read_part, read_waiting, rows_before, time_span
 from ..data.shop import scramble

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.files import read_json, sha256_of, write_aside, write_json, write_parquet
-from ..core.settings import ColumnsSection, Settings
+from ..core.sections import ColumnsSection
+from ..core.settings import Settings
 from ..data.log import LOG, REJECTS, part_path, read_manifest, read_part
 from ..features.state_files import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable

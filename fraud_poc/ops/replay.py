@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from ..core.events import Actor
 from ..core.files import Progress
 from ..core.reading import Event, event_fields, measured_values
-from ..core.settings import ColumnsSection, Settings, with_values
+from ..core.sections import ColumnsSection
+from ..core.settings import Settings, with_values
 from ..data.log import copy_stretch, hash_secret, part_path, read_manifest, read_part
 from fraud_poc.features.batch import (
     EntityItems,

@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from fraud_poc.core.audit import record
 from fraud_poc.core.database import open_database, read_checkpoint, writing
 from fraud_poc.core.events import system_clock
-from fraud_poc.core.settings import duration_ms, load_settings
+from fraud_poc.core.sections import duration_ms
+from fraud_poc.core.settings import load_settings
 from fraud_poc.desk import accounts
 from fraud_poc.desk.login import Gate
 from fraud_poc.desk.pages import create_desk

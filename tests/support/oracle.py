@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fraud_poc.core.files import write_json
-from fraud_poc.core.settings import ColumnsSection, Settings, duration_ms
+from fraud_poc.core.sections import ColumnsSection, duration_ms
+from fraud_poc.core.settings import Settings
 from fraud_poc.data.expressions import read_derived
 from fraud_poc.data.log import (
     LOG,
