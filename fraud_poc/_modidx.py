@@ -2371,7 +2371,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                          'fraud_poc.model.dataset._install': ('dataset.html#_install', 'fraud_poc/model/dataset.py'),
                                          'fraud_poc.model.dataset._overlaps': ('dataset.html#_overlaps', 'fraud_poc/model/dataset.py'),
                                          'fraud_poc.model.dataset._run_rounds': ('dataset.html#_run_rounds', 'fraud_poc/model/dataset.py'),
-                                         'fraud_poc.model.dataset._spill_rows': ('dataset.html#_spill_rows', 'fraud_poc/model/dataset.py'),
                                          'fraud_poc.model.dataset._summarise': ('dataset.html#_summarise', 'fraud_poc/model/dataset.py'),
                                          'fraud_poc.model.dataset.as_date': ('dataset.html#as_date', 'fraud_poc/model/dataset.py'),
                                          'fraud_poc.model.dataset.check_inputs': ( 'dataset.html#check_inputs',
