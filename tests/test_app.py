@@ -545,7 +545,7 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     ann.post(f"{number['d1']}/undo")
     until(shop.written, "the writer has what was undone")
     said = [
-        (body["order"], body["kind"], body["said"], entry.label, body["note"])
+        (body["order"], body["kind"], body["asserted"], entry.label, body["note"])
         for _, entry in shop.log()
         if entry.kind == "label"
         for body in [json.loads(entry.body)]

@@ -272,7 +272,7 @@ def test_labels_and_live_orders_come_home(sample, tmp_path):
     assert json.loads(call("labels", tmp_path / "said.csv", *options, "--json").stdout)["known_before"] == 20
     collected = as_json("collect", *options)
     assert (
-        collected["statements"] == 20
+        collected["assertions"] == 20
         and collected["events"] == 0
         and collected["frauds"] == collected["labels"] == told["changed"] > 0
         and "note" not in collected

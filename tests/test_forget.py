@@ -393,7 +393,7 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
             (others[0], False, "chargeback"),
         ]
         with server_for(settings) as url:
-            assert bring_in(settings, url, trim=True)["statements"] == 15
+            assert bring_in(settings, url, trim=True)["assertions"] == 15
             assert None not in assert_labels_on(settings, url, more)
             asyncio.run(score_all(settings, url, shop.rest[:5], {}))
         shutil.rmtree(tmp_path / "o")
@@ -485,7 +485,7 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
         # batch goes on without rejecting anything, also with what came since
         assert compute_features(settings)["new_events"] == 0 and base_of(settings, table)
         for s, u in ((settings, url), (other, untouched)):
-            assert bring_in(s, u)["statements"] > 4
+            assert bring_in(s, u)["assertions"] > 4
         assert [column[: len(old)] for column, old in zip(features_in(settings), features)] == features and features_in(
             settings
         ) == features_in(other) != features

@@ -231,7 +231,7 @@ def agrees_with_the_rule(store: MemoryStore, priority: list[str]) -> None:
         if body["kind"] == "retract":
             retracted.setdefault(entry.id_key, []).append(mine.pop(body["retracts"]))
         else:
-            mine[seq] = (SOURCES.index(body["source"]), body["said"], entry.known)
+            mine[seq] = (SOURCES.index(body["source"]), body["asserted"], entry.known)
         assert entry.previous == labels.get(entry.id_key, -1) and entry.label == plainly(list(mine.values()), priority)
         assert unpack_history(entry.decision) == LabelHistory(
             entry.label, tuple(mine.values()), tuple(retracted.get(entry.id_key, ()))

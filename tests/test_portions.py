@@ -17,7 +17,7 @@ from test_parity import BASE, examples, folder_of
 from fraud_poc.core.files import read_json, write_json
 from fraud_poc.core.settings import Settings
 from fraud_poc.data.ingest import ingest
-from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting
+from fraud_poc.data.log import LOG_FORMAT, hash_secret, read_manifest, read_part, read_waiting
 from fraud_poc.features.batch import compute_features
 from fraud_poc.features.label_delay import labels_before
 from fraud_poc.features.table import build_table
@@ -264,7 +264,7 @@ def test_a_log_of_the_earlier_version_whose_features_saw_the_future_is_refused()
         ingested(settings, [(events, [("a", 1, START + 7 * DAY)])], keys)
         path = settings.batch.folder / "log" / "manifest.json"
         write_json(path, read_json(path) | {"format": 1})
-        assert read_manifest(settings.batch.folder)["format"] == 2, "no event saw a label early: it is read"
+        assert read_manifest(settings.batch.folder)["format"] == LOG_FORMAT, "no event saw a label early: it is read"
         part = read_manifest(settings.batch.folder)["parts"][0]
         for number, time in enumerate((3, 8)):  # as a second file appended them: before and after the label was known
             table = read_part(settings.batch.folder, "events", part["name"]).slice(1)

@@ -95,7 +95,7 @@ def order(number: int) -> bytes:
 
 def label(number: int) -> bytes:
     "The entry of a chargeback on an order."
-    body = json.dumps({"order": f"o-{number}", "said": 1, "source": "chargeback", "kind": "assert"}).encode()
+    body = json.dumps({"order": f"o-{number}", "asserted": 1, "source": "chargeback", "kind": "assert"}).encode()
     keys = (1,) * len(TABLE.entities)
     return encode_entry(
         Entry(
