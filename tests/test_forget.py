@@ -19,11 +19,11 @@ from support.waiting import STORE
 from fraud_poc.core.audit import list_audit, verify_audit
 from fraud_poc.core.database import open_database, read_checkpoint, signed, unsigned, writing
 from fraud_poc.core.events import PERSON, Actor, key_of, occurrence_of, pair_key
-from fraud_poc.core.files import sole_use
+from fraud_poc.core.files import read_json, sole_use, write_json, write_parquet
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
-from fraud_poc.data.log import hash_secret, read_manifest, read_part
+from fraud_poc.data.log import LOG_FORMAT, hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.tables import cases, notes
 from fraud_poc.features.batch import compute_features, features_of_arrays
@@ -31,16 +31,16 @@ from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import collect, verify_log
 from fraud_poc.live.decide import Engine
-from fraud_poc.live.labels import LabelAssertion, LabelResult, LabelWriter, UnknownEvent, find_in_batch_log
+from fraud_poc.live.labels import LabelAssertion, LabelResult, LabelWriter, Retraction, UnknownEvent, find_in_batch_log
 from fraud_poc.live.load import base_of, inspect_store, prepare_db
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import server_for
 from fraud_poc.live.redis_store import Names, open_store
-from fraud_poc.live.store import decode_entry, state_key
+from fraud_poc.live.store import STORE_FORMAT, decode_entry, encode_entry, next_digest, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
 from fraud_poc.ops import erasure_files, erasure_live
 from fraud_poc.ops import forget as forgetting
-from fraud_poc.ops.backup import backup
+from fraud_poc.ops.backup import backup, verify_backup
 from fraud_poc.ops.erasure_files import shows_customer
 from fraud_poc.ops.erasure_plan import (
     ERASURES,
@@ -52,6 +52,7 @@ from fraud_poc.ops.erasure_plan import (
     make_plan,
 )
 from fraud_poc.ops.forget import forget, forget_again
+from fraud_poc.ops.replay import NO_HISTORY, borrowed, recorded, send_recorded, verify
 from fraud_poc.ops.restore import restore
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
@@ -660,6 +661,151 @@ def assert_nothing_left_in_list(settings: Settings, gone: list[bytes]) -> None:
     "The list of erasures, which goes into backups, names nobody and is for its owner alone."
     path = settings.batch.folder / ERASURES
     assert not [text for text in gone if text in path.read_bytes()] and path.stat().st_mode & 0o077 == 0
+
+
+# --- a log of format 2, where assertions are "statements" and what they assert is "said" ------------------------------
+
+
+def live_entries(url: str) -> list[tuple[bytes, list[bytes]]]:
+    with Client(url) as client:
+        return client.call("XRANGE", Names("orders").log, "-", "+")
+
+
+def rename_in_store(url: str) -> None:
+    "Give the entries and the meta data of a store the names of format 2."
+    names, digest = Names("orders"), b""
+    entries = [(number, decode_entry(fields[1])) for number, fields in live_entries(url)]
+    with Client(url) as client:
+        client.call("DEL", names.log)
+        for number, entry in entries:
+            data = encode_entry(msgspec.structs.replace(entry, body=entry.body.replace(b'"asserted":', b'"said":')))
+            digest = next_digest(digest, data)
+            client.call("XADD", names.log, number, "e", data, "d", digest)
+        meta = json.loads(client.call("GET", names.meta))
+        client.call("SET", names.meta, json.dumps(meta | {"base": meta["base"] | {"format": 2}}))
+
+
+def rename_in_log(folder: Path) -> list[Path]:
+    "Give the batch log the names of format 2; the files of its assertions."
+    manifest, paths = read_json(folder / "log" / "manifest.json"), []
+    for name in ("parts", "collects"):
+        for entry in manifest[name]:
+            if "assertions" in entry:
+                entry["statements"] = entry.pop("assertions")
+    for path in sorted((folder / "log" / "assertions").iterdir()):
+        table = pq.read_table(path).rename_columns({"asserted": "said"})
+        write_parquet(folder / "log" / "statements" / path.name, table)
+        paths.append(folder / "log" / "statements" / path.name)
+    shutil.rmtree(folder / "log" / "assertions")
+    write_json(folder / "log" / "manifest.json", manifest | {"format": 2})
+    return paths
+
+
+@pytest.fixture
+def former(shop) -> tuple[Shop, list[Path]]:
+    "A shop whose live log was written, and collected, by a version of format 2; the files of its assertions."
+    with server_for(shop.settings) as url:
+        rename_in_store(url)
+        assert bring_in(shop.settings, url)["assertions"] == 15
+    return shop, rename_in_log(shop.settings.batch.folder)
+
+
+def assertions_of(settings: Settings) -> list[dict]:
+    "All label assertions of the batch log."
+    parts = [part for part in read_manifest(settings.batch.folder)["parts"] if part.get("assertions")]
+    return [row for part in parts for row in read_part(settings.batch.folder, "assertions", part["name"]).to_pylist()]
+
+
+def histories(settings: Settings, orders: tuple[str, ...]) -> list[dict]:
+    "Label histories in the batch log of some orders, and by position what was asserted of them."
+    secret = hash_secret(settings.batch.folder)
+    found = find_in_batch_log(settings, [key_of(order, secret) for order in orders], 10**9)
+    return [{"history": one.history, "assertions": one.assertions} for events in found.values() for one in events]
+
+
+def replayed(settings: Settings) -> dict:
+    "What a replay of the whole log differs in, as `fraud-poc replay --verify` does it."
+    table = build_table(settings)
+
+    async def drive(own: Settings, url: str) -> dict:
+        async with open_store(own, url) as store:
+            writer = LabelWriter(small_engine(own, store), hash_secret(own.batch.folder))
+            await send_recorded([writer], recorded(own), at_once=1)
+            return await verify(own, table, writer.engine)
+
+    with borrowed(settings) as own, server_for(own) as url:
+        compute_features(own, until=NO_HISTORY)
+        prepare_db(own, url)
+        return asyncio.run(drive(own, url))
+
+
+def test_entries_of_format_2_keep_their_bytes_and_are_read(shop):
+    settings, order = shop.settings, shop.others[1]
+    with server_for(settings) as url:
+        rename_in_store(url)
+        before = live_entries(url)
+        position = next(
+            int(number.partition(b"-")[0])
+            for number, fields in before
+            if b'"said":1' in fields[1] and order.encode() in decode_entry(fields[1]).body
+        )
+        change = Retraction(order, position, "", Actor(PERSON, "bo"))
+
+        async def retract() -> LabelResult:
+            async with open_store(settings, url) as store:
+                assert (await store.meta()).base["format"] == STORE_FORMAT == 3, "versions of format 2 refuse it now"
+                writer = LabelWriter(small_engine(settings, store), hash_secret(settings.batch.folder))
+                return await writer.assert_label(change, NOW)
+
+        result = asyncio.run(retract())
+        assert (result.previous, result.label) == (1, 0), "the customer's assertion goes, the rule's stays"
+        *kept, (_, last) = live_entries(url)
+        assert kept == before and b"said" not in last[1] and json.loads(decode_entry(last[1]).body)["asserted"] == 1
+        assert verify_log(settings, url)["entries"] == len(before) + 1
+        assert bring_in(settings, url)["assertions"] == 16
+        rows = assertions_of(settings)
+        assert {row["asserted"] for row in rows} == {0, 1} and rows[-1]["retracts"] == position
+
+
+def test_a_batch_log_of_format_2_is_read_and_goes_on(former, template, tmp_path):
+    (shop, paths), other = former, template.copy(tmp_path / "o").settings
+    settings, orders = shop.settings, (*shop.mine, *shop.others)
+    bytes_before = [path.read_bytes() for path in paths]
+    with server_for(other) as url:
+        bring_in(other, url)
+    assert list(recorded(settings)) == list(recorded(other))
+    assert assertions_of(settings) == assertions_of(other)
+    assert len(histories(settings, orders)) == 4 and histories(settings, orders) == histories(other, orders)
+    with server_for(settings) as url:
+        assert assert_labels_on(settings, url, [(shop.others[1], False, "chargeback")])[0].changed
+        assert bring_in(settings, url, trim=True)["assertions"] == 1
+    assert [path.read_bytes() for path in paths] == bytes_before, "what was there stays"
+    manifest = read_json(settings.batch.folder / "log" / "manifest.json")
+    assert manifest["format"] == LOG_FORMAT == 3 and sum(part.get("assertions", 0) for part in manifest["parts"]) == 16
+    assert not {"statements"} & {name for kind in ("parts", "collects") for one in manifest[kind] for name in one}
+    assert len(list((settings.batch.folder / "log" / "assertions").iterdir())) == 1
+    result = replayed(settings)
+    assert result["labels"] > 16 and result["differing_bits"] == result["differing_states"] == 0
+
+
+def test_a_customer_is_erased_from_a_log_of_format_2_which_is_backed_up_and_restored(former, tmp_path):
+    (shop, paths), restored = former, settings_in(tmp_path / "restored")
+    settings = shop.settings
+    gone = left_by(shop, settings)[0]
+    assert forget(settings, shop.customer)["log"]["assertions"] >= 5
+    with server_for(settings) as url:
+        assert_nothing_left(settings, [*gone, b"rang at noon"], url)
+    assert all("said" in pq.read_schema(path).names for path in paths), "the names in a file stay"
+    consistent(settings)
+    open_database(settings).dispose()  # the decision writer of the restore fills it
+    backup(settings, tmp_path / "backups", ORDERS, tmp_path / "secrets.json")
+    assert verify_backup(tmp_path / "backups")
+    restore(restored, tmp_path / "backups", tmp_path / "secrets.json")
+    assert assertions_of(restored) == assertions_of(settings)
+    assert read_manifest(restored.batch.folder) == read_manifest(settings.batch.folder)
+    with server_for(restored) as url:
+        assert bring_in(restored, url)["assertions"] == 0
+        assert not forget(restored, shop.customer, url)["orders"]
 
 
 # --- other places -----------------------------------------------------------------------------------------------------
