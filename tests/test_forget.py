@@ -161,7 +161,7 @@ def template(tmp_path_factory) -> Shop:
     table = pa.concat_tables(
         [pq.read_table(path) for path in sorted((folder / "raw" / "orders").rglob("*.parquet"))]
     ).sort_by("order_date")
-    said = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "raw" / "labels").rglob("*.parquet"))])
+    given = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "raw" / "labels").rglob("*.parquet"))])
     rows = [
         {name: str(value) if name == "order_date" else value for name, value in row.items()}
         for row in table.to_pylist()
@@ -175,12 +175,12 @@ def template(tmp_path_factory) -> Shop:
         zip(table["order_id"].to_pylist(), table["order_date"].to_pylist())
     )  # labels come after two days, so that this short history makes a training set
     due = pa.array(
-        [ordered[ident] + timedelta(days=2) for ident in said["order_id"].to_pylist()],
-        said.schema.field("known_at").type,
+        [ordered[ident] + timedelta(days=2) for ident in given["order_id"].to_pylist()],
+        given.schema.field("known_at").type,
     )
-    said = said.set_column(said.column_names.index("known_at"), "known_at", due)
+    given = given.set_column(given.column_names.index("known_at"), "known_at", due)
     pq.write_table(
-        said.filter(pa.array([ident in known for ident in said["order_id"].to_pylist()])), folder / "labels.parquet"
+        given.filter(pa.array([ident in known for ident in given["order_id"].to_pylist()])), folder / "labels.parquet"
     )
     ingest(settings, str(folder / "history.parquet"), str(folder / "labels.parquet"))
     for path in (folder / "history.parquet", folder / "labels.parquet"):
@@ -198,7 +198,7 @@ def template(tmp_path_factory) -> Shop:
     pick = lambda some, same: next(row["order_id"] for row in some if (row["customer_id"] == customer) == same)
     mine, others = ((pick(rows[: cuts[0]], same), pick(rows[cuts[0] : cuts[1]], same)) for same in (True, False))
     frauds = {
-        ident: value for ident, value in zip(said["order_id"].to_pylist(), said["is_fraud"].to_pylist()) if value == 1
+        ident: value for ident, value in zip(given["order_id"].to_pylist(), given["is_fraud"].to_pylist()) if value == 1
     }
     for ident in (mine[1], others[1]):
         frauds.pop(ident, None)  # these are spoken of below
@@ -212,12 +212,12 @@ def template(tmp_path_factory) -> Shop:
             for ident, note in zip((*others, *mine), ("likely", "", "rang at noon", ""))
             for fraud, source in ((True, "customer"), (False, "rule"))
         ]
-        told = assert_labels_on(
+        results = assert_labels_on(
             settings,
             url,
             [*first, (others[0], True, "analyst", f"same phone as {customer}."), (mine[1], False, "chargeback")],
         )
-        assert None not in told and {one.changed for one in told} == {False, True}
+        assert None not in results and {one.changed for one in results} == {False, True}
     return Shop(folder, rows[cuts[1] :], customer, mine, others)
 
 
@@ -346,10 +346,10 @@ def features_in(settings: Settings) -> list[bytes]:
 
 def bring_in(settings: Settings, url: str, trim: bool = False) -> dict:
     "Take the live log into the batch log, and fill the store with it."
-    told = collect(settings, url)
+    summary = collect(settings, url)
     compute_features(settings)
-    prepare_db(settings, url, trim=told["next_seq"] if trim else 0)
-    return told
+    prepare_db(settings, url, trim=summary["next_seq"] if trim else 0)
+    return summary
 
 
 def assert_same_but_for_names(old, new, mapping: dict[tuple[str, int], int], entities: list[str]) -> None:
@@ -402,14 +402,14 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
     (gone, own, shared), before, features = left_by(shop, settings), log_of(settings), features_in(settings)
     secret, table = hash_secret(settings.batch.folder), build_table(settings)
     assert own["email"] and shared["ip_addr"]
-    told = forget(settings, shop.customer)
+    summary = forget(settings, shop.customer)
     assert (
-        told["replaced"]["email"] == len(own["email"])
-        and told["shared"]["ip_addr"] == len(shared["ip_addr"])
-        and told["live"]["entries"]
-        and told["live"]["records"]
+        summary["replaced"]["email"] == len(own["email"])
+        and summary["shared"]["ip_addr"] == len(shared["ip_addr"])
+        and summary["live"]["entries"]
+        and summary["live"]["records"]
     )
-    assert bool(told["log"]["assertions"]) == collected and told["completed"] == []
+    assert bool(summary["log"]["assertions"]) == collected and summary["completed"] == []
     with server_for(settings) as url, server_for(other) as untouched:
         assert_nothing_left(settings, [*gone, b"rang at noon", b"rang again"], url)
         new, old = store_of(settings, url), store_of(other, untouched)
@@ -451,7 +451,7 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
         assert [msgspec.to_builtins(a) for a in answers] == [msgspec.to_builtins(a) for a in expected] and len(
             answers
         ) > 50
-        # and so does what is said: of the orders of others as ever, of the forgotten ones under their new names only
+        # and so do assertions: on the orders of others as ever, of the forgotten ones under their new names only
         renamed = {row: now for row, now in zip(before["id"].to_pylist(), after["id"].to_pylist())}
         names = [
             next(
@@ -466,21 +466,21 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
             and renamed[mine[0]] == names[0]
             and all(name.startswith(PSEUDONYM_PREFIX) for name in names)
         )
-        said = lambda ids: [
+        assertions = lambda ids: [
             (ident, fraud, source)
             for ident in ids
             for fraud, source in ((True, "chargeback"), (False, "analyst"), (True, "customer"))
         ]
         result, known = (
-            assert_labels_on(settings, url, said([*others, *names])),
-            assert_labels_on(other, untouched, said([*others, *mine])),
+            assert_labels_on(settings, url, assertions([*others, *names])),
+            assert_labels_on(other, untouched, assertions([*others, *mine])),
         )
-        told = lambda some: [
+        fields = lambda some: [
             (r.label, r.previous, r.known_before or r.position, r.changed, r.known_before) for r in some
         ]
-        assert told(result) == told(known) and sum(r.changed for r in result) >= 2
+        assert fields(result) == fields(known) and sum(r.changed for r in result) >= 2
         assert (
-            assert_labels_on(settings, url, said(mine)) == [None] * 6
+            assert_labels_on(settings, url, assertions(mine)) == [None] * 6
             and not forget(settings, shop.customer, url)["orders"]
         )
         # batch goes on without rejecting anything, also with what came since
@@ -578,9 +578,11 @@ def test_a_run_that_died_is_completed_by_the_next(shop, monkeypatch, module, ste
         mine = [row for row in shop.rest if row["customer_id"] == shop.customer][:1]
         with server_for(settings) as url:
             assert asyncio.run(score_all(settings, url, mine, {}))[0].entities["customer_id"] == "new"
-    told = forget(settings, shop.customer)
+    summary = forget(settings, shop.customer)
     assert (
-        len(told["completed"]) == began and told["orders"] == (1 if began else told["orders"]) and not journal.exists()
+        len(summary["completed"]) == began
+        and summary["orders"] == (1 if began else summary["orders"])
+        and not journal.exists()
     )
     with server_for(settings) as url:
         assert_nothing_left(settings, gone, url)
@@ -592,7 +594,7 @@ def test_orders_that_arrive_meanwhile_are_erased_or_a_new_customers(shop, monkey
     mine, others = (
         [row for row in shop.rest if (row["customer_id"] == shop.customer) == same] for same in (True, False)
     )
-    gone, said = left_by(shop, settings)[0], []
+    gone, results = left_by(shop, settings)[0], []
     with server_for(settings) as url:
         scored = []
         search, apply, rewrite = forgetting.search_customer, erasure_live.apply_in_store, forgetting.rewrite_log
@@ -610,15 +612,15 @@ def test_orders_that_arrive_meanwhile_are_erased_or_a_new_customers(shop, monkey
                 scored.extend(
                     asyncio.run(score_all(settings, url, others[:20], {}))
                 )  # after the copy: copied by the script, states read again
-            elif len(said) == 0:
-                said.extend(
+            elif len(results) == 0:
+                results.extend(
                     assert_labels_on(settings, url, [(shop.others[1], True, "chargeback", f"see {shop.customer}")])
                 )  # a note: all is done again
             return apply(*args)
 
         def rewritten(*args):
-            if len(said) == 1:
-                said.extend(
+            if len(results) == 1:
+                results.extend(
                     assert_labels_on(
                         settings, url, [(shop.mine[0], True, "chargeback", "late"), (shop.mine[1], True, "chargeback")]
                     )
@@ -628,9 +630,11 @@ def test_orders_that_arrive_meanwhile_are_erased_or_a_new_customers(shop, monkey
         monkeypatch.setattr(forgetting, "search_customer", searched)
         monkeypatch.setattr(erasure_live, "apply_in_store", applied)
         monkeypatch.setattr(forgetting, "rewrite_log", rewritten)
-        told = forget(settings, shop.customer)
+        summary = forget(settings, shop.customer)
         assert (
-            len(scored) == 21 and len(told["completed"]) == 1 and [one is None for one in said] == [False, False, True]
+            len(scored) == 21
+            and len(summary["completed"]) == 1
+            and [one is None for one in results] == [False, False, True]
         )  # the first of the late ones is about an order that the log still had
         assert_nothing_left(settings, [*gone, b"seen@while.example", mine[0]["order_id"].encode()], url)
         assert (
@@ -650,8 +654,8 @@ def test_a_backup_of_before_is_restored_and_the_list_of_erasures_applied(shop, t
     with server_for(restored) as url:
         with pytest.raises(AssertionError, match="what should be gone"):
             assert_nothing_left(restored, gone, url)
-        told = forget_again(restored, settings.batch.folder / ERASURES)
-        assert told["customers"] == told["pending"] == 1 and told["orders"] == orders > 0
+        summary = forget_again(restored, settings.batch.folder / ERASURES)
+        assert summary["customers"] == summary["pending"] == 1 and summary["orders"] == orders > 0
         assert_nothing_left(restored, gone, url)
         assert forget_again(restored, settings.batch.folder / ERASURES)["customers"] == 0
     assert_nothing_left_in_list(settings, gone)
@@ -834,12 +838,12 @@ def test_training_set_rejects_and_archived_logs(shop):
     with server_for(settings) as url:
         prepare_db(settings, url, start_over=True)
     other = compute_features(settings_in(shop.folder / "b", **{"features.rows": ROWS[:3]}))["folder"]
-    told = forget(settings, shop.customer)
+    summary = forget(settings, shop.customer)
     assert (
-        told["archives"]["entries"]
-        and told["dataset"]["rows"]
-        and told["rejects"]["values"] == 1
-        and told["features"]["removed"] == [Path(other).name]
+        summary["archives"]["entries"]
+        and summary["dataset"]["rows"]
+        and summary["rejects"]["values"] == 1
+        and summary["features"]["removed"] == [Path(other).name]
     )
     with server_for(settings) as url:
         assert_nothing_left(settings, gone, url)
@@ -990,12 +994,12 @@ def test_the_database_is_erased_too(shop, database_url):
                 return await store.entries(mark.position, 100)
 
         portion = asyncio.run(behind())
-        told = forget(settings, shop.customer, who="admin")
+        summary = forget(settings, shop.customer, who="admin")
         assert (
             len(portion) == 1
             and write_entries(database, reading, mark, portion) != mark
-            and told["database"]["decisions"] == len(mine)
-            and told["database"]["notes"] >= 1
+            and summary["database"]["decisions"] == len(mine)
+            and summary["database"]["notes"] >= 1
         )
         asyncio.run(write(url, database))
         assert_nothing_left(settings, [*gone, late[0]["order_id"].encode()], url)

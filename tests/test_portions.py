@@ -316,8 +316,8 @@ def test_a_label_enters_the_live_log_when_its_time_has_come_and_once():
         store.waiting.add(encode_waiting(labels[0]))  # a run that died before it was removed
         assert enter(8)["entered"] == 1 and len(store.log) == 1
         assert enter(9)["entered"] == 1 and len(store.waiting) == 1
-        said = [decode_entry(data) for _, data in store.log]
-        assert [(entry.label, entry.previous, entry.known, json.loads(entry.body)["order"]) for entry in said] == [
+        entries = [decode_entry(data) for _, data in store.log]
+        assert [(entry.label, entry.previous, entry.known, json.loads(entry.body)["order"]) for entry in entries] == [
             (1, -1, START + 7 * DAY, "a"),
             (0, -1, START + 9 * DAY, "b"),
         ]
@@ -350,8 +350,8 @@ def test_what_waits_is_handed_to_the_store_comes_home_and_a_longer_history_repla
         loaded = prepare_db(settings, server.url)
         assert (loaded["archived"], loaded["labels_waiting"]) == (1, 1) and asyncio.run(enter(10))["entered"] == 0
         assert asyncio.run(enter(41))["entered"] == 1
-        told = collect(settings, server.url)
-        assert told["labels"] == 1 and read_manifest(settings.batch.folder)["waiting"] is None
+        summary = collect(settings, server.url)
+        assert summary["labels"] == 1 and read_manifest(settings.batch.folder)["waiting"] is None
         assert [entry for entry in log_of(settings)[0] if entry[0] == "label"] == [
             ("label", "a", 1, -1),
             ("label", "b", 1, -1),

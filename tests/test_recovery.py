@@ -358,8 +358,8 @@ def test_whatever_happens_all_that_was_written_down_is_in_the_log_once(one_datab
         events = [name for name in names if len(name) == 1]
         assert len(events) == len(set(events))
         assert {(row["order_id"],) for row in everything(database, decisions)} == set(events)
-        said = {(row["order_id"], row["source"], row["kind"], row["asserted"]) for row in everything(database, labels)}
-        assert said == set(names) - set(events)
+        found = {(row["order_id"], row["source"], row["kind"], row["asserted"]) for row in everything(database, labels)}
+        assert found == set(names) - set(events)
 
     asyncio.run(in_time(scenario()))
 
