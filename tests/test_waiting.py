@@ -79,7 +79,7 @@ def test_a_command_is_ended_when_it_is_quiet_and_not_when_it_is_slow(tmp_path):
     )
     done = watched([sys.executable, "-S", "-c", quiet], quiet=1)
     first, last = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
-    assert done.returncode == -9 and last == "stopped after 1 seconds without a word"
+    assert done.returncode == -9 and last == "stopped after 1 seconds without output"
     until(
         lambda: not psutil.pid_exists(int(first)) or psutil.Process(int(first)).status() == psutil.STATUS_ZOMBIE,
         "what it had started has ended too",
