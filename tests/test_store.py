@@ -29,6 +29,7 @@ from fraud_poc.live.redis_client import Client, parse_url
 from fraud_poc.live.redis_server import server_runs, start_redis
 from fraud_poc.live.redis_store import Names, RedisStore
 from fraud_poc.live.store import (
+    STORE_FORMAT,
     Entry,
     MemoryStore,
     Meta,
@@ -47,7 +48,7 @@ from fraud_poc.live.store import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-META = Meta("5eed", 1, "table", {"next_seq": 0})
+META = Meta("5eed", 1, "table", {"next_seq": 0, "format": STORE_FORMAT})
 KEY = state_key(0, 17)
 
 
