@@ -38,7 +38,7 @@ export: $(VENV)/.ready ## write fraud_poc/ from the notebooks, and clean the not
 	$(IN_VENV) nbdev_export
 	$(IN_VENV) nbdev_clean
 
-outputs: export ## run the notebooks and save what they show: make outputs ARGS=nbs/01_events.ipynb
+outputs: export ## run the notebooks and save what they show: make outputs ARGS=nbs/010_events.ipynb
 	$(IN_VENV) jupyter execute --inplace $(or $(ARGS),nbs/*.ipynb)
 	$(IN_VENV) nbdev_clean
 

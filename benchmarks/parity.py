@@ -26,7 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support import oracle  # noqa: E402
 
-from fraud_poc.core.settings import ColumnsSection, Settings, load_settings  # noqa: E402
+from fraud_poc.core.sections import ColumnsSection  # noqa: E402
+from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402

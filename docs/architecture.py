@@ -5,8 +5,8 @@
 The script reads every module of fraud_poc/ and every notebook of nbs/. It writes what lies between the markers
 `<!-- NAME: ... -->` and `<!-- end -->` of docs/architecture.md: figures as Mermaid text, and the table of notebooks.
 In README.md, CONTRIBUTING.md and docs/*.md, a link to a notebook is a reference by the module that the notebook
-exports (or by the name of the notebook, where it exports none): `[22_table][features.table]` in the text, and
-`[features.table]: nbs/22_table.ipynb` at the end of the page. Number and path are repaired; a module that no notebook
+exports (or by the name of the notebook, where it exports none): `[240_table][features.table]` in the text, and
+`[features.table]: nbs/240_table.ipynb` at the end of the page. Number and path are repaired; a module that no notebook
 exports is an error. With --check the script writes nothing, and ends with code 1 when a page differs.
 """
 
@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -143,13 +144,12 @@ def command_name(node: ast.AST) -> str | None:
     return None
 
 
-def functions_used(start: ast.FunctionDef, functions: dict[str, ast.FunctionDef]) -> list[ast.FunctionDef]:
-    "A function, and those of its module that it uses, directly or through others."
-    uses = {
+def functions_used(functions: dict[str, ast.FunctionDef]) -> Graph:
+    "Function of a module -> functions of it that it names."
+    return {
         name: {found.id for found in ast.walk(function) if isinstance(found, ast.Name) and found.id in functions}
         for name, function in functions.items()
     }
-    return [functions[name] for name in sorted(reachable(uses, [start.name]))]
 
 
 def command_rooms(modules: dict[str, Module]) -> Graph:
@@ -157,9 +157,11 @@ def command_rooms(modules: dict[str, Module]) -> Graph:
     found = {}
     for module in modules.values():
         functions = {node.name: node for node in module.tree.body if isinstance(node, ast.FunctionDef)}
-        for function in functions.values():
-            if name := command_name(function):
-                found[name] = imports_within(module.name, functions_used(function, functions), modules)
+        commands = {word: name for name, function in functions.items() if (word := command_name(function))}
+        uses = functions_used(functions) if commands else {}
+        for word, name in commands.items():
+            run = [functions[used] for used in sorted(reachable(uses, [name]))]
+            found[word] = imports_within(module.name, run, modules)
     return found
 
 
@@ -191,9 +193,8 @@ def draw_folders(modules: dict[str, Module]) -> str:
     return mermaid([f'{node_id(name)}["{name}"]' for name in graph] + edges(graph), "TD")
 
 
-def draw_rooms(modules: dict[str, Module], commands: tuple[str, ...]) -> str:
+def draw_rooms(called: Graph, graph: Graph, modules: dict[str, Module], commands: tuple[str, ...]) -> str:
     "Commands in turn, the rooms that each calls, and the rooms that these load, by folder."
-    called, graph = command_rooms(modules), import_graph(modules, lazy=False)
     drawn = {
         name
         for name in reachable(graph, set().union(*(called[c] for c in commands)))
@@ -218,6 +219,7 @@ def draw_rooms(modules: dict[str, Module], commands: tuple[str, ...]) -> str:
     return mermaid(lines + edges(first, "-.->") + edges(inner), "LR")
 
 
+@cache
 def notebook_rows(folder: Path = ROOT / "nbs") -> list[tuple[str, str, str]]:
     "Stem, exported module and the sentence under the title of each notebook, in the order of their numbers."
     rows = []
@@ -243,10 +245,11 @@ def draw_notebooks() -> str:
 def drawn(text: str) -> str:
     "The page with figures and table drawn anew."
     modules = read_modules()
+    called, graph = command_rooms(modules), import_graph(modules, lazy=False)
     parts = {
         "folders": draw_folders(modules),
-        "batch": draw_rooms(modules, BATCH),
-        "live": draw_rooms(modules, LIVE),
+        "batch": draw_rooms(called, graph, modules, BATCH),
+        "live": draw_rooms(called, graph, modules, LIVE),
         "notebooks": draw_notebooks(),
     }
     for name, part in parts.items():
@@ -264,7 +267,7 @@ def drawn(text: str) -> str:
 
 def notebook_labels() -> dict[str, str]:
     "Label -> stem of a notebook: its module, or its name without the number where it exports none."
-    return {module or stem[3:]: stem for stem, module, _ in notebook_rows()}
+    return {module or stem.partition("_")[2]: stem for stem, module, _ in notebook_rows()}
 
 
 def unknown_labels(text: str) -> list[str]:
@@ -277,7 +280,7 @@ def relinked(text: str, page: Path) -> str:
     nbs = "nbs" if page.parent == ROOT else "../nbs"
     for label, stem in notebook_labels().items():
         text = re.sub(rf"^\[{re.escape(label)}\]: \S+$", f"[{label}]: {nbs}/{stem}.ipynb", text, flags=re.MULTILINE)
-        text = re.sub(rf"\[\d\d_\w+\]\[{re.escape(label)}\]", f"[{stem}][{label}]", text)
+        text = re.sub(rf"\[\d\d\d_\w+\]\[{re.escape(label)}\]", f"[{stem}][{label}]", text)
     return text
 
 

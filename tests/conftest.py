@@ -1,5 +1,6 @@
 """What all tests share: the folder of external data, and a look at what tests leave behind."""
 
+import gc
 import os
 import time
 import uuid
@@ -127,6 +128,14 @@ LONGEST = [
 def pytest_collection_modifyitems(items):
     "The longest files start first."
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    # What the test modules imported stays: without this, the collector goes through it again and again, which took 7
+    # to 14 % of the CPU time of a test file
+    gc.set_threshold(50_000, 20, 20)
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionstart(session):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from support import oracle
+from support.judged import without_plots
 
 from fraud_poc.core.files import read_json
 from fraud_poc.core.settings import Settings, load_settings
@@ -559,7 +560,8 @@ def streak(folder: Path, delay: str, days: int = 60, **changes) -> Settings:
     return settings
 
 
-def test_labels_that_give_away_the_next_ones_flatter_and_the_frozen_figure_says_so(tmp_path):
+def test_labels_that_give_away_the_next_ones_flatter_and_the_frozen_figure_says_so(tmp_path, monkeypatch):
+    without_plots(monkeypatch)
     settings = streak(tmp_path, "1ms")
     manifest = make_dataset(settings)
     assert manifest["label_features"] == manifest["features"][1:3]
@@ -593,11 +595,12 @@ def test_labels_that_give_away_the_next_ones_flatter_and_the_frozen_figure_says_
     )
 
 
-def test_both_figures_are_one_where_no_label_comes_in_during_the_test(tmp_path):
+def test_both_figures_are_one_where_no_label_comes_in_during_the_test(tmp_path, monkeypatch):
     """Orders as before, without the labels that became known on the test days.
 
     Whatever is known later is in no feature of a test event.
     """
+    without_plots(monkeypatch)
     events, labels = raw(None)
     w = make_dataset(built(tmp_path / "all", events, labels))["windows_ms"]
     moments = [pd.Timestamp(w[name], unit="ms", tz="UTC") for name in ("cutoff", "test_end")]
@@ -666,7 +669,8 @@ def test_frozen_features_of_the_test_are_those_of_a_log_without_the_later_labels
     )
 
 
-def test_tables_without_label_features_have_one_figure(log, copy):
+def test_tables_without_label_features_have_one_figure(log, copy, monkeypatch):
+    without_plots(monkeypatch)
     rows = ['Value("order_amount")', 'Count(by="customer_id", over="7d")']
     settings = settings_in(copy.batch.folder, features__rows=rows, model__trees=10, acceptance__bootstrap=5)
     compute_features(settings)

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -47,9 +48,14 @@ def folders(modules):
     return architecture.folder_graph(modules, architecture.import_graph(modules))
 
 
+@pytest.fixture(scope="module")
+def written():
+    return architecture.written()
+
+
 @every_page
-def test_pages_are_as_the_script_writes_them(name):
-    assert architecture.written().get(ROOT / name, PAGES[name]) == PAGES[name], "run `python docs/architecture.py`"
+def test_pages_are_as_the_script_writes_them(name, written):
+    assert written.get(ROOT / name, PAGES[name]) == PAGES[name], "run `python docs/architecture.py`"
 
 
 @pytest.mark.parametrize("changed, code", [("", 0), ("a figure", f"{architecture.PAGES[0].name} differs")])
@@ -142,14 +148,18 @@ def test_the_front_page_is_one_page():
     assert len(PAGES["README.md"].split()) <= README_WORDS
 
 
+@pytest.fixture(scope="module")
+def commands(modules):
+    return set(architecture.command_rooms(modules))
+
+
 @every_page
-def test_commands_exist(name, modules):
-    known = set(architecture.command_rooms(modules))
+def test_commands_exist(name, commands):
     for words in re.findall(r"fraud-poc ((?:[a-z][a-z-]* ?){1,2})", PAGES[name]):
         word, *more = words.split()
         if word in COMMAND_GROUPS:
             word = more[0] if more else "list"
-        assert word in known, f"{name}: fraud-poc {words}"
+        assert word in commands, f"{name}: fraud-poc {words}"
     for path in re.findall(r"\b(?:benchmarks|tests|docs)/\w+\.py\b", PAGES[name]):
         assert (ROOT / path).is_file(), f"{name}: {path}"
 
@@ -176,9 +186,14 @@ def test_the_glossary_is_sorted_and_complete():
         assert len(re.findall(r"[.:]( |$)", plain(text))) >= 2, f"{term}: two sentences"
 
 
+@cache
+def plain_source(stem: str) -> str:
+    cells = json.loads((ROOT / "nbs" / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return plain("\n".join("".join(cell["source"]) for cell in cells))
+
+
 @pytest.mark.parametrize(("term", "label"), [(term, label) for term, _, label in ENTRIES])
 def test_the_notebook_of_a_term_contains_it(term, label):
     stem = architecture.notebook_labels().get(label)
     assert stem, f"no notebook exports {label}: link {term} to another one"
-    cells = json.loads((ROOT / "nbs" / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert plain(term) in plain("\n".join("".join(cell["source"]) for cell in cells)), f"{stem} does not contain {term}"
+    assert plain(term) in plain_source(stem), f"{stem} does not contain {term}"

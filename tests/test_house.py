@@ -74,7 +74,7 @@ def test_a_good_notebook_has_no_problems():
         == house.code_problems(house.source(good()["cells"][3]))
         == []
     )
-    assert house.pairing_problems({"00_doubles": good()}, {"doubles"}) == []
+    assert house.pairing_problems({"000_doubles": good()}, {"doubles"}) == []
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_many_images_and_run_times_are_seen():
 @pytest.mark.parametrize(
     "notebooks, modules, problem",
     [
-        ({"00_doubles": good()}, {"doubles", "triples"}, "triples has no notebook"),
-        ({"00_doubles": good()}, set(), "which does not exist"),
-        ({"doubles": good()}, {"doubles"}, "number of two digits"),
-        ({"00_doubles": good(), "00_other": {"cells": []}}, {"doubles"}, "have one number"),
-        ({"00_doubles": good(), "01_doubles": good()}, {"doubles"}, "both export"),
+        ({"000_doubles": good()}, {"doubles", "triples"}, "triples has no notebook"),
+        ({"000_doubles": good()}, set(), "which does not exist"),
+        ({"doubles": good()}, {"doubles"}, "number of three digits"),
+        ({"000_doubles": good(), "000_other": {"cells": []}}, {"doubles"}, "have one number"),
+        ({"000_doubles": good(), "010_doubles": good()}, {"doubles"}, "both export"),
     ],
 )
 def test_orphans_are_seen(notebooks, modules, problem):

@@ -6,13 +6,15 @@ import tomllib
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.judged import without_plots
 from support.layouts import LAYOUTS, ROWS, write_layout
 from typer.testing import CliRunner
 
 from fraud_poc.cli import app
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
-from fraud_poc.data.propose import feature_rows, has_history, propose, read_sample, rows_of, write_proposal
+from fraud_poc.data.profile import read_sample
+from fraud_poc.data.propose import feature_rows, has_history, propose, rows_of, write_proposal
 from fraud_poc.features.batch import compute_features
 from fraud_poc.features.table import build_table
 from fraud_poc.model.acceptance import judge_model
@@ -54,6 +56,7 @@ FOUND = {
 }
 LABELS = {"paysim": "isFraud", "sparkov": "is_fraud", "banksim": "fraud", "creditcard": "Class", "ieee_cis": "isFraud"}
 QUICK = {"model.trees": 15, "acceptance.bootstrap": 4, "acceptance.min_auc": 0.5, "batch.threads": 2}
+DRAWN = ("paysim", "creditcard")  # plots of a split by time and of a stratified one
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
 
 
@@ -84,7 +87,9 @@ def test_what_the_columns_are_is_found(proposals, tmp_path, name):
 
 
 @every_layout
-def test_from_a_file_to_a_judged_model(root, files, tmp_path, name):
+def test_from_a_file_to_a_judged_model(root, files, tmp_path, monkeypatch, name):
+    if name not in DRAWN:
+        without_plots(monkeypatch)
     settings = load_settings(
         root / "config" / "layouts" / f"{name}.toml", QUICK | {"batch.folder": str(tmp_path / "out")}
     )
@@ -96,7 +101,8 @@ def test_from_a_file_to_a_judged_model(root, files, tmp_path, name):
     assert ("warning" in result) == (name == "creditcard")
 
 
-def test_a_proposal_runs_as_it_is(proposals, tmp_path):
+def test_a_proposal_runs_as_it_is(proposals, tmp_path, monkeypatch):
+    without_plots(monkeypatch)
     write_proposal(proposals["creditcard"], tmp_path / "creditcard.toml", load_settings)
     settings = load_settings(tmp_path / "creditcard.toml", QUICK)
     assert ingest(settings)["events"] == ROWS

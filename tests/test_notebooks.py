@@ -35,7 +35,7 @@ def test_a_failing_notebook_is_seen(root, tmp_path):
         "execution_count": None,
         "source": "assert 1 + 1 == 3",
     }
-    (tmp_path / "nbs" / "00_bad.ipynb").write_text(
+    (tmp_path / "nbs" / "000_bad.ipynb").write_text(
         json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
     )
     with pytest.raises(AssertionError, match="(?s)ended with 1.*1 \\+ 1 == 3"):

@@ -5,7 +5,6 @@ missing entities, hot keys beyond the cap, gaps of years, windows whose edges ev
 `HYPOTHESIS_PROFILE=long` draws many more.
 """
 
-import os
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -106,10 +105,7 @@ def with_batch(settings: Settings, **changes) -> Settings:
 @contextmanager
 def folder_of(settings: Settings, **changes):
     "The settings with a new folder, and other changes of [batch]."
-    memory = (
-        "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    )  # where a file is flushed at once: these tests write hundreds
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
+    with tempfile.TemporaryDirectory(dir=house.memory()) as folder:  # these tests flush hundreds of files
         yield with_batch(settings, folder=Path(folder), **changes)
 
 

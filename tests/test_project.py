@@ -208,7 +208,7 @@ def test_git_keeps_data_without_its_contents(tmp_path):
         "docker/.env",
         "fraud_poc/core/settings.py",
         ".venv/x",
-        "nbs/00_settings.ipynb",
+        "nbs/005_settings.ipynb",
     ]
     ignored = subprocess.run(
         ["git", "-C", tmp_path, "check-ignore", "--no-index", *names], capture_output=True, text=True

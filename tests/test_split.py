@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.judged import without_plots
 from test_dataset import built, digests, frame, raw, settings_in
 
 from fraud_poc.core.settings import load_settings
@@ -90,7 +91,8 @@ def test_validation_and_test_weigh_as_much_as_their_days(log):
         read_split(settings, "test", frozen=True)
 
 
-def test_a_model_judged_on_it_says_so_accepted_or_rejected(log):
+def test_a_model_judged_on_it_says_so_accepted_or_rejected(log, monkeypatch):
+    without_plots(monkeypatch)
     settings = of(log[0], split="random")
     make_dataset(settings)
     train_model(settings)

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from fraud_poc.core.database import open_database
 from fraud_poc.core.settings import load_settings
+from support import house
 from support.waiting import ended, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @contextmanager
 def start_postgresql() -> Iterator[str | None]:
     "Address of a server in a temporary folder, stopped afterwards; None where there is no PostgreSQL."
-    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-", dir=house.memory()))
     try:
         with _from_wheel(folder) if _wheel() else _from_path(folder) as url:
             if url:
@@ -88,6 +89,7 @@ def _without_durability(url: str) -> None:
     with engine.connect() as connection:
         for name in ("fsync", "synchronous_commit", "full_page_writes"):
             connection.execute(sa.text(f"ALTER SYSTEM SET {name} = off"))
+        connection.execute(sa.text("ALTER SYSTEM SET max_wal_size = '64MB'"))  # the folder may lie in memory
         connection.execute(sa.text("SELECT pg_reload_conf()"))
     engine.dispose()
 
@@ -113,9 +115,11 @@ class Databases:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder  # of the files of SQLite
         self.prepared: dict[tuple[str, Callable], sa.URL] = {}
         self.open = ExitStack()
+        self.folder = folder  # of the files of SQLite
+        if memory := house.memory():
+            self.folder = Path(self.open.enter_context(tempfile.TemporaryDirectory(prefix="sqlite-", dir=memory)))
 
     def __enter__(self) -> "Databases":
         return self
@@ -158,9 +162,8 @@ class Databases:
         engine = sa.create_engine(self.server, isolation_level="AUTOCOMMIT")
         try:
             with engine.connect() as connection:
-                connection.execute(
-                    sa.text(f"CREATE DATABASE {name}" + (f" TEMPLATE {template.database}" if template else ""))
-                )
+                copied = f" TEMPLATE {template.database} STRATEGY FILE_COPY" if template else ""
+                connection.execute(sa.text(f"CREATE DATABASE {name}{copied}"))
             yield sa.make_url(self.server).set(database=name).render_as_string(hide_password=False)
             if not keep:
                 with engine.connect() as connection:

@@ -6,15 +6,19 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
-from fraud_poc.core.database import open_database, read_checkpoint
+from fraud_poc.core.audit import record
+from fraud_poc.core.database import open_database, read_checkpoint, writing
 from fraud_poc.core.events import system_clock
+from fraud_poc.core.sections import duration_ms
 from fraud_poc.core.settings import load_settings
-from fraud_poc.desk.accounts import new_account
+from fraud_poc.desk import accounts
+from fraud_poc.desk.login import Gate
 from fraud_poc.desk.pages import create_desk
 from fraud_poc.desk.rows import EntryReader
 from fraud_poc.desk.tables import cases, decisions
@@ -116,11 +120,20 @@ def make_settings(folder: Path, **more):
 
 
 def fill(engine: sa.Engine, settings, now: int, count: int) -> None:
-    "Decisions of the last days, and the accounts."
+    "Decisions of the last days, and the accounts, whose hashes cost little: the first login makes a proper one."
     if count:
         desk_data.fill(engine, settings, SECRET, now, count)
-    for name, role in PEOPLE.items():
-        new_account(engine, name, PASSWORD, role, "test", now)
+    with patch.object(accounts, "HASHER", accounts.PasswordHasher(1, 8, 1)):
+        for name, role in PEOPLE.items():
+            accounts.new_account(engine, name, PASSWORD, role, "test", now)
+
+
+def logged_in(desk: SimpleNamespace, name: str) -> tuple[str, str, str]:
+    "What a login leaves, without its pages and its hash: name and value of the cookie, and the token of forms."
+    with writing(desk.engine) as connection:
+        token, csrf = accounts.open_session(connection, name, duration_ms(desk.settings.desk.session), desk.now)
+        record(connection, name, "logged in", name, {}, desk.now)
+    return Gate(desk.settings, desk.engine).cookie, token, csrf
 
 
 def serve_desk(settings, engine: sa.Engine, now: int, clock) -> SimpleNamespace:

@@ -11,9 +11,12 @@ A stream is a list of items in sequence order: an event {"t", "amount", "tag", "
 import ast
 import math
 import operator
+from bisect import insort
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fraud_poc.core.files import write_json
-from fraud_poc.core.settings import ColumnsSection, Settings, duration_ms
+from fraud_poc.core.sections import ColumnsSection, duration_ms
+from fraud_poc.core.settings import Settings
 from fraud_poc.data.expressions import read_derived
 from fraud_poc.data.log import (
     LOG,
@@ -57,7 +61,7 @@ class NaiveEntity:
         self.forget_all()
 
     def forget_all(self) -> None:
-        self.known = []  # (ts, amount, tag, keys) in sequence order
+        self.known = []  # (ts, amount, tag, keys) by (time, sequence)
         self.labels = {}  # (ts, tag) -> label
         self.sets = {}  # column -> {key: (first seen, last seen)}
         self.overflow = False
@@ -65,12 +69,11 @@ class NaiveEntity:
 
     @property
     def newest(self) -> int:
-        return max(event[0] for event in self.known)
+        return self.known[-1][0]
 
     def split(self) -> tuple[list, list]:
         "The recent events by (time, sequence), and the older ones."
-        by_time = sorted(self.known, key=lambda event: event[0])
-        return by_time[-self.exact :], by_time[: -self.exact]
+        return self.known[-self.exact :], self.known[: -self.exact]
 
     def remember(self, column: str, key: int, t: int) -> None:
         "First and last time of each value; the longest unseen is dropped when there are too many."
@@ -91,7 +94,7 @@ class NaiveEntity:
         "An event, after it was read; `columns` are those of sets."
         if not self.known:
             self.born = t
-        self.known.append((t, amount, tag, keys))
+        insort(self.known, (t, amount, tag, keys), key=itemgetter(0))
         for column in columns:
             self.remember(column, keys[column], t)
 
@@ -136,7 +139,7 @@ def past_of(entity: NaiveEntity, row: Row, t: int, amount: int, keys: dict) -> P
         amounts=tuple(amount for amount, _ in group if amount is not None),
         labels=tuple(label for _, label in group if label >= 0),
         recent=tuple(event[:2] for event in before),
-        first=min((event[0] for event in entity.known), default=None),
+        first=entity.known[0][0] if entity.known else None,
         values=tuple((key, first, last) for key, (first, last) in values.items()),
         previous=before[-1][3].get(row.column, 0) if kept else 0,
     )
@@ -197,13 +200,33 @@ def naive_readers(settings: Settings, rows: list[Row]) -> list[tuple[str, str]]:
     return [(by, keys[by]) for by in histories] + looked_up
 
 
-def plain_value(node: ast.AST, item: dict, settings: Settings) -> Fraction | float | bool | str | None:
+@dataclass(frozen=True)
+class Domain:
+    "Settings, and by column of a number how many decimals it is kept with: read once for a stream."
+
+    settings: Settings
+    decimals: dict[str, int]
+
+
+def domain_of(settings: Settings) -> Domain:
+    columns = settings.columns
+    derived = {name: one.kind.decimals for name, one in read_derived(settings.features.derived, columns).items()}
+    return Domain(settings, derived | {columns.amount: columns.decimals} | columns.measured)
+
+
+@cache
+def tree_of(text: str) -> ast.AST:
+    "An expression, read by Python."
+    return ast.parse(text, mode="eval").body
+
+
+def plain_value(node: ast.AST, item: dict, domain: Domain) -> Fraction | float | bool | str | None:
     "The value of a part of an expression: exact, or a float behind a division; None = missing."
-    value = lambda part: plain_value(part, item, settings)
+    value = lambda part: plain_value(part, item, domain)
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, (str, bool)) else Fraction(repr(node.value))
     if isinstance(node, ast.Name):
-        return plain_column(node.id, item, settings)
+        return plain_column(node.id, item, domain)
     if isinstance(node, ast.BoolOp):
         found, decides = [value(part) for part in node.values], isinstance(node.op, ast.Or)
         return decides if decides in found else None if None in found else not decides
@@ -262,15 +285,15 @@ def plain_round(number: Fraction | float, decimals: int) -> Fraction:
     return Fraction(round(scaled), 10**decimals)
 
 
-def plain_column(name: str, item: dict, settings: Settings) -> Fraction | bool | str | None:
+def plain_column(name: str, item: dict, domain: Domain) -> Fraction | bool | str | None:
     "The value of a column, of the data or derived."
-    columns, bits = settings.columns, item["keys"].get(name, 0)
+    columns, bits = domain.settings.columns, item["keys"].get(name, 0)
     if name == columns.time:
         return Fraction(item.get("t", item.get("ts")), 1000)
     if name == columns.amount:
         return Fraction(item["amount"], 10**columns.decimals)
-    if name in settings.features.derived:
-        return derived_value(name, item, settings)
+    if name in domain.settings.features.derived:
+        return derived_value(name, item, domain)
     if not bits:
         return None
     number = Fraction(bits - 1, 2)
@@ -281,42 +304,38 @@ def plain_column(name: str, item: dict, settings: Settings) -> Fraction | bool |
     return number / 10 ** columns.measured[name]
 
 
-def derived_value(name: str, item: dict, settings: Settings) -> Fraction | bool | None:
+def derived_value(name: str, item: dict, domain: Domain) -> Fraction | bool | None:
     "The value of a derived column: a real is rounded to four decimals, and what is too large is missing."
-    value = plain_value(ast.parse(settings.features.derived[name], mode="eval").body, item, settings)
+    value = plain_value(tree_of(domain.settings.features.derived[name]), item, domain)
     if isinstance(value, float):
         value = plain_round(value, 4)
     if value is None or isinstance(value, bool):
         return value
-    kind = read_derived(settings.features.derived, settings.columns)[name].kind
-    return value if abs(value) * 10**kind.decimals <= 2**36 else None
+    return value if abs(value) * 10 ** domain.decimals[name] <= 2**36 else None
 
 
-def units_of(name: str, item: dict, settings: Settings) -> tuple[int, int]:
+def units_of(name: str, item: dict, domain: Domain) -> tuple[int, int]:
     "A number in its smallest unit, NO_NUMBER where it is missing; and how many of them are one."
-    columns = settings.columns
-    given = {columns.amount: columns.decimals} | columns.measured
-    decimals = given[name] if name in given else read_derived(settings.features.derived, columns)[name].kind.decimals
-    value = plain_column(name, item, settings)
+    value, decimals = plain_column(name, item, domain), domain.decimals[name]
     if isinstance(value, str):
-        value = [*columns.vocabularies[name], "other"].index(value)
+        value = [*domain.settings.columns.vocabularies[name], "other"].index(value)
     return NO_NUMBER if value is None else int(value * 10**decimals), 10**decimals
 
 
-def own_past(settings: Settings, row: Row, item: dict) -> Past:
+def own_past(domain: Domain, row: Row, item: dict) -> Past:
     "What the definition of a feature of the event alone may look at."
     if row.value:
-        value = plain_column(row.column, item, settings)
+        value = plain_column(row.column, item, domain)
         return Past(t=item["t"], amount=NO_NUMBER if value is None else int(value == row.value), scale=1)
-    amount, scale = units_of(row.column or settings.columns.amount, item, settings)
+    amount, scale = units_of(row.column or domain.settings.columns.amount, item, domain)
     return Past(t=item["t"], amount=amount, scale=scale)
 
 
-def enters(settings: Settings, row: Row, item: dict) -> bool:
+def enters(domain: Domain, row: Row, item: dict) -> bool:
     "Whether an event, or a label's event, belongs to the history of a row."
-    if row.number and units_of(row.number, item, settings)[0] == NO_NUMBER:
+    if row.number and units_of(row.number, item, domain)[0] == NO_NUMBER:
         return False
-    return not row.where or plain_value(ast.parse(row.where, mode="eval").body, item, settings) is True
+    return not row.where or plain_value(tree_of(row.where), item, domain) is True
 
 
 def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -325,14 +344,14 @@ def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tu
     Keys are compared as the fold compares them, signed: of values last seen at one moment, a full set drops the one
     with the smallest key.
     """
-    entities, vectors, all_flags = {}, [], []
+    entities, vectors, all_flags, domain = {}, [], [], domain_of(settings)
     readers = naive_readers(settings, rows)
     of_history = {by: [row for row in rows if row.history == by] for by, _ in readers}
     key_of = {by: mine[0].key for by, mine in of_history.items()}
     number_of = {by: mine[0].number or settings.columns.amount for by, mine in of_history.items()}
     labelled = {by for by, mine in of_history.items() if any(row.kind.startswith("Fraud") for row in mine)}
     blank = {"t": 0, "amount": 0, "keys": {}}
-    scales = {by: units_of(name, blank, settings)[1] for by, name in number_of.items()}
+    scales = {by: units_of(name, blank, domain)[1] for by, name in number_of.items()}
     for item in items:
         item = item | {"keys": {name: (key + 2**63) % 2**64 - 2**63 for name, key in item["keys"].items()}}
         known = {}
@@ -342,21 +361,21 @@ def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tu
         own_states = [(by, known[by, key]) for by, key in key_of.items() if (by, key) in known]
         if "label" in item:
             own_states = [(by, entity) for by, entity in own_states if by in labelled]
-        own_states = [(by, entity) for by, entity in own_states if enters(settings, of_history[by][0], item)]
+        own_states = [(by, entity) for by, entity in own_states if enters(domain, of_history[by][0], item)]
         if "label" in item:
             for _, entity in own_states:
                 entity.label(item["ts"], item["tag"], item["label"])
             continue
-        values = {row: float(AGGREGATES[row.kind].naive(own_past(settings, row, item))) for row in rows if not row.by}
+        values = {row: float(AGGREGATES[row.kind].naive(own_past(domain, row, item))) for row in rows if not row.by}
         flags = []
         for by, columns in readers:
             mine = [row for row in of_history[by] if row.by == columns]
-            numbered = item | {"amount": units_of(number_of[by], item, settings)[0]}
+            numbered = item | {"amount": units_of(number_of[by], item, domain)[0]}
             of_entity, flag = _features_of_entity(known.get((by, columns)), mine, of_history[by], numbered)
             values |= of_entity
             flags.append(flag)
         for by, entity in own_states:
-            numbered = item | {"amount": units_of(number_of[by], item, settings)[0]}
+            numbered = item | {"amount": units_of(number_of[by], item, domain)[0]}
             _take_event_in(entity, of_history[by], numbered)
         vectors.append([values[row] for row in rows])
         all_flags.append(flags)
