@@ -232,9 +232,9 @@ def test_parts_outside_of_the_windows_leave_nothing(log, tmp_path):
 
 
 def test_counts_are_those_of_the_rows(log, copy):
-    told, (_, events, labels) = [], log
-    manifest = make_dataset(copy, progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told) and told[-1] == (2 * len(events), 2 * len(events)) and len(told) > 2
+    steps, (_, events, labels) = [], log
+    manifest = make_dataset(copy, progress=lambda done, total: steps.append((done, total)))
+    assert steps == sorted(steps) and steps[-1] == (2 * len(events), 2 * len(events)) and len(steps) > 2
     time, w = events.order_date.dt.tz_convert(None).astype("datetime64[ms]").astype("int64"), manifest["windows_ms"]
     for split, start, end, moment in [
         ("train", w["train"], w["validation"], w["cutoff"]),

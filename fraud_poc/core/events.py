@@ -166,7 +166,7 @@ def identity_rule(columns: ColumnsSection, name: str) -> IdentityRule:
 def join_id(
     parts: Sequence[str],  # texts of the columns of an id
 ) -> str:
-    "The id of an event, of which each column can be told again."
+    "The id of an event, from which each column can be read again."
     *first, last = parts
     return ":".join([*[part.replace("\\", "\\\\").replace(":", "\\:") for part in first], last])
 

@@ -237,9 +237,9 @@ def choose_label(columns: list[Column]) -> tuple[Column, list[str], list[str]]:
     def score(column: Column) -> float:
         if column.kind in ("empty", "constant", "time", "number", "long text") or column.distinct > 20:
             return 0
-        said = 4 if column.named(*BAD) else 2 if column.named(*ASSERTED) else 0
+        named = 4 if column.named(*BAD) else 2 if column.named(*ASSERTED) else 0
         known = any(folded(value) in BAD for value in column.top)
-        return said + 3 * known + (column.kind == "yes or no") - 3 * column.named(*SEEN) if said or known else 0
+        return named + 3 * known + (column.kind == "yes or no") - 3 * column.named(*SEEN) if named or known else 0
 
     best = max(columns, key=score, default=None)
     if best is None or score(best) <= 1:
@@ -268,9 +268,9 @@ def choose_time(columns: list[Column], sample: Sample) -> tuple[Column, dict[str
     def score(column: Column) -> float:
         if column.kind != "time" and not (column.numeric and column.named(*MOMENTS) and column.low >= 0):
             return 0
-        said = 2 * column.named(*MOMENTS) + 2 * column.named(*EVENTS_WORDS)
+        named = 2 * column.named(*MOMENTS) + 2 * column.named(*EVENTS_WORDS)
         other = column.named(*PERSONAL, *LATER, "expiry", "signup", "registered", "updated") or column.missing > 0.01
-        return (10 if column.kind == "time" else 5) + said - 12 * other
+        return (10 if column.kind == "time" else 5) + named - 12 * other
 
     best = max(columns, key=score, default=None)
     if best is None or score(best) <= 0:

@@ -111,10 +111,10 @@ def rewrite_log(settings: Settings, plan: ErasurePlan, journal: dict) -> dict[st
     path = folder / LOG / "manifest.json"
     if not path.exists():
         return changed
-    manifest = read_json(path)
+    manifest = read_manifest(folder)
     for part in manifest["parts"]:
-        if part.get("statements"):
-            file = part_path(folder, "statements", part["name"])
+        if part.get("assertions"):
+            file = part_path(folder, "assertions", part["name"])
             changed["assertions"] += rewrite_file(file, plan, journal["last"])
         if "last_entry" in part and part["name"] in journal["ends"]:
             part["last_entry"] = journal["ends"][part["name"]]

@@ -29,6 +29,7 @@ from fraud_poc.core.settings import Settings
 from fraud_poc.data.expressions import read_derived
 from fraud_poc.data.log import (
     LOG,
+    LOG_FORMAT,
     event_schema,
     label_schema,
     part_path,
@@ -434,7 +435,7 @@ def write_log(settings: Settings, items: list[dict], part_items: int | list[int]
         read_manifest(folder)
         if path.exists()
         else {
-            "format": 2,
+            "format": LOG_FORMAT,
             "domain": settings.domain.name,
             "columns": settings.columns.model_dump(),
             "next_seq": 0,
