@@ -88,7 +88,7 @@ def _thinned(tables: Iterable[pa.Table]) -> tuple[pa.Table, int]:
         while sum(map(len, held)) > MOST_ROWS:
             whole, step = pa.concat_tables(held), 2 * step
             held = [whole.take(pa.array(np.arange(0, len(whole), 2)))]
-    return pa.concat_tables(held), rows
+    return pa.concat_tables(held) if held else pa.table({}), rows
 
 # %% ../../nbs/585_profile.ipynb #p008
 def _raw_tables(path: str, spelled: InputSection) -> Iterator[pa.Table]:
