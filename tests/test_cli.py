@@ -21,6 +21,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from support.command_line import PAYMENTS, as_json, call, options_of, payments_in
+from support.judged import undrawn
 from support.waiting import LONG, ended, until
 
 from fraud_poc.cli import answers_table, app
@@ -126,7 +127,8 @@ def test_replaced_log_wants_replaced_features(payments, tmp_path):
     assert as_json("features", *payments, "--replace")["new_events"] == 30
 
 
-def test_demo_on_a_file_leaves_the_log_alone(payments, tmp_path):
+def test_demo_on_a_file_leaves_the_log_alone(payments, tmp_path, monkeypatch):
+    undrawn(monkeypatch)
     as_json("ingest", *payments, "--input", csv(tmp_path, *ROWS))
     before = (tmp_path / "out" / "log" / "manifest.json").read_bytes()
     done = call("demo", *payments, "--input", csv(tmp_path, *ROWS, "z,2025-04-01,bob,1,0", name="other.csv"), "--json")
@@ -142,7 +144,8 @@ def test_demo_on_a_file_leaves_the_log_alone(payments, tmp_path):
     assert "make-data" not in call("demo", *payments, "--input", tmp_path / "other.csv").stdout
 
 
-def test_demo_makes_its_own_data(orders):
+def test_demo_makes_its_own_data(orders, monkeypatch):
+    undrawn(monkeypatch)
     options, *_ = orders
     done = call("demo", *options, "--set", "sample.orders=8000")
     assert done.exit_code == 1 and "there is no model" in done.stderr.splitlines()[-1], done.output
