@@ -10,7 +10,7 @@ client whose request breaks, or whose answer is degraded, sends the same order a
 position in the log.
 
 At the end the service is stopped and the store's server started once more. Then: does the log hold each acknowledged
-order once, at the position and with the score that the client was told, and nothing else? Do features, scores and
+order once, at the position and with the score that the client was sent, and nothing else? Do features, scores and
 states equal a batch fold over that log, bit by bit? And does a store that is filled again from the log hold the same
 bytes? The last line is one JSON object; the exit code is 1 when anything is lost, twice or different.
 """
@@ -233,7 +233,7 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     return {
         "orders": len(orders),
         "acknowledged": len(run.acknowledged),
-        **{name: found[name] for name in TOLD},
+        **{name: found[name] for name in COUNTED},
         "redis_kills": kills["redis"],
         "worker_kills": kills["worker"],
         "durability": options.durability,
@@ -241,7 +241,7 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     }
 
 
-TOLD = (
+COUNTED = (
     "lost",
     "twice",
     "never_acknowledged",
@@ -274,7 +274,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         result = drill(options, options.keep or Path(home))
     print(json.dumps(result))
-    whole = result["acknowledged"] == result["orders"] and not any(result[name] for name in TOLD)
+    whole = result["acknowledged"] == result["orders"] and not any(result[name] for name in COUNTED)
     raise SystemExit(not whole)
 
 

@@ -93,8 +93,8 @@ async def caller(kind: str, address: str, port: int, seen: Counter) -> None:
         await asyncio.sleep(random.uniform(0.5, 1.5) * OPEN_AGAIN_S)
 
 
-def call(port: int, connections: int, begun, told) -> None:
-    "The process of the callers; `told` gets what they did when `begun` is cleared."
+def call(port: int, connections: int, begun, results) -> None:
+    "The process of the callers; `results` gets what they did when `begun` is cleared."
     kinds, seen = ["silent", "slow", "endless", "idle", "unread"], Counter()
     os.nice(10)
 
@@ -114,7 +114,7 @@ def call(port: int, connections: int, begun, told) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(all_callers())
-    told.put(dict(seen))
+    results.put(dict(seen))
 
 
 async def on_new_connections(address: str, orders: Orders, rate: float, seconds: float) -> Seen:
@@ -172,19 +172,19 @@ def closed_by(address: str, key: str) -> dict[str, int]:
 def measure(address: str, key: str, orders: Orders, options: argparse.Namespace) -> dict:
     "The ordinary load without and with the callers, and what comes after."
     port, spawned = int(address.rsplit(":", 1)[1]), multiprocessing.get_context("spawn")
-    begun, told, found = spawned.Event(), spawned.Queue(), {}
+    begun, results, found = spawned.Event(), spawned.Queue(), {}
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(closed_loop(address, orders, 8, min(5.0, options.seconds)))  # connections and code get warm
         found["without"] = runner.run(ordinary(address, orders, options.rate, options.seconds))
         say("the load without callers is over")
-        callers = spawned.Process(target=call, args=(port, options.connections, begun, told), daemon=True)
+        callers = spawned.Process(target=call, args=(port, options.connections, begun, results), daemon=True)
         callers.start()
         if not begun.wait(60):
             raise RuntimeError(f"the {options.connections} connections were not opened within 60 s")
         say(f"{options.connections} connections are open")
         found["with"] = runner.run(ordinary(address, orders, options.rate, options.seconds))
     begun.clear()
-    found["callers"] = told.get(timeout=60)
+    found["callers"] = results.get(timeout=60)
     callers.join()
     return found | {"recovered_s": recovery(port), "closed": closed_by(address, key)}
 

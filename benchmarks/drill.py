@@ -184,13 +184,13 @@ def serving(
     if files:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (files, files))
     try:
-        told, until = json.loads(process.stdout.readline() or b"{}"), time.monotonic() + STUCK_S
-        while "address" not in told or not is_ready(told["address"]):
+        line, until = json.loads(process.stdout.readline() or b"{}"), time.monotonic() + STUCK_S
+        while "address" not in line or not is_ready(line["address"]):
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the service is not ready:\n{log.read_text()[-2000:]}")
             time.sleep(0.1)
         say("the service is ready")
-        yield told["address"], process
+        yield line["address"], process
     finally:
         process.send_signal(signal.SIGTERM)
         try:

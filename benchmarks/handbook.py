@@ -102,7 +102,7 @@ def scores(folder: Path, days: int, threads: int, start: np.datetime64) -> dict[
         assert manifest["windows"]["cutoff"] == str(start), manifest["windows"]
         learnt = [read_split(settings, split)[:3] for split in ("train", "validation")]
         grown = train(
-            settings.model, [lambda lot=lot: lot for lot in learnt], manifest["features"], seed, threads=threads
+            settings.model, [lambda rows=rows: rows for rows in learnt], manifest["features"], seed, threads=threads
         )
         for name in total:
             test = read_split(settings, "test", frozen=bool(name))

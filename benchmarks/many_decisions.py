@@ -83,7 +83,7 @@ def rows_of(
         [list(map(key_of, texts)) for texts in raw],
         np.abs(rng.normal(2.0, 2.0, (count, len(table.names)))).astype(np.float32),
     )
-    told = json.dumps({entity: "known" for entity in entities})
+    flags = json.dumps({entity: "known" for entity in entities})
     reasons = json.dumps(
         [
             {
@@ -128,7 +128,7 @@ def rows_of(
                 action,
                 loss,
                 customer,
-                told,
+                flags,
                 msgspec.json.encode(order).decode(),
                 vectors[i].tobytes(),
                 "0" * 64,
@@ -276,7 +276,7 @@ def main() -> None:
     options, start = parser.parse_args(), time.perf_counter()
     settings = load_settings(ROOT / "config" / "orders.toml", {"batch.folder": str(options.folder)})
     engine = open_database(settings)
-    told = fill(
+    counts = fill(
         engine,
         settings,
         options.decisions,
@@ -285,7 +285,7 @@ def main() -> None:
         lambda done, total: print(f"{done:,} of {total:,}", file=sys.stderr),
     )
     engine.dispose()
-    print(json.dumps(told | {"seconds": round(time.perf_counter() - start, 1)}))
+    print(json.dumps(counts | {"seconds": round(time.perf_counter() - start, 1)}))
 
 
 if __name__ == "__main__":

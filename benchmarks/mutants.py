@@ -415,12 +415,12 @@ def fingerprint(root: Path, module: str, stage: str) -> str:
     ).hexdigest()
 
 
-def killer(code: int | None, said: str) -> str:
+def killer(code: int | None, output: str) -> str:
     "The test that failed, or what else ended a run."
     if code is None:
         return "a hang"
-    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", said, re.M)
-    return failed[1] if failed else said.strip().splitlines()[-1][:150] if said.strip() else f"exit code {code}"
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output, re.M)
+    return failed[1] if failed else output.strip().splitlines()[-1][:150] if output.strip() else f"exit code {code}"
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
@@ -441,30 +441,30 @@ class Trial:
         for line in journal.read_text(encoding="utf-8").splitlines() if journal and journal.exists() else []:
             self.recall(json.loads(line))
 
-    def recall(self, told: dict) -> None:
+    def recall(self, line: dict) -> None:
         """Take in a line of the journal.
 
         What was killed stays so; what passed or survived counts only with the tests of today.
         """
-        same = told["state"] == self.states.get((told["module"], told["stage"]))
-        if "mutant" not in told:
+        same = line["state"] == self.states.get((line["module"], line["stage"]))
+        if "mutant" not in line:
             if same:
-                self.seconds[told["module"], told["stage"]] = told["seconds"]
-        elif same or told["killed_by"]:
-            self.past[Change(**told["mutant"]), told["stage"]] = told["killed_by"]
+                self.seconds[line["module"], line["stage"]] = line["seconds"]
+        elif same or line["killed_by"]:
+            self.past[Change(**line["mutant"]), line["stage"]] = line["killed_by"]
 
-    def note(self, module: str, stage: str, seconds: float, **told) -> None:
+    def note(self, module: str, stage: str, seconds: float, **more) -> None:
         if not self.journal:
             return
-        told = {
+        line = {
             "module": module,
             "stage": stage,
             "state": self.states[module, stage],
             "seconds": round(seconds, 1),
-            **told,
+            **more,
         }
         with self.lock, open(self.journal, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(told) + "\n")
+            handle.write(json.dumps(line) + "\n")
 
     @contextmanager
     def copy(self) -> Iterator[Path]:
@@ -487,10 +487,10 @@ class Trial:
         "How long a stage takes without a mutant; `SystemExit` when it fails."
         with self.copy() as copy:
             start = time.monotonic()
-            code, said = run(copy, command_of(copy, module, stage), 3600)
+            code, output = run(copy, command_of(copy, module, stage), 3600)
         if code != 0:
             raise SystemExit(
-                f"without a mutant, stage {stage} of {module} fails, so that it can tell nothing:\n{said[-5000:]}"
+                f"without a mutant, stage {stage} of {module} fails, so that it can tell nothing:\n{output[-5000:]}"
             )
         self.seconds[module, stage] = time.monotonic() - start
         self.note(module, stage, self.seconds[module, stage])
@@ -508,7 +508,7 @@ class Trial:
             mutated(copy, change),
         ):
             start = time.monotonic()
-            code, said = run(
+            code, output = run(
                 copy,
                 command_of(copy, change.module, stage),
                 PATIENCE + 3 * self.seconds[change.module, stage] + 240 * own_cache,
@@ -516,7 +516,7 @@ class Trial:
             )
         if STOP.is_set():
             return None
-        killed_by, seconds = killer(code, said) if code != 0 else None, time.monotonic() - start
+        killed_by, seconds = killer(code, output) if code != 0 else None, time.monotonic() - start
         print(
             f"{number:>4} {change.module:<20} {stage:<9} {seconds:>6.0f} s  "
             f"{'killed by ' + killed_by if killed_by else 'SURVIVES: ' + change.becomes}",

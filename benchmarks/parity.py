@@ -26,7 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support import oracle  # noqa: E402
 
-from fraud_poc.core.settings import ColumnsSection, Settings, load_settings  # noqa: E402
+from fraud_poc.core.sections import ColumnsSection  # noqa: E402
+from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
@@ -132,7 +133,7 @@ def run(settings: Settings, workers: int) -> tuple[list[dict], dict]:
     naive = naive_whole(settings, len(live[0]), workers)
     lines.append(compare("naive oracle", time.perf_counter() - start, naive, live))
     missing = float(np.isnan(live[0]).mean())
-    said = {
+    flags = {
         word: int((live[1] & bit > 0).any(1).sum())
         for word, bit in [("new", 1), ("capped", 2), ("late", 4), ("too_late", 8), ("no_entity", 16)]
     }
@@ -143,7 +144,7 @@ def run(settings: Settings, workers: int) -> tuple[list[dict], dict]:
         "values": live[0].size,
         "states": len(live[2]),
         "missing": round(missing, 4),
-        **said,
+        **flags,
         "differing_bits": sum(line.get("bits", 0) for line in lines),
         "differing_flags": sum(line.get("flags", 0) for line in lines),
         "differing_states": sum(line.get("states") or 0 for line in lines),

@@ -61,7 +61,7 @@ CUSTOMERS = 40
 
 
 class Shop:
-    "A store, its database, and what callers were told."
+    "A store, its database, and the answers that callers got."
 
     def __init__(self, home: Path, rng: random.Random):
         changes = {"batch.folder": str(home / "orders"), "live.redis_url": "", "live.store_timeout": "60s"}

@@ -12,7 +12,7 @@ given time to come to the end of the log.
 With `--busy N`, so many processes keep processors busy meanwhile and until the database has all: the writer has a low
 priority, and must catch up all the same.
 
-Then: does the database hold each accepted order once, at the position and with the score that the client was told,
+Then: does the database hold each accepted order once, at the position and with the score that the client was sent,
 and nothing else? Is each entry of the log a row? Do links, cases and rollups add up to the decisions? At the end the
 same log is written into an empty database, to see how fast that goes. The last line is one JSON object; the exit code
 is 1 when anything is missing, twice or different.
@@ -121,14 +121,14 @@ def rows(engine: sa.Engine, table: sa.Table, *names: str) -> list[tuple]:
 
 
 def compare(engine: sa.Engine, log: dict[int, Entry], acknowledged: dict[int, tuple[int, float]]) -> dict:
-    "What the database holds against what clients were told and what the log holds."
+    "What the database holds against the answers that clients got and what the log holds."
     there = rows(engine, decisions, "position", "score", "order_id", "id", "action", "amount")
     seen = rows(engine, decisions, "band", "reasons")
     events, positions = (
         {seq: entry for seq, entry in log.items() if entry.kind == "event"},
         Counter(row[0] for row in there),
     )
-    told, linked_decisions = (
+    acknowledged_scores, linked_decisions = (
         {position: score for position, score in acknowledged.values()},
         Counter(number for (number,) in rows(engine, links, "decision_id")),
     )
@@ -143,7 +143,7 @@ def compare(engine: sa.Engine, log: dict[int, Entry], acknowledged: dict[int, tu
         "missing": sum(seq not in positions for seq in events),
         "not_in_log": sum(position not in events for position in positions),
         "other_score": sum(
-            score != told.get(position) or score != unpack_record(events[position].decision).score
+            score != acknowledged_scores.get(position) or score != unpack_record(events[position].decision).score
             for position, score, *_ in there
         ),
     }
@@ -168,7 +168,7 @@ def compare(engine: sa.Engine, log: dict[int, Entry], acknowledged: dict[int, tu
 
 def rate(settings: Settings, epoch: str, log: dict[int, bytes], folder: Path) -> dict:
     "Entries a second of one writer on the same log and an empty database, with reasons and without."
-    told, entries = {}, sorted(log.items())
+    rates, entries = {}, sorted(log.items())
     for name, explain in (
         ("with reasons", None),
         ("without reasons", lambda model, vectors, orders: [None] * len(orders)),
@@ -180,10 +180,10 @@ def rate(settings: Settings, epoch: str, log: dict[int, bytes], folder: Path) ->
         mark, start, used = begin_log(engine, None, epoch), time.perf_counter(), time.process_time()
         for at in range(0, len(entries), BATCH):
             mark = write_entries(engine, reader, mark, entries[at : at + BATCH])
-        told[f"entries a second {name}"] = len(entries) / (time.perf_counter() - start)
-        told[f"entries a CPU second {name}"] = len(entries) / (time.process_time() - used)
+        rates[f"entries a second {name}"] = len(entries) / (time.perf_counter() - start)
+        rates[f"entries a CPU second {name}"] = len(entries) / (time.process_time() - used)
         engine.dispose()
-    return told
+    return rates
 
 
 def drill(options: argparse.Namespace, home: Path) -> dict:
@@ -225,14 +225,23 @@ def drill(options: argparse.Namespace, home: Path) -> dict:
     return {
         "accepted": len(run.acknowledged),
         "stored": found["stored"],
-        **{name: found[name] for name in TOLD},
+        **{name: found[name] for name in COUNTED},
         "kills": kills["kills"],
         "seconds_behind": round(behind, 1),
         "entries_a_second": round(shown["entries a second with reasons"]),
     }
 
 
-TOLD = ("twice", "missing", "not_in_log", "other_score", "other_links", "other_cases", "other_sums", "without_reasons")
+COUNTED = (
+    "twice",
+    "missing",
+    "not_in_log",
+    "other_score",
+    "other_links",
+    "other_cases",
+    "other_sums",
+    "without_reasons",
+)
 
 
 def main() -> None:
@@ -253,7 +262,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         result = drill(options, Path(home))
     print(json.dumps(result))
-    whole = result["accepted"] == result["stored"] == options.orders and not any(result[name] for name in TOLD)
+    whole = result["accepted"] == result["stored"] == options.orders and not any(result[name] for name in COUNTED)
     raise SystemExit(not whole)
 
 

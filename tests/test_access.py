@@ -544,9 +544,9 @@ def test_the_hash_of_a_row_is_as_the_page_says(here):
     row = list_audit(here)[0]
     detail = '{\\"fraud\\":true,\\"note\\":\\"\\\\u00e9\\\\u0000\\\\ud83e\\\\udd8a\\"}'
     about = f'"about":"decision 1","at":1750000000001,"detail":"{detail}"'
-    told = f'{{{about},"number":1,"what":"decision","who":"analyst-1"}}'
-    assert json.loads(json.loads(told)["detail"]) == row["detail"]
-    assert row["hash"] == hashlib.sha256(f"{'0' * 64}\n{told}".encode()).hexdigest()
+    detailed = f'{{{about},"number":1,"what":"decision","who":"analyst-1"}}'
+    assert json.loads(json.loads(detailed)["detail"]) == row["detail"]
+    assert row["hash"] == hashlib.sha256(f"{'0' * 64}\n{detailed}".encode()).hexdigest()
 
 
 # --- the doors --------------------------------------------------------------------------------------------------------
@@ -733,7 +733,7 @@ def test_a_person_at_the_door(whole, here, settings, quick):
     ids=str,
 )
 def test_only_a_whole_page_leads_to_the_login(method, headers, code):
-    "A part of a page, a form and a program are told 401; htmx then loads the login itself."
+    "A part of a page, a form and a program are answered 401; htmx then loads the login itself."
     request = Request(
         {
             "type": "http",

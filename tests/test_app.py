@@ -257,14 +257,14 @@ def test_the_desk_is_told_in_which_timeline_a_label_is(whole):
     assert (log, result.position) == (lines[1].log, 2) and lines[1].start == 1
 
 
-# --- schemathesis: statements on orders -------------------------------------------------------------------------------
+# --- schemathesis: assertions about orders ----------------------------------------------------------------------------
 
 KNOWN = ("o1", "o2", "17")
 LOOSE = dict(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 def promised(whole, mode: schemathesis.GenerationMode, count: int):
-    "The document of the whole application, and orders that statements can be about."
+    "The document of the whole application, and orders that assertions can be about."
     config = schemathesis.Config.from_dict(
         {
             "headers": {KEY_HEADER: whole.key},
@@ -276,7 +276,7 @@ def promised(whole, mode: schemathesis.GenerationMode, count: int):
 
 
 def about(body, ident: str, **more):
-    "A statement, or several, on an order that is known."
+    "An assertion, or several, on an order that is known."
     if isinstance(body, list):
         return [about(item, ident, **more) for item in body]
     return body | {"order": ident} | more if isinstance(body, dict) and "order" in body else body
@@ -287,7 +287,7 @@ def labels_of(whole) -> list:
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_schemathesis_finds_nothing_in_statements_on_known_orders(whole, mode):
+def test_schemathesis_finds_nothing_in_assertions_on_known_orders(whole, mode):
     seen, mode = [], schemathesis.GenerationMode(mode)
     operation = promised(whole, mode, 60)["/labels"]["POST"]
 
@@ -310,7 +310,7 @@ def test_schemathesis_finds_nothing_in_statements_on_known_orders(whole, mode):
         assert {400, 422} & set(seen) and not labels_of(whole)
 
 
-def test_schemathesis_finds_nothing_in_sequences_of_orders_and_statements(whole):
+def test_schemathesis_finds_nothing_in_sequences_of_orders_and_assertions(whole):
     schema = promised(whole, schemathesis.GenerationMode.POSITIVE, 10)
 
     class Machine(schema.as_state_machine()):
@@ -518,9 +518,9 @@ def fed(shop: Shop, feed: str, address: str) -> None:
         found["url"] == address and found["rejected"] == found["labels_rejected"] == 0 and found["state"] == "sending"
     )
     until(shop.written, "the writer has the orders of the feed")
-    said = shop.ask(sa.select(labels))
-    assert {row["source"] for row in said} <= {"chargeback", "customer"} and all(
-        row["decision_id"] and row["by"] == "feed" for row in said
+    given = shop.ask(sa.select(labels))
+    assert {row["source"] for row in given} <= {"chargeback", "customer"} and all(
+        row["decision_id"] and row["by"] == "feed" for row in given
     )
 
 
@@ -544,14 +544,14 @@ def worked_through(shop: Shop, client: httpx.Client, ann: Person) -> dict[str, d
     until(shop.written, "the writer has the decisions")
     ann.post(f"{number['d1']}/undo")
     until(shop.written, "the writer has what was undone")
-    said = [
-        (body["order"], body["kind"], body["said"], entry.label, body["note"])
+    asserted = [
+        (body["order"], body["kind"], body["asserted"], entry.label, body["note"])
         for _, entry in shop.log()
         if entry.kind == "label"
         for body in [json.loads(entry.body)]
         if (body["actor"], body["by"], body["source"]) == ("person", "ann", "analyst")
     ]
-    assert said == [
+    assert asserted == [
         ("t1", "assert", 1, 1, "stolen card"),
         ("g1", "assert", 0, 0, ""),
         ("h1", "assert", 1, 1, ""),

@@ -294,8 +294,8 @@ def test_erasures_that_later_backups_know_of_are_to_be_applied(made, tmp_path):
         f"1 erasures that backups know of: run `fraud-poc forget --list {listed}" in words for words in done["missing"]
     )
     for expected in (1, 0):
-        told = run("forget", "--list", listed, "--yes", *options_of(domain, **changes))
-        assert told["pending"] == told["customers"] == expected and bool(told["orders"]) == bool(expected)
+        summary = run("forget", "--list", listed, "--yes", *options_of(domain, **changes))
+        assert summary["pending"] == summary["customers"] == expected and bool(summary["orders"]) == bool(expected)
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

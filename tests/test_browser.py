@@ -103,18 +103,18 @@ def test_ten_cases_by_keyboard_and_one_undone(chromium, desk):
         for place, key in enumerate(keys):
             page.keyboard.press(key)
             page.wait_for_url(re.compile(rf"case/{queue[place + 1]}\b"))
-        assert [change.fraud for change in desk.log.said] == [key == "f" for key in keys]
+        assert [change.fraud for change in desk.log.changes] == [key == "f" for key in keys]
         page.keyboard.press("u")
         page.wait_for_url(re.compile(rf"case/{queue[9]}\b"))
         assert page.get_by_role("button", name="Flag as fraud").is_visible()
         desk.log.write()
         page.reload()
-        said = page.locator(".labels li").all_inner_texts()
+        shown = page.locator(".labels li").all_inner_texts()
         assert (
-            len(said) == 2
-            and "fraud analyst analyst-1" in said[0]
-            and "was retracted by analyst-1" in said[1]
-            and "counts as unresolved" in said[1]
+            len(shown) == 2
+            and "fraud analyst analyst-1" in shown[0]
+            and "was retracted by analyst-1" in shown[1]
+            and "counts as unresolved" in shown[1]
         )
     found = statuses(desk)
     assert [found[number] for number in queue[:10]] == ["flagged" if key == "f" else "cleared" for key in keys[:9]] + [
@@ -407,8 +407,8 @@ def test_charts_show_few_counts_and_say_when_there_is_nothing(chromium, tmp_path
     with desk_server.served(nothing) as nothing.url, person(chromium, nothing) as page:
         page.goto(f"{nothing.url}/trends")
         for name in ("volume", "saved", "rates", "scores", "ages"):
-            said = page.locator(f'[data-trend="{name}"]')
-            playwright.expect(said).to_have_attribute("data-empty", re.compile(r"^No"))
+            chart = page.locator(f'[data-trend="{name}"]')
+            playwright.expect(chart).to_have_attribute("data-empty", re.compile(r"^No"))
 
 
 def test_a_phone_can_do_the_work(chromium, desk):
@@ -427,9 +427,10 @@ def test_a_phone_can_do_the_work(chromium, desk):
         page.wait_for_url(re.compile(rf"case/{queue[1]}\b"))
         page.get_by_role("button", name="Undo").tap()
         page.wait_for_url(re.compile(rf"case/{queue[0]}\b"))
-    assert [type(told).__name__ for told in desk.log.said] == ["LabelAssertion", "Retraction"] and desk.log.said[
-        0
-    ].fraud
+    assert [type(change).__name__ for change in desk.log.changes] == [
+        "LabelAssertion",
+        "Retraction",
+    ] and desk.log.changes[0].fraud
 
 
 def test_what_fails_is_said(chromium, tmp_path):

@@ -723,11 +723,11 @@ def test_a_bundle_of_another_installation_is_imported_with_its_hash_and_whose_it
     ours, table = settings_in(tmp_path / "ours"), made[1]
     with pytest.raises(ValueError, match="--from is empty"):
         import_bundle(ours, table, made[0], "  ")
-    told = import_bundle(ours, table, made[0], "risk team, Lyon")
+    summary = import_bundle(ours, table, made[0], "risk team, Lyon")
     theirs = read_signature(made[0])["installation"]
-    assert (told["from"], told["installation"]) == ("risk team, Lyon", theirs)
+    assert (summary["from"], summary["installation"]) == ("risk team, Lyon", theirs)
     bundle = latest_bundle(ours, table)
-    assert bundle.hash == told["hash"] == load_bundle(made[0], table).hash
+    assert bundle.hash == summary["hash"] == load_bundle(made[0], table).hash
     assert read_signature(bundle.folder)["imported"] == {"from": "risk team, Lyon", "installation": theirs}
     with pytest.raises(ValueError, match="never overwritten"):
         import_bundle(ours, table, made[0], "risk team, Lyon")
@@ -735,7 +735,7 @@ def test_a_bundle_of_another_installation_is_imported_with_its_hash_and_whose_it
     with pytest.raises(ValueError, match="import-model"):
         latest_bundle(ours, table)
     assert import_bundle(ours, table, bundle.folder, "ourselves")["installation"] == "unknown"
-    assert latest_bundle(ours, table).hash == told["hash"]
+    assert latest_bundle(ours, table).hash == summary["hash"]
 
 
 def test_a_damaged_bundle_is_not_imported(copy, made, tmp_path):

@@ -21,6 +21,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from support.command_line import PAYMENTS, as_json, call, options_of, payments_in
+from support.judged import undrawn
 from support.waiting import LONG, ended, until
 
 from fraud_poc.cli import answers_table, app
@@ -38,7 +39,7 @@ def payments(root, tmp_path):
 
 @pytest.fixture(scope="module")
 def orders(root, tmp_path_factory):
-    "Options for a small sample of orders, and what each step said of it."
+    "Options for a small sample of orders, and what each step reported."
     home = tmp_path_factory.mktemp("orders")
     sets = {
         "batch.folder": home,
@@ -48,10 +49,10 @@ def orders(root, tmp_path_factory):
         "sample.days": 70,
     }
     options = options_of(root, sets)
-    said = {"make-data": as_json("make-data", *options, "--orders", 8000)}
+    reported = {"make-data": as_json("make-data", *options, "--orders", 8000)}
     for name in ("ingest", "features", "describe"):
-        said[name] = as_json(name, *options)
-    return options, said, home
+        reported[name] = as_json(name, *options)
+    return options, reported, home
 
 
 def csv(tmp_path, *rows, name="in.csv"):
@@ -64,33 +65,33 @@ def csv(tmp_path, *rows, name="in.csv"):
 
 
 def test_steps_hand_over_to_each_other(orders):
-    _, said, home = orders
+    _, reported, home = orders
     assert (
-        said["make-data"]["orders"]
-        == said["ingest"]["events"]
-        == said["features"]["new_events"]
-        == said["describe"]["events"]
+        reported["make-data"]["orders"]
+        == reported["ingest"]["events"]
+        == reported["features"]["new_events"]
+        == reported["describe"]["events"]
         > 7000
     )
-    for name, result in said.items():
+    for name, result in reported.items():
         assert (
             result["command"] == name
             and result["ok"] is True
             and result["seconds"] > 0
             and result["rows_per_second"] > 0
         )
-    assert (home / "describe" / "index.html").is_file() and said["describe"]["page"] == str(
+    assert (home / "describe" / "index.html").is_file() and reported["describe"]["page"] == str(
         home / "describe" / "index.html"
     )
 
 
 def test_a_second_run_does_nothing_new(orders):
-    options, said, _ = orders
+    options, reported, _ = orders
     again = as_json("features", *options)
-    assert again["new_events"] == again["rows"] == 0 and again["events"] == said["features"]["events"]
+    assert again["new_events"] == again["rows"] == 0 and again["events"] == reported["features"]["events"]
     assert "nothing new" in call("features", *options).stdout
     repeated = as_json("ingest", *options)
-    assert repeated["events"] == 0 and repeated["repeats"] == said["ingest"]["events"]
+    assert repeated["events"] == 0 and repeated["repeats"] == reported["ingest"]["events"]
 
 
 def test_tables_go_to_stdout_and_progress_does_not(orders):
@@ -126,21 +127,25 @@ def test_replaced_log_wants_replaced_features(payments, tmp_path):
     assert as_json("features", *payments, "--replace")["new_events"] == 30
 
 
-def test_demo_on_a_file_leaves_the_log_alone(payments, tmp_path):
+def test_demo_on_a_file_leaves_the_log_alone(payments, tmp_path, monkeypatch):
+    undrawn(monkeypatch)
     as_json("ingest", *payments, "--input", csv(tmp_path, *ROWS))
     before = (tmp_path / "out" / "log" / "manifest.json").read_bytes()
     done = call("demo", *payments, "--input", csv(tmp_path, *ROWS, "z,2025-04-01,bob,1,0", name="other.csv"), "--json")
-    said = json.loads(done.stdout)
-    assert done.exit_code == said["exit_code"] == 1 and not said["ok"] and said["live"] == {}
-    assert "there is no model of this data" in said["error"] and said["error"] in done.stderr
-    assert list(said["steps"]) == ["ingest", "features", "describe"] and said["steps"]["describe"]["events"] == 61
-    assert (tmp_path / "out" / "log" / "manifest.json").read_bytes() == before and said["folder"] == str(
+    reported = json.loads(done.stdout)
+    assert done.exit_code == reported["exit_code"] == 1 and not reported["ok"] and reported["live"] == {}
+    assert "there is no model of this data" in reported["error"] and reported["error"] in done.stderr
+    assert (
+        list(reported["steps"]) == ["ingest", "features", "describe"] and reported["steps"]["describe"]["events"] == 61
+    )
+    assert (tmp_path / "out" / "log" / "manifest.json").read_bytes() == before and reported["folder"] == str(
         tmp_path / "out" / "demo"
     )
     assert "make-data" not in call("demo", *payments, "--input", tmp_path / "other.csv").stdout
 
 
-def test_demo_makes_its_own_data(orders):
+def test_demo_makes_its_own_data(orders, monkeypatch):
+    undrawn(monkeypatch)
     options, *_ = orders
     done = call("demo", *options, "--set", "sample.orders=8000")
     assert done.exit_code == 1 and "there is no model" in done.stderr.splitlines()[-1], done.output
@@ -247,8 +252,8 @@ def test_wrong_use_ends_with_2_and_a_remedy(payments, words, remedy):
     failed = call(*words, *payments)
     assert failed.exit_code == 2 and remedy in failed.stderr and not failed.stdout and "Traceback" not in failed.stderr
     failed = call(*words, *payments, "--json")
-    said = json.loads(failed.stdout)
-    assert said["ok"] is False and said["exit_code"] == failed.exit_code == 2 and remedy in said["error"]
+    reported = json.loads(failed.stdout)
+    assert reported["ok"] is False and reported["exit_code"] == failed.exit_code == 2 and remedy in reported["error"]
 
 
 def leaves(group, *path):
@@ -281,8 +286,8 @@ def test_every_command_checks_the_feature_rows_first(payments, tmp_path, words):
     rows = ["--set", f"features.rows=['Hour()', '{line}']"]
     failed = call(*words, *payments, *rows)
     assert failed.exit_code == 2 and "features.rows, row 2: by='whom'" in failed.stderr, failed.output
-    said = json.loads(call(*words, *payments, *rows, "--json").stdout)
-    assert said["command"].split() == words[: len(said["command"].split())] and not said["ok"]
+    reported = json.loads(call(*words, *payments, *rows, "--json").stdout)
+    assert reported["command"].split() == words[: len(reported["command"].split())] and not reported["ok"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["payments.toml"], "nothing was begun"
 
 
@@ -369,8 +374,8 @@ def test_ctrl_c_in_a_shell(root, tmp_path):
     finally:
         run.kill()
     assert run.returncode == 130, err
-    said = json.loads(out)
-    assert said["exit_code"] == 130 and "there is no log" in err and "Traceback" not in err
+    reported = json.loads(out)
+    assert reported["exit_code"] == 130 and "there is no log" in err and "Traceback" not in err
     assert not list(tmp_path.rglob("*.parquet")), "half of a sample is left"
 
 

@@ -44,7 +44,7 @@ def demo_words(options: list) -> list:
 
 @pytest.fixture(scope="module")
 def demo(root, tmp_path_factory):
-    "What the demo said of a sample as long as the configuration wants it, but small; and options that name its folder."
+    "What the demo reported of a small sample as long as the configuration wants it; and options that name its folder."
     sets = {
         "batch.folder": tmp_path_factory.mktemp("demo"),
         "sample.orders": 15_000,
@@ -56,19 +56,19 @@ def demo(root, tmp_path_factory):
         "acceptance.min_average_precision": 0.01,
     }
     with careless_umask():
-        told = as_json("demo", *options_of(root, sets))
+        reported = as_json("demo", *options_of(root, sets))
     return (
-        told,
-        options_of(root, sets | {"batch.folder": told["folder"], "database.url": "''"}),
-        settings_in(root, told["folder"]),
+        reported,
+        options_of(root, sets | {"batch.folder": reported["folder"], "database.url": "''"}),
+        settings_in(root, reported["folder"]),
     )
 
 
 def test_demo_goes_to_live_decisions(demo):
     "A model, a service, live frauds caught or missed, nothing left running; all of it gets into the desk's database."
-    told, options, settings = demo
-    live = told["live"]
-    assert list(told["steps"])[-1] == "prepare-db" and told["steps"]["evaluate"]["acceptance"] == "accepted"
+    reported, options, settings = demo
+    live = reported["live"]
+    assert list(reported["steps"])[-1] == "prepare-db" and reported["steps"]["evaluate"]["acceptance"] == "accepted"
     assert (
         live["events"] > 200 and live["frauds"] and live["caught"] == sum(fraud["caught"] for fraud in live["frauds"])
     )
@@ -93,7 +93,7 @@ def test_demo_says_what_counts_first(demo):
 
 def test_a_second_demo_starts_what_is_there(demo):
     "The same words, a new key; its orders can be scored with the command that it prints."
-    told, options, settings = demo
+    reported, options, settings = demo
     made = ["--set", f"batch.folder={settings.batch.folder.parent}", *demo_words(options)]
     before = (settings.batch.folder / "log" / "manifest.json").read_bytes()
     done = call("demo", *made, "--no-stay")
@@ -102,13 +102,13 @@ def test_a_second_demo_starts_what_is_there(demo):
     assert re.search(r"^Desk: http://\S+/desk, account demo, password \S+$", done.stdout, re.MULTILINE)
     assert (settings.batch.folder / "log" / "manifest.json").read_bytes() == before
     again = as_json("demo", *made)
-    assert again["steps"] == told["steps"]
-    assert {**again["live"], "line": ""} == {**told["live"], "line": ""} and again["live"]["line"] != told["live"][
-        "line"
-    ]
+    assert again["steps"] == reported["steps"]
+    assert {**again["live"], "line": ""} == {**reported["live"], "line": ""} and again["live"]["line"] != reported[
+        "live"
+    ]["line"]
     words = shlex.split(re.search(r"^fraud-poc (score .*)$", done.stdout, re.MULTILINE)[1])
     tried = as_json(*words, *demo_words(options))
-    assert [a["id"] for a in tried["answers"]] == [order["order_id"] for order in told["live"]["try"]]
+    assert [a["id"] for a in tried["answers"]] == [order["order_id"] for order in reported["live"]["try"]]
     assert not any(a["degraded"] or a["known_before"] for a in tried["answers"])
 
 
@@ -125,9 +125,13 @@ def test_a_model_of_another_installation_is_imported_and_said_to_be_theirs(demo,
     try:
         refused = call("policy", *options)
         assert refused.exit_code == 2 and "fraud-poc import-model" in refused.stderr
-        told = as_json("import-model", model.folder, "--from", "risk team, Lyon", *options)
-        assert told["hash"] == model.hash and told["from"] == "risk team, Lyon" and told["installation"] == "unknown"
-        assert as_json("policy", *options)["model"] == told["id"]
+        reported = as_json("import-model", model.folder, "--from", "risk team, Lyon", *options)
+        assert (
+            reported["hash"] == model.hash
+            and reported["from"] == "risk team, Lyon"
+            and reported["installation"] == "unknown"
+        )
+        assert as_json("policy", *options)["model"] == reported["id"]
     finally:
         (model.folder / "signature.json").write_bytes(signature)
 
@@ -146,14 +150,14 @@ def test_a_key_that_was_made_is_shown_also_when_the_service_does_not_start(demo,
 
 
 def test_policy_says_what_is_served(demo):
-    told = as_json("policy", *demo[1])
+    reported = as_json("policy", *demo[1])
     assert (
-        re.fullmatch("[0-9a-f]{64}", told["policy"])
-        and told["reviews_a_day"] >= 1
-        and set(told["cost_a_day"]) == {"policy", "pass", "block", "fixed"}
+        re.fullmatch("[0-9a-f]{64}", reported["policy"])
+        and reported["reviews_a_day"] >= 1
+        and set(reported["cost_a_day"]) == {"policy", "pass", "block", "fixed"}
     )
-    assert told["saved_a_day"]["pass"] == pytest.approx(
-        told["cost_a_day"]["pass"] - told["cost_a_day"]["policy"], rel=1e-3, abs=0.02
+    assert reported["saved_a_day"]["pass"] == pytest.approx(
+        reported["cost_a_day"]["pass"] - reported["cost_a_day"]["policy"], rel=1e-3, abs=0.02
     )
 
 
@@ -189,9 +193,9 @@ def test_score_decides_orders_of_files_with_reasons(demo, root):
 def test_model_page_is_written_the_same_again(demo, tmp_path):
     path, texts = tmp_path / "docs" / "model.md", []
     for _ in range(2):
-        told = as_json("model-page", "--page", path, *demo[1])
+        reported = as_json("model-page", "--page", path, *demo[1])
         texts.append(path.read_text(encoding="utf-8"))
-    assert told["model"] in texts[0] and "## Limits and fairness" in texts[0] and texts[0] == texts[1]
+    assert reported["model"] in texts[0] and "## Limits and fairness" in texts[0] and texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(
@@ -243,11 +247,11 @@ def sample(root, tmp_path):
 
 
 def test_labels_and_live_orders_come_home(sample, tmp_path):
-    "labels FILE, collect, features: what cannot be right is told by row, the rest is in the batch log."
+    "labels FILE, collect, features: what cannot be right is named by row, the rest is in the batch log."
     options, folder = sample
     as_json("prepare-db", *options)
     ids = pq.read_table(next((folder / "log" / "events").glob("*.parquet")), columns=["id"])["id"].to_pylist()[:20]
-    (tmp_path / "said.csv").write_text(
+    (tmp_path / "labels.csv").write_text(
         "\n".join(
             [
                 "order,fraud,source,known",
@@ -257,24 +261,24 @@ def test_labels_and_live_orders_come_home(sample, tmp_path):
             ]
         )
     )
-    done = call("labels", tmp_path / "said.csv", *options, "--json")
-    told = json.loads(done.stdout)
+    done = call("labels", tmp_path / "labels.csv", *options, "--json")
+    reported = json.loads(done.stdout)
     assert (
         done.exit_code == 1
-        and not told["ok"]
-        and told["assertions"] == 20
-        and [(row["row"], row["column"]) for row in told["rejected_rows"]] == [(21, "order"), (22, "fraud")]
+        and not reported["ok"]
+        and reported["assertions"] == 20
+        and [(row["row"], row["column"]) for row in reported["rejected_rows"]] == [(21, "order"), (22, "fraud")]
     )
     assert (
         "row 22, fraud: 'maybe' is neither yes nor no: write true or false, yes or no, 1 or 0" in done.stderr
-        and told["frauds"] == 20
+        and reported["frauds"] == 20
     )
-    assert json.loads(call("labels", tmp_path / "said.csv", *options, "--json").stdout)["known_before"] == 20
+    assert json.loads(call("labels", tmp_path / "labels.csv", *options, "--json").stdout)["known_before"] == 20
     collected = as_json("collect", *options)
     assert (
-        collected["statements"] == 20
+        collected["assertions"] == 20
         and collected["events"] == 0
-        and collected["frauds"] == collected["labels"] == told["changed"] > 0
+        and collected["frauds"] == collected["labels"] == reported["changed"] > 0
         and "note" not in collected
     )
     assert as_json("collect", *options)["parts"] == 0 and "nothing new" in call("collect", *options).stdout
@@ -286,8 +290,8 @@ def test_prepare_db_trims_what_is_collected_and_written(sample, tmp_path):
     options, folder = sample
     as_json("prepare-db", *options)
     ids = pq.read_table(next((folder / "log" / "events").glob("*.parquet")), columns=["id"])["id"].to_pylist()[:5]
-    said = "\n".join(["order,fraud", *[f"{ident},1" for ident in ids]])
-    assert as_json("labels", "-", *options, typed=said)["assertions"] == 5
+    typed = "\n".join(["order,fraud", *[f"{ident},1" for ident in ids]])
+    assert as_json("labels", "-", *options, typed=typed)["assertions"] == 5
     for name in ("collect", "features"):
         as_json(name, *options)
     assert as_json("prepare-db", "--trim", *options)["trimmed"] == 0, "nothing is in the database yet"
@@ -307,8 +311,8 @@ def test_decisions_are_written_to_the_end_of_the_log(tmp_path, root):
             root, {"batch.folder": tmp_path / "orders", "live.redis_url": server.url, "database.url": "''"}
         )
         for _ in range(2):
-            told = as_json("write-decisions", *options, "--to-end")
-            assert (told["log"], told["position"]) == ("e", 4)
+            reported = as_json("write-decisions", *options, "--to-end")
+            assert (reported["log"], reported["position"]) == ("e", 4)
 
 
 def test_a_customer_is_forgotten(sample):
@@ -326,11 +330,11 @@ def test_a_customer_is_forgotten(sample):
     refused = call("forget", "--customer", customer, *options)
     assert refused.exit_code == 2 and "--yes" in refused.stderr and customer in customers()
     done = call("forget", "--customer", "-", "--yes", "--json", *options, typed=f"{customer}\n")
-    told = json.loads(done.stdout)
+    reported = json.loads(done.stdout)
     assert (
         done.exit_code == 0
-        and told["ok"]
-        and told["orders"]
+        and reported["ok"]
+        and reported["orders"]
         and customer not in done.output
         and customer not in customers()
     )
@@ -372,8 +376,8 @@ def test_keys_on_the_command_line(people):
         (["new", "bank", "--scope", "all"], "score, labels, read, metrics"),
         (["revoke", "bank"], "keys list"),
     ):
-        code, said, text = people("keys", *words)
-        assert code == 2 and remedy in said["error"] and "Traceback" not in text
+        code, reported, text = people("keys", *words)
+        assert code == 2 and remedy in reported["error"] and "Traceback" not in text
     assert people("keys", "new", "bank")[0] == 2
     assert people("keys", "revoke", "shop")[0] == 0
     keys.refresh()
@@ -398,8 +402,8 @@ def test_accounts_on_the_command_line(people):
         (["disable", "eve"], "", "accounts list"),
         (["password", "eve"], sentence, "accounts list"),
     ):
-        code, said, text = people("accounts", *words, typed=typed)
-        assert code == 2 and remedy in said["error"] and "Traceback" not in text, (words, text)
+        code, reported, text = people("accounts", *words, typed=typed)
+        assert code == 2 and remedy in reported["error"] and "Traceback" not in text, (words, text)
     for words, typed in ((["role", "ann", "admin"], ""), (["disable", "bob"], ""), (["password", "ann"], other + "\n")):
         assert people("accounts", *words, typed=typed)[0] == 0
     rows = people("accounts", "list")[1]["accounts"]
@@ -413,21 +417,22 @@ def test_the_audit_on_the_command_line(people):
     assert people("audit", "list", as_json=False)[2].startswith("audit: none")
     for name in ("shop", "bank"):
         people("keys", "new", name, "--scope", "read")
-    code, said, _ = people("audit", "verify")
-    assert code == 0 and said["result"] == "intact" and said["rows"] == 2
+    code, reported, _ = people("audit", "verify")
+    assert code == 0 and reported["result"] == "intact" and reported["rows"] == 2
     rows = people("audit", "list", "--last", "1")[1]["audit"]
     assert [(row["number"], row["what"], row["about"]) for row in rows] == [(2, "key made", "bank")] and rows[0][
         "who"
     ].endswith("command line)")
     assert (
-        people("audit", "verify", "--noted", said["note"])[0] == 0 and people("audit", "verify", "--noted", "2")[0] == 2
+        people("audit", "verify", "--noted", reported["note"])[0] == 0
+        and people("audit", "verify", "--noted", "2")[0] == 2
     )
     assert people("audit", "verify", "--noted", f"2:{'0' * 64}")[0] == 1
     with writing(people.engine) as connection:
         connection.execute(sa.text("DROP TRIGGER audit_no_update"))
         connection.execute(sa.text("UPDATE audit SET who = 'nobody' WHERE number = 1"))
-    code, said, _ = people("audit", "verify")
-    assert code == 1 and "audit row 1 was changed" in said["result"]
+    code, reported, _ = people("audit", "verify")
+    assert code == 1 and "audit row 1 was changed" in reported["result"]
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

@@ -267,12 +267,12 @@ def test_rates_are_part_of_the_table_and_of_the_log(made, root, tmp_path):
 
 
 def test_reasons_and_documents_speak_of_the_base_currency(made):
-    settings, told = made(), []
-    reader = EntryReader(settings, lambda model, vectors, events: told.extend(events) or [None] * len(events))
+    settings, explained = made(), []
+    reader = EntryReader(settings, lambda model, vectors, events: explained.extend(events) or [None] * len(events))
     body = json.dumps({"id": "p", "at": "2025-05-01", "who": "ann", "amount": 1000, "currency": "JPY"})
     row = {"band": "high", "action": "block", "model": "m", "vector": bytes(4), "body": body, "amount": 610}
     reader._add_reasons(Rows(decisions=[row]))
-    assert [(event["amount"], event["currency"]) for event in told] == [(6.1, "JPY")]
+    assert [(event["amount"], event["currency"]) for event in explained] == [(6.1, "JPY")]
     case = {"amount": 610, "time": NOW}
     site = SimpleNamespace(
         settings=settings, zone=UTC, env=SimpleNamespace(filters={"money": lambda units: f"{units / 100:.2f}"})

@@ -217,10 +217,24 @@ def test_parts_of_the_log_do_not_show(log, tmp_path):
     ) == 3
 
 
+def test_parts_outside_of_the_windows_leave_nothing(log, tmp_path):
+    "A short training window: whole parts of the log lie before it, and small ones lie between two days."
+    _, events, labels = log
+    short = {"training__train_days": 9, "training__validation_days": 2}
+    made = [built(tmp_path / str(rows), events, labels, batch__part_rows=rows, **short) for rows in (60, 100_000)]
+    first, whole = map(make_dataset, made)
+    parts = read_manifest(made[0].batch.folder)["parts"]
+    assert sum(part["last_known_ms"] < first["windows_ms"]["train"] for part in parts) > 5
+    assert first["splits"] == whole["splits"]
+    drop = [f"{name}_key" for name in made[0].columns.entities]  # each folder has its own secret
+    one, two = (frame(settings, "train").drop(columns=drop) for settings in made)
+    assert len(one) and one.equals(two)
+
+
 def test_counts_are_those_of_the_rows(log, copy):
-    told, (_, events, labels) = [], log
-    manifest = make_dataset(copy, progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told) and told[-1] == (2 * len(events), 2 * len(events)) and len(told) > 2
+    steps, (_, events, labels) = [], log
+    manifest = make_dataset(copy, progress=lambda done, total: steps.append((done, total)))
+    assert steps == sorted(steps) and steps[-1] == (2 * len(events), 2 * len(events)) and len(steps) > 2
     time, w = events.order_date.dt.tz_convert(None).astype("datetime64[ms]").astype("int64"), manifest["windows_ms"]
     for split, start, end, moment in [
         ("train", w["train"], w["validation"], w["cutoff"]),

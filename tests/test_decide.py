@@ -243,7 +243,7 @@ def test_ids_of_several_columns_and_times_as_numbers(when, form):
 
 def test_all_that_is_wrong_is_told_at_once():
     reader = EventReader(orders(), SECRET, lambda: NOW)
-    with pytest.raises(EventError) as told:
+    with pytest.raises(EventError) as rejected:
         reader.read_dict(
             {
                 "order_id": "",
@@ -255,7 +255,7 @@ def test_all_that_is_wrong_is_told_at_once():
                 "device": "x" * 600,
             },
         )
-    assert {p.name: p.type for p in told.value.errors} == {
+    assert {p.name: p.type for p in rejected.value.errors} == {
         "order_id": "string_too_short",
         "order_date": "datetime_type",
         "order_amount": "float_type",
@@ -526,7 +526,7 @@ def test_a_damaged_state_is_a_lost_store_and_another_table_too():
             for key, value in engine.store.held.items()
         }
         assert (await engine.decide(event_of(engine, order_id="o2"))).degraded == "store_lost"
-        assert (await engine.decide(event_of(engine))).position == 10  # what is remembered is still told
+        assert (await engine.decide(event_of(engine))).position == 10  # what is remembered is still answered
         other = engine_for(orders())
         await other.decide(event_of(other))
         other.store.fill(Meta("e", 2, "00" * 32, {"next_seq": 0}), {})
@@ -675,7 +675,7 @@ async def through_redis(settings, url):
         assert last.features["count_1h_by_customer_id"] == 60.0
 
 
-# --- lots -------------------------------------------------------------------------------------------------------------
+# --- micro-batches --------------------------------------------------------------------------------------------------
 
 
 async def decided(engine, events) -> list:

@@ -131,11 +131,11 @@ def test_a_lost_tail_is_told_to_those_who_decide_and_at_its_cases(fresh):
         ]
         count = lost_tail(connection)
     assert count.decisions == 1
-    for name, told in (("viewer-1", False), ("analyst-1", True), ("admin-1", True)):
+    for name, warned in (("viewer-1", False), ("analyst-1", True), ("admin-1", True)):
         browser = Browser(fresh, name)
         for path in ("queue", "trends", f"case/{kept}", f"case/{lost}"):
             text = browser.get(path).text
-            assert ("of a part of the live log that the store has lost" in text) == told, (name, path)
+            assert ("of a part of the live log that the store has lost" in text) == warned, (name, path)
             assert ("has lost this decision" in text) == (path == f"case/{lost}"), (name, path)
         assert "the store has lost" not in browser.part("queue").text
 
@@ -179,7 +179,7 @@ def test_every_role_gets_what_it_may_and_no_more(desk):
             allowed = role == "admin" or path not in admin_only and (role == "analyst" or path not in analyst_only)
             assert (answer.status_code != 403) == allowed, (role, path)
             assert answer.status_code < 500, path
-    assert desk.log.said == []
+    assert desk.log.changes == []
 
 
 def test_a_form_needs_the_token_and_must_come_from_here(desk):
@@ -192,7 +192,7 @@ def test_a_form_needs_the_token_and_must_come_from_here(desk):
     assert (
         analyst.ask(("POST", f"case/{number}/decision", form), origin="https://elsewhere.example")[0].status_code == 403
     )
-    assert desk.log.said == []
+    assert desk.log.changes == []
 
 
 def test_logging_in_and_out(desk):
@@ -641,7 +641,7 @@ def test_closed_cases_come_with_the_last_first(desk):
 
 
 @pytest.mark.parametrize(
-    "query, said",
+    "query, words",
     [
         ("band=huge", "The risk must be one of"),
         ("least=lots", "must be a number"),
@@ -652,9 +652,9 @@ def test_closed_cases_come_with_the_last_first(desk):
         ("find=" + "x" * 600, "longer than 512"),
     ],
 )
-def test_a_filter_that_is_not_understood_is_said(desk, query, said):
+def test_a_filter_that_is_not_understood_is_said(desk, query, words):
     for answer in (Browser(desk, "viewer-1").get(f"queue?{query}"), Browser(desk, "viewer-1").part(f"queue?{query}")):
-        assert answer.status_code == 422 and said in answer.text
+        assert answer.status_code == 422 and words in answer.text
 
 
 def test_empty_states(tmp_path):
@@ -705,7 +705,9 @@ def test_a_decision_closes_the_case_and_opens_the_next(fresh):
         order = queries.find_decision(connection, queue[0])["order_id"]
     answer = person.post(f"case/{queue[0]}/decision", decision="flag", note=" stolen card ", query="least=1")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/desk/case/{queue[1]}?least=1&done={queue[0]}")
-    assert fresh.log.said == [LabelAssertion(order, True, "analyst", None, "stolen card", Actor(PERSON, "analyst-1"))]
+    assert fresh.log.changes == [
+        LabelAssertion(order, True, "analyst", None, "stolen card", Actor(PERSON, "analyst-1"))
+    ]
     with fresh.engine.connect() as connection:
         case = queries.find_decision(connection, queue[0])
     assert (case["status"], case["closed"], case["closed_by"], case["note"]) == (
@@ -750,8 +752,8 @@ def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
     if written:
         fresh.log.write()
     answer = person.post(f"case/{number}/undo")
-    assert answer.headers["location"] == f"/desk/case/{number}?" and fresh.log.said[1] == Retraction(
-        fresh.log.said[0].order, 10_001, "", Actor(PERSON, "analyst-1")
+    assert answer.headers["location"] == f"/desk/case/{number}?" and fresh.log.changes[1] == Retraction(
+        fresh.log.changes[0].order, 10_001, "", Actor(PERSON, "analyst-1")
     )
     assert number in desk_server.open_numbers(fresh.engine)
     fresh.log.write()
@@ -769,7 +771,7 @@ def test_undo_takes_the_assertion_back_and_opens_the_case_again(fresh, written):
     text = person.get(f"case/{number}").text
     assert text.index("fraud</span> <b>analyst") < text.index("retracted</span>") < text.index("counts as unresolved")
     again = person.post(f"case/{number}/undo")
-    assert again.status_code == 409 and "open again already" in again.text and len(fresh.log.said) == 2
+    assert again.status_code == 409 and "open again already" in again.text and len(fresh.log.changes) == 2
     person.post(
         f"case/{number}/decision", decision="clear", note="undone: it was all right"
     )  # what people type is text
@@ -815,7 +817,7 @@ def test_what_a_bank_asserts_is_not_taken_back_at_the_desk(fresh):
         case_of(fresh, number) == ("flagged", "key analyst-1", "") and "/undo" not in person.get(f"case/{number}").text
     )
     refused = person.post(f"case/{number}/undo")
-    assert refused.status_code == 422 and "closed by chargeback" in refused.text and len(fresh.log.said) == 2
+    assert refused.status_code == 422 and "closed by chargeback" in refused.text and len(fresh.log.changes) == 2
 
 
 @pytest.mark.parametrize(
@@ -827,7 +829,7 @@ def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeyp
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     if deed == "undo":
         person.post(f"case/{number}/decision", decision="flag")
-    before, told = case_of(fresh, number), len(fresh.log.said)
+    before, count = case_of(fresh, number), len(fresh.log.changes)
     broken = sa.exc.OperationalError("", {}, Exception("the database is gone"))
 
     def fail(*_, **__):
@@ -835,8 +837,8 @@ def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeyp
 
     real = type(fresh.log).__call__
 
-    async def unheard(log, told):
-        await real(log, told)
+    async def unheard(log, change):
+        await real(log, change)
         raise TimeoutError("no answer")
 
     with monkeypatch.context() as cutting:
@@ -855,14 +857,14 @@ def test_wherever_a_decision_is_cut_there_is_nothing_or_all_of_it(fresh, monkeyp
     assert ("in the log" in answer.text) == (cut in ("after the log", "in the row", "at the commit")) and (
         "did not confirm" in answer.text
     ) == (cut == "the log does not answer")
-    assert len(fresh.log.said) == told + (cut != "before the log")
+    assert len(fresh.log.changes) == count + (cut != "before the log")
     fresh.log.write()
     done = {"decision": ("flagged", "analyst-1", ""), "undo": ("open", None, "")}[deed]
     assert case_of(fresh, number) == (before if cut == "before the log" else done) and len(
         label_rows(fresh, number)
-    ) == len(fresh.log.said)
+    ) == len(fresh.log.changes)
     assert len([row for row in list_audit(fresh.engine) if row["about"] == f"decision {number}"]) == len(
-        fresh.log.said
+        fresh.log.changes
     ) and verify_audit(fresh.engine)
 
 
@@ -877,7 +879,7 @@ def test_text_that_a_store_or_page_does_not_take_is_refused_at_the_door(fresh, t
         assert answer.status_code in (401, 422), (path, answer.status_code)
     if "\ud800" not in text:
         assert person.get(f"queue?find={quote(text)}").status_code == 422
-    assert fresh.log.said == [] and number in desk_server.open_numbers(fresh.engine)
+    assert fresh.log.changes == [] and number in desk_server.open_numbers(fresh.engine)
 
 
 def test_two_people_on_one_case(fresh):
@@ -891,7 +893,7 @@ def test_two_people_on_one_case(fresh):
     state = first.part(f"case/{number}/state").text
     assert "Cleared by analyst-2" in state and "known customer" in state
     late = first.post(f"case/{number}/decision", decision="flag")
-    assert late.status_code == 409 and "cleared by analyst-2 meanwhile" in late.text and len(fresh.log.said) == 1
+    assert late.status_code == 409 and "cleared by analyst-2 meanwhile" in late.text and len(fresh.log.changes) == 1
     other = desk_server.open_numbers(fresh.engine)[0]
     answers = first.ask(
         *[
@@ -899,7 +901,7 @@ def test_two_people_on_one_case(fresh):
             for word in ("clear", "flag", "clear", "flag")
         ]
     )
-    assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 2
+    assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.changes) == 2
 
 
 def note_in(answer: httpx.Response) -> str:
@@ -954,7 +956,7 @@ def test_a_note_is_never_lost(fresh, how, deed):
         back = person.post("login", name="analyst-2", password=desk_server.PASSWORD, **fields)
         assert back.status_code == 200 and note_in(back) == text and f"/case/{number}/decision" in back.text
         assert 'value="least=1"' in back.text and person.get("queue").status_code == 200
-    assert fresh.log.said == [] or how == "colleague"
+    assert fresh.log.changes == [] or how == "colleague"
 
 
 def test_a_session_that_is_over_leads_back_to_the_case(fresh):
@@ -983,7 +985,7 @@ def test_notes_stand_on_open_closed_and_passed_events_and_are_no_labels(fresh):
     assert foreign.status_code == 403 and "planted" not in foreign.text
     rows = list_audit(fresh.engine)
     assert [row["what"] for row in rows if row["what"] == "note added"] == ["note added"] * 3
-    assert "seen" not in str(rows) and fresh.log.said == []
+    assert "seen" not in str(rows) and fresh.log.changes == []
 
 
 def passed_number(fresh) -> int:
@@ -1010,7 +1012,7 @@ def test_an_event_that_passed_can_be_flagged_once_and_taken_back(fresh, written)
     assert case_of(fresh, number) == ("flagged", "analyst-1", "the bank called")
     assert "the bank called" in person.get(f"case/{number}").text
     again = Browser(fresh, "analyst-2").post(f"case/{number}/decision", decision="flag")
-    assert again.status_code == 409 and "flagged by analyst-1 meanwhile" in again.text and len(fresh.log.said) == 1
+    assert again.status_code == 409 and "flagged by analyst-1 meanwhile" in again.text and len(fresh.log.changes) == 1
     assert number in all_pages(person, "queue?status=flagged")
     person.post(f"case/{number}/undo")
     write()
@@ -1026,7 +1028,7 @@ def test_people_who_flag_one_passed_event_at_once_flag_it_once(fresh):
     person, number = Browser(fresh, "analyst-1"), passed_number(fresh)
     flag = ("POST", f"case/{number}/decision", {"csrf": person.csrf, "decision": "flag"})
     answers = person.ask(*[flag] * 4)
-    assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.said) == 1
+    assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409] and len(fresh.log.changes) == 1
 
 
 OUTRANKED = [("passed", True), ("passed", False), ("open", False)]  # status, whether the writer has the chargeback
@@ -1047,24 +1049,26 @@ def test_people_who_flag_an_event_that_a_chargeback_decided_flag_it_once(fresh, 
     flag = lambda person: person.post(f"case/{number}/decision", decision="flag", note=MINE)
     with ThreadPoolExecutor(2) as at_once:
         answers = sorted(at_once.map(flag, people), key=lambda answer: answer.status_code)
-    assert [answer.status_code for answer in answers] == [303, 409] and len(fresh.log.said) == 2
+    assert [answer.status_code for answer in answers] == [303, 409] and len(fresh.log.changes) == 2
     assert note_in(answers[1]).replace("\r\n", "\n") == MINE and "meanwhile" in answers[1].text
     expected = "flagged" if fraud else "cleared"
     for write in (lambda: None, fresh.log.write):
         write()
         assert case_of(fresh, number)[0] == expected
         assert flag(people[0]).status_code == 409
-    assert case_of(fresh, number)[1] == str(Actor(KEY, "bank")) and len(fresh.log.said) == 2
+    assert case_of(fresh, number)[1] == str(Actor(KEY, "bank")) and len(fresh.log.changes) == 2
 
 
 def test_an_assertion_is_taken_back_once_where_a_chargeback_decided(fresh):
     "As above, for undo: afterwards the chargeback closes the case, and there is nothing to undo."
     person, number = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[0]
     person.post(f"case/{number}/decision", decision="flag")
-    asyncio.run(fresh.log(LabelAssertion(fresh.log.said[0].order, False, "chargeback", None, "", Actor(KEY, "bank"))))
+    asyncio.run(
+        fresh.log(LabelAssertion(fresh.log.changes[0].order, False, "chargeback", None, "", Actor(KEY, "bank")))
+    )
     undo = ("POST", f"case/{number}/undo", {"csrf": person.csrf})
     assert sorted(answer.status_code for answer in person.ask(undo, undo, undo)) == [303, 422, 422]
-    assert case_of(fresh, number)[0] == "cleared" and len(fresh.log.said) == 3
+    assert case_of(fresh, number)[0] == "cleared" and len(fresh.log.changes) == 3
     fresh.log.write()
     assert case_of(fresh, number)[:2] == ("cleared", str(Actor(KEY, "bank")))
 
@@ -1090,11 +1094,11 @@ def test_a_colleague_who_closes_the_case_leaves_the_field_alone(fresh):
 def test_decisions_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, monkeypatch):
     real = desk_server.Log.__call__
 
-    async def say(log, told):
+    async def slowly(log, change):
         await asyncio.to_thread(lambda: None)  # as when an order is looked up in the batch log
-        return await real(log, told)
+        return await real(log, change)
 
-    monkeypatch.setattr(desk_server.Log, "__call__", say)
+    monkeypatch.setattr(desk_server.Log, "__call__", slowly)
     monkeypatch.setattr(case_decisions, "SEND_TIMEOUT_S", 2.0)
     person, numbers = Browser(fresh, "analyst-1"), desk_server.open_numbers(fresh.engine)[:6]
 
@@ -1110,7 +1114,7 @@ def test_decisions_that_wait_for_each_other_leave_a_thread_to_the_log(fresh, mon
                 ]
             )
 
-    assert [answer.status_code for answer in asyncio.run(at_once())] == [303] * 6 and len(fresh.log.said) == 6
+    assert [answer.status_code for answer in asyncio.run(at_once())] == [303] * 6 and len(fresh.log.changes) == 6
 
 
 def test_a_decision_that_cannot_be_written_changes_nothing(fresh, caplog):

@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     return folder
 
 
-class Told(io.TextIOBase):
+class Output(io.TextIOBase):
     "A stream whose text goes to the process that listens."
 
     def __init__(self, tell):
@@ -49,7 +49,7 @@ class Told(io.TextIOBase):
 def drilled(tell, name: str, options: list[str]) -> None:
     "The command of a drill; runs in a process of its own."
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    sys.argv, sys.stdout, sys.stderr = [name, *options], Told(tell), Told(tell)
+    sys.argv, sys.stdout, sys.stderr = [name, *options], Output(tell), Output(tell)
     importlib.import_module(name).main()
 
 
@@ -57,16 +57,16 @@ def run(name: str, made: Path | None, *options) -> dict:
     "A drill as a command, which says how far it is; its summary, the last line."
     copied = ["--made", str(made)] if made else []
     with child(drilled, name, [*copied, *map(str, options)]) as process:
-        said = "".join(text for (text,) in iter(process.hear, None))
+        output = "".join(text for (text,) in iter(process.hear, None))
         code = process.ended()
-    last = (said.splitlines() or [""])[-1]
-    assert last.startswith("{"), said[-5000:]
-    return json.loads(last) | {"code": code, "said": said[-5000:]}
+    last = (output.splitlines() or [""])[-1]
+    assert last.startswith("{"), output[-5000:]
+    return json.loads(last) | {"code": code, "output": output[-5000:]}
 
 
 def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed(made):
     found = run("crash", made, "--orders", 400, "--redis-kills", 2, "--worker-kills", 2, "--connections", 4)
-    assert found["code"] == 0 and found["acknowledged"] == found["orders"] == 400, found["said"]
+    assert found["code"] == 0 and found["acknowledged"] == found["orders"] == 400, found["output"]
     assert found["redis_kills"] == found["worker_kills"] == 2
     for name in (
         "lost",
@@ -77,20 +77,20 @@ def test_nothing_acknowledged_is_lost_when_store_and_workers_are_killed(made):
         "differing_states",
         "rebuilt_differing",
     ):
-        assert found[name] == 0, found["said"]
+        assert found[name] == 0, found["output"]
 
 
 def test_what_a_store_loses_that_goes_back_in_time_comes_back():
     found = run("restore", None, "--rounds", 3, "--orders", 24)
-    assert found["code"] == 0 and found["lost"] > found["recovered"] > 0, found["said"]
-    assert found["missing"] == found["twice"] == found["unnoticed"] == found["wrong"] == 0, found["said"]
+    assert found["code"] == 0 and found["lost"] > found["recovered"] > 0, found["output"]
+    assert found["missing"] == found["twice"] == found["unnoticed"] == found["wrong"] == 0, found["output"]
 
 
 @pytest.mark.parametrize("replicas", [1, 0])
 def test_a_service_goes_on_with_the_replica_when_the_primary_is_killed(replicas):
     found = run("failover", None, "--rounds", 2, "--orders", 40, "--replicas", replicas)
-    assert found["code"] == found["twice"] == 0 and found["rounds"] == 2 and found["acknowledged"] > 80, found["said"]
-    assert found["missing"] == 0 or not replicas, found["said"]
+    assert found["code"] == found["twice"] == 0 and found["rounds"] == 2 and found["acknowledged"] > 80, found["output"]
+    assert found["missing"] == 0 or not replicas, found["output"]
 
 
 def test_overload_is_refused_cleanly(made):
@@ -100,14 +100,14 @@ def test_overload_is_refused_cleanly(made):
         and found["sustainable"] > 0
         and found["memory_growth"]["scoring"] < 0.1
         and found["memory_growth"]["writer"] < 0.5
-    ), found["said"]
+    ), found["output"]
     assert found["loads"]["twice the rate"]["accepted"] > 0 and not found["store_left_running"]
 
 
 def test_callers_without_a_key_keep_no_order_from_its_score(made):
     files = ["--files", 256]  # fewer than there are callers
     found = run("doors", made, "--seconds", 2, "--patterns", 300, "--rate", 40, "--busy-machine", *files)
-    assert found["failed"] == 0 and found["recovered_s"] < LONG, found["said"]
+    assert found["failed"] == 0 and found["recovered_s"] < LONG, found["output"]
     assert sum(found["callers"].values()) >= 600 and found["closed"]["max_head_bytes"] > 100
     assert "max_connections" in found["closed"]
 
@@ -179,7 +179,7 @@ def test_a_server_that_cannot_start_is_told_of_and_tried_again(tmp_path, caplog)
         with kept_running(server):
             server.process.kill()
             assert answer(server.url, "PING") == b"PONG"
-            until(lambda: len(caplog.records) >= 2, "both are told")
+            until(lambda: len(caplog.records) >= 2, "both are logged")
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] and caplog.records[0].fields[
         "reason"
     ] == "no room"
@@ -189,17 +189,17 @@ class Worker:
     "Stands in for a worker process of uvicorn."
 
     def __init__(self, config, sockets, code=None):
-        self.config, self.sockets, self.exitcode, self.pid, self.said = config, sockets, code, 1, []
+        self.config, self.sockets, self.exitcode, self.pid, self.calls = config, sockets, code, 1, []
         self.process = SimpleNamespace(is_alive=lambda: self.exitcode is None)
 
     def start(self):
-        self.said.append("start")
+        self.calls.append("start")
 
     def kill(self):
-        self.said.append("kill")
+        self.calls.append("kill")
 
     def join(self):
-        self.said.append("join")
+        self.calls.append("join")
 
     def is_alive(self, timeout):
         raise AssertionError("nobody waits for a sign of life")
@@ -218,10 +218,10 @@ def test_a_worker_is_replaced_when_it_is_dead_and_not_when_it_is_slow():
     before = list(found.processes)
     found.keep_subprocess_alive()
     assert [a is b for a, b in zip(before, found.processes)] == [True, False, True] and not found.should_exit.is_set()
-    assert before[1].said == ["kill", "join"] and found.processes[1].said == ["start"]
+    assert before[1].calls == ["kill", "join"] and found.processes[1].calls == ["start"]
 
 
 def test_a_worker_that_cannot_start_ends_the_service():
     found = supervisor(3, None)
     found.keep_subprocess_alive()
-    assert found.should_exit.is_set() and found.processes[0].said == ["kill", "join"]
+    assert found.should_exit.is_set() and found.processes[0].calls == ["kill", "join"]

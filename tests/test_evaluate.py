@@ -90,7 +90,7 @@ def test_curves_equal_scikit_learn(rows):
 
 
 def card_precision_by_hand(days, cards, fraud, scores, k):
-    "The Handbook's card precision, as slowly as it is said."
+    "The Handbook's card precision, as slowly as it is defined."
     found, daily = set(), []
     for day in sorted(set(days)):
         best = {}
@@ -525,11 +525,11 @@ def test_plots_leave_no_state_and_are_the_same_bytes(tmp_path):
 
 def test_what_the_difference_means_is_said():
     served, frozen = ({name: {"value": value} for name in ("auc", "average_precision")} for value in (0.91, 0.8))
-    said = frozen_means(served, frozen, 1_200, 3_000)
+    text = frozen_means(served, frozen, 1_200, 3_000)
     assert (
-        "1,200 of 3,000 test events" in said
-        and "AUC ROC 0.910 and 0.800, average precision 0.910 and 0.800" in said
-        and "as fast as the log says" in said
+        "1,200 of 3,000 test events" in text
+        and "AUC ROC 0.910 and 0.800, average precision 0.910 and 0.800" in text
+        and "as fast as the log says" in text
     )
     assert "not defined" in frozen_means(served, frozen | {"auc": {"value": None}}, 1, 2) and frozen_means(
         served, served, 0, 3_000

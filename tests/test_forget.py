@@ -19,11 +19,11 @@ from support.waiting import STORE
 from fraud_poc.core.audit import list_audit, verify_audit
 from fraud_poc.core.database import open_database, read_checkpoint, signed, unsigned, writing
 from fraud_poc.core.events import PERSON, Actor, key_of, occurrence_of, pair_key
-from fraud_poc.core.files import sole_use
+from fraud_poc.core.files import read_json, sole_use, write_json, write_parquet
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
-from fraud_poc.data.log import hash_secret, read_manifest, read_part
+from fraud_poc.data.log import LOG_FORMAT, hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.tables import cases, notes
 from fraud_poc.features.batch import compute_features, features_of_arrays
@@ -31,16 +31,16 @@ from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import collect, verify_log
 from fraud_poc.live.decide import Engine
-from fraud_poc.live.labels import LabelAssertion, LabelResult, LabelWriter, UnknownEvent, find_in_batch_log
+from fraud_poc.live.labels import LabelAssertion, LabelResult, LabelWriter, Retraction, UnknownEvent, find_in_batch_log
 from fraud_poc.live.load import base_of, inspect_store, prepare_db
 from fraud_poc.live.redis_client import Client
 from fraud_poc.live.redis_server import server_for
 from fraud_poc.live.redis_store import Names, open_store
-from fraud_poc.live.store import decode_entry, state_key
+from fraud_poc.live.store import STORE_FORMAT, decode_entry, encode_entry, next_digest, state_key
 from fraud_poc.model.dataset import make_dataset, read_split
 from fraud_poc.ops import erasure_files, erasure_live
 from fraud_poc.ops import forget as forgetting
-from fraud_poc.ops.backup import backup
+from fraud_poc.ops.backup import backup, verify_backup
 from fraud_poc.ops.erasure_files import shows_customer
 from fraud_poc.ops.erasure_plan import (
     ERASURES,
@@ -52,6 +52,7 @@ from fraud_poc.ops.erasure_plan import (
     make_plan,
 )
 from fraud_poc.ops.forget import forget, forget_again
+from fraud_poc.ops.replay import NO_HISTORY, borrowed, recorded, send_recorded, verify
 from fraud_poc.ops.restore import restore
 
 ORDERS = Path(__file__).resolve().parents[1] / "config" / "orders.toml"
@@ -160,7 +161,7 @@ def template(tmp_path_factory) -> Shop:
     table = pa.concat_tables(
         [pq.read_table(path) for path in sorted((folder / "raw" / "orders").rglob("*.parquet"))]
     ).sort_by("order_date")
-    said = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "raw" / "labels").rglob("*.parquet"))])
+    given = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "raw" / "labels").rglob("*.parquet"))])
     rows = [
         {name: str(value) if name == "order_date" else value for name, value in row.items()}
         for row in table.to_pylist()
@@ -174,12 +175,12 @@ def template(tmp_path_factory) -> Shop:
         zip(table["order_id"].to_pylist(), table["order_date"].to_pylist())
     )  # labels come after two days, so that this short history makes a training set
     due = pa.array(
-        [ordered[ident] + timedelta(days=2) for ident in said["order_id"].to_pylist()],
-        said.schema.field("known_at").type,
+        [ordered[ident] + timedelta(days=2) for ident in given["order_id"].to_pylist()],
+        given.schema.field("known_at").type,
     )
-    said = said.set_column(said.column_names.index("known_at"), "known_at", due)
+    given = given.set_column(given.column_names.index("known_at"), "known_at", due)
     pq.write_table(
-        said.filter(pa.array([ident in known for ident in said["order_id"].to_pylist()])), folder / "labels.parquet"
+        given.filter(pa.array([ident in known for ident in given["order_id"].to_pylist()])), folder / "labels.parquet"
     )
     ingest(settings, str(folder / "history.parquet"), str(folder / "labels.parquet"))
     for path in (folder / "history.parquet", folder / "labels.parquet"):
@@ -197,7 +198,7 @@ def template(tmp_path_factory) -> Shop:
     pick = lambda some, same: next(row["order_id"] for row in some if (row["customer_id"] == customer) == same)
     mine, others = ((pick(rows[: cuts[0]], same), pick(rows[cuts[0] : cuts[1]], same)) for same in (True, False))
     frauds = {
-        ident: value for ident, value in zip(said["order_id"].to_pylist(), said["is_fraud"].to_pylist()) if value == 1
+        ident: value for ident, value in zip(given["order_id"].to_pylist(), given["is_fraud"].to_pylist()) if value == 1
     }
     for ident in (mine[1], others[1]):
         frauds.pop(ident, None)  # these are spoken of below
@@ -211,12 +212,12 @@ def template(tmp_path_factory) -> Shop:
             for ident, note in zip((*others, *mine), ("likely", "", "rang at noon", ""))
             for fraud, source in ((True, "customer"), (False, "rule"))
         ]
-        told = assert_labels_on(
+        results = assert_labels_on(
             settings,
             url,
             [*first, (others[0], True, "analyst", f"same phone as {customer}."), (mine[1], False, "chargeback")],
         )
-        assert None not in told and {one.changed for one in told} == {False, True}
+        assert None not in results and {one.changed for one in results} == {False, True}
     return Shop(folder, rows[cuts[1] :], customer, mine, others)
 
 
@@ -345,10 +346,10 @@ def features_in(settings: Settings) -> list[bytes]:
 
 def bring_in(settings: Settings, url: str, trim: bool = False) -> dict:
     "Take the live log into the batch log, and fill the store with it."
-    told = collect(settings, url)
+    summary = collect(settings, url)
     compute_features(settings)
-    prepare_db(settings, url, trim=told["next_seq"] if trim else 0)
-    return told
+    prepare_db(settings, url, trim=summary["next_seq"] if trim else 0)
+    return summary
 
 
 def assert_same_but_for_names(old, new, mapping: dict[tuple[str, int], int], entities: list[str]) -> None:
@@ -393,7 +394,7 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
             (others[0], False, "chargeback"),
         ]
         with server_for(settings) as url:
-            assert bring_in(settings, url, trim=True)["statements"] == 15
+            assert bring_in(settings, url, trim=True)["assertions"] == 15
             assert None not in assert_labels_on(settings, url, more)
             asyncio.run(score_all(settings, url, shop.rest[:5], {}))
         shutil.rmtree(tmp_path / "o")
@@ -401,14 +402,14 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
     (gone, own, shared), before, features = left_by(shop, settings), log_of(settings), features_in(settings)
     secret, table = hash_secret(settings.batch.folder), build_table(settings)
     assert own["email"] and shared["ip_addr"]
-    told = forget(settings, shop.customer)
+    summary = forget(settings, shop.customer)
     assert (
-        told["replaced"]["email"] == len(own["email"])
-        and told["shared"]["ip_addr"] == len(shared["ip_addr"])
-        and told["live"]["entries"]
-        and told["live"]["records"]
+        summary["replaced"]["email"] == len(own["email"])
+        and summary["shared"]["ip_addr"] == len(shared["ip_addr"])
+        and summary["live"]["entries"]
+        and summary["live"]["records"]
     )
-    assert bool(told["log"]["assertions"]) == collected and told["completed"] == []
+    assert bool(summary["log"]["assertions"]) == collected and summary["completed"] == []
     with server_for(settings) as url, server_for(other) as untouched:
         assert_nothing_left(settings, [*gone, b"rang at noon", b"rang again"], url)
         new, old = store_of(settings, url), store_of(other, untouched)
@@ -450,7 +451,7 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
         assert [msgspec.to_builtins(a) for a in answers] == [msgspec.to_builtins(a) for a in expected] and len(
             answers
         ) > 50
-        # and so does what is said: of the orders of others as ever, of the forgotten ones under their new names only
+        # and so do assertions: on the orders of others as ever, of the forgotten ones under their new names only
         renamed = {row: now for row, now in zip(before["id"].to_pylist(), after["id"].to_pylist())}
         names = [
             next(
@@ -465,27 +466,27 @@ def test_nothing_of_the_customer_is_left_and_the_bits_of_others_are_the_same(tem
             and renamed[mine[0]] == names[0]
             and all(name.startswith(PSEUDONYM_PREFIX) for name in names)
         )
-        said = lambda ids: [
+        assertions = lambda ids: [
             (ident, fraud, source)
             for ident in ids
             for fraud, source in ((True, "chargeback"), (False, "analyst"), (True, "customer"))
         ]
         result, known = (
-            assert_labels_on(settings, url, said([*others, *names])),
-            assert_labels_on(other, untouched, said([*others, *mine])),
+            assert_labels_on(settings, url, assertions([*others, *names])),
+            assert_labels_on(other, untouched, assertions([*others, *mine])),
         )
-        told = lambda some: [
+        fields = lambda some: [
             (r.label, r.previous, r.known_before or r.position, r.changed, r.known_before) for r in some
         ]
-        assert told(result) == told(known) and sum(r.changed for r in result) >= 2
+        assert fields(result) == fields(known) and sum(r.changed for r in result) >= 2
         assert (
-            assert_labels_on(settings, url, said(mine)) == [None] * 6
+            assert_labels_on(settings, url, assertions(mine)) == [None] * 6
             and not forget(settings, shop.customer, url)["orders"]
         )
         # batch goes on without rejecting anything, also with what came since
         assert compute_features(settings)["new_events"] == 0 and base_of(settings, table)
         for s, u in ((settings, url), (other, untouched)):
-            assert bring_in(s, u)["statements"] > 4
+            assert bring_in(s, u)["assertions"] > 4
         assert [column[: len(old)] for column, old in zip(features_in(settings), features)] == features and features_in(
             settings
         ) == features_in(other) != features
@@ -577,9 +578,11 @@ def test_a_run_that_died_is_completed_by_the_next(shop, monkeypatch, module, ste
         mine = [row for row in shop.rest if row["customer_id"] == shop.customer][:1]
         with server_for(settings) as url:
             assert asyncio.run(score_all(settings, url, mine, {}))[0].entities["customer_id"] == "new"
-    told = forget(settings, shop.customer)
+    summary = forget(settings, shop.customer)
     assert (
-        len(told["completed"]) == began and told["orders"] == (1 if began else told["orders"]) and not journal.exists()
+        len(summary["completed"]) == began
+        and summary["orders"] == (1 if began else summary["orders"])
+        and not journal.exists()
     )
     with server_for(settings) as url:
         assert_nothing_left(settings, gone, url)
@@ -591,7 +594,7 @@ def test_orders_that_arrive_meanwhile_are_erased_or_a_new_customers(shop, monkey
     mine, others = (
         [row for row in shop.rest if (row["customer_id"] == shop.customer) == same] for same in (True, False)
     )
-    gone, said = left_by(shop, settings)[0], []
+    gone, results = left_by(shop, settings)[0], []
     with server_for(settings) as url:
         scored = []
         search, apply, rewrite = forgetting.search_customer, erasure_live.apply_in_store, forgetting.rewrite_log
@@ -609,15 +612,15 @@ def test_orders_that_arrive_meanwhile_are_erased_or_a_new_customers(shop, monkey
                 scored.extend(
                     asyncio.run(score_all(settings, url, others[:20], {}))
                 )  # after the copy: copied by the script, states read again
-            elif len(said) == 0:
-                said.extend(
+            elif len(results) == 0:
+                results.extend(
                     assert_labels_on(settings, url, [(shop.others[1], True, "chargeback", f"see {shop.customer}")])
                 )  # a note: all is done again
             return apply(*args)
 
         def rewritten(*args):
-            if len(said) == 1:
-                said.extend(
+            if len(results) == 1:
+                results.extend(
                     assert_labels_on(
                         settings, url, [(shop.mine[0], True, "chargeback", "late"), (shop.mine[1], True, "chargeback")]
                     )
@@ -627,9 +630,11 @@ def test_orders_that_arrive_meanwhile_are_erased_or_a_new_customers(shop, monkey
         monkeypatch.setattr(forgetting, "search_customer", searched)
         monkeypatch.setattr(erasure_live, "apply_in_store", applied)
         monkeypatch.setattr(forgetting, "rewrite_log", rewritten)
-        told = forget(settings, shop.customer)
+        summary = forget(settings, shop.customer)
         assert (
-            len(scored) == 21 and len(told["completed"]) == 1 and [one is None for one in said] == [False, False, True]
+            len(scored) == 21
+            and len(summary["completed"]) == 1
+            and [one is None for one in results] == [False, False, True]
         )  # the first of the late ones is about an order that the log still had
         assert_nothing_left(settings, [*gone, b"seen@while.example", mine[0]["order_id"].encode()], url)
         assert (
@@ -649,8 +654,8 @@ def test_a_backup_of_before_is_restored_and_the_list_of_erasures_applied(shop, t
     with server_for(restored) as url:
         with pytest.raises(AssertionError, match="what should be gone"):
             assert_nothing_left(restored, gone, url)
-        told = forget_again(restored, settings.batch.folder / ERASURES)
-        assert told["customers"] == told["pending"] == 1 and told["orders"] == orders > 0
+        summary = forget_again(restored, settings.batch.folder / ERASURES)
+        assert summary["customers"] == summary["pending"] == 1 and summary["orders"] == orders > 0
         assert_nothing_left(restored, gone, url)
         assert forget_again(restored, settings.batch.folder / ERASURES)["customers"] == 0
     assert_nothing_left_in_list(settings, gone)
@@ -660,6 +665,151 @@ def assert_nothing_left_in_list(settings: Settings, gone: list[bytes]) -> None:
     "The list of erasures, which goes into backups, names nobody and is for its owner alone."
     path = settings.batch.folder / ERASURES
     assert not [text for text in gone if text in path.read_bytes()] and path.stat().st_mode & 0o077 == 0
+
+
+# --- a log of format 2, where assertions are "statements" and what they assert is "said" ------------------------------
+
+
+def live_entries(url: str) -> list[tuple[bytes, list[bytes]]]:
+    with Client(url) as client:
+        return client.call("XRANGE", Names("orders").log, "-", "+")
+
+
+def rename_in_store(url: str) -> None:
+    "Give the entries and the meta data of a store the names of format 2."
+    names, digest = Names("orders"), b""
+    entries = [(number, decode_entry(fields[1])) for number, fields in live_entries(url)]
+    with Client(url) as client:
+        client.call("DEL", names.log)
+        for number, entry in entries:
+            data = encode_entry(msgspec.structs.replace(entry, body=entry.body.replace(b'"asserted":', b'"said":')))
+            digest = next_digest(digest, data)
+            client.call("XADD", names.log, number, "e", data, "d", digest)
+        meta = json.loads(client.call("GET", names.meta))
+        client.call("SET", names.meta, json.dumps(meta | {"base": meta["base"] | {"format": 2}}))
+
+
+def rename_in_log(folder: Path) -> list[Path]:
+    "Give the batch log the names of format 2; the files of its assertions."
+    manifest, paths = read_json(folder / "log" / "manifest.json"), []
+    for name in ("parts", "collects"):
+        for entry in manifest[name]:
+            if "assertions" in entry:
+                entry["statements"] = entry.pop("assertions")
+    for path in sorted((folder / "log" / "assertions").iterdir()):
+        table = pq.read_table(path).rename_columns({"asserted": "said"})
+        write_parquet(folder / "log" / "statements" / path.name, table)
+        paths.append(folder / "log" / "statements" / path.name)
+    shutil.rmtree(folder / "log" / "assertions")
+    write_json(folder / "log" / "manifest.json", manifest | {"format": 2})
+    return paths
+
+
+@pytest.fixture
+def former(shop) -> tuple[Shop, list[Path]]:
+    "A shop whose live log was written, and collected, by a version of format 2; the files of its assertions."
+    with server_for(shop.settings) as url:
+        rename_in_store(url)
+        assert bring_in(shop.settings, url)["assertions"] == 15
+    return shop, rename_in_log(shop.settings.batch.folder)
+
+
+def assertions_of(settings: Settings) -> list[dict]:
+    "All label assertions of the batch log."
+    parts = [part for part in read_manifest(settings.batch.folder)["parts"] if part.get("assertions")]
+    return [row for part in parts for row in read_part(settings.batch.folder, "assertions", part["name"]).to_pylist()]
+
+
+def histories(settings: Settings, orders: tuple[str, ...]) -> list[dict]:
+    "Label histories in the batch log of some orders, and by position what was asserted of them."
+    secret = hash_secret(settings.batch.folder)
+    found = find_in_batch_log(settings, [key_of(order, secret) for order in orders], 10**9)
+    return [{"history": one.history, "assertions": one.assertions} for events in found.values() for one in events]
+
+
+def replayed(settings: Settings) -> dict:
+    "What a replay of the whole log differs in, as `fraud-poc replay --verify` does it."
+    table = build_table(settings)
+
+    async def drive(own: Settings, url: str) -> dict:
+        async with open_store(own, url) as store:
+            writer = LabelWriter(small_engine(own, store), hash_secret(own.batch.folder))
+            await send_recorded([writer], recorded(own), at_once=1)
+            return await verify(own, table, writer.engine)
+
+    with borrowed(settings) as own, server_for(own) as url:
+        compute_features(own, until=NO_HISTORY)
+        prepare_db(own, url)
+        return asyncio.run(drive(own, url))
+
+
+def test_entries_of_format_2_keep_their_bytes_and_are_read(shop):
+    settings, order = shop.settings, shop.others[1]
+    with server_for(settings) as url:
+        rename_in_store(url)
+        before = live_entries(url)
+        position = next(
+            int(number.partition(b"-")[0])
+            for number, fields in before
+            if b'"said":1' in fields[1] and order.encode() in decode_entry(fields[1]).body
+        )
+        change = Retraction(order, position, "", Actor(PERSON, "bo"))
+
+        async def retract() -> LabelResult:
+            async with open_store(settings, url) as store:
+                assert (await store.meta()).base["format"] == STORE_FORMAT == 3, "versions of format 2 refuse it now"
+                writer = LabelWriter(small_engine(settings, store), hash_secret(settings.batch.folder))
+                return await writer.assert_label(change, NOW)
+
+        result = asyncio.run(retract())
+        assert (result.previous, result.label) == (1, 0), "the customer's assertion goes, the rule's stays"
+        *kept, (_, last) = live_entries(url)
+        assert kept == before and b"said" not in last[1] and json.loads(decode_entry(last[1]).body)["asserted"] == 1
+        assert verify_log(settings, url)["entries"] == len(before) + 1
+        assert bring_in(settings, url)["assertions"] == 16
+        rows = assertions_of(settings)
+        assert {row["asserted"] for row in rows} == {0, 1} and rows[-1]["retracts"] == position
+
+
+def test_a_batch_log_of_format_2_is_read_and_goes_on(former, template, tmp_path):
+    (shop, paths), other = former, template.copy(tmp_path / "o").settings
+    settings, orders = shop.settings, (*shop.mine, *shop.others)
+    bytes_before = [path.read_bytes() for path in paths]
+    with server_for(other) as url:
+        bring_in(other, url)
+    assert list(recorded(settings)) == list(recorded(other))
+    assert assertions_of(settings) == assertions_of(other)
+    assert len(histories(settings, orders)) == 4 and histories(settings, orders) == histories(other, orders)
+    with server_for(settings) as url:
+        assert assert_labels_on(settings, url, [(shop.others[1], False, "chargeback")])[0].changed
+        assert bring_in(settings, url, trim=True)["assertions"] == 1
+    assert [path.read_bytes() for path in paths] == bytes_before, "what was there stays"
+    manifest = read_json(settings.batch.folder / "log" / "manifest.json")
+    assert manifest["format"] == LOG_FORMAT == 3 and sum(part.get("assertions", 0) for part in manifest["parts"]) == 16
+    assert not {"statements"} & {name for kind in ("parts", "collects") for one in manifest[kind] for name in one}
+    assert len(list((settings.batch.folder / "log" / "assertions").iterdir())) == 1
+    result = replayed(settings)
+    assert result["labels"] > 16 and result["differing_bits"] == result["differing_states"] == 0
+
+
+def test_a_customer_is_erased_from_a_log_of_format_2_which_is_backed_up_and_restored(former, tmp_path):
+    (shop, paths), restored = former, settings_in(tmp_path / "restored")
+    settings = shop.settings
+    gone = left_by(shop, settings)[0]
+    assert forget(settings, shop.customer)["log"]["assertions"] >= 5
+    with server_for(settings) as url:
+        assert_nothing_left(settings, [*gone, b"rang at noon"], url)
+    assert all("said" in pq.read_schema(path).names for path in paths), "the names in a file stay"
+    consistent(settings)
+    open_database(settings).dispose()  # the decision writer of the restore fills it
+    backup(settings, tmp_path / "backups", ORDERS, tmp_path / "secrets.json")
+    assert verify_backup(tmp_path / "backups")
+    restore(restored, tmp_path / "backups", tmp_path / "secrets.json")
+    assert assertions_of(restored) == assertions_of(settings)
+    assert read_manifest(restored.batch.folder) == read_manifest(settings.batch.folder)
+    with server_for(restored) as url:
+        assert bring_in(restored, url)["assertions"] == 0
+        assert not forget(restored, shop.customer, url)["orders"]
 
 
 # --- other places -----------------------------------------------------------------------------------------------------
@@ -688,12 +838,12 @@ def test_training_set_rejects_and_archived_logs(shop):
     with server_for(settings) as url:
         prepare_db(settings, url, start_over=True)
     other = compute_features(settings_in(shop.folder / "b", **{"features.rows": ROWS[:3]}))["folder"]
-    told = forget(settings, shop.customer)
+    summary = forget(settings, shop.customer)
     assert (
-        told["archives"]["entries"]
-        and told["dataset"]["rows"]
-        and told["rejects"]["values"] == 1
-        and told["features"]["removed"] == [Path(other).name]
+        summary["archives"]["entries"]
+        and summary["dataset"]["rows"]
+        and summary["rejects"]["values"] == 1
+        and summary["features"]["removed"] == [Path(other).name]
     )
     with server_for(settings) as url:
         assert_nothing_left(settings, gone, url)
@@ -844,12 +994,12 @@ def test_the_database_is_erased_too(shop, database_url):
                 return await store.entries(mark.position, 100)
 
         portion = asyncio.run(behind())
-        told = forget(settings, shop.customer, who="admin")
+        summary = forget(settings, shop.customer, who="admin")
         assert (
             len(portion) == 1
             and write_entries(database, reading, mark, portion) != mark
-            and told["database"]["decisions"] == len(mine)
-            and told["database"]["notes"] >= 1
+            and summary["database"]["decisions"] == len(mine)
+            and summary["database"]["notes"] >= 1
         )
         asyncio.run(write(url, database))
         assert_nothing_left(settings, [*gone, late[0]["order_id"].encode()], url)

@@ -184,11 +184,12 @@ def test_a_newer_store_is_refused_by_name_and_left_alone(tmp_path, server, act):
     assert contents(server.url) == before
 
 
-@pytest.mark.parametrize("base", [{}, {"format": 1}, {"format": STORE_FORMAT}])
-def test_a_store_of_ours_and_of_the_version_before_is_used(tmp_path, server, base):
+@pytest.mark.parametrize("base", [{}, {"format": 1}, {"format": STORE_FORMAT - 1}, {"format": STORE_FORMAT}])
+def test_a_store_of_ours_and_of_the_versions_before_is_used_and_marked_by_who_writes(tmp_path, server, base):
     settings = settings_in(tmp_path / "orders")
     fill(server.url, settings, **base)
-    assert asyncio.run(opened(settings, server.url, True)).base == {"next_seq": 0} | base
+    assert asyncio.run(opened(settings, server.url, False)).base == {"next_seq": 0} | base
+    assert asyncio.run(opened(settings, server.url, True)).base == {"next_seq": 0, "format": STORE_FORMAT}
     with Client(server.url) as client:
         assert client.call("GET", NAMES.timelines), "another server begins a timeline"
 

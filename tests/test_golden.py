@@ -146,7 +146,7 @@ async def live(folder: Path, orders: list[dict]) -> dict[str, str]:
                 (await post("/score/batch", orders[start : start + 6])).content,
             )
             about = {"order": orders[start]["order_id"]}
-            said = await post(
+            labelled = await post(
                 "/labels",
                 about
                 | {
@@ -155,9 +155,9 @@ async def live(folder: Path, orders: list[dict]) -> dict[str, str]:
                     "note": "by hand",
                 },
             )
-            found["labels"].add(said.content)
+            found["labels"].add(labelled.content)
             if start % 5 == 0:
-                found["labels"].add((await post("/labels", about | {"retracts": said.json()["position"]})).content)
+                found["labels"].add((await post("/labels", about | {"retracts": labelled.json()["position"]})).content)
         for wrong in WRONG:
             for path in ("/score", "/score/batch", "/labels"):
                 answer = await post(path, wrong)

@@ -293,14 +293,14 @@ def test_a_request_beyond_a_limit_is_told_so_and_its_connection_ends(service, co
                     wire.sendall(piece)
                     if piece == HEALTH:
                         assert read(wire, 1)[0][0] == 200
-            said = ended(wire)
+            output = ended(wire)
         assert counted() == {limit: 1}
         assert [status for status, _, _ in replies(port, HEALTH)] == [200]
     statuses = {"request_timeout": b"408 Request Timeout", "max_body_bytes": b"413 Request Entity Too Large"}
     status = statuses.get(limit, b"431 Request Header Fields Too Large")
-    last = said.rpartition(b"HTTP/1.1 ")[2]
-    assert last.startswith(status) or not said, said
-    if said:
+    last = output.rpartition(b"HTTP/1.1 ")[2]
+    assert last.startswith(status) or not output, output
+    if output:
         assert b"connection: close" in last and json.loads(last.partition(b"\r\n\r\n")[2])["detail"][0]["type"] == limit
 
 

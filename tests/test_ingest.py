@@ -968,10 +968,10 @@ def test_a_damaged_log_is_named(make, tmp_path):
 
 
 def test_progress_counts_up_to_all_rows(make, tmp_path):
-    told, (events, _) = [], crowd(1000, 6)
+    steps, (events, _) = [], crowd(1000, 6)
     events.assign(at=events["at"].astype(str)).to_parquet(tmp_path / "a.parquet", index=False)
-    ingest(make(), str(tmp_path / "a.parquet"), "", progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told) and told[-1] == (1050, 1050) and len(told) > 1
+    ingest(make(), str(tmp_path / "a.parquet"), "", progress=lambda done, total: steps.append((done, total)))
+    assert steps == sorted(steps) and steps[-1] == (1050, 1050) and len(steps) > 1
 
 
 def test_a_summary_says_how_much_was_read_and_written(make, tmp_path):

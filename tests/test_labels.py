@@ -140,14 +140,16 @@ class Far:
 # --- the drill --------------------------------------------------------------------------------------------------------
 
 
-def plainly(said: list[tuple[int, int, int]], priority: list[str]) -> int:
+def plainly(assertions: list[tuple[int, int, int]], priority: list[str]) -> int:
     """The rule, word by word.
 
     The most trusted source counts; of its assertions the one known last; of those of one moment the one that
     came last.
     """
     for name in priority:
-        own = [(known, place, label) for place, (source, label, known) in enumerate(said) if SOURCES[source] == name]
+        own = [
+            (known, place, label) for place, (source, label, known) in enumerate(assertions) if SOURCES[source] == name
+        ]
         if own:
             return max(own)[2]
     return -1
@@ -172,9 +174,9 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
         EventReader(settings, secret, clock=lambda: NOW),
         MemoryStore(Meta("e", 1, table.hash, {"next_seq": 7})),
     )
-    queue, told = iter(words + words[:5] * again), []
+    queue, written = iter(words + words[:5] * again), []
 
-    def statement_of(word) -> LabelAssertion | Retraction | None:
+    def change_of(word) -> LabelAssertion | Retraction | None:
         if isinstance(word, tuple):
             return LabelAssertion(
                 f"live{word[0]}",
@@ -184,15 +186,15 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
             )
         stand = [
             (one.order, result.position)
-            for one, result in told
+            for one, result in written
             if isinstance(one, LabelAssertion) and result.position is not None
         ]
         return Retraction(*stand[word % len(stand)]) if stand else None
 
     async def write(learner: Engine) -> None:
         for word in queue:
-            if statement := statement_of(word):
-                told.append((statement, await LabelWriter(learner, secret).assert_label(statement, NOW)))
+            if change := change_of(word):
+                written.append((change, await LabelWriter(learner, secret).assert_label(change, NOW)))
 
     async def run() -> tuple[int, int]:
         learners = [Engine(settings, None, Far(store)) for _ in range(writers)]
@@ -200,9 +202,9 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
             await decide(learners[0], reader.read_dict(order(number)))
         await asyncio.gather(*map(write, learners))
         log = list(store.log)
-        for statement, _ in told:  # late, all once more: those with a time are known, the others may speak anew
-            if isinstance(statement, Retraction) or statement.known is not None:
-                assert (await LabelWriter(learners[0], secret).assert_label(statement, NOW + 1)).known_before
+        for change, _ in written:  # late, all once more: those with a time are known, the others may speak anew
+            if isinstance(change, Retraction) or change.known is not None:
+                assert (await LabelWriter(learners[0], secret).assert_label(change, NOW + 1)).known_before
         assert store.log == log
         return await differing_states(store, table, fold_log(table, settings.columns, entries(), {}))
 
@@ -214,7 +216,7 @@ def test_writers_who_clash_agree_with_the_rule(tmp_path_factory, words, writers,
     agrees_with_the_rule(store, list(priority))
     assert all(
         result.changed == (result.label != result.previous) and (result.known_before or result.position is not None)
-        for _, result in told
+        for _, result in written
     )
     asyncio.run(rebuilt(settings, store, entries()))
     only_the_end_counts(settings, entries())
@@ -231,7 +233,7 @@ def agrees_with_the_rule(store: MemoryStore, priority: list[str]) -> None:
         if body["kind"] == "retract":
             retracted.setdefault(entry.id_key, []).append(mine.pop(body["retracts"]))
         else:
-            mine[seq] = (SOURCES.index(body["source"]), body["said"], entry.known)
+            mine[seq] = (SOURCES.index(body["source"]), body["asserted"], entry.known)
         assert entry.previous == labels.get(entry.id_key, -1) and entry.label == plainly(list(mine.values()), priority)
         assert unpack_history(entry.decision) == LabelHistory(
             entry.label, tuple(mine.values()), tuple(retracted.get(entry.id_key, ()))
@@ -266,21 +268,21 @@ async def rebuilt(settings: Settings, store: MemoryStore, entries: list[Entry]) 
 def test_a_full_ledger_forgets_only_what_does_not_count():
     rng, priority = np.random.default_rng(7), list(SOURCES)
     for _ in range(20):
-        history, said = LabelHistory(), []
+        history, assertions = LabelHistory(), []
         for _ in range(3 * MAX_ASSERTIONS):
-            said.append((int(rng.integers(4)), int(rng.integers(2)), int(rng.integers(1_000))))
-            history = with_assertion(history, said[-1], priority)
-            assert history.label == plainly(said, priority) and len(history.assertions) <= MAX_ASSERTIONS
+            assertions.append((int(rng.integers(4)), int(rng.integers(2)), int(rng.integers(1_000))))
+            history = with_assertion(history, assertions[-1], priority)
+            assert history.label == plainly(assertions, priority) and len(history.assertions) <= MAX_ASSERTIONS
             if rng.random() < 0.2:
                 item = history.assertions[int(rng.integers(len(history.assertions)))]
-                history, said = (
+                history, assertions = (
                     without_assertion(history, item, priority),
                     [one for one in history.assertions if one != item],
                 )
-                assert history.label == plainly(said, priority) and len(history.retracted) <= MAX_ASSERTIONS
+                assert history.label == plainly(assertions, priority) and len(history.retracted) <= MAX_ASSERTIONS
         assert {
             source: history.assertions[place] for source, place in newest_by_source(history.assertions).items()
-        } == {source: said[place] for source, place in newest_by_source(said).items()}
+        } == {source: assertions[place] for source, place in newest_by_source(assertions).items()}
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------
@@ -327,7 +329,7 @@ def ids_of_history(settings: Settings) -> list[str]:
 
 
 async def live_day(settings: Settings, url: str, numbers: range, served: dict, seed: int) -> int:
-    "Live orders and statements from two connections at once; how many statements were taken."
+    "Live orders and assertions from two connections at once; how many assertions were taken."
     secret, rng, old = hash_secret(settings.batch.folder), np.random.default_rng(seed), ids_of_history(settings)
     reader, taken, queue = EventReader(settings, secret), 0, iter(numbers)
 
@@ -336,7 +338,7 @@ async def live_day(settings: Settings, url: str, numbers: range, served: dict, s
         for number in queue:
             served[f"live{number}"] = await decide(learner, reader.read_dict(order(number)))
             for about in (f"live{rng.integers(number + 1)}", old[rng.integers(len(old))]):
-                said = LabelAssertion(
+                assertion = LabelAssertion(
                     about,
                     bool(rng.integers(2)),
                     SOURCES[rng.integers(4)],
@@ -346,7 +348,7 @@ async def live_day(settings: Settings, url: str, numbers: range, served: dict, s
                 )
                 there = about in served or about in old
                 try:
-                    result = await LabelWriter(learner, secret).assert_label(said)
+                    result = await LabelWriter(learner, secret).assert_label(assertion)
                 except UnknownEvent:
                     assert not there, about
                 else:
@@ -411,15 +413,15 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
     secret, old = hash_secret(settings.batch.folder), ids_of_history(settings)[0]
     reader = EventReader(settings, secret)
 
-    async def speak(*said: LabelAssertion) -> list[int]:
+    async def speak(*changes: LabelAssertion) -> list[int]:
         async with open_store(settings, url) as store:
             learner = Engine(settings, None, store)
             for number in range(3):
                 await decide(learner, reader.read_dict(order(number)))
-            return [(await LabelWriter(learner, secret).assert_label(one)).label for one in said]
+            return [(await LabelWriter(learner, secret).assert_label(one)).label for one in changes]
 
     day = lambda number: START + number * DAY
-    told = asyncio.run(
+    labels = asyncio.run(
         speak(
             LabelAssertion("live1", True, "analyst", day(2), "odd", Actor(PERSON, "ann")),
             LabelAssertion("live1", False, "customer", day(3)),
@@ -427,7 +429,7 @@ def test_sources_are_remembered_after_the_way_home(shop, tmp_path):
             LabelAssertion("live2", True, "chargeback", day(30)),
         )
     )
-    assert told == [1, 1, 0, 1]
+    assert labels == [1, 1, 0, 1]
     before, state = read_manifest(settings.batch.folder), contents(settings, url)
     collect(settings, url)
     # a training set sees what was known at its cut-off
@@ -472,14 +474,14 @@ def forget_records(settings: Settings, url: str) -> None:
         client.call("DEL", *[key for key in client.call("KEYS", names.root + b"*") if key.startswith(records)])
 
 
-def said_to(settings: Settings, url: str, *told: LabelAssertion | Retraction) -> list:
-    "What comes of statements and retractions, or the error."
+def after_changes(settings: Settings, url: str, *changes: LabelAssertion | Retraction) -> list:
+    "What comes of assertions and retractions, or the error."
 
     async def run() -> list:
         found = []
         async with open_store(settings, url) as store:
             learner = Engine(settings, None, store)
-            for one in told:
+            for one in changes:
                 try:
                     found.append(await LabelWriter(learner, hash_secret(settings.batch.folder)).assert_label(one))
                 except (UnknownEvent, EventError) as error:
@@ -501,12 +503,12 @@ def scored(settings: Settings, url: str, *orders: dict) -> list[np.ndarray]:
 def test_a_label_that_comes_late_finds_its_order_after_collect(shop, tmp_path):
     settings, url = copy_of(shop, tmp_path)
     scored(settings, url, order(0), order(1))
-    (early,) = said_to(settings, url, LabelAssertion("live1", False, "customer"))
+    (early,) = after_changes(settings, url, LabelAssertion("live1", False, "customer"))
     forget_records(settings, url)
-    (lost,) = said_to(settings, url, LabelAssertion("live0", True, "chargeback"))
+    (lost,) = after_changes(settings, url, LabelAssertion("live0", True, "chargeback"))
     assert isinstance(lost, UnknownEvent) and "collect" in str(lost)
     collect(settings, url)
-    late, again, before, back = said_to(
+    late, again, before, back = after_changes(
         settings,
         url,
         LabelAssertion("live0", True, "chargeback"),
@@ -527,7 +529,7 @@ def test_a_label_that_comes_late_finds_its_order_after_collect(shop, tmp_path):
     collect(settings, url)
     compute_features(settings)
     prepare_db(settings, url, trim=10**9)
-    (last,) = said_to(settings, url, Retraction("live0", late.position))  # also when its assertion is home
+    (last,) = after_changes(settings, url, Retraction("live0", late.position))  # also when its assertion is home
     assert (last.label, last.previous) == (-1, 1)
 
 
@@ -541,11 +543,11 @@ def test_an_id_that_comes_again_has_labels_of_its_own(shop, tmp_path):
     )
     key, before = read_key(settings, "live0"), len(read_manifest(settings.batch.folder)["parts"])
     served = scored(settings, url, first)
-    (fraud,) = said_to(settings, url, LabelAssertion("live0", True, "chargeback", START + 5 * DAY))
+    (fraud,) = after_changes(settings, url, LabelAssertion("live0", True, "chargeback", START + 5 * DAY))
     collect(settings, url)
     forget_records(settings, url)
     served += scored(settings, url, second)
-    own, older, none = said_to(
+    own, older, none = after_changes(
         settings,
         url,
         LabelAssertion("live0", False, "analyst"),
@@ -557,11 +559,11 @@ def test_an_id_that_comes_again_has_labels_of_its_own(shop, tmp_path):
         and (older.label, older.previous) == (1, 1)
         and isinstance(none, EventError)
     )
-    (timed,) = said_to(
+    (timed,) = after_changes(
         settings, url, LabelAssertion("live0", True, "customer", START + 70 * DAY, time=START)
     )  # as a label that waited: known later than the namesake
     assert (timed.label, timed.previous) == (1, 1)
-    (back,) = said_to(settings, url, Retraction("live0", fraud.position))
+    (back,) = after_changes(settings, url, Retraction("live0", fraud.position))
     assert (back.label, back.previous) == (1, 1)
     with Client(url) as client:
         entries = [decode_entry(fields[1]) for _, fields in client.call("XRANGE", Names("orders").log, "-", "+")]
@@ -706,19 +708,19 @@ def test_a_file_of_labels_on_history_is_taken_once(shop, tmp_path):
         ]
         + ["nobody,1,analyst,"]
     )
-    (tmp_path / "said.csv").write_text("\n".join(lines))
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
     complaints = []
-    told = [
+    summaries = [
         asyncio.run(
             assert_file(
-                settings, url, str(tmp_path / "said.csv"), lambda row, problem: complaints.append((row, problem.name))
+                settings, url, str(tmp_path / "labels.csv"), lambda row, problem: complaints.append((row, problem.name))
             )
         )
         for _ in range(2)
     ]
     assert (
-        told[0]["assertions"] == told[1]["known_before"] == 30
-        and told[0]["rejected"] == 1
+        summaries[0]["assertions"] == summaries[1]["known_before"] == 30
+        and summaries[0]["rejected"] == 1
         and complaints == 2 * [(31, "order")]
     )
     with Client(url) as client:
@@ -727,7 +729,7 @@ def test_a_file_of_labels_on_history_is_taken_once(shop, tmp_path):
 
 def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch):
     monkeypatch.setattr("fraud_poc.live.label_files.ROWS_AT_A_TIME", 4)
-    (settings, url), told = copy_of(shop, tmp_path), []
+    (settings, url), seen = copy_of(shop, tmp_path), []
     one, other, *_ = ids_of_history(settings)
     rows = [
         f"{one},1,analyst,",
@@ -740,14 +742,14 @@ def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch)
         f"{one},0,chargeback,",
         f"{other},,rule,",
     ]
-    (tmp_path / "said.csv").write_text("\n".join(["order,fraud,source,known", *rows]))
+    (tmp_path / "labels.csv").write_text("\n".join(["order,fraud,source,known", *rows]))
     summary = asyncio.run(
         assert_file(
             settings,
             url,
-            str(tmp_path / "said.csv"),
-            lambda row, problem: told.append((row, problem.name)),
-            progress=lambda *done: told.append(done),
+            str(tmp_path / "labels.csv"),
+            lambda row, problem: seen.append((row, problem.name)),
+            progress=lambda *done: seen.append(done),
         )
     )
     assert {name: summary[name] for name in ("rows", "assertions", "known_before", "unresolved", "rejected")} == {
@@ -757,7 +759,7 @@ def test_a_file_is_counted_by_what_came_of_its_rows(shop, tmp_path, monkeypatch)
         "unresolved": 2,
         "rejected": 3,
     }
-    assert told == [(2, "order"), (4, 0), (6, "order"), (7, "source"), (7, "known"), (8, 0), (9, 0)]
+    assert seen == [(2, "order"), (4, 0), (6, "order"), (7, "source"), (7, "known"), (8, 0), (9, 0)]
     assert (
         sum(summary["reasons"].values()) == 4
         and summary["reasons"]["not_found"] == 2
@@ -798,27 +800,27 @@ def test_the_route_takes_a_list_once_however_often_it_is_sent(tmp_path):
             learner, reader = Engine(settings, None, store), EventReader(settings, bytes(32))
             for number in range(4):
                 await decide(learner, reader.read_dict(order(number)))
-            said = [{"order": f"live{number}", "fraud": True, "source": "analyst"} for number in range(4)]
+            changes = [{"order": f"live{number}", "fraud": True, "source": "analyst"} for number in range(4)]
             engine.store = Going(store, 2)
-            down = await client.post("/labels", json=said)
+            down = await client.post("/labels", json=changes)
             assert down.status_code == 503 and down.headers["retry-after"] == "1" and len(store.log) == 6
             engine.store = store
-            results = (await client.post("/labels", json=said)).json()["results"]
+            results = (await client.post("/labels", json=changes)).json()["results"]
             assert [result["status"] for result in results] == [200] * 4 and sum(
                 result["answer"]["known_before"] for result in results
             ) == 2
-            again = (await client.post("/labels", json=said)).json()["results"]
+            again = (await client.post("/labels", json=changes)).json()["results"]
             assert all(result["answer"]["known_before"] for result in again) and len(store.log) == 8
-            await refusals(client, said)
+            await refusals(client, changes)
             assert len(store.log) == 8
 
     asyncio.run(run())
     database.dispose()
 
 
-async def refusals(client: httpx.AsyncClient, said: list[dict]) -> None:
+async def refusals(client: httpx.AsyncClient, changes: list[dict]) -> None:
     "What is refused, with its status, and where."
-    one = said[0]
+    one = changes[0]
     cases = [
         (one | {"order": "x"}, 404, "order"),
         (one | {"known": "2025-03-01"}, 422, "known"),
@@ -832,7 +834,7 @@ async def refusals(client: httpx.AsyncClient, said: list[dict]) -> None:
         (one | {"order": True}, 404, "order"),
         (one | {"order": "\ud800"}, 422, "order"),
         ([], 422, None),
-        (said * 2, 422, None),
+        (changes * 2, 422, None),
         ("no", 422, None),
     ]
     for content, status, field in cases:
@@ -882,15 +884,15 @@ def test_recorded_orders_that_came_once_more_live_give_way(shop, tmp_path, until
     assert read_manifest(settings.batch.folder) == whole and [
         read_part(settings.batch.folder, "events", part["name"]) for part in whole["parts"]
     ]
-    told = collect(settings, url, drop=True)
+    summary = collect(settings, url, drop=True)
     parts = read_manifest(settings.batch.folder)["parts"]
     assert (
-        told["dropped"] > 0
-        and told["events"] == 20
-        and len(parts) == len(whole["parts"]) - told["dropped"] + 1 + within
+        summary["dropped"] > 0
+        and summary["events"] == 20
+        and len(parts) == len(whole["parts"]) - summary["dropped"] + 1 + within
     )
     ends = [part["next_seq"] for part in parts]
-    assert [part["first_seq"] for part in parts[1:]] == ends[:-1] and ends[-2] == told["first_seq"]
+    assert [part["first_seq"] for part in parts[1:]] == ends[:-1] and ends[-2] == summary["first_seq"]
     compute_features(settings)
     batch = computed(settings, len(parts) - 1)
     assert all(batch[name].tobytes() == vector.tobytes() for name, vector in served.items()) and len(

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from fraud_poc.cli import app
 from fraud_poc.core.settings import load_settings
 from fraud_poc.data.ingest import ingest
-from fraud_poc.data.propose import feature_rows, has_history, propose, read_sample, rows_of, write_proposal
+from fraud_poc.data.profile import read_sample
+from fraud_poc.data.propose import feature_rows, has_history, propose, rows_of, write_proposal
 from fraud_poc.features.batch import compute_features
 from fraud_poc.features.table import build_table
 from fraud_poc.model.acceptance import judge_model

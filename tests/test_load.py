@@ -415,14 +415,14 @@ def test_a_report_says_what_a_million_customers_need(settings, server):
 
 
 def test_a_load_counts_what_it_writes(history, settings, server):
-    told, table, entries = [], build_table(settings), history[1][:40]
+    steps, table, entries = [], build_table(settings), history[1][:40]
 
     def load(**more):
-        told.clear()
-        return prepare_db(settings, server.url, progress=lambda done, total: told.append((done, total)), **more)
+        steps.clear()
+        return prepare_db(settings, server.url, progress=lambda done, total: steps.append((done, total)), **more)
 
     def counted_up(total: int) -> bool:
-        return told == sorted(told) and (told[0], told[-1]) == ((0, total), (total, total)) and len(told) > 2
+        return steps == sorted(steps) and (steps[0], steps[-1]) == ((0, total), (total, total)) and len(steps) > 2
 
     states = {entity.by: sum(map(len, read_states(settings, table, entity.by))) for entity in table.entities}
     total = sum(states.values())

@@ -17,7 +17,7 @@ from test_parity import BASE, examples, folder_of
 from fraud_poc.core.files import read_json, write_json
 from fraud_poc.core.settings import Settings
 from fraud_poc.data.ingest import ingest
-from fraud_poc.data.log import hash_secret, read_manifest, read_part, read_waiting
+from fraud_poc.data.log import LOG_FORMAT, hash_secret, read_manifest, read_part, read_waiting
 from fraud_poc.features.batch import compute_features
 from fraud_poc.features.label_delay import labels_before
 from fraud_poc.features.table import build_table
@@ -264,7 +264,7 @@ def test_a_log_of_the_earlier_version_whose_features_saw_the_future_is_refused()
         ingested(settings, [(events, [("a", 1, START + 7 * DAY)])], keys)
         path = settings.batch.folder / "log" / "manifest.json"
         write_json(path, read_json(path) | {"format": 1})
-        assert read_manifest(settings.batch.folder)["format"] == 2, "no event saw a label early: it is read"
+        assert read_manifest(settings.batch.folder)["format"] == LOG_FORMAT, "no event saw a label early: it is read"
         part = read_manifest(settings.batch.folder)["parts"][0]
         for number, time in enumerate((3, 8)):  # as a second file appended them: before and after the label was known
             table = read_part(settings.batch.folder, "events", part["name"]).slice(1)
@@ -316,8 +316,8 @@ def test_a_label_enters_the_live_log_when_its_time_has_come_and_once():
         store.waiting.add(encode_waiting(labels[0]))  # a run that died before it was removed
         assert enter(8)["entered"] == 1 and len(store.log) == 1
         assert enter(9)["entered"] == 1 and len(store.waiting) == 1
-        said = [decode_entry(data) for _, data in store.log]
-        assert [(entry.label, entry.previous, entry.known, json.loads(entry.body)["order"]) for entry in said] == [
+        entries = [decode_entry(data) for _, data in store.log]
+        assert [(entry.label, entry.previous, entry.known, json.loads(entry.body)["order"]) for entry in entries] == [
             (1, -1, START + 7 * DAY, "a"),
             (0, -1, START + 9 * DAY, "b"),
         ]
@@ -350,8 +350,8 @@ def test_what_waits_is_handed_to_the_store_comes_home_and_a_longer_history_repla
         loaded = prepare_db(settings, server.url)
         assert (loaded["archived"], loaded["labels_waiting"]) == (1, 1) and asyncio.run(enter(10))["entered"] == 0
         assert asyncio.run(enter(41))["entered"] == 1
-        told = collect(settings, server.url)
-        assert told["labels"] == 1 and read_manifest(settings.batch.folder)["waiting"] is None
+        summary = collect(settings, server.url)
+        assert summary["labels"] == 1 and read_manifest(settings.batch.folder)["waiting"] is None
         assert [entry for entry in log_of(settings)[0] if entry[0] == "label"] == [
             ("label", "a", 1, -1),
             ("label", "b", 1, -1),

@@ -208,7 +208,7 @@ def test_git_keeps_data_without_its_contents(tmp_path):
         "docker/.env",
         "fraud_poc/core/settings.py",
         ".venv/x",
-        "nbs/000_settings.ipynb",
+        "nbs/005_settings.ipynb",
     ]
     ignored = subprocess.run(
         ["git", "-C", tmp_path, "check-ignore", "--no-index", *names], capture_output=True, text=True
@@ -225,8 +225,8 @@ def test_targets_run_their_commands(copy):
         ("test", "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --json"),
         ("lab", "jupyter lab"),
     ]:
-        said = house.run(["make", "--dry-run", target, "ARGS=--json", "WORKERS=2"], copy)
-        assert command in said and "requirements-dev.lock" in said, f"make {target} would run:\n{said}"
+        output = house.run(["make", "--dry-run", target, "ARGS=--json", "WORKERS=2"], copy)
+        assert command in output and "requirements-dev.lock" in output, f"make {target} would run:\n{output}"
 
 
 def test_a_change_is_checked_by_one_command():

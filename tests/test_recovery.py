@@ -101,7 +101,7 @@ def ids_in(log) -> list[tuple]:
     "What a log is about: order, and of a label its source, kind and label."
     bodies = [(decode_entry(data).kind, json.loads(decode_entry(data).body)) for _, data in log]
     return [
-        (body["order"], body["source"], body["kind"], body["said"]) if kind == "label" else (body["order_id"],)
+        (body["order"], body["source"], body["kind"], body["asserted"]) if kind == "label" else (body["order_id"],)
         for kind, body in bodies
     ]
 
@@ -188,7 +188,9 @@ def test_orders_and_labels_come_back_as_they_were(settings, model, database):
             if entry.kind == "event":
                 await other.take(int(body["order_id"].removeprefix("o-")))
             elif body["kind"] == "assert":
-                await other.say(int(body["order"].removeprefix("o-")), body["said"] == 1, body["source"], entry.known)
+                await other.say(
+                    int(body["order"].removeprefix("o-")), body["asserted"] == 1, body["source"], entry.known
+                )
             else:
                 await other.labels.assert_label(Retraction(body["order"], body["retracts"], body["note"], BO), entry.at)
         assert states_in(shop.store) == states_in(other.store)
@@ -356,8 +358,8 @@ def test_whatever_happens_all_that_was_written_down_is_in_the_log_once(one_datab
         events = [name for name in names if len(name) == 1]
         assert len(events) == len(set(events))
         assert {(row["order_id"],) for row in everything(database, decisions)} == set(events)
-        said = {(row["order_id"], row["source"], row["kind"], row["asserted"]) for row in everything(database, labels)}
-        assert said == set(names) - set(events)
+        found = {(row["order_id"], row["source"], row["kind"], row["asserted"]) for row in everything(database, labels)}
+        assert found == set(names) - set(events)
 
     asyncio.run(in_time(scenario()))
 

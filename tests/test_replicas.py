@@ -1,4 +1,4 @@
-"""Replicas that count: what is acknowledged is on one, what is not is said to be so and confirmed when sent again."""
+"""Replicas that count: what is acknowledged is on one, what is not is reported so and confirmed when sent again."""
 
 import asyncio
 import json
@@ -234,11 +234,11 @@ def test_readiness_says_that_a_replica_is_gone_before_an_order_finds_out(pair, m
         async with service(pair, tmp_path, model, STORE) as (http, store):
             await asyncio.to_thread(pair.replica.kill)
 
-            async def told():
+            async def logged():
                 response = await http.get("/readyz")
                 return response.status_code == 503 and response.json()["reasons"]
 
-            [reason] = await until_so(told, "it is told")
+            [reason] = await until_so(logged, "it is logged")
             assert reason.startswith("0 of 1 replicas") and "start the missing ones" in reason
             assert store.connection.up()
             await asyncio.to_thread(pair.replica.ensure)
@@ -354,8 +354,10 @@ def test_a_store_goes_to_the_promoted_replica_and_refuses_the_old_primary(pair, 
 
     lines = asyncio.run(in_time(run()))
     assert [line.start for line in lines] == [0, 2]
-    told = [record.fields["reason"] for record in caplog.records if record.getMessage() == "an old primary is not used"]
-    assert len(told) == (0 if replicas else 1) and all(lines[1].log in reason for reason in told)
+    reasons = [
+        record.fields["reason"] for record in caplog.records if record.getMessage() == "an old primary is not used"
+    ]
+    assert len(reasons) == (0 if replicas else 1) and all(lines[1].log in reason for reason in reasons)
     with Client(old.url) as client:
         until(lambda: client.call("XLEN", NAMES.log) == 4 - replicas, "it follows the new primary")
 

@@ -164,15 +164,15 @@ def test_stories_do_not_break_off_between_batches():
         ]
     )
     start, end = shop.period(sample)
-    told = np.concatenate(
+    times = np.concatenate(
         [
             story["time"][story["pattern"] == shop.STOLEN]
             for part in shop.slices_of(sample)
             for story in [shop.stories(sample, part)]
         ]
     )
-    assert sorted(in_batches) == sorted(told[(told >= start) & (told < end)])
-    assert 0 < ((told >= start + 30 * shop.DAY) & (told < start + 32 * shop.DAY)).sum()
+    assert sorted(in_batches) == sorted(times[(times >= start) & (times < end)])
+    assert 0 < ((times >= start + 30 * shop.DAY) & (times < start + 32 * shop.DAY)).sum()
 
 
 def test_memory_is_bounded_by_construction():

@@ -306,13 +306,13 @@ def test_the_fast_way_and_the_strict_way_read_alike(changes, added, ascii_only, 
         + "}"
     ).encode()
 
-    def told(read):
+    def outcome(read):
         try:
             return read()
         except (EventError, RequestRejected) as error:
             return str(error)
 
-    fast, strict = told(lambda: codec.event(body)), told(lambda: codec.strict_event(strict_json(body)))
+    fast, strict = outcome(lambda: codec.event(body)), outcome(lambda: codec.strict_event(strict_json(body)))
     assert fast == strict and isinstance(fast, str) >= bool(added)
 
 
@@ -412,11 +412,11 @@ def test_keys_stay_good_while_the_database_cannot_be_read(tmp_path, monkeypatch,
 
 def test_excess_is_refused_at_once_and_the_rest_served(tmp_path):
     service = Service(tmp_path, **{"service.max_in_flight": 3})
-    gate, lot = asyncio.Event(), service.engine.store.micro_batch
+    gate, micro_batch = asyncio.Event(), service.engine.store.micro_batch
 
     async def waiting(*found):
         await gate.wait()
-        return await lot(*found)
+        return await micro_batch(*found)
 
     service.engine.store.micro_batch = waiting
 

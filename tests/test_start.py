@@ -98,10 +98,10 @@ def test_help_is_quick():
     """
     used, alone = [], []
     for _ in range(3):
-        seconds, said = cpu_seconds("from fraud_poc.cli import main; main()", "--help")
+        seconds, text = cpu_seconds("from fraud_poc.cli import main; main()", "--help")
         used.append(seconds)
         alone.append(cpu_seconds("import typer.rich_utils")[0])
-    assert "ingest" in said and "serve" in said
+    assert "ingest" in text and "serve" in text
     assert min(used) <= HELP_TO_TYPER * min(alone), (
         f"--help took {min(used):.2f} CPU seconds, typer alone {min(alone):.2f}"
     )

@@ -29,6 +29,7 @@ from fraud_poc.live.redis_client import Client, parse_url
 from fraud_poc.live.redis_server import server_runs, start_redis
 from fraud_poc.live.redis_store import Names, RedisStore
 from fraud_poc.live.store import (
+    STORE_FORMAT,
     Entry,
     MemoryStore,
     Meta,
@@ -47,7 +48,7 @@ from fraud_poc.live.store import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-META = Meta("5eed", 1, "table", {"next_seq": 0})
+META = Meta("5eed", 1, "table", {"next_seq": 0, "format": STORE_FORMAT})
 KEY = state_key(0, 17)
 
 
@@ -549,7 +550,7 @@ def cannot_save(client: Client, folder: Path) -> None:
     until(failed, "the snapshot fails")
 
 
-REFUSING = {  # code -> how a server comes to refuse writes, how it recovers, a word of what is said
+REFUSING = {  # code -> how a server comes to refuse writes, how it recovers, a word of the reason
     "READONLY": (
         lambda client, folder: client.call("REPLICAOF", "127.0.0.1", 1),
         lambda client: client.call("REPLICAOF", "NO", "ONE"),
@@ -596,8 +597,10 @@ async def test_a_server_that_refuses_writes_is_down_until_it_takes_them(tmp_path
             await until_up(store)
             assert store.connection.link is not first and await add_one(store, 2) == ["accepted"]
             assert await store.log_length() == 2
-    told = [record.fields["reason"] for record in caplog.records if record.getMessage() == "the store refuses writes"]
-    assert told and all(code in reason for reason in told)
+    reasons = [
+        record.fields["reason"] for record in caplog.records if record.getMessage() == "the store refuses writes"
+    ]
+    assert reasons and all(code in reason for reason in reasons)
 
 
 @runs
@@ -700,12 +703,12 @@ def user(folder: Path) -> subprocess.Popen:
 def test_processes_that_start_at_once_share_one_server(tmp_path):
     users = [user(tmp_path) for _ in range(3)]
     try:
-        said = [line_of(process).split() for process in users]
-        assert len({url for url, _ in said}) == 1 and sorted(own for _, own in said) == ["False", "False", "True"]
-        owner = users[[own for _, own in said].index("True")]
+        lines = [line_of(process).split() for process in users]
+        assert len({url for url, _ in lines}) == 1 and sorted(own for _, own in lines) == ["False", "False", "True"]
+        owner = users[[own for _, own in lines].index("True")]
         owner.stdin.close()
         ended(owner)
-        with Client(said[0][0]) as client:
+        with Client(lines[0][0]) as client:
             assert client.call("PING") == b"PONG"  # others still use it
         for process in users:
             if process is not owner:
@@ -950,9 +953,9 @@ async def test_a_long_micro_batch_returns_the_result_of_each_write(kind, server)
         ):
             await store.write(change)
         count_up(batch, asked)
-        told = await batch.results()
-        assert told[3] == WriteResult("known", 0, b"first") and told[6] == WriteResult("conflict")
-        assert [result for n, result in enumerate(told) if n not in (3, 6)] == [
+        results = await batch.results()
+        assert results[3] == WriteResult("known", 0, b"first") and results[6] == WriteResult("conflict")
+        assert [result for n, result in enumerate(results) if n not in (3, 6)] == [
             WriteResult("accepted", seq) for seq in range(2, 11)
         ]
         states = [(await store.read(ask.record_key, ask.keys)).states for ask in asked]

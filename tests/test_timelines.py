@@ -95,7 +95,7 @@ def order(number: int) -> bytes:
 
 def label(number: int) -> bytes:
     "The entry of a chargeback on an order."
-    body = json.dumps({"order": f"o-{number}", "said": 1, "source": "chargeback", "kind": "assert"}).encode()
+    body = json.dumps({"order": f"o-{number}", "asserted": 1, "source": "chargeback", "kind": "assert"}).encode()
     keys = (1,) * len(TABLE.entities)
     return encode_entry(
         Entry(
@@ -318,8 +318,8 @@ def test_processes_that_connect_at_once_begin_one_timeline(server, caplog):
     with caplog.at_level(logging.INFO, "fraud_poc.store"):
         one, other = asyncio.run(in_time(connect()))
     assert one == other and [line.start for line in one] == [0, 3]
-    [told] = [record for record in caplog.records if "timeline" in record.message]
-    assert told.fields == {"log": one[1].log, "start": "3"}
+    [record] = [one for one in caplog.records if "timeline" in one.message]
+    assert record.fields == {"log": one[1].log, "start": "3"}
 
 
 def test_a_store_of_an_older_version_begins_a_timeline_and_an_empty_one_does_not(server):

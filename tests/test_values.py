@@ -165,7 +165,7 @@ def in_labels(kind):
 def in_file(kind):
     def door(settings, values, folder):
         path, frame = (
-            folder / f"said.{kind}",
+            folder / f"assertions.{kind}",
             pd.DataFrame({"id": [f"e{number}" for number in range(len(values))], "outcome": column_of(values)}),
         )
         if kind == "json":
@@ -195,9 +195,9 @@ DOORS = {
     "events.parquet": in_events("parquet"),
     "labels.csv": in_labels("csv"),
     "labels.parquet": in_labels("parquet"),
-    "said.csv": in_file("csv"),
-    "said.parquet": in_file("parquet"),
-    "said.json": in_file("json"),
+    "assertions.csv": in_file("csv"),
+    "assertions.parquet": in_file("parquet"),
+    "assertions.json": in_file("json"),
 }
 YES = ["1", "1.0", " 1 ", "true", "True", "TRUE", "yes", "Yes", "y", "Y", "t", "fraud", "Fraud", "1e0", "+1"]
 NO = ["0", "0.0", "-0", "false", "False", "no", "No", "n", "N", "f", "legitimate", "Legitimate"]
@@ -334,22 +334,22 @@ def test_a_field_called_fraud_has_its_own_meaning(make, tmp_path):
     """
     reader = EventReader(make(), bytes(32))
 
-    def told(settings, values):
-        (tmp_path / "said.csv").write_text(
+    def labels_read(settings, values):
+        (tmp_path / "assertions.csv").write_text(
             "\n".join(["order,fraud", *(f"e{number},{value}" for number, value in enumerate(values))])
         )
         return [
             int(item.fraud) if isinstance(item, LabelAssertion) else UNRESOLVED if item is None else item[0].msg
-            for _, item in file_changes(settings, reader, str(tmp_path / "said.csv"), "file")
+            for _, item in file_changes(settings, reader, str(tmp_path / "assertions.csv"), "file")
         ]
 
-    assert told(make(labels=WORDS), ["yes", "0", "", "n/a", "scam"])[:4] == [1, 0, -1, -1]
-    assert told(make(labels=WORDS), ["scam"]) == [
+    assert labels_read(make(labels=WORDS), ["yes", "0", "", "n/a", "scam"])[:4] == [1, 0, -1, -1]
+    assert labels_read(make(labels=WORDS), ["scam"]) == [
         "'scam' is neither yes nor no: write true or false, yes or no, 1 or 0"
     ]
     assert (
-        told(make(labels=WORDS | {"column": "fraud"}), ["scam", "ok"]) == [1, 0]
-        and "labels.fraud_values" in told(make(labels=WORDS | {"column": "fraud"}), ["yes"])[0]
+        labels_read(make(labels=WORDS | {"column": "fraud"}), ["scam", "ok"]) == [1, 0]
+        and "labels.fraud_values" in labels_read(make(labels=WORDS | {"column": "fraud"}), ["yes"])[0]
     )
 
 
@@ -447,7 +447,7 @@ def test_a_public_set_with_a_third_value(make, tmp_path):
         summary["labels_rejected"],
         summary["labels_unlisted"],
     ) == (100, 600, 300, {"2": 300})
-    summary = given_in(make("told", labels=THREE), tmp_path, values)
+    summary = given_in(make("counted", labels=THREE), tmp_path, values)
     assert (
         summary["labels_fraud"],
         summary["labels_legitimate"],
@@ -665,7 +665,7 @@ def test_one_label_out_of_time_moves_nothing(make, tmp_path, apart, known, reaso
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "json"])
 def test_a_label_of_the_future_in_a_labels_file(make, tmp_path, kind):
-    settings, path = make(), tmp_path / f"said.{kind}"
+    settings, path = make(), tmp_path / f"assertions.{kind}"
     frame = pd.DataFrame(
         {
             "id": ["e0", "e1", "e2"],
@@ -1023,14 +1023,14 @@ def test_a_date_is_the_end_of_its_day_at_every_door(make, tmp_path, what):
     at = pd.Timestamp(expected, unit="ms").isoformat(timespec="milliseconds") + "Z"
     event = {"id": "e0", "at": at, "who": "w", "town": "t", "amount": 1.0}
     event["at"] = (pd.Timestamp(at) - pd.Timedelta(minutes=1)).isoformat()
-    said, found = {"id": "e0", "outcome": 1, "known": text}, []
+    label, found = {"id": "e0", "outcome": 1, "known": text}, []
     columns, day = {"timezone": zone}, len(text) == 10
     frames = {"text.csv": text, "text.parquet": text}
     if day:
         frames |= {"date.parquet": pd.Timestamp(text).date()}
     for number, (name, known) in enumerate(frames.items()):
-        labels = written(tmp_path / f"l-{name}", pd.DataFrame([said | {"known": known}]))
-        own = written(tmp_path / f"e-{name}", pd.DataFrame([event | said | {"known": known}]))
+        labels = written(tmp_path / f"l-{name}", pd.DataFrame([label | {"known": known}]))
+        own = written(tmp_path / f"e-{name}", pd.DataFrame([event | label | {"known": known}]))
         events = written(tmp_path / "events.csv", pd.DataFrame([event]))
         found += known_in_log(known_settings(make, f"own{number}", columns=columns), own)
         found += known_in_log(known_settings(make, f"apart{number}", columns=columns), events, labels)
@@ -1038,12 +1038,12 @@ def test_a_date_is_the_end_of_its_day_at_every_door(make, tmp_path, what):
     for form in ("dayfirst", "%d.%m.%y") if day else ():
         settings = known_settings(make, f"sheet-{form[-1]}", columns=columns, input={"date_format": form})
         spelled = pd.Timestamp(text).strftime("%d.%m.%y")
-        labels = written(tmp_path / "sheet.csv", pd.DataFrame([said | {"known": spelled}]))
+        labels = written(tmp_path / "sheet.csv", pd.DataFrame([label | {"known": spelled}]))
         found += known_in_file(settings, labels)
         events = written(tmp_path / "events.parquet", pd.DataFrame([event | {"at": pd.Timestamp(event["at"])}]))
         found += known_in_log(settings, events, labels)
     settings = known_settings(make, "live", columns=columns)
-    (tmp_path / "l.json").write_text(json.dumps(said))
+    (tmp_path / "l.json").write_text(json.dumps(label))
     found += known_in_file(settings, tmp_path / "l.json")
     reader = EventReader(settings, bytes(32), clock=lambda: NOW)
     one = read_label_change(reader, {"order": "e0", "fraud": True, "source": "analyst", "known": text})

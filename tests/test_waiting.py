@@ -47,11 +47,11 @@ def test_a_loop_goes_on_while_something_is_waited_for():
 
 
 def test_a_process_that_ends_is_not_waited_for_any_longer(tmp_path):
-    with open(log := tmp_path / "log", "w") as told:
-        process = python("import sys; print('ready'); sys.exit('no room')", stderr=told)
+    with open(log := tmp_path / "log", "w") as errors:
+        process = python("import sys; print('ready'); sys.exit('no room')", stderr=errors)
     with process:
         assert line_of(process) == "ready"
-        with pytest.raises(AssertionError, match="(?s)said nothing more; its process ended with 1.*no room"):
+        with pytest.raises(AssertionError, match="(?s)printed nothing more; its process ended with 1.*no room"):
             line_of(process, log)
         with pytest.raises(
             AssertionError,
@@ -64,7 +64,7 @@ def test_a_process_that_stays_is_named():
     with python("input()", stdin=subprocess.PIPE) as process:
         with pytest.raises(AssertionError, match=f"process {process.pid}: did not end within 0.05 seconds"):
             ended(process, seconds=0.05)
-        with pytest.raises(AssertionError, match="said nothing for 0.05 seconds"):
+        with pytest.raises(AssertionError, match="printed nothing for 0.05 seconds"):
             line_of(process, seconds=0.05)
         process.kill()
 
@@ -79,7 +79,7 @@ def test_a_command_is_ended_when_it_is_quiet_and_not_when_it_is_slow(tmp_path):
     )
     done = watched([sys.executable, "-S", "-c", quiet], quiet=1)
     first, last = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
-    assert done.returncode == -9 and last == "stopped after 1 seconds without a word"
+    assert done.returncode == -9 and last == "stopped after 1 seconds without output"
     until(
         lambda: not psutil.pid_exists(int(first)) or psutil.Process(int(first)).status() == psutil.STATUS_ZOMBIE,
         "what it had started has ended too",

@@ -133,7 +133,7 @@ class Asserted:
     def label(
         self,
         number,
-        said=1,
+        fraud=1,
         source="analyst",
         at=NOW,
         note="",
@@ -145,8 +145,8 @@ class Asserted:
         before, priority = self.histories.get((number, day), LabelHistory()), domain_settings().labels.priority
         if retracts is None:
             item, after = (
-                (SOURCES.index(source), said, at - 5),
-                with_assertion(before, (SOURCES.index(source), said, at - 5), priority),
+                (SOURCES.index(source), fraud, at - 5),
+                with_assertion(before, (SOURCES.index(source), fraud, at - 5), priority),
             )
         else:
             item, after = self.standing[retracts], without_assertion(before, self.standing[retracts], priority)
@@ -849,10 +849,10 @@ def test_trouble_is_waited_for_and_logged(tmp_path, caplog, monkeypatch):
 
         with caplog.at_level(logging.INFO, "fraud_poc.writer"):
             assert asyncio.run(scenario()) == Checkpoint("e", 8)
-    told = [
+    messages = [
         record.message for record in caplog.records if record.levelname == "WARNING" and "reasons" not in record.message
     ]
-    assert told[0] == "outage" and told[-1] == "outage over"
+    assert messages[0] == "outage" and messages[-1] == "outage over"
 
 
 def test_a_locked_database_is_waited_for(tmp_path, caplog, monkeypatch):
@@ -891,13 +891,13 @@ def test_a_full_disk_is_waited_for_and_nothing_is_lost(tmp_path, caplog, monkeyp
     def of_a_disk(connection):
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages[-1]}")
 
-    told = lambda: [record.fields.get("reason") for record in caplog.records if record.message == "outage"]
+    reasons = lambda: [record.fields.get("reason") for record in caplog.records if record.message == "outage"]
     with start_redis(tmp_path / "redis") as server:
         append(server.url, open_log(server.url, settings), map(order, range(300)))
 
         async def scenario():
             task = asyncio.create_task(write_until(settings, server.url, asyncio.Event(), to_end=True))
-            await until_so(lambda: "database or disk is full" in told(), "the writer waits")
+            await until_so(lambda: "database or disk is full" in reasons(), "the writer waits")
             pages.append(2**31)
             return await in_time(task, "the writer")
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .settings import BLANKS, ColumnsSection, LabelsSection, duration_ms, plain_value
+from .sections import BLANKS, ColumnsSection, LabelsSection, duration_ms, plain_value
 
 # %% ../../nbs/010_events.ipynb #c005
 MISSING = 0  # the key of an empty or absent value
@@ -166,7 +166,7 @@ def identity_rule(columns: ColumnsSection, name: str) -> IdentityRule:
 def join_id(
     parts: Sequence[str],  # texts of the columns of an id
 ) -> str:
-    "The id of an event, of which each column can be told again."
+    "The id of an event, from which each column can be read again."
     *first, last = parts
     return ":".join([*[part.replace("\\", "\\\\").replace(":", "\\:") for part in first], last])
 

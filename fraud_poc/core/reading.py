@@ -43,7 +43,7 @@ from fraud_poc.core.events import (
     system_clock,
     yes_or_no,
 )
-from fraud_poc.core.settings import (
+from fraud_poc.core.sections import (
     BLANKS,
     MAX_MINOR_UNITS,
     PLAIN_NUMBER,
@@ -51,9 +51,9 @@ from fraud_poc.core.settings import (
     ColumnsSection,
     InputSection,
     LimitsSection,
-    Settings,
     duration_ms,
 )
+from .settings import Settings
 
 # %% ../../nbs/020_reading.ipynb #c011
 BROKEN = "\ufdd0"  # replaces bytes that are not UTF-8: a noncharacter, which no valid text contains

@@ -116,7 +116,7 @@ def spoken(
     words: str,  # what goes on
     every: float = QUIET_S,  # seconds
 ) -> Iterator[Callable[[], None]]:
-    "Within it, say after every so many seconds what goes on. Yields a function to call when something else was said."
+    "Print what goes on, every so many seconds. Yields a function to call when something else was printed."
     over, start = threading.Event(), time.monotonic()
     last = [start]
 

@@ -32,7 +32,7 @@ from fraud_poc.core.events import (
     one_text,
 )
 from ..core.reading import BROKEN, FAR, ISO, ISO_DATE, InvalidValue, iso_text, iso_us, plain_number
-from ..core.settings import BLANKS, UNITS_MS, ColumnsSection, InputSection
+from ..core.sections import BLANKS, UNITS_MS, ColumnsSection, InputSection
 
 # %% ../../nbs/110_columns.ipynb #c007
 def keys_of(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ..core.events import one_text
 from ..core.reading import FAR
-from ..core.settings import MAX_MINOR_UNITS, ColumnsSection
+from ..core.sections import MAX_MINOR_UNITS, ColumnsSection
 
 # %% ../../nbs/190_expressions.ipynb #db8a
 class Kind(NamedTuple):

@@ -28,7 +28,7 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 
-from ..core.settings import MAX_MINOR_UNITS, ColumnsSection
+from ..core.sections import MAX_MINOR_UNITS, ColumnsSection
 from fraud_poc.data.expressions import (
     MOST_OPERANDS,
     REAL,

@@ -38,7 +38,8 @@ import pyarrow.parquet as pq
 from fsspec.spec import AbstractFileSystem
 
 from ..core.reading import BROKEN
-from ..core.settings import InputSection, Settings
+from ..core.sections import InputSection
+from ..core.settings import Settings
 from .columns import is_text, not_identities
 
 # %% ../../nbs/120_readers.ipynb #c007

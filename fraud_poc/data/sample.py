@@ -26,7 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.files import Progress, private_folder, write_aside
-from ..core.settings import SampleSection, Settings, load_settings
+from ..core.sections import SampleSection
+from ..core.settings import Settings, load_settings
 from .ingest import ingest
 from .log import time_type
 from fraud_poc.data.shop import (

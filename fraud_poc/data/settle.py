@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.events import UNRESOLVED
-from ..core.settings import ColumnsSection, Settings, duration_ms
+from ..core.sections import ColumnsSection, duration_ms
+from ..core.settings import Settings
 from .columns import keys_of
 from .log import WORK, read_waiting, waiting_schema
 from .readers import ORDER, ROWS_PER_BATCH

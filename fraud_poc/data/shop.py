@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..core.settings import UNITS_MS, SampleSection
+from ..core.sections import UNITS_MS, SampleSection
 
 # %% ../../nbs/170_shop.ipynb #c005
 HOUR, DAY = UNITS_MS["h"], UNITS_MS["d"]

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from ..core.events import is_missing, missing_words
 from ..core.reading import LIKE, plain_number
-from ..core.settings import InputSection, Settings
+from ..core.sections import InputSection
+from ..core.settings import Settings
 from .columns import AMBIGUOUS, as_times
 from fraud_poc.data.readers import (
     SAMPLE_BYTES,

@@ -50,7 +50,8 @@ from fraud_poc.core.reading import (
     date_ms,
     nonexistent,
 )
-from ..core.settings import MAX_MINOR_UNITS, ColumnsSection, Settings, duration_ms
+from ..core.sections import MAX_MINOR_UNITS, ColumnsSection, duration_ms
+from ..core.settings import Settings
 from fraud_poc.data.columns import (
     AMBIGUOUS,
     EMPTY,

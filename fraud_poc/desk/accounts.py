@@ -28,7 +28,8 @@ from sqlalchemy.exc import IntegrityError
 from ..core.audit import record
 from ..core.database import INT64, new_table, number_column, open_database, text_column, writing
 from ..core.events import system_clock
-from ..core.settings import Settings, duration_ms
+from ..core.sections import duration_ms
+from ..core.settings import Settings
 
 # %% ../../nbs/730_accounts.ipynb #c005
 ROLES = ("viewer", "analyst", "admin")

@@ -16,7 +16,8 @@ from fastapi import HTTPException, Request, Response
 from sqlalchemy import Engine
 
 from ..core.events import Clock, system_clock
-from ..core.settings import Settings, duration_ms
+from ..core.sections import duration_ms
+from ..core.settings import Settings
 from .accounts import ROLES, LoginThrottled, Session, check_role, log_in, log_out, session_of
 
 # %% ../../nbs/740_login.ipynb #c005

@@ -260,7 +260,7 @@ def label_row(
         "kind": assertion.kind,
         "retracts": assertion.retracts,
         "label": entry.label,
-        "asserted": entry.label if assertion.said < 0 else assertion.said,
+        "asserted": entry.label if assertion.asserted < 0 else assertion.asserted,
         "previous": entry.previous,
         "known": entry.known,
         "noted": entry.at,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from ..core.database import add_up, checkpoints, insert_or, writing
-from ..core.settings import PolicySection
+from ..core.sections import PolicySection
 from .tables import MS_PER_DAY, SCORE_BUCKETS, cases, days, decisions, labels, outcomes, scores
 
 # %% ../../nbs/760_trends.ipynb #c005

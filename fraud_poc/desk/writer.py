@@ -42,7 +42,8 @@ from fraud_poc.core.database import (
 )
 from ..core.events import PERSON, Actor, system_clock
 from ..core.files import Progress, check_format
-from ..core.settings import Settings, duration_ms
+from ..core.sections import duration_ms
+from ..core.settings import Settings
 from .rows import EntryReader, Rows, writer_event
 from fraud_poc.desk.tables import (
     MS_PER_DAY,

@@ -22,7 +22,8 @@ import numpy as np
 
 from ..core.events import pair_key
 from ..core.files import check_format
-from ..core.settings import ColumnsSection, Settings, duration_ms
+from ..core.sections import ColumnsSection, duration_ms
+from ..core.settings import Settings
 from ..data.expressions import Expression, kinds_of, name_of_condition, read_condition
 from ..data.functions import read_derived
 from .aggregates import AGGREGATES, PREVIOUS, TOTALS, VALUES, Aggregate

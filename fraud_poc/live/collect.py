@@ -48,7 +48,7 @@ ASSERTIONS = pa.schema(
         ("id", pa.string()),
         ("id_key", pa.uint64()),
         ("time", pa.int64()),
-        ("said", pa.int8()),
+        ("asserted", pa.int8()),
         ("source", pa.string()),
         ("known", pa.int64()),
         ("note", pa.string()),
@@ -137,7 +137,7 @@ def first_rows(settings: Settings, store: StoreContents, own: list[dict], parts:
         return []
     part = parts[len(own)]
     return [
-        {"statements": 0, **copy_part(folder, folder, part, part["first_seq"], end, number), "live": store.meta.epoch}
+        {"assertions": 0, **copy_part(folder, folder, part, part["first_seq"], end, number), "live": store.meta.epoch}
     ]
 
 
@@ -243,13 +243,13 @@ def live_parts(
             continue
         part = write_log_part(settings.batch.folder / LOG, number, events, labels)
         if len(assertions):
-            write_parquet(part_path(settings.batch.folder, "statements", part["name"]), assertions.combine_chunks())
+            write_parquet(part_path(settings.batch.folder, "assertions", part["name"]), assertions.combine_chunks())
         digest = hashlib.sha256(data).hexdigest()
         yield part | {
             "first_seq": start,
             "next_seq": end,
             "live": epoch,
-            "statements": len(assertions),
+            "assertions": len(assertions),
             "last_entry": digest,
         }
         number, held, count = number + 1, [], 0
@@ -273,10 +273,11 @@ def still_waiting(settings: Settings, manifest: dict, parts: list[dict], dropped
         waiting = waiting.filter(pc.is_in(waiting["id_key"], pa.concat_arrays([pa.array([], pa.uint64()), *ids])))
     entered = set()
     for part in parts if len(waiting) else []:
-        if not part["statements"]:
+        if not part["assertions"]:
             continue
-        table = read_part(folder, "statements", part["name"], ["id_key", "known", "said", "actor"])
-        entered |= {(row["id_key"], row["known"], row["said"]) for row in table.to_pylist() if row["actor"] == WAITED}
+        table = read_part(folder, "assertions", part["name"], ["id_key", "known", "asserted", "actor"])
+        rows = (row for row in table.to_pylist() if row["actor"] == WAITED)
+        entered |= {(row["id_key"], row["known"], row["asserted"]) for row in rows}
     rows = zip(*(waiting[name].to_pylist() for name in ("id_key", "known", "label")))
     return waiting.filter(pa.array([row not in entered for row in rows], pa.bool_()))
 
@@ -286,7 +287,7 @@ def collect(
     url: str,  # of the store, as for live.store.parse_url
     progress: Progress | None = None,  # called with entries done and in all
     drop: bool = False,  # drop parts of the batch log that came from files after the store was filled
-) -> dict:  # events, labels, frauds among them, statements, parts, first_seq, next_seq, dropped (parts)
+) -> dict:  # events, labels, frauds among them, assertions, parts, first_seq, next_seq, dropped (parts)
     "Bring the live log into the batch log, whole or not at all; raises `ValueError` or `StoreDown` that say why not."
     names, done = Names(settings.domain.name), Counter()
     with working_folder(settings.batch.folder), Client(url) as client:
@@ -305,7 +306,7 @@ def collect(
         number = max([int(part["name"].partition("_")[0]) for part in before], default=-1) + 1
         manifest["parts"] = own + (head := first_rows(settings, store, own, before, number))
         parts = list(live_parts(settings, batches, number + len(head), store.meta.epoch, tick))
-        summary = {kind: sum(part[kind] for part in parts) for kind in ("events", "labels", "frauds", "statements")}
+        summary = {kind: sum(part[kind] for part in parts) for kind in ("events", "labels", "frauds", "assertions")}
         summary |= {"parts": len(parts), "first_seq": first, "next_seq": first, "dropped": 0}
         if not parts:
             return summary

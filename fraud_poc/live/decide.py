@@ -26,7 +26,8 @@ import numpy as np
 from ..core.events import Clock, system_clock
 from ..core.logs import log_event
 from ..core.reading import Event, digest_of
-from ..core.settings import Settings, duration_ms
+from ..core.sections import duration_ms
+from ..core.settings import Settings
 from ..features.fold import CAPPED, NEW, NO_ENTITY, TOO_LATE
 from ..features.table import FeatureTable, Stepper, build_table, step_event, step_label
 from fraud_poc.live.store import (

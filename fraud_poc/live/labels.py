@@ -32,8 +32,9 @@ from fraud_poc.core.reading import (
     encodes,
     identity_text,
 )
-from ..core.settings import Settings, duration_ms
-from ..data.log import LOG, part_path, read_manifest, read_part
+from ..core.sections import duration_ms
+from ..core.settings import Settings
+from ..data.log import LOG, part_columns, read_manifest, read_part
 from fraud_poc.features.label_history import (
     SOURCES,
     HistoryItem,
@@ -148,12 +149,11 @@ def rows_with_ids(folder: Path, kind: str, name: str, wanted: Any, columns: list
     "Rows of a part of the batch log whose id key is wanted; times in UTC ms."
     import pyarrow as pa  # here, since a scoring process that takes no labels does without it
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     hit = pc.is_in(read_part(folder, kind, name, ["id_key"])["id_key"], value_set=wanted)
     if not pc.any(hit).as_py():
         return []
-    existing = pq.read_schema(part_path(folder, kind, name)).names  # older logs lack some columns
+    existing = part_columns(folder, kind, name)  # older logs lack some columns
     rows = read_part(folder, kind, name, ["id_key", *[column for column in columns if column in existing]]).filter(hit)
     for index, field in enumerate(rows.schema):
         if pa.types.is_timestamp(field.type):
@@ -173,7 +173,7 @@ def batch_log_rows(
     wanted = pa.array(sorted(set(id_keys)), pa.uint64())
     names = [f"{name}_key" for name in settings.columns.kept_with_labels]
     own, events, changes, last, newest = SOURCES.index(settings.labels.source), {}, {}, {}, {}
-    columns = ["seq", "time", "said", "source", "known", "kind", "retracts"]
+    columns = ["seq", "time", "asserted", "source", "known", "kind", "retracts"]
     for part in read_manifest(settings.batch.folder)["parts"]:
         if part["first_seq"] >= before and part.get("live") != epoch:
             continue  # ingested from a file after the store was filled
@@ -188,8 +188,8 @@ def batch_log_rows(
         for row in read("events", ["seq", "time", *names]):
             events[row["id_key"], row["time"]] = row
             newest[row["id_key"]] = row["time"]
-        for row in read("statements", columns) if part.get("statements") else []:
-            item = HistoryItem(SOURCES.index(row["source"]), row["said"], row["known"])
+        for row in read("assertions", columns) if part.get("assertions") else []:
+            item = HistoryItem(SOURCES.index(row["source"]), row["asserted"], row["known"])
             event = row["id_key"], row.get("time", newest.get(row["id_key"]))  # older logs have no time here
             changes.setdefault(event, {})[row["seq"]] = row["retracts"] if row.get("kind") == RETRACT else item
         for row in read("labels", ["seq", "time", "label", "known"]):
@@ -360,7 +360,7 @@ async def assertion_at(store: Any, change: Retraction, id_key: int, event: Label
     if entry and entry.kind == "label" and (entry.id_key, entry.time) == (id_key, event.time) and entry.body:
         body = decode_assertion(entry.body)
         if body.kind == ASSERT:
-            return HistoryItem(SOURCES.index(body.source), body.said, entry.known)
+            return HistoryItem(SOURCES.index(body.source), body.asserted, entry.known)
     raise EventError(
         [FieldError("retracts", f"no assertion on this order has number {change.retracts} in the log", "not_found")]
     )

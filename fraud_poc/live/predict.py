@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 
 from ..core.reading import Event, EventError, EventReader, iso_text, plain_number
-from ..core.settings import InputSection, Settings
+from ..core.sections import InputSection
+from ..core.settings import Settings
 from ..data.log import hash_secret
 from ..data.readers import csv_dialect, open_bytes, reading_text, text_encoding
 from .decide import Answer, Conflict, Engine, default_engine

@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 
 import hiredis
 
-from ..core.settings import Settings, duration_ms
+from ..core.sections import duration_ms
+from ..core.settings import Settings
 from ..features.label_history import SOURCES
 from ..features.table import Stepper, build_table
 from .collect import live_log_batches
@@ -28,7 +29,7 @@ from .load import BulkWriter, StoreContents, inspect_store, replay_log
 from .redis_client import Client
 from .redis_server import start_redis
 from .redis_store import Names, state_ms, stored_entries
-from .store import Entry, StoredEntry, decode_assertion, decode_entry, event_key
+from .store import Entry, StoredEntry, decode_assertion, decode_entry, event_key, with_format
 
 # %% ../../nbs/580_roll_forward.ipynb #b14a
 @dataclass
@@ -72,7 +73,7 @@ def record_key(entry: Entry, source: str) -> bytes:  # `source`: of labels of an
     body = decode_assertion(entry.body)
     if body.retracts is not None:
         return retraction_key(entry.id_key, body.retracts)
-    asserted = entry.label if body.said < 0 else body.said
+    asserted = entry.label if body.asserted < 0 else body.asserted
     return assertion_key(entry.id_key, SOURCES.index(body.source or source), asserted, entry.known)
 
 
@@ -146,6 +147,7 @@ def roll_forward(
         end = int(first.seq)
         if end > position:
             raise ValueError(f"the earlier copy of the store ends at {end}, behind {position}")
+        client.call("SET", names.meta, with_format(client.call("GET", names.meta)))
         for batch in live_log_batches(later, names, end + 1, position, 500):
             append_entries(client, settings, first.meta.epoch, batch)
         lines = [f"{log} {start}\n" for log, start in second.timelines[1:] if start <= position]

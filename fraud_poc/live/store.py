@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STORE_FORMAT', 'ABSENT', 'ASSERT', 'RETRACT', 'DIGEST_CHARS', 'StoreDown', 'StoreRefuses', 'StoreSlow',
-           'StoreUnconfirmed', 'StoreLost', 'Meta', 'parse_meta', 'Timeline', 'epoch_of', 'timeline_ends',
-           'timeline_at', 'ReadRequest', 'ReadResult', 'Write', 'WriteResult', 'MicroBatch', 'Store', 'state_key',
-           'event_key', 'label_key', 'Entry', 'encode_entry', 'decode_entry', 'AssertionRecord', 'decode_assertion',
-           'WaitingLabel', 'encode_waiting', 'decode_waiting', 'StoredEntry', 'BrokenLog', 'next_digest', 'check_chain',
-           'MemoryStore', 'MemoryMicroBatch']
+           'StoreUnconfirmed', 'StoreLost', 'Meta', 'parse_meta', 'with_format', 'Timeline', 'epoch_of',
+           'timeline_ends', 'timeline_at', 'ReadRequest', 'ReadResult', 'Write', 'WriteResult', 'MicroBatch', 'Store',
+           'state_key', 'event_key', 'label_key', 'Entry', 'encode_entry', 'decode_entry', 'AssertionRecord',
+           'decode_assertion', 'WaitingLabel', 'encode_waiting', 'decode_waiting', 'StoredEntry', 'BrokenLog',
+           'next_digest', 'check_chain', 'MemoryStore', 'MemoryMicroBatch']
 
 # %% ../../nbs/400_store.ipynb #c003
 import asyncio
@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -66,7 +66,9 @@ class Meta:
         return f"{self.epoch}:{self.generation}".encode()
 
 
-STORE_FORMAT = 2  # of all that a store holds: states, records, entries, waiting labels; 1 had no timelines and digests
+# of all that a store holds: states, records, entries, waiting labels; 1 had no timelines and digests,
+# in 2 the field `asserted` of a label's entry was called `said`
+STORE_FORMAT = 3
 
 
 def parse_meta(
@@ -78,6 +80,14 @@ def parse_meta(
     found = fields["base"].get("format", 1)
     check_format(f"the store at {where}", found, STORE_FORMAT, "run `fraud-poc prepare-db --start-over`")
     return Meta(**fields)
+
+
+def with_format(
+    text: bytes,  # what a store was filled with, as it holds it: JSON
+) -> bytes:
+    "The same, with the format of this version: what it writes from now on, a version before could not read."
+    fields = json.loads(text)
+    return json.dumps(fields | {"base": fields["base"] | {"format": STORE_FORMAT}}).encode()
 
 # %% ../../nbs/400_store.ipynb #t002
 class Timeline(NamedTuple):
@@ -290,7 +300,7 @@ class AssertionRecord(msgspec.Struct, frozen=True):
     "A label assertion or the retraction of one, as the body of a log entry."
 
     order: str = ""  # id of the event
-    said: int = -1  # 0 legitimate, 1 fraud; of a retraction: the label that it retracts; -1 = as the entry's label
+    asserted: int = -1  # 0 legitimate, 1 fraud; of a retraction: the label that it retracts; -1 = as the entry's label
     source: str = ""  # one of live.labels.SOURCES; of a retraction: the source of the retracted assertion
     note: str = ""
     by: str = ""  # name of the actor
@@ -301,7 +311,10 @@ class AssertionRecord(msgspec.Struct, frozen=True):
 
 def decode_assertion(body: bytes) -> AssertionRecord:
     "The body of a label's entry; `ValueError` when it is not an assertion."
-    return msgspec.json.decode(body or b"{}", type=AssertionRecord)
+    fields = msgspec.json.decode(body or b"{}", type=dict[str, Any])
+    if "said" in fields:  # the name of `asserted` in a store of format 2
+        fields = {"asserted": fields.pop("said")} | fields
+    return msgspec.convert(fields, AssertionRecord)
 
 # %% ../../nbs/400_store.ipynb #c025
 class WaitingLabel(msgspec.Struct, array_like=True, frozen=True):

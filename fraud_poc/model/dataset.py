@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 
 from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, occurrence_of, system_clock
 from ..core.files import Progress, check_format, read_json, sha256_of, sole_use, write_json, write_parquet
-from ..core.settings import Settings, TrainingSection, duration_ms
+from ..core.sections import TrainingSection, duration_ms
+from ..core.settings import Settings
 from ..data.columns import keys_of
 from ..data.log import part_path, read_manifest, read_part, read_waiting, rows_before, time_span
 from ..data.shop import scramble
@@ -379,21 +380,12 @@ def spill_path(folder: Path, split: str, number: int) -> Path:
     return folder / DATASET_WORK / "spill" / split / f"{number:06d}"
 
 
-def _spill_rows(folder: Path, index: int, events: pa.Table, split: np.ndarray, number: np.ndarray) -> None:
-    "Write rows of a part of the log, each to its split and the number of its file."
-    for s, n in sorted(set(zip(split.tolist(), number.tolist()))):
-        rows = pa.array((split == s) & (number == n))
-        write_parquet(spill_path(folder, SPLITS[s], n) / f"{index:06d}.parquet", events.filter(rows))
-
-
 def choose_rows(settings: Settings, table: FeatureTable, log: dict, index: int, windows: Windows) -> dict:
     "Spill the rows that one part of the log, by its index, gives to the dataset; returns counts and waits."
     chosen, part = settings.training, log["parts"][index]
     events, waits = label_part(settings, log, part, windows)
-    split, label = events["split"].to_numpy(), events["label"].to_numpy()
-    draw, within = np.zeros(len(split), np.uint64), split >= 0
-    draw[within] = draws(events["id"].filter(pa.array(within)), chosen.seed)
-    stay = within & (label != UNRESOLVED) & ((split > 0) | kept(draw, label, chosen.legitimate_share))
+    split, label, draw = events["split"].to_numpy(), events["label"].to_numpy(), draws(events["id"], chosen.seed)
+    stay = (split >= 0) & (label != UNRESOLVED) & ((split > 0) | kept(draw, label, chosen.legitimate_share))
     number = np.where(split == 0, (scramble(draw, 1) % np.uint64(chosen.shards)).astype(np.int64), index)
     features = pq.read_table(
         features_folder(settings, table) / "parts" / f"{part['name']}.parquet", columns=["seq", *table.names]
@@ -411,9 +403,9 @@ def choose_rows(settings: Settings, table: FeatureTable, log: dict, index: int, 
     for name in table.names:
         events = events.append_column(name, features[name])
     as_test = with_frozen(settings, table, part["name"], events) if chosen.split == "time" else events
-    is_test = split == SPLITS.index("test")
-    for of, rows in ((events, stay & ~is_test), (as_test, stay & is_test)):
-        _spill_rows(settings.batch.folder, index, of.filter(pa.array(rows)), split[rows], number[rows])
+    for s, n in sorted(set(zip(split[stay].tolist(), number[stay].tolist()))):
+        rows, of = pa.array(stay & (split == s) & (number == n)), as_test if SPLITS[s] == "test" else events
+        write_parquet(spill_path(settings.batch.folder, SPLITS[s], n) / f"{index:06d}.parquet", of.filter(rows))
     counts = {
         name: [int(((split == i) & (label == c)).sum()) for c in (LEGITIMATE, FRAUD, UNRESOLVED)]
         for i, name in enumerate(SPLITS)

@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.files import write_aside
-from ..core.settings import PolicySection, Settings, validation_lines
+from ..core.sections import PolicySection
+from ..core.settings import Settings, validation_lines
 from ..features.state import compiled, inner, short
 
 # %% ../../nbs/320_policy.ipynb #c005

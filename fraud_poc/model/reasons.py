@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..core.settings import duration_ms
+from ..core.sections import duration_ms
 from ..features.aggregates import AGGREGATES
 from ..features.table import PAIR, Row
 from .trees import contributions

@@ -20,7 +20,8 @@ from distributed import Client, get_worker
 
 from ..core.events import FRAUD
 from ..core.files import Progress, read_json, sha256_of, sole_use, write_aside, write_json
-from ..core.settings import ModelSection, Settings
+from ..core.sections import ModelSection
+from ..core.settings import Settings
 from ..features.table import build_table
 from .dataset import read_dataset, read_shard
 

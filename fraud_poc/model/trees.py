@@ -358,7 +358,7 @@ def prove(
     for vectors in (*edge_vectors(trees, sample), None):
         if vectors is not None:
             waiting.append(vectors)
-        if vectors is None or sum(map(len, waiting)) >= rows:
+        if waiting and (vectors is None or sum(map(len, waiting)) >= rows):
             rows_now, waiting = np.concatenate(waiting), []
             theirs, ours = xgboost_scores(booster, rows_now), score_many(trees, rows_now)
             if len(wrong := np.flatnonzero(theirs.view(np.uint32) != ours.view(np.uint32))):

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from ..core.database import checkpoints, signed, unsigned
 from ..core.events import key_of, missing_words
 from ..core.reading import identity_text
-from ..core.settings import ColumnsSection
+from ..core.sections import ColumnsSection
 from ..desk.tables import cases, decisions, labels, links, notes
 from ..live.timelines import fence_writer, is_of_epoch, timelines
 from .erasure_plan import CustomerSearch, ErasurePlan, pseudonymise_body

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.files import read_json, sha256_of, write_aside, write_json, write_parquet
-from ..core.settings import ColumnsSection, Settings
+from ..core.sections import ColumnsSection
+from ..core.settings import Settings
 from ..data.log import LOG, REJECTS, part_path, read_manifest, read_part
 from ..features.state_files import features_folder, find_states, open_states, write_states
 from ..features.table import EntityPlan, FeatureTable
@@ -110,10 +111,10 @@ def rewrite_log(settings: Settings, plan: ErasurePlan, journal: dict) -> dict[st
     path = folder / LOG / "manifest.json"
     if not path.exists():
         return changed
-    manifest = read_json(path)
+    manifest = read_manifest(folder)
     for part in manifest["parts"]:
-        if part.get("statements"):
-            file = part_path(folder, "statements", part["name"])
+        if part.get("assertions"):
+            file = part_path(folder, "assertions", part["name"])
             changed["assertions"] += rewrite_file(file, plan, journal["last"])
         if "last_entry" in part and part["name"] in journal["ends"]:
             part["last_entry"] = journal["ends"][part["name"]]

@@ -30,7 +30,7 @@ from ..core.database import signed
 from ..core.events import key_of, missing_words, pair_key, system_clock
 from ..core.files import read_json, write_aside, write_json
 from ..core.reading import Event, digest_of, identity_text
-from ..core.settings import ColumnsSection
+from ..core.sections import ColumnsSection
 from ..data.columns import keys_of
 from ..features.state import RECENT_END, RECENT_START, most_bytes, new_state, pack, unpack
 from ..features.table import PAIR, EntityPlan

@@ -38,7 +38,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from ..core.events import Clock, system_clock
 from ..core.logs import log_config, log_event
 from ..core.processes import exit_on_sigterm
-from ..core.settings import Settings, duration_ms
+from ..core.sections import duration_ms
+from ..core.settings import Settings
 from ..data.shop import LARGE, batch_columns, generator, period, slices_of
 from fraud_poc.service.client import (
     Endpoint,

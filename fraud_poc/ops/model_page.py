@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..core.files import write_aside
-from ..core.settings import Settings, duration_ms
+from ..core.sections import duration_ms
+from ..core.settings import Settings
 from ..features.aggregates import THEMES
 from ..features.table import Row, build_table
 from ..model.bundle import Bundle, latest_bundle

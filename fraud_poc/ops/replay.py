@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from ..core.events import Actor
 from ..core.files import Progress
 from ..core.reading import Event, event_fields, measured_values
-from ..core.settings import ColumnsSection, Settings, with_values
+from ..core.sections import ColumnsSection
+from ..core.settings import Settings, with_values
 from ..data.log import copy_stretch, hash_secret, part_path, read_manifest, read_part
 from fraud_poc.features.batch import (
     EntityItems,
@@ -86,10 +87,10 @@ def recorded_events(part: pa.Table, columns: ColumnsSection) -> Iterator[tuple[i
 def recorded_changes(settings: Settings, part: dict) -> Iterator[tuple[int, tuple[int, int | None], LabelChange]]:
     "Positions, id key and time of the event, and label changes of a part."
     folder, positions = settings.batch.folder, set()
-    for row in read_part(folder, "statements", part["name"]).to_pylist() if part.get("statements") else []:
+    for row in read_part(folder, "assertions", part["name"]).to_pylist() if part.get("assertions") else []:
         by = Actor(row.get("actor") or "", row["by"])
         change = LabelAssertion(
-            row["id"], row["said"] == 1, row["source"], row["known"], row["note"], by, row.get("time")
+            row["id"], row["asserted"] == 1, row["source"], row["known"], row["note"], by, row.get("time")
         )
         if row.get("kind") == RETRACT:
             change = Retraction(row["id"], row["retracts"], row["note"], by)
@@ -116,7 +117,7 @@ def earlier_events(settings: Settings, parts: list[dict]) -> dict[tuple[int, int
     if not parts or parts[0]["first_seq"] == 0:
         return {}
     for part in parts:
-        for kind in ("labels", "statements") if part.get("statements") else ("labels",):
+        for kind in ("labels", "assertions") if part.get("assertions") else ("labels",):
             id_keys.update(
                 pq.read_table(part_path(folder, kind, part["name"]), columns=["id_key"])["id_key"].to_pylist()
             )

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from ..core.events import occurrence_of
 from ..core.files import Progress, read_json
-from ..core.settings import UNITS_MS, Settings
+from ..core.sections import UNITS_MS
+from ..core.settings import Settings
 from ..data.log import part_path
 from ..features.state_files import features_folder
 from ..features.table import FeatureTable

@@ -18,7 +18,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..core.settings import ServiceSection, duration_ms
+from ..core.sections import ServiceSection, duration_ms
 from .http import longest_body, send_reply
 from .metrics import Metrics
 from .schemas import RequestRejected, rejection

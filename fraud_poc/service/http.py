@@ -36,7 +36,8 @@ from ..core.events import clock_shift, key_of
 from ..core.logs import log_event, place_of_error
 from ..core.processes import hang_up_as_sigterm
 from ..core.reading import MAX_TEXT
-from ..core.settings import UNITS_MS, ServiceSection, Settings
+from ..core.sections import UNITS_MS, ServiceSection
+from ..core.settings import Settings
 from ..live.decide import STORE_ERRORS, Engine
 from ..live.labels import LabelWriter, assert_due
 from ..live.store import StoreUnconfirmed

@@ -37,7 +37,7 @@ from fraud_poc.core.reading import (
     written_time,
 )
 from ..core.reading import Field as EventField
-from ..core.settings import BLANKS, MAX_MINOR_UNITS
+from ..core.sections import BLANKS, MAX_MINOR_UNITS
 from ..features.label_history import SOURCES
 from ..live.decide import ENTITY_STATUS, Answer
 from ..live.labels import MAX_NOTE, LabelResult, known_field

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from support.waiting import LONG, QUIET, told
+from support.waiting import LONG, QUIET, failure
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -38,7 +38,7 @@ class Child:
     def hear(self, seconds: float = QUIET) -> tuple | None:
         "What it tells next; None when it has ended. `AssertionError` when it says nothing for too long."
         if not self.heard.poll(seconds):
-            raise told(f"process {self.pid}", f"said nothing for {seconds:g} seconds")
+            raise failure(f"process {self.pid}", f"printed nothing for {seconds:g} seconds")
         try:
             return self.heard.recv()
         except EOFError:
@@ -55,7 +55,7 @@ class Child:
         "Exit code, when it has ended."
         self.process.join(seconds)
         if self.process.exitcode is None:
-            raise told(f"process {self.pid}", f"did not end within {seconds:g} seconds")
+            raise failure(f"process {self.pid}", f"did not end within {seconds:g} seconds")
         return self.process.exitcode
 
 

@@ -1,12 +1,18 @@
 """`fraud-poc` called in the process of a test, and a small domain of its own."""
 
 import json
+from functools import cache
 from pathlib import Path
 
+import typer.testing
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fraud_poc.cli import app
 from support import house
+
+# the tree of commands is built from the signatures of all of them: once here, and not for each call
+typer.testing._get_command = cache(get_command)
 
 PAYMENTS = """
 domain = {name = "payments"}

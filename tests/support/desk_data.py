@@ -15,7 +15,7 @@ CITIES = ("Lyon", "Porto", "Graz", "Gent", "Turku", "Bergen", "Brno", "Cork")
 
 
 def reasons_of(amount: float, usual: float, p: float, shared: int, rng: np.random.Generator) -> list[dict]:
-    "Five reasons, the strongest first; what a model could have said."
+    "Five reasons, the strongest first; as a model could give them."
     found = [
         (
             "order_amount_ratio_30d_by_customer_id",

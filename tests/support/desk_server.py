@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from fraud_poc.core.audit import record
 from fraud_poc.core.database import open_database, read_checkpoint, writing
 from fraud_poc.core.events import system_clock
-from fraud_poc.core.settings import duration_ms, load_settings
+from fraud_poc.core.sections import duration_ms
+from fraud_poc.core.settings import load_settings
 from fraud_poc.desk import accounts
 from fraud_poc.desk.login import Gate
 from fraud_poc.desk.pages import create_desk
@@ -52,36 +53,36 @@ class Log:
             EntryReader(settings, explain=lambda model, vectors, orders: [None] * len(orders)),
             clock,
         )
-        self.said, self.entries, self.ledgers, self.items, self.down = [], [], {}, {}, False
+        self.changes, self.entries, self.histories, self.items, self.down = [], [], {}, {}, False
 
-    async def __call__(self, told: LabelAssertion | Retraction) -> tuple[str, LabelResult]:
+    async def __call__(self, change: LabelAssertion | Retraction) -> tuple[str, LabelResult]:
         if self.down:
             raise ConnectionError("no store")
         await asyncio.sleep(0)
         priority, position, before, now = (
             self.reader.settings.labels.priority,
             10_001 + len(self.entries),
-            self.ledgers.get(told.order, LabelHistory()),
+            self.histories.get(change.order, LabelHistory()),
             self.clock(),
         )
-        if isinstance(told, Retraction):
-            item, after = self.items[told.retracts], without_assertion(before, self.items[told.retracts], priority)
+        if isinstance(change, Retraction):
+            item, after = self.items[change.retracts], without_assertion(before, self.items[change.retracts], priority)
         else:
-            source = SOURCES.index(told.source)
-            item = source, int(told.fraud), next_known(before, source, int(told.fraud), now)
+            source = SOURCES.index(change.source)
+            item = source, int(change.fraud), next_known(before, source, int(change.fraud), now)
             after = with_assertion(before, item, priority)
         with self.engine.connect() as connection:
-            time = connection.execute(sa.select(decisions.c.time).where(decisions.c.order_id == told.order)).scalar()
-        self.ledgers[told.order], self.items[position] = after, item
+            time = connection.execute(sa.select(decisions.c.time).where(decisions.c.order_id == change.order)).scalar()
+        self.histories[change.order], self.items[position] = after, item
         self.entries.append(
             (
                 position,
-                encode_entry(label_entry(told, item, 0, LabelledEvent(time, {}, before), before.label, after, now)),
+                encode_entry(label_entry(change, item, 0, LabelledEvent(time, {}, before), before.label, after, now)),
             )
         )
-        self.said.append(told)
+        self.changes.append(change)
         return "e", LabelResult(
-            told.order,
+            change.order,
             after.label,
             effective_source(after, priority),
             before.label,

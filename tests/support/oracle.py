@@ -27,10 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fraud_poc.core.files import write_json
-from fraud_poc.core.settings import ColumnsSection, Settings, duration_ms
+from fraud_poc.core.sections import ColumnsSection, duration_ms
+from fraud_poc.core.settings import Settings
 from fraud_poc.data.functions import read_derived
 from fraud_poc.data.log import (
     LOG,
+    LOG_FORMAT,
     event_schema,
     label_schema,
     part_path,
@@ -468,7 +470,7 @@ def write_log(settings: Settings, items: list[dict], part_items: int | list[int]
         read_manifest(folder)
         if path.exists()
         else {
-            "format": 2,
+            "format": LOG_FORMAT,
             "domain": settings.domain.name,
             "columns": settings.columns.model_dump(),
             "next_seq": 0,

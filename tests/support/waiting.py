@@ -24,19 +24,19 @@ PATIENCE = float(os.environ.get("FRAUD_POC_TEST_PATIENCE", 1))
 LONG = (
     120 * PATIENCE
 )  # seconds until what should happen by itself counts as hanging: also of one request, of one process that shall end
-QUIET = 300 * PATIENCE  # seconds that a command may run without a word
+QUIET = 300 * PATIENCE  # seconds that a command may run without output
 STORE = f"{round(LONG)}s"  # setting live.store_timeout where a test is not about a slow store
 CLICK = 1000 * LONG  # milliseconds, as a browser counts
 STEP = 0.02  # seconds between two looks
 
 
-def told(what: str, why: str, process: subprocess.Popen | None = None, log: Path | None = None) -> AssertionError:
-    "The failure of a wait, with the end of what the process has said."
+def failure(what: str, why: str, process: subprocess.Popen | None = None, log: Path | None = None) -> AssertionError:
+    "The failure of a wait, with the end of what the process has printed."
     ended = (
         f"; its process ended with {process.returncode}" if process is not None and process.poll() is not None else ""
     )
-    said = f":\n{log.read_text(errors='replace')[-5_000:]}" if log and log.exists() else ""
-    return AssertionError(f"{what}: {why}{ended}{said}")
+    end = f":\n{log.read_text(errors='replace')[-5_000:]}" if log and log.exists() else ""
+    return AssertionError(f"{what}: {why}{ended}{end}")
 
 
 def until(
@@ -60,7 +60,7 @@ def until(
             if found := condition():
                 return found
         if last:
-            raise told(
+            raise failure(
                 what,
                 f"did not happen within {seconds:g} seconds" if time.monotonic() > end else "does not happen any more",
                 process,
@@ -80,7 +80,7 @@ async def until_so(condition: Callable[[], object], what: str, seconds: float = 
         if found:
             return found
         if last:
-            raise told(what, f"did not happen within {seconds:g} seconds")
+            raise failure(what, f"did not happen within {seconds:g} seconds")
         await asyncio.sleep(STEP / 4)
 
 
@@ -89,7 +89,7 @@ async def in_time(waited, what: str = "it", seconds: float = LONG):
     try:
         return await asyncio.wait_for(waited, seconds)
     except TimeoutError as error:
-        raise told(what, f"did not end within {seconds:g} seconds") from error
+        raise failure(what, f"did not end within {seconds:g} seconds") from error
 
 
 def ended(process, log: Path | None = None, seconds: float = LONG) -> int:
@@ -97,7 +97,7 @@ def ended(process, log: Path | None = None, seconds: float = LONG) -> int:
     try:
         return process.wait(seconds)
     except (subprocess.TimeoutExpired, psutil.TimeoutExpired) as error:
-        raise told(f"process {process.pid}", f"did not end within {seconds:g} seconds", log=log) from error
+        raise failure(f"process {process.pid}", f"did not end within {seconds:g} seconds", log=log) from error
 
 
 def line_of(process: subprocess.Popen, log: Path | None = None, seconds: float = QUIET) -> str:
@@ -107,11 +107,11 @@ def line_of(process: subprocess.Popen, log: Path | None = None, seconds: float =
     try:
         line = found.get(timeout=seconds)
     except queue.Empty:
-        raise told(f"process {process.pid}", f"said nothing for {seconds:g} seconds", process, log) from None
+        raise failure(f"process {process.pid}", f"printed nothing for {seconds:g} seconds", process, log) from None
     if not line:
         with suppress(subprocess.TimeoutExpired):
             process.wait(STEP)
-        raise told(f"process {process.pid}", "said nothing more", process, log)
+        raise failure(f"process {process.pid}", "printed nothing more", process, log)
     return line.strip()
 
 
@@ -136,12 +136,12 @@ def watched(command: list, quiet: float = QUIET, **more) -> subprocess.Completed
         start_new_session=True,
         **more,
     )
-    said, heard = [], [time.monotonic()]
+    output, heard = [], [time.monotonic()]
 
     def listen() -> None:
         while data := os.read(process.stdout.fileno(), 65_536):
             heard[0] = time.monotonic()
-            said.append(data)
+            output.append(data)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
@@ -151,11 +151,11 @@ def watched(command: list, quiet: float = QUIET, **more) -> subprocess.Completed
             if time.monotonic() - heard[0] > quiet:
                 kill_group(process)
                 listener.join()
-                said.append(f"\nstopped after {quiet:g} seconds without a word".encode())
+                output.append(f"\nstopped after {quiet:g} seconds without output".encode())
         process.wait()
     finally:
         if process.poll() is None:
             kill_group(process)
         listener.join()
         process.stdout.close()
-    return subprocess.CompletedProcess(command, process.returncode, b"".join(said).decode(errors="replace"), None)
+    return subprocess.CompletedProcess(command, process.returncode, b"".join(output).decode(errors="replace"), None)

@@ -1,4 +1,4 @@
-"""What users are told: every address and every command that is printed, or is on a page or in a help text, is tried."""
+"""Instructions: each address and each command that is printed, or is on a page or in a help text, is tried."""
 
 import ast
 import asyncio
@@ -64,7 +64,7 @@ FEED_PATHS = ("/register", "/registered")
 @pytest.fixture(scope="module")
 def applications(tmp_path_factory):
     "The applications behind the default ports: the whole service and the feed."
-    settings = settings_in(tmp_path_factory.mktemp("told"))
+    settings = settings_in(tmp_path_factory.mktemp("instructions"))
     assert (settings.service.port, settings.feed.port) == (8000, 8100)
     database, engine = open_database(settings), small_engine(settings)
     service = with_desk(create_app(settings, engine, secret=bytes(32), database=database), database)
@@ -88,7 +88,7 @@ def test_an_address_leads_somewhere(applications, where, port, method, path):
 
 
 def test_addresses_are_found():
-    told = {(where, path) for where, _, _, path in addresses()}
+    found = {(where, path) for where, _, _, path in addresses()}
     assert {
         ("README.md", "/desk"),
         ("README.md", "/score"),
@@ -96,7 +96,7 @@ def test_addresses_are_found():
         ("fraud_poc/cli.py", "/docs"),
         ("docs/operations.md", "/registered"),
         ("docker/compose.yml", "/readyz"),
-    } <= told
+    } <= found
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -338,5 +338,5 @@ def test_tables_break_no_word_on_a_narrow_terminal(width):
 
 
 def test_no_password_stands_on_a_command_line():
-    told = whole_commands() | named_commands()
-    assert [line for _, line in told if re.search(r"://[^ ]*:[^ ]*@|password=", line)] == []
+    commands = whole_commands() | named_commands()
+    assert [line for _, line in commands if re.search(r"://[^ ]*:[^ ]*@|password=", line)] == []
