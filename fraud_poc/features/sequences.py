@@ -392,11 +392,8 @@ def _decayed(plan, state, g, t, after):
     while i > head[RECENT_START] and state.ts[i - 1] > t - length:
         i -= 1
         weight, amount = weight_of(t - state.ts[i], half_life), state.amount[i]
-        count, high, low = (
-            count + weight,
-            high + (amount >> WEIGHT_BITS) * weight,
-            low + (amount & WEIGHT_REST) * weight,
-        )
+        count, high = count + weight, high + (amount >> WEIGHT_BITS) * weight
+        low += (amount & WEIGHT_REST) * weight
     if head[HAS_OLD]:
         oldest = tile_number(head[LATEST], width) - slots
         for slot in range(slots):
