@@ -36,7 +36,7 @@ ROWS = [
     'TopShare("channel", by="shop", last=5)',
     'DecayedCount(by=["card", "shop"], half_life=["30min", "7d"])',
     'DecayedSum(["order_amount", "balance"], by="card", half_life="1d")',
-    'DecayedCount(by="shop", half_life="10s", where="declined")',
+    'DecayedCount(by="shop", half_life="1h", where="declined")',
     'FraudCount(by="card", over="30d")',
     "Hour()",
 ]

@@ -237,7 +237,7 @@ def _check_role(row: Row, settings: Settings) -> None:
     if row.role == row.by:
         raise ValueError(f"role={row.role!r} is the role that {row.by!r} has anyway: leave role= out")
 
-
+# %% ../../nbs/240_table.ipynb #9d1e
 def _check_numbers(row: Row, settings: Settings) -> None:
     "`ValueError` for numbers of events that a state cannot serve."
     takes, exact, least = row.aggregate.takes, settings.features.exact_events, row.aggregate.least

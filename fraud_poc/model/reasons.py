@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAME_PARTS', 'BY_WORD', 'TIME_UNITS', 'WEEKDAYS', 'SENTENCES', 'row_of', 'Theme', 'themes_of', 'layout', 'readable',
            'plural', 'counted', 'number_words', 'duration_words', 'window_words', 'within', 'View', 'noun_of',
-           'role_words', 'longest_count', 'Phrases', 'longest_window', 'feature_words', 'statistic_words',
+           'role_words', 'longest_count', 'longest_window', 'Phrases', 'feature_words', 'statistic_words',
            'compared_words', 'amount_of', 'usual_amount', 'amount_words', 'age_words', 'together_words', 'Reason',
            'merge_by_theme', 'explain_many', 'reasons_of', 'explain']
 
@@ -223,6 +223,12 @@ def longest_count(view: View, row: Row) -> Row | None:
     counts = [r for r in view.values if r.kind == "Count" and r.reader == row.reader and not r.delay and r.window_ms]
     return max(counts, key=lambda r: r.window_ms, default=None)
 
+
+def longest_window(view: View, row: Row) -> Row:
+    "The row of the same kind and entity with the longest window."
+    rivals = [other for other in view.values if replace(other, over=row.over) == row and other.window_ms]
+    return max(rivals, key=lambda other: other.window_ms, default=row)
+
 # %% ../../nbs/360_reasons.ipynb #c023
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
@@ -357,12 +363,6 @@ class Phrases:
         away, side = number_words(abs(amount - usual) / self.amount), "above" if amount > usual else "below"
         where = f"{side} {self.owner()} {statistic_words(self.view, mean)}"
         return f"{away} standard deviations {where} ({self.view.money(usual)})"
-
-
-def longest_window(view: View, row: Row) -> Row:
-    "The row of the same kind and entity with the longest window."
-    rivals = [other for other in view.values if replace(other, over=row.over) == row and other.window_ms]
-    return max(rivals, key=lambda other: other.window_ms, default=row)
 
 # %% ../../nbs/360_reasons.ipynb #c025
 def feature_words(view: View, row: Row) -> str:
