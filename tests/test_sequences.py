@@ -8,10 +8,13 @@ import pytest
 from support import oracle
 from support.waiting import in_time
 from test_decide import SECRET, engine_for
+from test_parity import domain_stream, folder_of, with_batch
 from test_store import any_store
 
+from fraud_poc.core.events import bits_of
 from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
+from fraud_poc.features.batch import compute_features
 from fraud_poc.features.sequences import AGE_PARTS, WEIGHT_BITS, WEIGHTS
 from fraud_poc.features.table import Stepper, build_table, step_event
 from fraud_poc.live.redis_server import start_redis
@@ -115,6 +118,27 @@ def test_by_hand(root):
     weights = [0.5 ** ((times[-1] - time) / HOUR) for time in times[:-1]]
     assert last[9] == pytest.approx(sum(weights), rel=0.011) and last[9] >= sum(weights) - 1e-5
     assert last[10] == pytest.approx(np.dot(weights, spent[:-1]), rel=0.011)
+
+
+def test_oracle_batch_and_stepping_agree_to_the_bit(root):
+    "Few busy entities, far beyond the exact events, with late events, labels and missing values."
+    settings = domain(root, [row for row in ROWS if "steep" not in row])
+    table, rng = build_table(settings), np.random.default_rng(8)
+    items = domain_stream(settings, 900, seed=4)
+    measured = {"balance": [0, *map(bits_of, (0, 5_00, -7, 2**36))], "declined": [0, bits_of(0), bits_of(1)]}
+    of_event = {}
+    for item in items:  # a label brings the columns of its event
+        if "t" in item:
+            of_event[item["tag"]] = {name: bits[rng.integers(len(bits))] for name, bits in measured.items()}
+        item["keys"] |= of_event[item["tag"]]
+    live = oracle.stepped(table, items)
+    oracle.assert_same(table, oracle.naive_features(settings, table.rows, items), live, "oracle and stepping")
+    assert all((live[1] & flag).any() for flag in (1, 2, 4, 8, 16))
+    with folder_of(settings) as log:
+        oracle.write_log(log, items, 250)
+        for pieces in (1, 2, 7):
+            compute_features(with_batch(log, partitions=pieces), replace=True)
+            oracle.assert_same(table, live, oracle.of_batch(log), f"stepping and batch in {pieces} pieces")
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
