@@ -111,7 +111,7 @@ QUANTILE = Aggregate(
 )
 
 # %% ../../nbs/215_sequences.ipynb #befc
-@inlined
+@inner
 def _read_gap_mean(plan, state, which, argument, t, after, key):
     n = min(argument, after - state.head[RECENT_START])
     return (state.ts[after - 1] - state.ts[after - n]) / (1000 * (n - 1)) if n > 1 else np.nan
@@ -129,13 +129,13 @@ def _gap_std(ts, start, end):
     return np.sqrt(spread_of((n, total, low, cross, high)) / (float(n) * float(n - 1)))
 
 
-@inlined
+@inner
 def _read_gap_std(plan, state, which, argument, t, after, key):
     start = max(after - argument, state.head[RECENT_START])
     return _gap_std(state.ts, start, after) / 1000.0 if after - start > 2 else np.nan
 
 
-@inlined
+@inner
 def _read_gap_ratio(plan, state, which, argument, t, after, key):
     n = min(argument, after - state.head[RECENT_START])
     span = state.ts[after - 1] - state.ts[after - n] if n > 1 else np.int64(0)
@@ -213,7 +213,7 @@ GAP_RATIO = Aggregate(
 )
 
 # %% ../../nbs/215_sequences.ipynb #effa
-@inlined
+@inner
 def _read_hour_share(plan, state, which, argument, t, after, key):
     start, near = max(after - argument, state.head[RECENT_START]), np.int64(0)
     for i in range(start, after):
@@ -244,7 +244,7 @@ HOUR_SHARE = Aggregate(
 )
 
 # %% ../../nbs/215_sequences.ipynb #0d8f
-@inlined
+@inner
 def _read_streak(plan, state, which, argument, t, after, key):
     i = after
     while i > state.head[RECENT_START] and state.amount[i - 1] != 0:
@@ -275,7 +275,7 @@ STREAK = Aggregate(
 )
 
 # %% ../../nbs/215_sequences.ipynb #11f0
-@inlined
+@inner
 def _read_top_share(plan, state, which, argument, t, after, key):
     start = max(state.head[RECENT_START], state.head[RECENT_END] - RECENT_KEYS, after - argument)
     known = most = np.int64(0)
@@ -319,12 +319,12 @@ def _ratio_of_windows(plan, state, field, which, argument):
     return float(part) * float(plan.groups[argument, 1]) / (float(whole) * float(plan.groups[which, 1]))
 
 
-@inlined
+@inner
 def _read_count_ratio(plan, state, which, argument, t, after, key):
     return _ratio_of_windows(plan, state, EVENTS, which, argument)
 
 
-@inlined
+@inner
 def _read_sum_ratio(plan, state, which, argument, t, after, key):
     return _ratio_of_windows(plan, state, TOTAL, which, argument)
 
@@ -405,12 +405,12 @@ def _decayed(plan, state, g, t, after):
     return count, high + (low >> WEIGHT_BITS), low & WEIGHT_REST
 
 # %% ../../nbs/215_sequences.ipynb #efb9
-@inlined
+@inner
 def _read_decayed_count(plan, state, which, argument, t, after, key):
     return _decayed(plan, state, which, t, after)[0] / (1 << WEIGHT_BITS)
 
 
-@inlined
+@inner
 def _read_decayed_sum(plan, state, which, argument, t, after, key):
     _, high, low = _decayed(plan, state, which, t, after)
     return (float(high) * 2.0**WEIGHT_BITS + float(low)) / (2.0**WEIGHT_BITS * float(plan.limits[SCALE]))

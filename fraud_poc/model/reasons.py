@@ -211,6 +211,9 @@ def noun_of(columns: Sequence[str]) -> str:
     return readable(columns[0]) if columns and columns[0].lower().endswith("_id") else "event"
 
 # %% ../../nbs/360_reasons.ipynb #32f2
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
 def role_words(row: Row) -> str:
     "The role in which an entity is looked up; empty for its own."
     if PAIR in row.role:
@@ -230,9 +233,6 @@ def longest_window(view: View, row: Row) -> Row:
     return max(rivals, key=lambda other: other.window_ms, default=row)
 
 # %% ../../nbs/360_reasons.ipynb #c023
-WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-
-
 class Phrases:
     "The fields of a text about one feature of an event; `phrases['within']` calls the method of that name."
 
