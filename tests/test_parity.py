@@ -24,10 +24,10 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest
 from fraud_poc.data.sample import make_data
-from fraud_poc.features.aggregates import AGGREGATES
 from fraud_poc.features.batch import compute_features, fold_arrays, on_dask
 from fraud_poc.features.fold import Items
 from fraud_poc.features.frozen_labels import frozen_features
+from fraud_poc.features.sequences import AGGREGATES
 from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import Stepper, build_table, step_event, step_label
 
@@ -94,6 +94,7 @@ WIDE = {
 }
 CONDITIONS = [
     "f",
+    "busy",
     "not f",
     "x > 0.5",
     "v == 'p'",
@@ -138,7 +139,7 @@ def windows(draw, retention: int) -> tuple[int, int]:
 @st.composite
 def table_rows(draw, retention: int, exact: int, edges: set, wide: bool) -> str:
     "One row of a table; ages at which events enter and leave its window go to `edges`."
-    kinds = [name for name, one in sorted(AGGREGATES.items()) if wide or one.column != "choice"]
+    kinds = [name for name, one in sorted(AGGREGATES.items()) if wide or one.column not in ("choice", "condition")]
     kind, by = draw(st.sampled_from(kinds)), draw(st.sampled_from(["a", "b", "a", "b", "a+b", "b+a"]))
     role = draw(st.sampled_from(["", {"a": "b", "b": "a", "a+b": "b+a", "b+a": "a+b"}[by]]))
     aggregate, given = AGGREGATES[kind], {}
@@ -151,17 +152,30 @@ def table_rows(draw, retention: int, exact: int, edges: set, wide: bool) -> str:
         given["value"] = draw(st.sampled_from(["p", "q"]))
     if "by" in aggregate.takes:
         given["by"] = by
-        if wide and draw(st.booleans()):
+        if wide and (aggregate.column == "condition" or draw(st.booleans())):
             more = [] if kind.startswith("Fraud") else WITH_AMOUNT
             given["where"] = draw(st.sampled_from(CONDITIONS + more))
         given |= {"role": role} if role else {}
     if "n" in aggregate.takes:
         given["n"] = draw(st.sampled_from([1, 2, exact]))
+    if "q" in aggregate.takes:
+        given["q"] = draw(st.sampled_from([0.0001, 0.25, 0.5, 0.9, 0.9999]))
+    if "half_life" in aggregate.takes:
+        half_life = draw(
+            st.one_of(st.sampled_from([SECOND, HOUR, retention // 8]), st.integers(SECOND, retention // 8))
+        )
+        given["half_life"] = f"{half_life}ms"
+        edges |= {half_life, 8 * half_life}
     reaches = ["over", "over", "lifetime"] if "over" in aggregate.takes else []
     reaches += ["last"] if "last" in aggregate.takes else []
     reach = draw(st.sampled_from(reaches)) if reaches else ""
     if reach == "last":
-        given["last"] = draw(st.sampled_from([1, 2, 3, 10, exact]))
+        most = 8 if kind == "TopShare" else exact
+        given["last"] = draw(st.sampled_from([n for n in (1, 2, 3, 8, 10, exact) if aggregate.least <= n <= most]))
+    elif "of" in aggregate.takes:
+        over, whole = sorted(draw(st.lists(windows(retention), min_size=2, max_size=2, unique_by=lambda w: w[0])))
+        given |= {"over": f"{over[0]}ms", "of": f"{whole[0]}ms"}
+        edges |= {over[0], whole[0]}
     elif reach:
         over, delay = draw(windows(retention))
         given["over"] = f"{over}ms" if reach == "over" else "lifetime"

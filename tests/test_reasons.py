@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fraud_poc.core.reading import event_fields
 from fraud_poc.core.settings import load_settings
-from fraud_poc.features.aggregates import AGGREGATES
+from fraud_poc.features.sequences import AGGREGATES
 from fraud_poc.features.table import Row, build_table
 from fraud_poc.model.reasons import (
     SENTENCES,

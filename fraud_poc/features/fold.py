@@ -14,6 +14,7 @@ import numpy as np
 
 from . import aggregates as aggregates_module
 from . import readers as readers_module
+from . import sequences as sequences_module
 from . import state as state_module
 from .aggregates import NO_NUMBER, index_in_set
 from .readers import READ_TOTALS_BELOW, calculate, number_at, read_event, read_state, read_totals
@@ -622,4 +623,4 @@ def step_entities(
 
 # %% ../../nbs/230_fold.ipynb #c049
 if OPTIONS["cache"]:
-    drop_stale_cache(step, state_module, aggregates_module, readers_module)
+    drop_stale_cache(step, state_module, aggregates_module, sequences_module, readers_module)

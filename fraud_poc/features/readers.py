@@ -25,7 +25,8 @@ from numba.extending import intrinsic
 from ..core.settings import Settings
 from ..data.expressions import MOST_OPERANDS, NUMBER_OF, Expression, kinds_of, read_condition
 from ..data.functions import ColumnFunction, read_derived
-from .aggregates import DAY_MS, FROM_EVENT, FROM_STATE, FROM_TOTALS, HOUR_MS, NO_NUMBER, Aggregate
+from .aggregates import DAY_MS, FROM_EVENT, FROM_TOTALS, HOUR_MS, NO_NUMBER, Aggregate
+from .sequences import FROM_STATE
 from .state import OPTIONS, inner
 
 # %% ../../nbs/220_readers.ipynb #c005
@@ -373,6 +374,7 @@ def needed_expressions(
     kinds = kinds_of(settings.columns) | {name: one.kind for name, one in derived.items()}
     stated = {text: read_condition(text, kinds) for text in conditions}
     wanted, open_ = set(), [*columns, *(name for one in stated.values() for name in one.inputs)]
+    stated = {text: one for text, one in stated.items() if text not in derived}  # a derived column is there as itself
     while open_:
         if (name := open_.pop()) in derived and name not in wanted:
             wanted.add(name)

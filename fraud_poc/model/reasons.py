@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAME_PARTS', 'BY_WORD', 'TIME_UNITS', 'WEEKDAYS', 'SENTENCES', 'row_of', 'Theme', 'themes_of', 'layout', 'readable',
            'plural', 'counted', 'number_words', 'duration_words', 'window_words', 'within', 'View', 'noun_of',
-           'role_words', 'longest_count', 'Phrases', 'longest_window', 'feature_words', 'statistic_words',
+           'role_words', 'longest_count', 'longest_window', 'Phrases', 'feature_words', 'statistic_words',
            'compared_words', 'amount_of', 'usual_amount', 'amount_words', 'age_words', 'together_words', 'Reason',
            'merge_by_theme', 'explain_many', 'reasons_of', 'explain']
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..core.sections import duration_ms
-from ..features.aggregates import AGGREGATES
+from ..features.sequences import AGGREGATES
 from ..features.table import PAIR, Row
 from .trees import contributions
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/360_reasons.ipynb #c007
 NAME_PARTS = re.compile(
-    r"(?P<word>[a-z_]*?)(?:_(?:last(?P<last>\d+)|(?P<over>lifetime|\d+[a-z]+)|(?P<n>\d+)))?(?:_delay(?P<delay>\w+))?"
+    r"(?P<word>[a-z_]*?)(?:_q(?P<q>\d+(?:_\d+)?))?"
+    r"(?:_(?:last(?P<last>\d+)|(?P<over>lifetime|\d+[a-z]+)|half(?P<half_life>\d+[a-z]+)|(?P<n>\d+)))?"
+    r"(?:_of(?P<of>\d+[a-z]+))?(?:_delay(?P<delay>\w+))?"
 )
 BY_WORD = {aggregate.word: aggregate for aggregate in AGGREGATES.values() if aggregate.word}
 
@@ -48,21 +50,27 @@ def row_of(
             return Row("Code", column)
         if name.startswith(f"{column}_is_"):
             return Row("Is", column, value=name.removeprefix(f"{column}_is_"))
-    for head, by, role in _readers_in(name, columns):
+    for head, by, role, where in _readers_in(name, columns):
         for column in ("", *columns):
             row = _row_from_parts(head, column, by) if head.startswith(column) else None
-            if row and replace(row, role=role).name == name:
-                return replace(row, role=role)
+            # the words of other aggregates do not name a condition
+            if row and bool(where) == (row.aggregate.column == "condition"):
+                row = replace(row, role=role, where=where, number=where)
+                if row.name == name:
+                    return row
     return None
 
 
-def _readers_in(name: str, columns: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    "What stands before the entity in a feature's name, the entity or pair, and its role, in each way to read the name."
+def _readers_in(name: str, columns: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
+    "What stands before the entity in a name; entity or pair, role and condition: in each way to read the name."
     known = lambda text: all(part in columns for part in text.split(PAIR))
     for found in re.finditer("_by_", name):
         tail = name[found.end() :]
-        cuts = [(tail, "")] + [(tail[: cut.start()], tail[cut.end() :]) for cut in re.finditer("_as_", tail)]
-        yield from ((name[: found.start()], by, role) for by, role in cuts if known(by) and (not role or known(role)))
+        ends = [(tail, "")] + [(tail[: cut.start()], tail[cut.end() :]) for cut in re.finditer("_where_", tail)]
+        for tail, where in ends:
+            cuts = [(tail, "")] + [(tail[: cut.start()], tail[cut.end() :]) for cut in re.finditer("_as_", tail)]
+            heads = [(by, role) for by, role in cuts if known(by) and (not role or known(role))]
+            yield from ((name[: found.start()], by, role, where) for by, role in heads)
 
 
 def _row_from_parts(head: str, column: str, by: str) -> Row | None:
@@ -73,8 +81,9 @@ def _row_from_parts(head: str, column: str, by: str) -> Row | None:
     aggregate = BY_WORD[parts["word"]]
     if bool(column) != ("column" in aggregate.takes):
         return None
-    last, n = int(parts["last"] or 0), int(parts["n"] or 0)
-    return Row(aggregate.name, column, by, parts["over"] or "", last, n, parts["delay"] or "")
+    texts = {name: parts[name] or "" for name in ("over", "delay", "of", "half_life")}
+    q = round(float(parts["q"].replace("_", ".")) / 100, 4) if parts["q"] else 0.0
+    return Row(aggregate.name, column, by, last=int(parts["last"] or 0), n=int(parts["n"] or 0), q=q, **texts)
 
 # %% ../../nbs/360_reasons.ipynb #c011
 class Theme(NamedTuple):
@@ -202,6 +211,9 @@ def noun_of(columns: Sequence[str]) -> str:
     return readable(columns[0]) if columns and columns[0].lower().endswith("_id") else "event"
 
 # %% ../../nbs/360_reasons.ipynb #32f2
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
 def role_words(row: Row) -> str:
     "The role in which an entity is looked up; empty for its own."
     if PAIR in row.role:
@@ -214,10 +226,13 @@ def longest_count(view: View, row: Row) -> Row | None:
     counts = [r for r in view.values if r.kind == "Count" and r.reader == row.reader and not r.delay and r.window_ms]
     return max(counts, key=lambda r: r.window_ms, default=None)
 
+
+def longest_window(view: View, row: Row) -> Row:
+    "The row of the same kind and entity with the longest window."
+    rivals = [other for other in view.values if replace(other, over=row.over) == row and other.window_ms]
+    return max(rivals, key=lambda other: other.window_ms, default=row)
+
 # %% ../../nbs/360_reasons.ipynb #c023
-WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-
-
 class Phrases:
     "The fields of a text about one feature of an event; `phrases['within']` calls the method of that name."
 
@@ -265,6 +280,18 @@ class Phrases:
         return (
             f"the last {self.row.last} {self.events()}" if self.row.last else f"earlier {self.events()} {self.within()}"
         )
+
+    def longer(self) -> str:
+        return f"in the last {window_words(self.row.of)[0]}"
+
+    def half_life(self) -> str:
+        return window_words(self.row.half_life)[0]
+
+    def condition(self) -> str:
+        return readable(self.row.where)
+
+    def column(self) -> str:
+        return readable(self.row.column)
 
     def counted_columns(self) -> str:
         return readable(self.row.column) if round(self.amount) == 1 else plural(readable(self.row.column))
@@ -337,12 +364,6 @@ class Phrases:
         where = f"{side} {self.owner()} {statistic_words(self.view, mean)}"
         return f"{away} standard deviations {where} ({self.view.money(usual)})"
 
-
-def longest_window(view: View, row: Row) -> Row:
-    "The row of the same kind and entity with the longest window."
-    rivals = [other for other in view.values if replace(other, over=row.over) == row and other.window_ms]
-    return max(rivals, key=lambda other: other.window_ms, default=row)
-
 # %% ../../nbs/360_reasons.ipynb #c025
 def feature_words(view: View, row: Row) -> str:
     "The sentence of one feature, by the text of its declaration."
@@ -359,7 +380,7 @@ def feature_words(view: View, row: Row) -> str:
 # %% ../../nbs/360_reasons.ipynb #c029
 def statistic_words(view: View, row: Row) -> str:
     '"30-day mean", "median of the last 10 orders".'
-    word = row.aggregate.words.statistic
+    word = f"{100 * row.q:.10g}% quantile" if row.q else row.aggregate.words.statistic
     if row.last:
         return f"{word} of the last {counted(row.last, view.noun)}"
     late = f" until {duration_words(row.delay_ms / 1000)} ago" if row.delay else ""

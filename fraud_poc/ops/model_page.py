@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from ..core.files import write_aside
-from ..core.sections import duration_ms
 from ..core.settings import Settings
 from ..features.aggregates import THEMES
 from ..features.table import Row, build_table
@@ -136,10 +135,12 @@ def windows_in_words(rows: list[Row]) -> str:
         bool(row.last),
         row.last,
         row.over == "lifetime",
-        duration_ms(row.over) if row.over not in ("", "lifetime") else 0,
+        row.window_ms or row.decay_ms,
     )
+    reach = lambda row: row.over or (f"last {row.last}" if row.last else "")
+    more = lambda row: {"of": row.of, "half-life": row.half_life, "after": row.delay}
     found = dict.fromkeys(
-        (row.over or (f"last {row.last}" if row.last else "")) + (f" after {row.delay}" if row.delay else "")
+        " ".join([reach(row), *(f"{word} {text}" for word, text in more(row).items() if text)]).strip()
         for row in sorted(rows, key=length)
     )
     return ", ".join(name for name in found if name) or "–"

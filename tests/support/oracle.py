@@ -2,7 +2,8 @@
 
 The naive oracle knows nothing of plans, buffers or bytes. It keeps every event and label of an entity in a list,
 works out for each row what it may look at, and asks the naive definition in the row's declaration
-(features.aggregates), in Python's integers. Slow and short is the point: this is what the features mean.
+(features.aggregates, features.sequences), in Python's integers. Slow and short is the point: this is what the features
+mean.
 
 A stream is a list of items in sequence order: an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts",
 "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
@@ -41,15 +42,17 @@ from fraud_poc.data.log import (
     time_type,
     write_log_part,
 )
-from fraud_poc.features.aggregates import AGGREGATES, NO_NUMBER, Past
+from fraud_poc.features.aggregates import NO_NUMBER, Past
 from fraud_poc.features.batch import fold_arrays, key_column, key_names, read_items
 from fraud_poc.features.fold import Items, own_features
+from fraud_poc.features.sequences import AGGREGATES
 from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import FeatureTable, Row, Stepper, build_table, step_event, step_label
 
 M32 = 0xFFFFFFFF
 NO_ENTITY, TOO_LATE_AND_LATE = 16, 4 | 8  # flags, written out: the oracle takes nothing from the fold
 KEPT_CATEGORIES = 8  # events whose categories are kept for "same as last"
+DECAYS = 8  # half-lives after which an event is left out
 
 
 # --- the naive oracle -------------------------------------------------------------------------------------------------
@@ -102,49 +105,58 @@ class NaiveEntity:
             self.remember(column, keys[column], t)
 
 
-def members(entity: NaiveEntity, row: Row, t: int) -> list[tuple[int | None, int]]:
-    """(amount or None, label) of what a row's group ranges over.
+def members(entity: NaiveEntity, row: Row, t: int, over: str) -> list[tuple[int, int | None, int]]:
+    """(time, amount or None, label) of what a row's group ranges over, the window `over` or its half-life.
 
-    None for a label whose event is not among the recent ones.
+    None for a label whose event is not among the recent ones. A tile's events have the time of its middle.
     """
     recent, old = entity.split()
     labelled = [(ts, amount, entity.labels.get((ts, tag), -1)) for ts, amount, tag, keys in recent]
     delay = duration_ms(row.delay) if row.delay else 0
     until = t - delay
     if row.last:
-        return [m[1:] for m in labelled if m[0] <= until][-row.last :]
+        return [m for m in labelled if m[0] <= until][-row.last :]
     among = {(ts, tag) for ts, amount, tag, keys in recent}
     older = [(ts, amount, -1) for ts, amount, tag, keys in old]
     older += [(ts, None, label) for (ts, tag), label in entity.labels.items() if (ts, tag) not in among]
-    if row.over == "lifetime":
-        return [m[1:] for m in older] + [m[1:] for m in labelled if m[0] <= until]
-    window = duration_ms(row.over)
-    width = max(window // 16, math.ceil((window + delay) / 64))
+    if over == "lifetime":
+        return older + [m for m in labelled if m[0] <= until]
+    window = DECAYS * duration_ms(row.half_life) if row.half_life else duration_ms(over)
+    width = max(window // (32 if row.half_life else 16), math.ceil((window + delay) / 64))
     reach = ((entity.newest if entity.known else 0) // width) - ((window + delay) // width + 2)
     rounded = [(ts // width * width + width // 2, amount, label) for ts, amount, label in older if ts // width > reach]
-    return [m[1:] for m in rounded + labelled if until - window < m[0] <= until]
+    return [m for m in rounded + labelled if until - window < m[0] <= until]
 
 
 def past_of(entity: NaiveEntity, row: Row, t: int, amount: int, keys: dict) -> Past:
     "What the naive definition of a row may look at."
     recent, _ = entity.split()
     before = [event for event in recent if event[0] <= t]
-    group = members(entity, row, t) if row.over and row.kind != "Distinct" or row.last else []
+    group = members(entity, row, t, row.over) if row.over and row.kind != "Distinct" or row.last else []
+    longer = members(entity, row, t, row.of) if row.of else []
+    decays = members(entity, row, t, "") if row.half_life else []
     values = entity.sets.get(row.column, {})
-    kept = before and before[-1] in recent[-KEPT_CATEGORIES:]
+    in_reach = recent[-KEPT_CATEGORIES:]
+    kept = before and before[-1] in in_reach
     return Past(
         t=t,
         amount=amount,
         scale=entity.scale,
         key=keys.get(row.column, 0),
         number=row.n or row.last,
+        q=row.q,
         window=duration_ms(row.over) if row.over not in ("", "lifetime") else 0,
-        amounts=tuple(amount for amount, _ in group if amount is not None),
-        labels=tuple(label for _, label in group if label >= 0),
+        amounts=tuple(amount for _, amount, _ in group if amount is not None),
+        longer_window=duration_ms(row.of) if row.of else 0,
+        longer=tuple(amount for _, amount, _ in longer if amount is not None),
+        half_life=duration_ms(row.half_life) if row.half_life else 0,
+        ages=tuple((t - time, amount) for time, amount, _ in decays if amount is not None),
+        labels=tuple(label for *_, label in group if label >= 0),
         recent=tuple(event[:2] for event in before),
         first=entity.known[0][0] if entity.known else None,
         values=tuple((key, first, last) for key, (first, last) in values.items()),
         previous=before[-1][3].get(row.column, 0) if kept else 0,
+        kept=tuple(event[3].get(row.column, 0) for event in before[-row.last :] if row.last and event in in_reach),
     )
 
 
@@ -155,7 +167,9 @@ def naive_flags(entity: NaiveEntity, rows: list[Row], t: int) -> int:
     reaches = []
     for row in rows:
         if row.over not in ("", "lifetime") and row.kind != "Distinct":
-            reaches.append(duration_ms(row.over) + (duration_ms(row.delay) if row.delay else 0))
+            reaches.append(duration_ms(row.of or row.over) + (duration_ms(row.delay) if row.delay else 0))
+        if row.half_life:
+            reaches.append(DECAYS * duration_ms(row.half_life))
     old = [event[0] for event in entity.split()[1]]
     capped = entity.overflow or bool(old and max(old) > t - max(reaches, default=0))
     return 2 * capped + 4 * (t < entity.newest)
@@ -350,8 +364,10 @@ def derived_value(name: str, item: dict, domain: Domain) -> Fraction | bool | No
 
 
 def units_of(name: str, item: dict, domain: Domain) -> tuple[int, int]:
-    "A number in its smallest unit, NO_NUMBER where it is missing; and how many of them are one."
-    value, decimals = plain_column(name, item, domain), domain.decimals[name]
+    "A number, or a condition, in its smallest unit, NO_NUMBER where it is missing; and how many of them are one."
+    known = name in domain.decimals  # else a condition, which is kept as 0 or 1
+    value = plain_column(name, item, domain) if known else plain_value(tree_of(name), item, domain)
+    decimals = domain.decimals.get(name, 0)
     if isinstance(value, str):
         value = [*domain.settings.columns.vocabularies[name], "other"].index(value)
     return NO_NUMBER if value is None else int(value * 10**decimals), 10**decimals
@@ -370,7 +386,7 @@ def enters(domain: Domain, row: Row, item: dict) -> bool:
     "Whether an event, or a label's event, belongs to the history of a row."
     if row.number and units_of(row.number, item, domain)[0] == NO_NUMBER:
         return False
-    return not row.where or plain_value(tree_of(row.where), item, domain) is True
+    return not row.where or row.kind == "Streak" or plain_value(tree_of(row.where), item, domain) is True
 
 
 def naive_features(settings: Settings, rows: list[Row], items: list[dict]) -> tuple[np.ndarray, np.ndarray]:
