@@ -97,6 +97,7 @@ CONDITIONS = [
     "busy",
     "not f",
     "x > 0.5",
+    "x > -0.5",
     "v == 'p'",
     "v != 'p' or f",
     "is_missing(x)",

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['REAL', 'TRUTH', 'EXACT', 'OPERATIONS', 'NUMBER_OF', 'MOST_OPERANDS', 'Code', 'SYMBOLS', 'COMPARISONS', 'SEVERAL',
-           'FUNCTIONS', 'REAL_DECIMALS', 'IN_WORDS', 'Kind', 'kinds_of', 'instruction', 'Expression', 'ExpressionError',
-           'as_real', 'as_whole', 'constant', 'on_two', 'divided', 'with_decimals', 'ExpressionReader', 'parsed',
-           'depth_of', 'finished', 'read_condition', 'read_expression', 'name_of_condition']
+           'FUNCTIONS', 'REAL_DECIMALS', 'IN_WORDS', 'PLAIN_CONDITION', 'Kind', 'kinds_of', 'instruction', 'Expression',
+           'ExpressionError', 'as_real', 'as_whole', 'constant', 'on_two', 'divided', 'with_decimals',
+           'ExpressionReader', 'parsed', 'depth_of', 'finished', 'read_condition', 'read_expression', 'canonical',
+           'in_name', 'name_of_condition']
 
 # %% ../../nbs/190_expressions.ipynb #4fab
 import ast
+import hashlib
 import re
 import struct
 from collections.abc import Mapping
@@ -397,10 +399,28 @@ def read_expression(text: str, kinds: Mapping[str, Kind]) -> Expression:
 
 # %% ../../nbs/190_expressions.ipynb #b192
 IN_WORDS = {"==": " is ", "!=": " is not ", ">=": " at least ", "<=": " at most ", ">": " above ", "<": " below "}
+_WORD = r"[0-9A-Za-z]+(_[0-9A-Za-z]+)*"
+_TERM = rf"(not )?{_WORD}( (==|!=|>=|<=|>|<) ('{_WORD}'|\d+(\.\d+)?))?"
+PLAIN_CONDITION = re.compile(rf"{_TERM}( (and|or) {_TERM})*")  # its words say all of it
 
 
-def name_of_condition(text: str) -> str:
-    "A condition as part of a name: letters, digits and underscores."
+def canonical(text: str) -> str:
+    "A condition as Python writes it: what differs in blanks, quotes or needless parentheses alone is one condition."
+    try:
+        return ast.unparse(ast.parse(text.strip(), mode="eval"))
+    except SyntaxError:
+        return text  # it is no condition, as `read_condition` says
+
+
+def in_name(text: str) -> str:
+    "A text as part of a name: letters, digits and underscores."
     for symbol, words in IN_WORDS.items():
         text = text.replace(symbol, words)
     return re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_")
+
+
+def name_of_condition(text: str) -> str:
+    "A condition as part of a name."
+    text = canonical(text)
+    digest = "" if PLAIN_CONDITION.fullmatch(text) else f"_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return in_name(text) + digest

@@ -24,7 +24,7 @@ from ..core.events import pair_key
 from ..core.files import check_format
 from ..core.sections import ColumnsSection, duration_ms
 from ..core.settings import Settings
-from ..data.expressions import Expression, kinds_of, name_of_condition, read_condition
+from ..data.expressions import Expression, canonical, in_name, kinds_of, name_of_condition, read_condition
 from ..data.functions import read_derived
 from .aggregates import DECAY, PREVIOUS, TOTALS, TWO_WINDOWS, VALUES, Aggregate
 from .fold import KEYS_AT, EntityLayout, lay_out, step_entities
@@ -124,7 +124,7 @@ class Row:
         named = {"of": self.of, "half": self.half_life, "delay": self.delay}
         more = [word + length for word, length in named.items() if length]
         by = f"by_{self.by}" + (f"_as_{self.role}" if self.role else "") if self.by else ""
-        where = name_of_condition(self.value) or f"where_{name_of_condition(self.where)}" * bool(self.where)
+        where = in_name(self.value) or f"where_{name_of_condition(self.where)}" * bool(self.where)
         return "_".join(part for part in (self.column, self.aggregate.word, q, reach, *more, by, where) if part)
 
 # %% ../../nbs/240_table.ipynb #c010
@@ -320,7 +320,7 @@ def read_rows(
     settings: Settings,  # of a domain
 ) -> list[Row]:  # in the order of the table
     "Rows of a domain's table; `ValueError` names each wrong row by its number, what is wrong with it and the remedy."
-    by_name, errors = {}, []
+    by_name, taken_in, errors = {}, {}, []
     derived = read_derived(settings.features.derived, settings.columns)
     for number, line in enumerate(settings.features.rows, 1):
         try:
@@ -334,6 +334,9 @@ def read_rows(
                 _check_window(row, settings)
                 if row.name in by_name:
                     raise ValueError(f"{row.name!r} stands in the table twice: remove one")
+                events = row.key, row.number, canonical(row.condition)
+                if taken_in.setdefault(row.history, events) != events:
+                    raise ValueError(f"another row has a history {row.history!r} of other events: rename a column")
                 by_name[row.name] = row
         except ValueError as error:
             errors.append(f"features.rows, row {number}: {str(error).removeprefix(f'{line!r}: ')} (found {line!r})")
