@@ -311,7 +311,7 @@ COMPILES = ("features", "replay")  # steps whose first run on a machine compiles
 def timed(name: str, step: Callable[[Progress], dict], console: Console) -> dict:
     "Run a step under its progress bar; its summary with rows, seconds and rows a second."
     console.print(
-        f"{name} ..." + (" (the first run compiles for some twenty seconds)" if name in COMPILES else ""),
+        f"{name} ..." + (" (the first run compiles for up to a minute)" if name in COMPILES else ""),
         highlight=False,
     )
     start = time.monotonic()
