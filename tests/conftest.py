@@ -21,6 +21,8 @@ from hypothesis import HealthCheck, Phase, settings
 from support import databases, house
 from support.waiting import PATIENCE, until
 
+from fraud_poc.live.redis_server import start_redis
+
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "FRAUD_POC_TEST_RUN"  # environment variable, of this run
 # The time at which the tests run, as the code under test sees it, whatever the calendar says: FRAUD_POC_TEST_NOW
@@ -73,6 +75,13 @@ def database_url(request, new_databases):
     "Address of a database whose tables are made and empty; a test that asks for it runs once with each kind."
     with new_databases.copy(request.param, databases.make_tables) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    "A server of its own for the tests of a file."
+    with start_redis(tmp_path_factory.mktemp("redis_server") / "redis") as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

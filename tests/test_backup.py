@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -19,14 +19,13 @@ from support.children import child
 from support.command_line import call
 from support.databases import _wheel as postgresql_wheel
 from support.private import careless_umask, open_to_others
+from support.scored import moment_between, score_some
 from support.waiting import until
 
 from fraud_poc.core.audit import verify_audit
 from fraud_poc.core.database import open_database
 from fraud_poc.core.database_copy import run_postgresql
-from fraud_poc.core.events import system_clock
 from fraud_poc.core.files import sole_use
-from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.log import hash_secret
 from fraud_poc.desk.tables import decisions, labels
@@ -193,13 +192,6 @@ def states_and_log(settings: Settings) -> tuple[dict, list]:
         keys = [key for key in client.call("KEYS", NAMES.root + b"*") if key.startswith(prefix)]
         states = {key: value[8:] for key, value in zip(keys, client.call("MGET", *keys))}
         return states, client.call("XRANGE", NAMES.log, "-", "+")
-
-
-def moment_between() -> str:
-    "A moment, ISO, that lies behind all that has happened and before all that will."
-    moment = datetime.fromtimestamp((start := system_clock()) / 1000, UTC).isoformat(timespec="milliseconds")
-    until(lambda: system_clock() > start, "the clock goes on")
-    return moment
 
 
 def label(domain: Domain, number: int) -> None:
@@ -503,21 +495,6 @@ def test_without_the_database_decisions_come_from_the_live_log(made, tmp_path):
     restored = load_settings(CONFIG, domain.changes | {"batch.folder": str(tmp_path / "new")})
     found = restore(restored, tmp_path / "b", tmp_path / "secrets.json")
     assert found["decisions"] == 30 and any("accounts" in words for words in found["missing"])
-
-
-def score_some(domain: Domain, count: int) -> None:
-    "Decide the first orders after the history."
-
-    async def scored(url: str) -> None:
-        reader = EventReader(domain.settings, hash_secret(domain.settings.batch.folder))
-        async with open_store(domain.settings, url) as store:
-            engine = default_engine(domain.settings)
-            engine.store = store
-            for _, order in domain.orders(count):
-                assert (await engine.decide(reader.read_dict(order))).degraded is None
-
-    with server_for(domain.settings) as url:
-        asyncio.run(scored(url))
 
 
 # --- a store elsewhere ------------------------------------------------------------------------------------------------

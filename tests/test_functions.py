@@ -1,6 +1,5 @@
 """Columns of every kind, expressions, conditions and functions: live as in batch; functions are refused where wrong."""
 
-import asyncio
 import importlib
 import pickle
 import subprocess
@@ -8,19 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-from support.waiting import in_time
-from test_decide import SECRET, engine_for
-from test_store import any_store
+from support.live_parity import live_against_batch
+from test_decide import engine_for
 
-from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.functions import column_function
 from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import check_model
-from fraud_poc.live.labels import LabelAssertion, LabelWriter
-from fraud_poc.live.redis_server import start_redis
-from fraud_poc.live.store import Meta
-from fraud_poc.ops.replay import compare, differing_states, fold_log, served_entries
 
 START, HOUR = 1_756_000_000_000, 3_600_000
 COLUMNS = {
@@ -56,12 +49,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with start_redis(tmp_path_factory.mktemp("functions") / "redis") as server:
-        yield server
-
-
 def settings_with(root, derived: dict[str, str], rows: list[str]) -> Settings:
     changes = COLUMNS | {"features.derived": derived, "features.rows": rows, "features.exact_events": 16}
     return load_settings(root / "config" / "orders.toml", changes)
@@ -90,27 +77,11 @@ def payment(number: int, draw: np.random.Generator) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
-def test_live_is_batch_to_the_bit(payments, kind, server):
+def test_live_is_batch_to_the_bit(payments, kind, redis_server):
     table, rng = build_table(payments), np.random.default_rng(3)
-    sent, answers = [payment(number, rng) for number in range(240)], {}
+    sent = [payment(number, rng) for number in range(240)]
 
-    async def story() -> tuple[dict, int, dict]:
-        async with any_store(kind, server, Meta("e", 1, table.hash, {"next_seq": 0})) as store:
-            engine = engine_for(payments, store)
-            reader = EventReader(payments, SECRET, lambda: START + 400 * 24 * HOUR)
-            writer, events = LabelWriter(engine, SECRET), [reader.read_dict(one) for one in sent]
-            for start in range(0, len(events), 8):
-                await engine.decide_all(events[start : start + 8], answers.__setitem__)
-                one = events[start]
-                change = LabelAssertion(one.id, start % 3 == 0, "chargeback", one.time + HOUR, time=one.time)
-                await writer.assert_label(change, now=START + 300 * 24 * HOUR)
-            entries = await served_entries(store, -1)
-            replayed = fold_log(table, payments.columns, entries, {})
-            scores = np.array([engine.model.scorer.score(vector) for vector in replayed.vectors], np.float32)
-            _, different = await differing_states(store, table, replayed)
-            return compare(entries, replayed, scores), different, replayed
-
-    found, different, replayed = asyncio.run(in_time(story()))
+    found, different, replayed = live_against_batch(payments, sent, kind, redis_server, START + 400 * 24 * HOUR)
     assert found["events"] == len(sent) and found["labels"] == 30
     assert (found["differing_bits"], found["differing_flags"], different) == (0, 0, 0)
     vectors = dict(zip(table.names, replayed.vectors.T))

@@ -1,27 +1,19 @@
 """Every command of docs/operations.md is run as it stands there, in its order, on a small domain."""
 
-import asyncio
 import re
 import shlex
 import shutil
 import sys
 import tomllib
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from support.command_line import call
-from support.waiting import until
+from support.scored import moment_between, score_some
 
-from fraud_poc.core.events import system_clock
-from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import load_settings
-from fraud_poc.data.log import hash_secret
 from fraud_poc.data.propose import toml_value
 from fraud_poc.desk.writer import run_writer
-from fraud_poc.live.decide import default_engine
-from fraud_poc.live.redis_server import server_for
-from fraud_poc.live.redis_store import open_store
 from fraud_poc.ops.erasure_plan import ERASURES
 from fraud_poc.ops.forget import forget
 from fraud_poc.service.client import ServiceClient
@@ -90,17 +82,7 @@ class System:
 
     def score(self, count: int) -> None:
         "Decide the next orders."
-
-        async def scored(url: str) -> None:
-            reader = EventReader(self.settings, hash_secret(self.data))
-            async with open_store(self.settings, url) as store:
-                engine = default_engine(self.settings)
-                engine.store = store
-                for _, order in self.domain.orders(self.sent + count)[self.sent :]:
-                    assert (await engine.decide(reader.read_dict(order))).degraded is None
-
-        with server_for(self.settings) as url:
-            asyncio.run(scored(url))
+        score_some(self.domain, self.sent + count, self.sent)
         self.sent += count
 
     def run(self, command: str) -> str:
@@ -147,9 +129,7 @@ class System:
         self.score(2)
         assert call("backup", self.folder / "backups", "--secrets", self.folder / "keys.json").exit_code == 0
         self.score(2)
-        start = system_clock()
-        moment = datetime.fromtimestamp(start / 1000, UTC).isoformat(timespec="milliseconds")
-        until(lambda: system_clock() > start, "the clock goes on")
+        moment = moment_between()
         self.score(2)
         assert call("backup", self.folder / "backups").exit_code == 0
         self.move_away()

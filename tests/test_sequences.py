@@ -1,28 +1,22 @@
 """Aggregates that follow the order of events: by hand, live in Redis as folded from the log, in words, and refused."""
 
-import asyncio
 import math
 
 import numpy as np
 import pytest
 from support import oracle
-from support.waiting import in_time
-from test_decide import SECRET, engine_for
+from support.live_parity import features_of, live_against_batch
 from test_parity import domain_stream, folder_of, with_batch
-from test_store import any_store
 
 from fraud_poc.core.events import bits_of
-from fraud_poc.core.reading import EventReader
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.features.batch import compute_features
 from fraud_poc.features.sequences import AGE_PARTS, WEIGHT_BITS, WEIGHTS
 from fraud_poc.features.table import Stepper, build_table, step_event
-from fraud_poc.live.redis_server import start_redis
-from fraud_poc.live.store import Meta
 from fraud_poc.model.reasons import reasons_of, row_of
-from fraud_poc.ops.replay import compare, differing_states, fold_log, served_entries
 
 START, MINUTE, HOUR, DAY = 1_756_598_400_000, 60_000, 3_600_000, 86_400_000  # 2025-08-31 00:00 UTC
+NOW = START + 400 * DAY
 ROWS = [
     'Quantile("order_amount", q=[0.1, 0.995], by="card", last=[5, 16])',
     'Quantile("balance", q=0.25, by="card", last=7, where="declined")',
@@ -43,12 +37,6 @@ ROWS = [
     'FraudCount(by="card", over="30d")',
     "Hour()",
 ]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with start_redis(tmp_path_factory.mktemp("sequences") / "redis") as server:
-        yield server
 
 
 def domain(root, rows: list[str]) -> Settings:
@@ -74,16 +62,6 @@ def order(number: int, time: int, card: str = "c", shop: str | None = "s", amoun
     return given | {"card": card, "shop": shop, "channel": "app" if number % 3 else "web"} | optional | more
 
 
-def features_of(settings: Settings, orders: list[dict]) -> list[dict]:
-    "Decided one after the other in a store in memory."
-    engine, reader = engine_for(settings), EventReader(settings, SECRET, lambda: START + 400 * DAY)
-
-    async def decided() -> list[dict]:
-        return [(await engine.decide(reader.read_dict(one))).features for one in orders]
-
-    return asyncio.run(decided())
-
-
 def test_by_hand(root):
     rows = [
         'Quantile("order_amount", q=0.75, by="card", last=5)',
@@ -104,7 +82,7 @@ def test_by_hand(root):
         order(i, time, shop=None if shop == "?" else shop, amount=amount, declined=no)
         for i, (time, shop, amount, no) in enumerate(zip(times, shops, spent, declined))
     ]
-    found = features_of(domain(root, rows), sent)
+    found = features_of(domain(root, rows), sent, NOW)
     first, last = ([*each.values()] for each in (found[0], found[-1]))
     assert [math.nan if value is None else value for value in first] == pytest.approx(
         [math.nan] * 5 + [math.nan, math.nan, 0, math.nan, 0, 0], nan_ok=True
@@ -142,7 +120,7 @@ def test_oracle_batch_and_stepping_agree_to_the_bit(root):
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
-def test_live_is_batch_to_the_bit(root, kind, server):
+def test_live_is_batch_to_the_bit(root, kind, redis_server):
     settings = domain(root, ROWS)
     table, rng = build_table(settings), np.random.default_rng(5)
     late = [0, 0, 0, 5 * MINUTE, 9 * HOUR, 50 * DAY]
@@ -161,25 +139,10 @@ def test_live_is_batch_to_the_bit(root, kind, server):
         for n in range(240)
     ]
 
-    async def story() -> tuple[dict, int, np.ndarray]:
-        async with any_store(kind, server, Meta("e", 1, table.hash, {"next_seq": 0})) as store:
-            engine = engine_for(settings, store)
-            reader = EventReader(settings, SECRET, lambda: START + 400 * DAY)
-            events = [reader.read_dict(one) for one in sent]
-            for start in range(0, len(events), 8):
-                answers = {}
-                await engine.decide_all(events[start : start + 8], answers.__setitem__)
-                assert all(answer.degraded is None for answer in answers.values())
-            entries = await served_entries(store, -1)
-            replayed = fold_log(table, settings.columns, entries, {})
-            scores = np.array([engine.model.scorer.score(vector) for vector in replayed.vectors], np.float32)
-            _, different = await differing_states(store, table, replayed)
-            return compare(entries, replayed, scores), different, replayed.vectors
-
-    found, different, vectors = asyncio.run(in_time(story()))
+    found, different, replayed = live_against_batch(settings, sent, kind, redis_server, NOW)
     assert found["events"] == len(sent)
     assert (found["differing_bits"], found["differing_flags"], different) == (0, 0, 0)
-    values = np.array(vectors)
+    values = np.array(replayed.vectors)
     for place, row in enumerate(table.rows):  # each says something
         assert row.kind == "FraudCount" or len(np.unique(values[:, place][~np.isnan(values[:, place])])) > 1, row.name
 
@@ -195,14 +158,14 @@ def test_a_streak_of_a_column_and_a_number_of_it_share_a_history(root):
         "card_of_not_declined",
         "card_where_declined",
     ]
-    found = features_of(settings, [order(n, START + n * MINUTE, declined=n % 4 > 1) for n in range(5)])
+    found = features_of(settings, [order(n, START + n * MINUTE, declined=n % 4 > 1) for n in range(5)], NOW)
     assert [*found[-1].values()] == [2, 2, 0, 2]
 
 
 def test_a_late_event_is_read_and_weighed_at_its_own_time(root):
     settings = domain(root, ['DecayedCount(by="card", half_life="1h")', 'GapMean(by="card", last=3)'])
     times = [0, 120, 60, 61]  # the third comes late
-    found = features_of(settings, [order(n, START + minute * MINUTE) for n, minute in enumerate(times)])
+    found = features_of(settings, [order(n, START + minute * MINUTE) for n, minute in enumerate(times)], NOW)
     assert found[2] == {"decayed_count_half1h_by_card": 0.5, "gap_mean_last3_by_card": None}
     assert found[3]["gap_mean_last3_by_card"] == 3600 and 1.4 < found[3]["decayed_count_half1h_by_card"] < 1.5
 

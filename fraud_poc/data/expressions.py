@@ -6,8 +6,8 @@
 __all__ = ['REAL', 'TRUTH', 'EXACT', 'OPERATIONS', 'NUMBER_OF', 'MOST_OPERANDS', 'Code', 'SYMBOLS', 'COMPARISONS', 'SEVERAL',
            'FUNCTIONS', 'REAL_DECIMALS', 'IN_WORDS', 'PLAIN_CONDITION', 'Kind', 'kinds_of', 'instruction', 'Expression',
            'ExpressionError', 'as_real', 'as_whole', 'constant', 'on_two', 'divided', 'with_decimals',
-           'ExpressionReader', 'parsed', 'depth_of', 'finished', 'read_condition', 'read_expression', 'canonical',
-           'in_name', 'name_of_condition']
+           'ExpressionReader', 'parsed', 'depth_of', 'finished', 'read_condition', 'read_expression',
+           'canonical_condition', 'in_name', 'name_of_condition']
 
 # %% ../../nbs/190_expressions.ipynb #4fab
 import ast
@@ -404,7 +404,7 @@ _TERM = rf"(not )?{_WORD}( (==|!=|>=|<=|>|<) ('{_WORD}'|\d+(\.\d+)?))?"
 PLAIN_CONDITION = re.compile(rf"{_TERM}( (and|or) {_TERM})*")  # its words say all of it
 
 
-def canonical(text: str) -> str:
+def canonical_condition(text: str) -> str:
     "A condition as Python writes it: what differs in blanks, quotes or needless parentheses alone is one condition."
     try:
         return ast.unparse(ast.parse(text.strip(), mode="eval"))
@@ -421,6 +421,6 @@ def in_name(text: str) -> str:
 
 def name_of_condition(text: str) -> str:
     "A condition as part of a name."
-    text = canonical(text)
+    text = canonical_condition(text)
     digest = "" if PLAIN_CONDITION.fullmatch(text) else f"_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return in_name(text) + digest

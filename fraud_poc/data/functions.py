@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILTINS', 'MODULES', 'UNSTEADY', 'STATEMENTS', 'ONLY', 'TYPES', 'RETURNS', 'OPTIONS', 'POINTERS', 'FUNCTION_NAME',
            'FITS', 'trailing_zeros', 'source_of', 'is_constant', 'check_body', 'global_text', 'whole_source', 'Typed',
-           'typed', 'types_of', 'arguments_of', 'keep_whole', 'keep_real', 'entry_of', 'ColumnFunction',
+           'typed', 'types_of', 'arguments_of', 'keep_whole', 'keep_real', 'entry_point', 'ColumnFunction',
            'compiled_function', 'column_function', 'same_function', 'read_function', 'read_derived']
 
 # %% ../../nbs/195_functions.ipynb #76d8
@@ -219,7 +219,7 @@ def keep_real(result, whole, real):
     return math.isfinite(real[0])
 
 
-def entry_of(call: Dispatcher, parameters: list[Typed], keep: Dispatcher) -> CFunc:
+def entry_point(call: Dispatcher, parameters: list[Typed], keep: Dispatcher) -> CFunc:
     "What the machine calls: it puts the result in place of the first argument."
     count, arguments = len(parameters), arguments_of(tuple(one.compiled for one in parameters))
     needed = sum(1 << place for place, one in enumerate(parameters) if not one.optional)
@@ -281,7 +281,7 @@ def compiled_function(name: str, function: FunctionType) -> ColumnFunction:
     if one is not found and not result.optional:
         raise ExpressionError(f"it may give None: write its type as {result.type.__name__} | None")
     keep = keep_real if result.type is float else keep_whole
-    return ColumnFunction(name, source, given, function, entry_of(call, parameters, keep))
+    return ColumnFunction(name, source, given, function, entry_point(call, parameters, keep))
 
 
 def column_function(

@@ -24,7 +24,14 @@ from ..core.events import pair_key
 from ..core.files import check_format
 from ..core.sections import ColumnsSection, duration_ms
 from ..core.settings import Settings
-from ..data.expressions import Expression, canonical, in_name, kinds_of, name_of_condition, read_condition
+from fraud_poc.data.expressions import (
+    Expression,
+    canonical_condition,
+    in_name,
+    kinds_of,
+    name_of_condition,
+    read_condition,
+)
 from ..data.functions import read_derived
 from .aggregates import DECAY, PREVIOUS, TOTALS, TWO_WINDOWS, VALUES, Aggregate
 from .fold import KEYS_AT, EntityLayout, lay_out, step_entities
@@ -334,7 +341,7 @@ def read_rows(
                 _check_window(row, settings)
                 if row.name in by_name:
                     raise ValueError(f"{row.name!r} stands in the table twice: remove one")
-                events = row.key, row.number, canonical(row.condition)
+                events = row.key, row.number, canonical_condition(row.condition)
                 if taken_in.setdefault(row.history, events) != events:
                     raise ValueError(f"another row has a history {row.history!r} of other events: rename a column")
                 by_name[row.name] = row
