@@ -1668,6 +1668,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                           'fraud_poc.features.state._write_tiles': ( 'state.html#_write_tiles',
                                                                                      'fraud_poc/features/state.py'),
                                           'fraud_poc.features.state.clear_state': ('state.html#clear_state', 'fraud_poc/features/state.py'),
+                                          'fraud_poc.features.state.compile_once': ( 'state.html#compile_once',
+                                                                                     'fraud_poc/features/state.py'),
                                           'fraud_poc.features.state.drop_stale_cache': ( 'state.html#drop_stale_cache',
                                                                                          'fraud_poc/features/state.py'),
                                           'fraud_poc.features.state.inside': ('state.html#inside', 'fraud_poc/features/state.py'),

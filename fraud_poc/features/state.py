@@ -10,16 +10,18 @@ __all__ = ['OPTIONS', 'compiled', 'inner', 'inlined', 'pasted', 'short', 'WINDOW
            'TOTAL_FIELDS', 'RECENT_KEYS', 'NO_MINIMUM', 'BEFORE_ALL', 'HALF', 'U32', 'M32', 'STATE_VERSION', 'BITS_7',
            'B8', 'B16', 'BYTE', 'inside', 'Plan', 'State', 'state_shapes', 'new_state', 'clear_state', 'set_totals',
            'totals_of_event', 'merge_totals', 'spread_of', 'tile_number', 'most_bytes', 'pack', 'unpack',
-           'drop_stale_cache']
+           'drop_stale_cache', 'compile_once']
 
 # %% ../../nbs/200_state.ipynb #c003
+import fcntl
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, typeof
 
 # a notebook cell has no file to cache beside; no function is passed to another one, which would take a second entry
 OPTIONS = dict(nogil=True, error_model="numpy", cache="__file__" in globals(), no_cfunc_wrapper=True)
@@ -551,3 +553,21 @@ def drop_stale_cache(
         except FileNotFoundError:  # another process that starts now has removed it
             continue
     return gone
+
+# %% ../../nbs/200_state.ipynb #f817
+def compile_once(
+    function,  # compiled
+    *arguments,  # with which it is going to be called
+) -> None:
+    "Compile a function for arguments, or load its code. Of several processes one compiles, and the others wait for it."
+    signature = tuple(map(typeof, arguments))
+    if signature in function.overloads:
+        return
+    if not (folder := function.stats.cache_path):  # not cached
+        function.compile(signature)
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / "compile.lock", "a") as lock:
+        with suppress(OSError):  # a file system without locks: each process compiles
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        function.compile(signature)
