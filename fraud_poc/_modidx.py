@@ -1477,6 +1477,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                          'fraud_poc.features.fold._enters': ('fold.html#_enters', 'fraud_poc/features/fold.py'),
                                          'fraud_poc.features.fold._fill_buckets': ('fold.html#_fill_buckets', 'fraud_poc/features/fold.py'),
                                          'fraud_poc.features.fold._is_label': ('fold.html#_is_label', 'fraud_poc/features/fold.py'),
+                                         'fraud_poc.features.fold._learn': ('fold.html#_learn', 'fraud_poc/features/fold.py'),
                                          'fraud_poc.features.fold._make_room': ('fold.html#_make_room', 'fraud_poc/features/fold.py'),
                                          'fraud_poc.features.fold._plan_at': ('fold.html#_plan_at', 'fraud_poc/features/fold.py'),
                                          'fraud_poc.features.fold._put_aside': ('fold.html#_put_aside', 'fraud_poc/features/fold.py'),

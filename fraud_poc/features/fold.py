@@ -403,6 +403,13 @@ class Items(NamedTuple):
     reader: np.ndarray
 
 # %% ../../nbs/230_fold.ipynb #c029
+@inlined
+def _learn(plan, state, items, i):
+    "Update a state with a label; one of 64 bits, as in the live call, so that `learn_label` is compiled once."
+    label, previous = np.int64(items.label[i]), np.int64(items.previous[i])
+    learn_label(plan, state, items.ts[i], items.tag[i], label, previous)
+
+
 @inner
 def fold(
     plan,
@@ -431,8 +438,7 @@ def fold(
             return -1 - e
         for i in range(bounds[e], bounds[e + 1]):
             if labelled and (items.label[i] >= 0 or items.previous[i] >= 0):
-                label, previous = np.int64(items.label[i]), np.int64(items.previous[i])  # as the live call's
-                learn_label(plan, state, items.ts[i], items.tag[i], label, previous)
+                _learn(plan, state, items, i)
             else:
                 for c in range(len(keys)):
                     keys[c] = items.keys[c, i]
