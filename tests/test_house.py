@@ -220,6 +220,13 @@ def test_bad_code_is_seen(code, problem):
     assert any(problem in p for p in house.code_problems(code))
 
 
+@pytest.mark.parametrize("decorator", sorted(house.COMPILED))
+def test_a_call_without_an_entry_is_seen(decorator):
+    code = f"@{decorator}\ndef _f(x): return x\n@short\ndef g(x): return _f(x)\ndef h(x): return _f(x)"
+    assert bool(house.entry_problems(code)) == (decorator in house.INSIDE)
+    assert house.entry_problems(code.replace("_f", "f")) == []
+
+
 def test_good_code_and_declared_imports_are_fine():
     assert (
         house.code_problems(

@@ -119,6 +119,11 @@ def test_module_has_no_long_lines(module):
 
 
 @every_module
+def test_python_calls_no_function_without_an_entry(module):
+    assert house.entry_problems(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+@every_module
 def test_module_needs_only_runtime_requirements(module, project):
     assert house.dependency_problems(MODULES[module].read_text(encoding="utf-8"), project["requirements"].split()) == []
 

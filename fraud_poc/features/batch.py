@@ -38,7 +38,7 @@ from ..core.settings import Settings
 from ..data.log import cut_part, first_known_from, part_path, read_manifest, read_part, rows_before
 from .aggregates import NO_NUMBER
 from .fold import HOLDS, NO_ENTITY, Items, fold, group_by_entity, own_features
-from .state import compiled, inner, most_bytes, new_state
+from .state import compile_once, compiled, most_bytes, new_state
 from fraud_poc.features.state_files import (
     FEATURES_FORMAT,
     STATE_SCHEMA,
@@ -257,8 +257,10 @@ def fold_arrays(
     flags, rows_at, plan = np.zeros(len(order), np.uint8), plan.rows_at, plan.plan
     ends, state, most, first, parts = np.zeros(len(keys), np.int64), new_state(plan), most_bytes(plan), 0, []
     arena = np.empty(most + (1 << 22) if keep_states else 0, np.uint8)
+    given, made = (plan, rows_at, state, items, bounds), (data, spans, features, flags, arena, ends, most)
+    compile_once(fold, *given, first, *made)
     while first < len(keys):
-        last = fold(plan, rows_at, state, items, bounds, first, data, spans, features, flags, arena, ends, most)
+        last = fold(*given, first, *made)
         if last < 0:
             raise ValueError(f"the saved state of entity {keys[-1 - last]:016x} is damaged: run again with --replace")
         parts.append(_binary(arena, ends[first:last]))
@@ -274,7 +276,7 @@ def fold_arrays(
 PARTITION_ROWS = 1 << 18  # items folded at once: what fits into the processor's caches
 
 
-@inner
+@compiled
 def _put_back(out, rows, indices, result):
     "Copy features (N, F) to the rows and columns of a matrix of all features."
     for i in range(len(rows)):
@@ -347,7 +349,7 @@ def fold_partition(entity: EntityPlan, parts: list[EntityItems], generations: li
     )
 
 # %% ../../nbs/260_batch.ipynb #c022
-@inner
+@compiled
 def _scatter(features, flags, index, rows, columns, indices, flag_column):
     """Copy features (N, F) to the columns (all features, n) and flags to their column, at `rows`.
 

@@ -374,7 +374,9 @@ def group_by_entity(
         if end - start <= 64:
             _sort_bucket(keys, order[start:end])
         else:
-            order[start:end] = order[start:end][np.argsort(keys[order[start:end]], kind="mergesort")]
+            ordered = order[start:end][np.argsort(keys[order[start:end]], kind="mergesort")]
+            for i in range(len(ordered)):  # one by one: a slice's check of shapes takes seconds to compile
+                order[start + i] = ordered[i]
         start = end
     bounds, entities = np.empty(len(keys) + 1, np.int64), 0
     for i in range(len(keys)):
@@ -401,6 +403,13 @@ class Items(NamedTuple):
     reader: np.ndarray
 
 # %% ../../nbs/230_fold.ipynb #c029
+@inlined
+def _learn(plan, state, items, i):
+    "Update a state with a label; one of 64 bits, as in the live call, so that `learn_label` is compiled once."
+    label, previous = np.int64(items.label[i]), np.int64(items.previous[i])
+    learn_label(plan, state, items.ts[i], items.tag[i], label, previous)
+
+
 @inner
 def fold(
     plan,
@@ -429,7 +438,7 @@ def fold(
             return -1 - e
         for i in range(bounds[e], bounds[e + 1]):
             if labelled and (items.label[i] >= 0 or items.previous[i] >= 0):
-                learn_label(plan, state, items.ts[i], items.tag[i], items.label[i], items.previous[i])
+                _learn(plan, state, items, i)
             else:
                 for c in range(len(keys)):
                     keys[c] = items.keys[c, i]
@@ -540,7 +549,7 @@ def _is_label(event):
     return event[LABEL_AT] >= 0 or event[PREVIOUS_AT] >= 0
 
 
-@inner
+@pasted
 def _step_one(plan, state, event, amount, columns, features, enters, data, vector, out):
     """Add an event or a label to a state; returns the flags, or -1 when the packed state is damaged.
 

@@ -8,29 +8,49 @@ __all__ = ['OPTIONS', 'compiled', 'inner', 'inlined', 'pasted', 'short', 'WINDOW
            'RECENT_END', 'SEEN', 'LATEST', 'EARLIEST', 'BORN', 'OVERFLOW', 'HAS_OLD', 'OLD_LATEST', 'OLD', 'EVENTS',
            'TOTAL', 'SQUARES_LOW', 'SQUARES_CROSS', 'SQUARES_HIGH', 'LEAST', 'MOST', 'RESOLVED', 'FRAUDS',
            'TOTAL_FIELDS', 'RECENT_KEYS', 'NO_MINIMUM', 'BEFORE_ALL', 'HALF', 'U32', 'M32', 'STATE_VERSION', 'BITS_7',
-           'B8', 'B16', 'BYTE', 'Plan', 'State', 'state_shapes', 'new_state', 'clear_state', 'set_totals',
+           'B8', 'B16', 'BYTE', 'inside', 'Plan', 'State', 'state_shapes', 'new_state', 'clear_state', 'set_totals',
            'totals_of_event', 'merge_totals', 'spread_of', 'tile_number', 'most_bytes', 'pack', 'unpack',
-           'drop_stale_cache']
+           'drop_stale_cache', 'compile_once']
 
 # %% ../../nbs/200_state.ipynb #c003
+import fcntl
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, typeof
 
 # a notebook cell has no file to cache beside; no function is passed to another one, which would take a second entry
 OPTIONS = dict(nogil=True, error_model="numpy", cache="__file__" in globals(), no_cfunc_wrapper=True)
-# may make arrays
+
+
+def inside(
+    **options,  # of `njit`, beside OPTIONS
+) -> Callable[[Callable], Callable]:
+    """Decorator of a function that compiled code calls, and that makes no arrays: it needs no reference counts.
+
+    A private function of a module, `_like_this`, cannot be called from Python: an entry for Python often takes more
+    time to compile than the function itself. In a notebook it can.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        private = function.__name__.startswith("_") and function.__module__ != "__main__"
+        return njit(**OPTIONS | options, _nrt=False, no_cpython_wrapper=private)(function)
+
+    return decorate
+
+
+# may make arrays, and Python may call it
 compiled = njit(**OPTIONS)
-# makes no arrays, so it needs no reference counts
-inner = njit(**OPTIONS, _nrt=False)
+inner = inside()
 # on the path of every event: a call would copy the headers of the state's 15 arrays
-inlined = njit(**OPTIONS, _nrt=False, forceinline=True)
+inlined = inside(forceinline=True)
 # makes views, which a function without reference counts cannot return
-pasted = njit(**OPTIONS, _nrt=False, inline="always")
-# called for single events: holds the interpreter's lock, since releasing it takes longer than the call
+pasted = inside(inline="always")
+# Python calls it for single events: holds the interpreter's lock, since releasing it takes longer than the call
 short = njit(**OPTIONS | {"nogil": False}, _nrt=False)
 
 # %% ../../nbs/200_state.ipynb #c007
@@ -533,3 +553,21 @@ def drop_stale_cache(
         except FileNotFoundError:  # another process that starts now has removed it
             continue
     return gone
+
+# %% ../../nbs/200_state.ipynb #f817
+def compile_once(
+    function,  # compiled
+    *arguments,  # with which it is going to be called
+) -> None:
+    "Compile a function for arguments, or load its code. Of several processes one compiles, and the others wait for it."
+    signature = tuple(map(typeof, arguments))
+    if signature in function.overloads:
+        return
+    if not (folder := function.stats.cache_path):  # not cached
+        function.compile(signature)
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / "compile.lock", "a") as lock:
+        with suppress(OSError):  # a file system without locks: each process compiles
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        function.compile(signature)

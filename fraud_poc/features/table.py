@@ -52,6 +52,7 @@ from fraud_poc.features.state import (
     STATE_VERSION,
     WINDOW,
     Plan,
+    compile_once,
     most_bytes,
 )
 
@@ -618,6 +619,7 @@ class Stepper:
         calculated = values, calculation.linked, calculation.ends, new_stack()
         fixed = (*lay_out(laid), len(entities), table.own, calculated)
         self.arrays = (self.event, self.ends, self.flags, *fixed, self.vector, out, self.room)
+        compile_once(step_entities, *self.arrays, np.zeros(1, np.uint8))
         self.run((0, 0, 0, -1, -1), [1] * (len(self.columns) + len(self.inputs)), [b""] * n)
 
     def run(

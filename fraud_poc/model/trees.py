@@ -99,7 +99,7 @@ class Trees(NamedTuple):
     features: int  # in a vector
 
 
-@inner
+@compiled
 def _base_margin(p):
     p = min(max(p, np.float32(1e-6)), np.float32(1) - np.float32(1e-6))  # as XGBoost does
     return -math.log(np.float32(1) / p - np.float32(1))
@@ -268,7 +268,7 @@ def score_one(root, left, slot, threshold, value, base, steps, vector, doubled, 
     return _score(root, left, slot, threshold, value, base, steps, vector, doubled, at)
 
 # %% ../../nbs/350_trees.ipynb #c018
-@inner
+@compiled
 def _score_all(root, left, slot, threshold, value, base, steps, vectors, doubled, at, out):
     for i in range(len(vectors)):
         out[i] = _score(root, left, slot, threshold, value, base, steps, vectors[i], doubled, at)

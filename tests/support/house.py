@@ -345,6 +345,27 @@ def code_problems(code: str) -> list[str]:
     return problems
 
 
+INSIDE = {"inner", "inlined", "pasted"}  # decorators after which a private function has no entry for Python
+COMPILED = INSIDE | {"short", "compiled"}
+
+
+def entry_problems(code: str) -> list[str]:
+    "Calls, by functions that are not compiled, of functions that have no entry for Python: the process would crash."
+    decorated = {
+        node: {ast.unparse(decorator) for decorator in node.decorator_list}
+        for node in ast.parse(code).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    without = {node.name for node, names in decorated.items() if node.name.startswith("_") and names & INSIDE}
+    return [
+        f"line {call.lineno}: {outer.name} calls {call.func.id}, which only compiled code can: make it @compiled"
+        for outer, names in decorated.items()
+        if not names & COMPILED
+        for call in ast.walk(outer)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in without
+    ]
+
+
 # --- project files ----------------------------------------------------------------------------------------------------
 
 
