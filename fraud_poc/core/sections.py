@@ -198,7 +198,7 @@ class ColumnsSection(Section):
     categories: list[str]
     numbers: dict[str, Annotated[int, Field(ge=0, le=6)]]  # column -> decimals, as of the amount
     flags: list[str]  # yes or no
-    vocabularies: dict[str, Annotated[list[str], Field(min_length=1)]]  # column -> the values that are told apart
+    vocabularies: dict[str, Annotated[list[str], Field(min_length=1)]]  # column -> the values that are distinguished
     times: list[str]  # further times, written as `time` is
     shared: dict[str, Annotated[list[str], Field(min_length=2)]]  # kind of entity -> columns that name one of it
     missing_values: list[str]  # texts that stand for a missing value, beside an empty one

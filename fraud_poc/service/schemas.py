@@ -286,7 +286,7 @@ def measure_type(reader: EventReader, field: EventField) -> Any:
         return Annotated[bool | Literal[0, 1, "yes", "no"], Field(description="yes or no")]
     if field.part == "choice":
         listed = ", ".join(columns.vocabularies[field.name])
-        return Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description=f"told apart: {listed}")]
+        return Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description=f"known values: {listed}")]
     if columns.time_format != "iso":
         return Annotated[float, Field(description=f"{columns.time_unit_words} since {columns.time_start or 1970}")]
     return Annotated[
