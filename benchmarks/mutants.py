@@ -69,6 +69,7 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "features.sequences": ("parity", "reasons"),
     "features.readers": ("parity",),
     "features.fold": ("parity", "batch"),
+    "features.rows": ("parity", "domains"),
     "features.table": ("parity", "domains"),
     "features.state_files": ("batch", "parity"),
     "features.batch": ("batch", "parity"),
