@@ -2,8 +2,8 @@
 
 The naive oracle knows nothing of plans, buffers or bytes. It keeps every event and label of an entity in a list,
 works out for each row what it may look at, and asks the naive definition in the row's declaration
-(features.aggregates, features.sequences), in Python's integers. Slow and short is the point: this is what the features
-mean.
+(features.aggregates, features.event_aggregates, features.sequences), in Python's integers. Slow and short is the
+point: this is what the features mean.
 
 A stream is a list of items in sequence order: an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts",
 "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
