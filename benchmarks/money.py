@@ -36,8 +36,8 @@ from fraud_poc.core.files import read_json  # noqa: E402
 from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.data.sample import make_data  # noqa: E402
-from fraud_poc.features.aggregates import DAY_MS  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
+from fraud_poc.features.event_aggregates import DAY_MS  # noqa: E402
 from fraud_poc.features.table import build_table  # noqa: E402
 from fraud_poc.model.acceptance import columns_of, judge_model  # noqa: E402
 from fraud_poc.model.bundle import load_bundle  # noqa: E402

@@ -66,9 +66,11 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "data.ingest": ("ingest",),
     "features.state": ("parity", "batch"),
     "features.aggregates": ("parity", "reasons"),
+    "features.event_aggregates": ("parity", "reasons"),
     "features.sequences": ("parity", "reasons"),
     "features.readers": ("parity",),
     "features.fold": ("parity", "batch"),
+    "features.rows": ("parity", "domains"),
     "features.table": ("parity", "domains"),
     "features.state_files": ("batch", "parity"),
     "features.batch": ("batch", "parity"),
@@ -108,7 +110,14 @@ STAGES = ("module", "notebook", "rest")
 SURVIVORS = 0.05  # most of the mutants that are not equivalent
 PATIENCE = 60  # seconds of silence on top of three times a stage
 # compiled functions of other modules may hold these
-OWN_CACHE = {"features.state", "features.aggregates", "features.sequences", "features.readers", "features.fold"}
+OWN_CACHE = {
+    "features.state",
+    "features.aggregates",
+    "features.event_aggregates",
+    "features.sequences",
+    "features.readers",
+    "features.fold",
+}
 STOP = threading.Event()
 
 

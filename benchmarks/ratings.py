@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from fraud_poc.core.settings import load_settings  # noqa: E402
 from fraud_poc.data.ingest import ingest  # noqa: E402
 from fraud_poc.features.batch import compute_features  # noqa: E402
-from fraud_poc.features.table import PAIR, parse_rows  # noqa: E402
+from fraud_poc.features.rows import PAIR, parse_rows  # noqa: E402
 from fraud_poc.model.acceptance import judge_model  # noqa: E402
 from fraud_poc.model.dataset import make_dataset  # noqa: E402
 from fraud_poc.model.train import train_model  # noqa: E402

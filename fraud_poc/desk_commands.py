@@ -53,7 +53,7 @@ __all__ = ['desk_app', 'keys_app', 'Named', 'accounts_app', 'Role', 'Random', 'a
 # %% ../nbs/910_desk_commands.ipynb #n012
 def read_features(settings: Settings) -> None:
     "Read the rows of the feature table, as every command does first; `ValueError` names those that are wrong."
-    from fraud_poc.features.table import read_rows
+    from fraud_poc.features.rows import read_rows
 
     read_rows(settings)
 

@@ -10,7 +10,8 @@ import pytest
 import xgboost as xgb
 
 from fraud_poc.core.settings import load_settings
-from fraud_poc.features.table import build_table, parse_rows
+from fraud_poc.features.rows import parse_rows
+from fraud_poc.features.table import build_table
 from fraud_poc.ops.model_page import (
     feature_groups,
     markdown_table,

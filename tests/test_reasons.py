@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from fraud_poc.core.reading import event_fields
 from fraud_poc.core.settings import load_settings
+from fraud_poc.features.rows import Row
 from fraud_poc.features.sequences import AGGREGATES
-from fraud_poc.features.table import Row, build_table
+from fraud_poc.features.table import build_table
 from fraud_poc.model.reasons import (
     SENTENCES,
     Phrases,

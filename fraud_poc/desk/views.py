@@ -39,7 +39,8 @@ from .accounts import ROLES, Session
 from .login import Gate
 from .queries import Filters, QueryContext
 from .words import STATES, about_case, ago, cell_text, count_words, moment, percent, wall_clock
-from ..features.table import FeatureTable, Row, build_table
+from ..features.rows import Row
+from ..features.table import FeatureTable, build_table
 from ..live.labels import LabelChange, LabelResult
 from ..live.timelines import lost_words, read_lost_tail
 from ..model.policy import BANDS

@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['TOTALS', 'TWO_WINDOWS', 'DECAY', 'RECENT_EVENTS', 'VALUES', 'PREVIOUS', 'EVENT', 'THEMES', 'OF_GROUP', 'NO_EVENTS',
            'NO_NUMBER', 'COUNT', 'SUM', 'MEAN', 'RATIO', 'STD', 'Z_SCORE', 'MIN', 'MAX', 'FRAUD_COUNT', 'FRAUD_RATE',
-           'TIME_SINCE', 'AGE', 'LAG', 'DISTINCT', 'KNOWN_BEFORE', 'SAME_AS_LAST', 'DAY_MS', 'HOUR_MS', 'VALUE', 'IS',
-           'CODE', 'HOUR', 'NIGHT', 'WEEKDAY', 'WEEKEND', 'FROM_TOTALS', 'FROM_ENTITY', 'FROM_EVENT', 'Schema', 'Words',
-           'Aggregate', 'Past', 'naive_spread', 'index_in_set', 'hour_of', 'weekday_of']
+           'TIME_SINCE', 'AGE', 'LAG', 'DISTINCT', 'KNOWN_BEFORE', 'SAME_AS_LAST', 'FROM_TOTALS', 'FROM_ENTITY',
+           'Schema', 'Words', 'Aggregate', 'Past', 'naive_spread', 'index_in_set']
 
 # %% ../../nbs/210_aggregates.ipynb #c003
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 
 import numpy as np
 
@@ -514,154 +512,6 @@ SAME_AS_LAST = Aggregate(
     column="hashed",
 )
 
-# %% ../../nbs/210_aggregates.ipynb #c031
-DAY_MS = 86_400_000
-HOUR_MS = 3_600_000
-
-
-@inlined
-def hour_of(ts):
-    "Hour of a time, UTC, 0 to 23."
-    return ts % DAY_MS // HOUR_MS
-
-
-@inlined
-def weekday_of(ts):
-    "Day of the week of a time, UTC: 0 Monday to 6 Sunday. 1970-01-01 was a Thursday."
-    return (ts // DAY_MS + 3) % 7
-
-
-@inlined
-def _read_value(ts, amount, scale):
-    return amount / scale if amount != NO_NUMBER else np.nan
-
-
-@inlined
-def _read_hour(ts, amount, scale):
-    return float(hour_of(ts))
-
-
-@inlined
-def _read_weekday(ts, amount, scale):
-    return float(weekday_of(ts))
-
-
-@inlined
-def _read_weekend(ts, amount, scale):
-    return 1.0 if weekday_of(ts) >= 5 else 0.0
-
-
-@inlined
-def _read_night(ts, amount, scale):
-    return 1.0 if hour_of(ts) <= 6 else 0.0
-
-# %% ../../nbs/210_aggregates.ipynb #c032
-def _moment(past: Past) -> datetime:
-    "The time of the event by way of the calendar."
-    return datetime(1970, 1, 1) + timedelta(milliseconds=past.t)
-
-
-VALUE = Aggregate(
-    name="Value",
-    word="",
-    meaning="the amount, or another number",
-    takes=("column",),
-    reads=EVENT,
-    read=_read_value,
-    naive=lambda past: past.amount / past.scale if past.amount != NO_NUMBER else math.nan,
-    schema=Schema("amount", low=-math.inf),
-    words=Words("amount"),
-    column="number",
-)
-
-IS = Aggregate(
-    name="Is",
-    word="is",
-    meaning="1 if the column has the value",
-    takes=("column", "value"),
-    reads=EVENT,
-    read=_read_value,
-    naive=VALUE.naive,
-    schema=Schema("yes or no", "the event has no value", high=1.0),
-    words=Words("choice", "{choice}", missing="kind of event not given"),
-    column="choice",
-)
-
-CODE = Aggregate(
-    name="Code",
-    word="code",
-    meaning="position of the value in the column's vocabulary",
-    takes=("column",),
-    reads=EVENT,
-    read=_read_value,
-    naive=VALUE.naive,
-    schema=Schema("position", "the event has no value"),
-    words=Words("choice", "{choice}", missing="kind of event not given"),
-    column="choice",
-)
-
-HOUR = Aggregate(
-    name="Hour",
-    word="hour",
-    meaning="hour of the day, UTC",
-    takes=(),
-    reads=EVENT,
-    read=_read_hour,
-    naive=lambda past: _moment(past).hour,
-    schema=Schema("hour", high=23),
-    words=Words("hour", "placed between {hour}:00 and {next_hour}:00 UTC", missing="time of day not known"),
-)
-
-NIGHT = Aggregate(
-    name="Night",
-    word="night",
-    meaning="1 from 0:00 to 6:59",
-    takes=(),
-    reads=EVENT,
-    read=_read_night,
-    naive=lambda past: _moment(past).hour <= 6,
-    schema=Schema("yes or no", high=1.0),
-    words=Words(
-        "hour",
-        "placed at night (until 7:00 UTC)",
-        "placed by day (from 7:00 UTC)",
-        missing="time of day not known",
-        instead="Hour",
-    ),
-)
-
-# %% ../../nbs/210_aggregates.ipynb #c033
-WEEKDAY = Aggregate(
-    name="Weekday",
-    word="weekday",
-    meaning="0 Monday to 6 Sunday",
-    takes=(),
-    reads=EVENT,
-    read=_read_weekday,
-    naive=lambda past: _moment(past).weekday(),
-    schema=Schema("day", high=6),
-    words=Words("weekday", "placed on a {weekday}", missing="day of the week not known"),
-)
-
-WEEKEND = Aggregate(
-    name="Weekend",
-    word="weekend",
-    meaning="1 on Saturday and Sunday",
-    takes=(),
-    reads=EVENT,
-    read=_read_weekend,
-    naive=lambda past: _moment(past).weekday() >= 5,
-    schema=Schema("yes or no", high=1.0),
-    words=Words(
-        "weekday",
-        "placed at a weekend",
-        "placed on a working day",
-        missing="day of the week not known",
-        instead="Weekday",
-    ),
-)
-
 # %% ../../nbs/210_aggregates.ipynb #c039
 FROM_TOTALS = (COUNT, SUM, MEAN, STD, MIN, MAX, RATIO, Z_SCORE, FRAUD_COUNT, FRAUD_RATE)
 FROM_ENTITY = (TIME_SINCE, AGE, LAG, DISTINCT, KNOWN_BEFORE, SAME_AS_LAST)
-FROM_EVENT = (VALUE, IS, CODE, HOUR, WEEKDAY, WEEKEND, NIGHT)

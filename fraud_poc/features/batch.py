@@ -38,6 +38,7 @@ from ..core.settings import Settings
 from ..data.log import cut_part, first_known_from, part_path, read_manifest, read_part, rows_before
 from .aggregates import NO_NUMBER
 from .fold import HOLDS, NO_ENTITY, Items, fold, group_by_entity, own_features
+from .rows import PAIR
 from .state import compile_once, compiled, most_bytes, new_state
 from fraud_poc.features.state_files import (
     FEATURES_FORMAT,
@@ -50,7 +51,7 @@ from fraud_poc.features.state_files import (
     states_of,
     write_states,
 )
-from .table import PAIR, EntityPlan, FeatureTable, Reader, build_table
+from .table import EntityPlan, FeatureTable, Reader, build_table
 
 # %% ../../nbs/260_batch.ipynb #c007
 class EntityItems(NamedTuple):

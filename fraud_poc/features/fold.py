@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import aggregates as aggregates_module
+from . import event_aggregates as event_aggregates_module
 from . import readers as readers_module
 from . import sequences as sequences_module
 from . import state as state_module
@@ -632,4 +633,4 @@ def step_entities(
 
 # %% ../../nbs/230_fold.ipynb #c049
 if OPTIONS["cache"]:
-    drop_stale_cache(step, state_module, aggregates_module, sequences_module, readers_module)
+    drop_stale_cache(step, state_module, aggregates_module, event_aggregates_module, sequences_module, readers_module)

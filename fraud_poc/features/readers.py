@@ -24,7 +24,8 @@ from numba.extending import intrinsic
 from ..core.settings import Settings
 from ..data.expressions import MOST_OPERANDS, NUMBER_OF, Expression, kinds_of, read_condition
 from ..data.functions import ColumnFunction, read_derived
-from .aggregates import DAY_MS, FROM_EVENT, FROM_TOTALS, HOUR_MS, NO_NUMBER, Aggregate
+from .aggregates import FROM_TOTALS, NO_NUMBER, Aggregate
+from .event_aggregates import DAY_MS, FROM_EVENT, HOUR_MS
 from .sequences import FROM_STATE
 from .state import inner, inside
 

@@ -15,7 +15,6 @@ import numpy as np
 from fraud_poc.features.aggregates import (
     DECAY,
     FROM_ENTITY,
-    FROM_EVENT,
     FROM_TOTALS,
     PREVIOUS,
     RECENT_EVENTS,
@@ -24,9 +23,9 @@ from fraud_poc.features.aggregates import (
     Past,
     Schema,
     Words,
-    hour_of,
     naive_spread,
 )
+from .event_aggregates import FROM_EVENT, hour_of
 from fraud_poc.features.state import (
     EVENTS,
     HALF,

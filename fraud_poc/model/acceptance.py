@@ -14,7 +14,7 @@ import xgboost
 
 from ..core.files import Progress
 from ..core.settings import Settings
-from ..features.aggregates import DAY_MS
+from ..features.event_aggregates import DAY_MS
 from ..features.table import build_table
 from .bundle import save_bundle
 from .dataset import AMOUNT, Examples, read_dataset, read_split, split_warning

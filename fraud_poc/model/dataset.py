@@ -35,8 +35,8 @@ from ..data.columns import keys_of
 from ..data.log import part_path, read_manifest, read_part, read_waiting, rows_before, time_span
 from ..data.shop import scramble
 from ..data.validation import bulks
-from ..features.aggregates import DAY_MS, HOUR_MS
 from ..features.batch import cut_until, moment_ms, on_dask, parts_until
+from ..features.event_aggregates import DAY_MS, HOUR_MS
 from ..features.frozen_labels import frozen_features, label_plans
 from ..features.label_delay import count_waits, label_events, labels_before, share_known, waiting_weights
 from ..features.state_files import features_folder, features_manifest

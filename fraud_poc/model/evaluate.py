@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from ..core.files import Progress
 from ..core.settings import Settings
-from ..features.aggregates import DAY_MS
+from ..features.event_aggregates import DAY_MS
 from .policy import BANDS, HIGHEST, LOWEST, probabilities
 
 # %% ../../nbs/330_evaluate.ipynb #c005

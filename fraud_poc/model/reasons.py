@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..core.sections import duration_ms
+from ..features.rows import PAIR, Row
 from ..features.sequences import AGGREGATES
-from ..features.table import PAIR, Row
 from .trees import contributions
 
 if TYPE_CHECKING:

@@ -32,8 +32,9 @@ from ..core.files import read_json, write_aside, write_json
 from ..core.reading import Event, digest_of, identity_text
 from ..core.sections import ColumnsSection
 from ..data.columns import keys_of
+from ..features.rows import PAIR
 from ..features.state import RECENT_END, RECENT_START, most_bytes, new_state, pack, unpack
-from ..features.table import PAIR, EntityPlan
+from ..features.table import EntityPlan
 from ..live.store import Entry
 
 # %% ../../nbs/830_erasure_plan.ipynb #c007

@@ -21,7 +21,8 @@ import numpy as np
 from ..core.files import write_aside
 from ..core.settings import Settings
 from ..features.aggregates import THEMES
-from ..features.table import Row, build_table
+from ..features.rows import Row
+from ..features.table import build_table
 from ..model.bundle import Bundle, latest_bundle
 from ..model.dataset import split_warning
 from ..model.reasons import layout, plural, readable

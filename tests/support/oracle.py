@@ -2,8 +2,8 @@
 
 The naive oracle knows nothing of plans, buffers or bytes. It keeps every event and label of an entity in a list,
 works out for each row what it may look at, and asks the naive definition in the row's declaration
-(features.aggregates, features.sequences), in Python's integers. Slow and short is the point: this is what the features
-mean.
+(features.aggregates, features.event_aggregates, features.sequences), in Python's integers. Slow and short is the
+point: this is what the features mean.
 
 A stream is a list of items in sequence order: an event {"t", "amount", "tag", "keys": {column: key}}, a label {"ts",
 "tag", "label", "previous", "keys"} and, if it is to be, "known"; times in UTC ms, amounts in minor units.
@@ -45,9 +45,10 @@ from fraud_poc.data.log import (
 from fraud_poc.features.aggregates import NO_NUMBER, Past
 from fraud_poc.features.batch import fold_arrays, key_column, key_names, read_items
 from fraud_poc.features.fold import Items, own_features
+from fraud_poc.features.rows import Row
 from fraud_poc.features.sequences import AGGREGATES
 from fraud_poc.features.state_files import features_folder, read_states
-from fraud_poc.features.table import FeatureTable, Row, Stepper, build_table, step_event, step_label
+from fraud_poc.features.table import FeatureTable, Stepper, build_table, step_event, step_label
 
 M32 = 0xFFFFFFFF
 NO_ENTITY, TOO_LATE_AND_LATE = 16, 4 | 8  # flags, written out: the oracle takes nothing from the fold
