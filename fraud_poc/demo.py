@@ -519,6 +519,8 @@ def demo_service(settings: Settings, made: dict, stay: bool, out: Console, err: 
         if stay:
             out.print("\nThe service runs until Ctrl-C.", highlight=False)
             wait_for_interrupt(process, out)
+        else:
+            out.print("\nThe service ends here: with --stay it runs until Ctrl-C.", highlight=False)
     return live | {"line": line}
 
 # %% ../nbs/930_demo.ipynb #n008

@@ -40,7 +40,7 @@ __all__ = ['STEP_UNITS', 'QUIET_S', 'NARROW', 'TIME_COLUMNS', 'LISTED_ROWS', 'SA
            'parse_value', 'parse_overrides', 'command_settings', 'pace', 'spoken', 'shown_progress', 'display_text',
            'flattened', 'FittedTable', 'table_of', 'rows_table', 'RowFaults', 'counted_rows', 'timed', 'complain',
            'write_line', 'complete_so_far', 'error_text', 'ending', 'OnceCommand', 'Commands', 'all_rejected',
-           'consoles', 'run_step']
+           'partly_rejected', 'consoles', 'run_step']
 
 # %% ../../nbs/050_terminal.ipynb #n005
 class Screen(Console):
@@ -191,7 +191,8 @@ def flattened(result: dict) -> dict[str, str]:
             inner = flattened({f"{name} {key}": item for key, item in value.items()})
             lines |= {key: text for key, text in inner.items() if text != "0"}
         elif not isinstance(value, (list, bool)) and value not in (None, ""):
-            lines[name.replace("_", " ")] = display_text(value)
+            # a reason that names a setting, such as limits.min_amount, stays as it is
+            lines[name if "." in name else name.replace("_", " ")] = display_text(value)
     return lines
 
 
@@ -487,11 +488,27 @@ def all_rejected(name: str, result: dict) -> str:
         found = [f"all {result['rows']:,} rows were rejected"]
     if not found:
         return ""
-    reasons = result.get("rejected") if isinstance(result.get("rejected"), dict) else result.get("reasons", {})
-    why = ", ".join(f"{rows:,} x {reason}" for reason, rows in sorted(reasons.items(), key=lambda item: -item[1])[:3])
-    return f"{'; '.join(found)} ({why})" + (
+    return f"{'; '.join(found)} ({_reasons_of(result)})" + (
         f"; the rows are in {display_text(place)}" if (place := result.get("rejects")) else ""
     )
+
+
+def partly_rejected(name: str, result: dict) -> str:
+    "What to say last of a step that rejected a part of its input, or its model; empty where nothing was rejected."
+    if name == "evaluate" and result["acceptance"] != "accepted":
+        return f"the model was rejected: {'; '.join(result['reasons'])}"
+    if name != "ingest" or not (result["events_rejected"] or result["labels_rejected"]):
+        return ""
+    counted = {"rows": ("events_rejected", "rows_read"), "labels": ("labels_rejected", "labels_read")}
+    found = [f"{result[out]:,} of {result[all_]:,} {what}" for what, (out, all_) in counted.items() if result[out]]
+    return f"rejected: {' and '.join(found)} ({_reasons_of(result)}); they are in {display_text(result['rejects'])}"
+
+
+def _reasons_of(result: dict) -> str:
+    "The three most frequent reasons for which rows were rejected."
+    reasons = result.get("rejected") if isinstance(result.get("rejected"), dict) else result.get("reasons", {})
+    most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{rows:,} x {reason}" for reason, rows in most)
 
 
 def consoles(as_json: bool) -> tuple[Console, Console]:
@@ -521,6 +538,8 @@ def run_step(
         out.print(
             table_of(f"{name}: {settings.domain.name}", ["", ""], [list(item) for item in flattened(result).items()])
         )
+        if (rejected := partly_rejected(name, result)) and not nothing:
+            err.print(rejected, markup=False, highlight=False, soft_wrap=True)
         counted, words = NOTHING_DONE.get(name, ("", ""))
         if counted and not result[counted]:
             result |= {"nothing_done": words}

@@ -375,8 +375,8 @@ def _starts_over(
     if found.entries and not start_over and not holds_only_waiting_labels(client, names):
         raise ValueError(
             f"the store holds {found.entries:,} live entries that came after another history than the one in "
-            f"{settings.batch.folder}: bring that history back, or start over (`--start-over`), "
-            "which first writes them to live_log/"
+            f"{settings.batch.folder}, whose features end at {base['next_seq']:,}: bring that history back, "
+            "or start over (`--start-over`), which first writes them to live_log/; a demo starts over by `demo`"
         )
     return True
 
