@@ -71,6 +71,7 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "features.fold": ("parity", "batch"),
     "features.table": ("parity", "domains"),
     "features.state_files": ("batch", "parity"),
+    "features.items": ("parity", "batch"),
     "features.batch": ("batch", "parity"),
     "features.frozen_labels": ("parity", "batch"),
     "features.label_history": ("labels",),
