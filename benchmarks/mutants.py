@@ -76,6 +76,7 @@ TESTS = {  # the tests of each module of the heart, nearest first
     "features.frozen_labels": ("parity", "batch"),
     "features.label_history": ("labels",),
     "features.label_delay": ("dataset", "labels"),
+    "model.windows": ("dataset", "split"),
     "model.dataset": ("dataset",),
     "model.evaluate": ("evaluate",),
     "model.policy": ("policy",),

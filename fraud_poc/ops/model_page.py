@@ -23,9 +23,9 @@ from ..core.settings import Settings
 from ..features.aggregates import THEMES
 from ..features.table import Row, build_table
 from ..model.bundle import Bundle, latest_bundle
-from ..model.dataset import split_warning
 from ..model.reasons import layout, plural, readable
 from ..model.trees import contributions
+from ..model.windows import split_warning
 
 # %% ../../nbs/820_model_page.ipynb #c007
 def markdown_table(heads: list[str], rows: Iterable[Iterable[Any]]) -> str:
