@@ -86,7 +86,7 @@ def our_names() -> list[str]:
 
 
 def fold(dtype=np.float32):
-    from fraud_poc.features.batch import features_of_arrays
+    from fraud_poc.features.items import features_of_arrays
     from fraud_poc.features.table import build_table
 
     table = build_table(our_settings())

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from fraud_poc.core.events import all_bits_of  # noqa: E402
 from fraud_poc.core.reading import EventReader  # noqa: E402
 from fraud_poc.core.settings import Settings, load_settings  # noqa: E402
-from fraud_poc.features.batch import features_of_arrays  # noqa: E402
+from fraud_poc.features.items import features_of_arrays  # noqa: E402
 from fraud_poc.features.table import FeatureTable, Stepper, build_table, step_event  # noqa: E402
 from fraud_poc.live.decide import Engine, sample_model  # noqa: E402
 from fraud_poc.live.store import MemoryStore, Meta  # noqa: E402

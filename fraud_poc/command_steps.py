@@ -93,7 +93,8 @@ def dataset_step(replace: bool, until: str = "") -> Step:
     "The training set of the log, or of what was known before a date."
 
     def step(settings: Settings, progress: Progress) -> dict:
-        from fraud_poc.model.dataset import make_dataset, split_warning
+        from fraud_poc.model.dataset import make_dataset
+        from fraud_poc.model.windows import split_warning
 
         made = make_dataset(settings, replace, progress, until)
         kept = {
@@ -117,8 +118,8 @@ def dataset_step(replace: bool, until: str = "") -> Step:
 # %% ../nbs/920_command_steps.ipynb #c016
 def train_step(settings: Settings, progress: Progress) -> dict:
     "Trees."
-    from fraud_poc.model.dataset import split_warning
     from fraud_poc.model.train import train_model
+    from fraud_poc.model.windows import split_warning
 
     trained = train_model(settings, progress)
     best = max(trained.about["history"], default=None)
@@ -146,7 +147,7 @@ def policy_step(settings: Settings, progress: Progress) -> dict:
     from fraud_poc.features.table import build_table
     from fraud_poc.model.acceptance import in_short
     from fraud_poc.model.bundle import latest_bundle
-    from fraud_poc.model.dataset import split_warning
+    from fraud_poc.model.windows import split_warning
     from fraud_poc.ops.model_page import split_of_bundle
 
     bundle = latest_bundle(settings, build_table(settings))

@@ -31,13 +31,9 @@ from fraud_poc.features.label_delay import (
 from fraud_poc.model import dataset as module
 from fraud_poc.model.acceptance import judge_model
 from fraud_poc.model.bundle import latest_bundle
-from fraud_poc.model.dataset import (
-    kept,
-    make_dataset,
-    read_dataset,
-    read_split,
-)
+from fraud_poc.model.dataset import make_dataset, read_dataset, read_split
 from fraud_poc.model.train import train_model
+from fraud_poc.model.windows import SPLITS, kept
 from fraud_poc.ops.model_page import model_page
 
 CARDS = Path(__file__).resolve().parents[1] / "config" / "cards.toml"
@@ -266,7 +262,7 @@ def test_features_are_those_of_the_event(log):
         for p in read_manifest(settings.batch.folder)["parts"]
     ]
     features = pd.concat([pq.read_table(path).to_pandas() for path in parts]).set_index("seq")[manifest["features"]]
-    for split in module.SPLITS:
+    for split in SPLITS:
         shard = read_split(settings, split)
         expected = features.loc[shard.rows["seq"].to_numpy()].to_numpy(np.float32)
         assert (shard.features.view(np.uint32) == expected.view(np.uint32)).all()

@@ -26,7 +26,8 @@ from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import LOG_FORMAT, hash_secret, read_manifest, read_part
 from fraud_poc.data.sample import make_data
 from fraud_poc.desk.tables import cases, notes
-from fraud_poc.features.batch import compute_features, features_of_arrays
+from fraud_poc.features.batch import compute_features
+from fraud_poc.features.items import features_of_arrays
 from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import build_table
 from fraud_poc.live.collect import collect, verify_log

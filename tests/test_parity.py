@@ -24,9 +24,10 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest
 from fraud_poc.data.sample import make_data
-from fraud_poc.features.batch import compute_features, fold_arrays, on_dask
+from fraud_poc.features.batch import compute_features, on_dask
 from fraud_poc.features.fold import Items
 from fraud_poc.features.frozen_labels import frozen_features
+from fraud_poc.features.items import fold_arrays
 from fraud_poc.features.sequences import AGGREGATES
 from fraud_poc.features.state_files import features_folder, read_states
 from fraud_poc.features.table import Stepper, build_table, step_event, step_label

@@ -9,8 +9,9 @@ from fraud_poc.core.settings import load_settings
 from fraud_poc.features.table import build_table
 from fraud_poc.model.acceptance import judge_model
 from fraud_poc.model.bundle import list_bundles
-from fraud_poc.model.dataset import SPLITS, make_dataset, read_dataset, read_split, split_shares
+from fraud_poc.model.dataset import make_dataset, read_dataset, read_split
 from fraud_poc.model.train import train_model
+from fraud_poc.model.windows import SPLITS, split_shares
 
 QUICK = {"model__trees": 10, "acceptance__bootstrap": 5, "acceptance__min_auc": 0.0}
 

@@ -21,13 +21,11 @@ from ..core.events import occurrence_of
 from ..core.files import write_parquet
 from ..core.settings import Settings
 from ..data.log import read_part
-from fraud_poc.features.batch import (
+from .batch import FoldedPartition, delayed_with_lists, fold_graph, step_rows, steps_of
+from fraud_poc.features.items import (
     LABEL_COLUMNS,
     EntityItems,
-    FoldedPartition,
     by_reader,
-    delayed_with_lists,
-    fold_graph,
     int64_of,
     key_column,
     key_names,
@@ -35,8 +33,6 @@ from fraud_poc.features.batch import (
     partition_items,
     pick_items,
     read_items,
-    step_rows,
-    steps_of,
 )
 from .state import LABELS
 from .state_files import features_folder

@@ -17,12 +17,13 @@ from ..core.settings import Settings
 from ..features.event_aggregates import DAY_MS
 from ..features.table import build_table
 from .bundle import save_bundle
-from .dataset import AMOUNT, Examples, read_dataset, read_split, split_warning
+from .dataset import AMOUNT, Examples, read_dataset, read_split
 from .evaluate import calibrate, evaluate, frozen_means, judge
 from .evaluation_plots import draw_evaluation
 from .policy import Policy, bands_of, probabilities
 from .simulation import draw_policy, evaluate_policy, fit_policy
 from .train import load_trained
+from .windows import split_warning
 
 # %% ../../nbs/390_acceptance.ipynb #c004
 PROOF_VECTORS = 400  # vectors that a bundle keeps

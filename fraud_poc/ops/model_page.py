@@ -24,9 +24,9 @@ from ..features.aggregates import THEMES
 from ..features.rows import Row
 from ..features.table import build_table
 from ..model.bundle import Bundle, latest_bundle
-from ..model.dataset import split_warning
 from ..model.reasons import layout, plural, readable
 from ..model.trees import contributions
+from ..model.windows import split_warning
 
 # %% ../../nbs/820_model_page.ipynb #c007
 def markdown_table(heads: list[str], rows: Iterable[Iterable[Any]]) -> str:

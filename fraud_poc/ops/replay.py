@@ -29,16 +29,9 @@ from ..core.reading import Event, event_fields, measured_values
 from ..core.sections import ColumnsSection
 from ..core.settings import Settings, with_values
 from ..data.log import copy_stretch, hash_secret, part_path, read_manifest, read_part
-from fraud_poc.features.batch import (
-    EntityItems,
-    by_reader,
-    compute_features,
-    event_items,
-    fold_arrays,
-    moment_ms,
-    pick_items,
-)
+from ..features.batch import compute_features, moment_ms
 from ..features.fold import NO_ENTITY, own_features
+from ..features.items import EntityItems, by_reader, event_items, fold_arrays, pick_items
 from ..features.label_history import LabelHistory
 from ..features.state_files import features_folder, states_of
 from ..features.table import EntityPlan, FeatureTable, build_table

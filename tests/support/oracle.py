@@ -43,8 +43,8 @@ from fraud_poc.data.log import (
     write_log_part,
 )
 from fraud_poc.features.aggregates import NO_NUMBER, Past
-from fraud_poc.features.batch import fold_arrays, key_column, key_names, read_items
 from fraud_poc.features.fold import Items, own_features
+from fraud_poc.features.items import fold_arrays, key_column, key_names, read_items
 from fraud_poc.features.rows import Row
 from fraud_poc.features.sequences import AGGREGATES
 from fraud_poc.features.state_files import features_folder, read_states
