@@ -17,7 +17,7 @@ from ..core.sections import TrainingSection, duration_ms
 from ..core.settings import Settings
 from ..data.columns import keys_of
 from ..data.shop import scramble
-from ..features.aggregates import DAY_MS
+from ..features.event_aggregates import DAY_MS
 from ..features.batch import moment_ms
 
 # %% ../../nbs/295_windows.ipynb #c007
