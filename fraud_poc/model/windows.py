@@ -17,8 +17,8 @@ from ..core.sections import TrainingSection, duration_ms
 from ..core.settings import Settings
 from ..data.columns import keys_of
 from ..data.shop import scramble
-from ..features.event_aggregates import DAY_MS
 from ..features.batch import moment_ms
+from ..features.event_aggregates import DAY_MS
 
 # %% ../../nbs/295_windows.ipynb #c007
 SPLITS = ("train", "validation", "test")
