@@ -86,9 +86,9 @@ def test_what_a_store_loses_that_goes_back_in_time_comes_back():
     assert found["missing"] == found["twice"] == found["unnoticed"] == found["wrong"] == 0, found["output"]
 
 
-@pytest.mark.parametrize("replicas", [1, 0])
-def test_a_service_goes_on_with_the_replica_when_the_primary_is_killed(replicas):
-    found = run("failover", None, "--rounds", 2, "--orders", 40, "--replicas", replicas)
+@pytest.mark.parametrize(("replicas", "by"), [(1, []), (0, []), (1, ["--sentinel", "--info-ms", 1000])])
+def test_a_service_goes_on_with_the_replica_when_the_primary_is_killed(replicas, by):
+    found = run("failover", None, "--rounds", 2, "--orders", 40, "--replicas", replicas, *by)
     assert found["code"] == found["twice"] == 0 and found["rounds"] == 2 and found["acknowledged"] > 80, found["output"]
     assert found["missing"] == 0 or not replicas, found["output"]
 

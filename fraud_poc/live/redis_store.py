@@ -249,9 +249,11 @@ class Reconnecting:
         keys = self.names.meta, self.names.timelines
         link, reasons = await connect_primary(self.addresses, self.patience, keys, self.newest)
         self.address = link.address
-        for text in {str(reason) for reason in reasons if isinstance(reason, OldPrimary)} - self.reported:
-            log_event("an old primary is not used", logging.ERROR, "store", reason=text)
-            self.reported.add(text)
+        for old in [reason for reason in reasons if isinstance(reason, OldPrimary)]:
+            what = "is used: all other servers follow it" if old.address == link.address else "is not used"
+            if (what, str(old)) not in self.reported:
+                log_event(f"an old primary {what}", logging.ERROR, "store", reason=str(old))
+                self.reported.add((what, str(old)))
         return link
 
     async def _dial(self) -> None:
