@@ -1,13 +1,15 @@
 """Is anything lost that was acknowledged when the primary dies, and how soon are orders accepted again?
 
-    python benchmarks/failover.py [--sentinel] [--rounds 100] [--servers 2] [--orders 2000] [--connections 4]
-                                  [--replicas 1] [--seed 7]
+    python benchmarks/failover.py [--sentinel [--alive]] [--rounds 100] [--servers 2] [--orders 2000]
+                                  [--connections 4] [--replicas 1] [--seed 7]
 
 Orders go through a store with several addresses, a primary and its replicas, with `live.confirm_replicas = 1`, or 0 to
 see what the default can lose. In each round the primary is killed while orders come in, a replica is promoted
 (REPLICAOF NO ONE), and the old primary starts again and becomes a replica of the new one. With `--sentinel`, three
 Sentinel processes do both: this program only kills the primary, and starts it again when another one has taken its
-place. Callers send each order again until it is acknowledged: while there is no replica it is refused.
+place. With `--alive` it kills nothing: Sentinel is told to promote a replica while the primary goes on, as it does when
+only the Sentinels do not reach it. Callers send each order again until it is acknowledged: while there is no replica it
+is refused.
 
 Counted are acknowledged orders that are not in the log at the end (missing), and orders that are in it more than once
 (twice). `seconds_to_accept` is the time from the kill to the first order that was sent later and acknowledged; with two
@@ -113,13 +115,13 @@ async def timed(shop: Shop, replicas: int, urls: str, orders: int, connections: 
 
 
 async def failover(
-    shop: Shop, callers: Callers, nodes: list[Node], operator: ByHand | Sentinels
+    shop: Shop, callers: Callers, nodes: list[Node], operator: ByHand | Sentinels, alive: bool
 ) -> tuple[float, float]:
     "Kill the primary and go on with a replica; the seconds until one was promoted, and until an order was accepted."
     enough = len(shop.acknowledged) + shop.rng.randrange(20, 60)
     await happened(lambda: len(shop.acknowledged) > enough, "orders are acknowledged")
     old = next(node for node in nodes if node.server is shop.server)
-    await asyncio.to_thread(old.kill)
+    await asyncio.to_thread(operator.replace if alive else old.kill)
     callers.killed = time.perf_counter()
     await operator.promoted([node for node in nodes if node is not old])
     promoted = time.perf_counter() - callers.killed
@@ -148,7 +150,7 @@ async def drill(shop: Shop, options: argparse.Namespace) -> dict:
         callers = Callers(shop, engine(store))
         running = asyncio.create_task(callers.run(options.connections))
         for number in range(options.rounds):
-            promoted, accepted = await failover(shop, callers, nodes, operator)
+            promoted, accepted = await failover(shop, callers, nodes, operator, options.alive)
             took.append((promoted, accepted))
             say(f"round {number + 1} of {options.rounds}: promoted after {promoted:.2f} s, accepted {accepted:.2f} s")
         callers.last = shop.number
@@ -158,6 +160,7 @@ async def drill(shop: Shop, options: argparse.Namespace) -> dict:
         "rounds": options.rounds,
         "servers": options.servers,
         "by": "Sentinel" if options.sentinel else "hand",
+        "primary": "lives" if options.alive else "killed",
         "acknowledged": len(shop.acknowledged),
         "missing": len(shop.acknowledged.keys() - log.keys()),
         "twice": sum(times > 1 for times in log.values()),
@@ -179,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--sentinel", action="store_true", help="Sentinel promotes, in place of this program")
+    parser.add_argument("--alive", action="store_true", help="with --sentinel: the primary is not killed")
     parser.add_argument("--servers", type=int, default=2, help="a primary and its replicas")
     parser.add_argument("--orders", type=int, default=2_000, help="timed with and without confirmation, in all")
     parser.add_argument("--connections", type=int, default=4, help="callers at once")
@@ -186,6 +190,8 @@ def main() -> None:
     parser.add_argument("--info-ms", type=int, default=10_000, help="between two looks of Sentinel at a server; INFO")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
+    if options.alive and not options.sentinel:
+        parser.error("--alive is for --sentinel")
     logging.getLogger("fraud_poc").setLevel(logging.CRITICAL + 1)  # servers that go away are what this is about
     with tempfile.TemporaryDirectory() as home:
         shop = Shop(Path(home), random.Random(options.seed))

@@ -135,6 +135,10 @@ class Sentinels:
             await happened(lambda port=port: self.ask(port, "DEBUG", *times), "a Sentinel answers")
         await happened(self.ready, "the Sentinels know the servers and each other")
 
+    def replace(self) -> None:
+        "Let a replica take the place of a primary that lives."
+        self.ask(self.ports[0], "FAILOVER", NAME)
+
     async def promoted(self, replicas: list[Node]) -> None:
         "Wait until another server is the primary."
         is_primary = lambda node: b"role:master" in node.call("INFO", "replication")
