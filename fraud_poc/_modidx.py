@@ -2262,6 +2262,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                                                                             'fraud_poc/live/redis_store.py'),
                                             'fraud_poc.live.redis_store.patient': ( 'redis_store.html#patient',
                                                                                     'fraud_poc/live/redis_store.py'),
+                                            'fraud_poc.live.redis_store.report_old_primaries': ( 'redis_store.html#report_old_primaries',
+                                                                                                 'fraud_poc/live/redis_store.py'),
                                             'fraud_poc.live.redis_store.result_of': ( 'redis_store.html#result_of',
                                                                                       'fraud_poc/live/redis_store.py'),
                                             'fraud_poc.live.redis_store.results_of': ( 'redis_store.html#results_of',
