@@ -1,17 +1,22 @@
 """Is anything lost that was acknowledged when the primary dies, and how soon are orders accepted again?
 
-    python benchmarks/failover.py [--rounds 100] [--orders 2000] [--connections 4] [--replicas 1] [--seed 7]
+    python benchmarks/failover.py [--sentinel [--alive]] [--rounds 100] [--servers 2] [--orders 2000]
+                                  [--connections 4] [--replicas 1] [--seed 7]
 
-Orders go through a store with two addresses, a primary and its replica, with `live.confirm_replicas = 1`, or 0 to see
-what the default can lose. In each round the primary is killed while orders come in, the replica is promoted (REPLICAOF
-NO ONE), and the old primary starts again and becomes the replica of the new one. Callers send each order again until
-it is acknowledged: while there is no replica it is refused.
+Orders go through a store with several addresses, a primary and its replicas, with `live.confirm_replicas = 1`, or 0 to
+see what the default can lose. In each round the primary is killed while orders come in, a replica is promoted
+(REPLICAOF NO ONE), and the old primary starts again and becomes a replica of the new one. With `--sentinel`, three
+Sentinel processes do both: this program only kills the primary, and starts it again when another one has taken its
+place. With `--alive` it kills nothing: Sentinel is told to promote a replica while the primary goes on, as it does when
+only the Sentinels do not reach it. Callers send each order again until it is acknowledged: while there is no replica it
+is refused.
 
 Counted are acknowledged orders that are not in the log at the end (missing), and orders that are in it more than once
-(twice). `seconds_to_accept` is the time from the kill to the first order that was sent later and acknowledged; the
-start of the old primary and its copy of the log are part of it. Before the rounds, orders are timed with and without
-confirmation, in turns: `milliseconds`. The last line is one JSON object; the exit code is 1 when anything is missing
-(with confirmation) or twice.
+(twice). `seconds_to_accept` is the time from the kill to the first order that was sent later and acknowledged; with two
+servers the start of the old primary and its copy of the log are part of it. `seconds_to_promote` is the part of it
+until a replica is promoted. Before the rounds, orders are timed with and without confirmation, in turns:
+`milliseconds`. The last line is one JSON object; the exit code is 1 when anything is missing (with confirmation) or
+twice.
 """
 
 import argparse
@@ -19,53 +24,40 @@ import asyncio
 import json
 import logging
 import random
-import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from drill import STUCK_S, say
+from drill import say
 from restore import Shop
+from sentinel import Node, Sentinels, happened, settled
 
-from fraud_poc.core.processes import free_port
 from fraud_poc.live.decide import Engine
-from fraud_poc.live.redis_client import Client, parse_url
-from fraud_poc.live.redis_server import RedisServer
-from fraud_poc.live.redis_store import open_store, run_id_of
+from fraud_poc.live.redis_store import open_store
 from fraud_poc.live.store import StoreUnconfirmed
 
 TURNS = 4  # of the timed orders: without and with confirmation, each twice
 PAUSE_S = 0.01  # before an order is sent again
 
 
-async def happened(condition: Callable[[], object], what: str) -> None:
-    "Wait until something is so; `RuntimeError` when it is not for too long."
-    try:
-        async with asyncio.timeout(STUCK_S):
-            while not condition():
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        raise RuntimeError(f"{what}: not within {STUCK_S:.0f} s") from None
+class ByHand:
+    "A person promotes the replica that has most, and lets the other servers follow it."
 
+    def __init__(self, nodes: list[Node]):
+        self.nodes, self.primary = nodes, nodes[0]
 
-async def follow(replica: RedisServer, primary: RedisServer) -> None:
-    "Let a server follow another, until it has what the other one had when the copy was there."
-    with Client(primary.url) as client, Client(replica.url) as other:
-        port = free_port()
-        client.call("CONFIG", "SET", "port", port, "repl-diskless-sync-delay", 0)
-        other.call("CONFIG", "SET", "masterauth", parse_url(primary.url).password)
-        other.call("REPLICAOF", "127.0.0.1", port)
-        await happened(lambda: b"master_link_status:up" in other.call("INFO", "replication"), "the replica follows")
-        await happened(lambda: b"state=online" in client.call("INFO", "replication"), "the primary knows it")
-        there = offset(client, "master_repl_offset")
-        await happened(lambda: offset(other, "slave_repl_offset") >= there, "the replica has caught up")
+    async def promoted(self, replicas: list[Node]) -> None:
+        "Promote one, when the primary was killed."
+        self.primary = max(replicas, key=lambda node: node.number("slave_repl_offset"))
+        self.primary.call("REPLICAOF", "NO", "ONE")
 
-
-def offset(client: Client, name: str) -> int:
-    "How far a server is in the stream of writes; a replica reports its own by another name than its primary."
-    return int(re.search(rf"{name}:(\d+)".encode(), client.call("INFO", "replication"))[1])
+    async def rejoined(self) -> None:
+        "Let all others follow the primary."
+        for node in self.nodes:
+            if node is not self.primary:
+                node.call("REPLICAOF", "127.0.0.1", self.primary.port)
+        await settled(self.nodes)
 
 
 class Callers:
@@ -122,48 +114,58 @@ async def timed(shop: Shop, replicas: int, urls: str, orders: int, connections: 
     return callers.seconds
 
 
-async def failover(shop: Shop, callers: Callers, replica: RedisServer) -> tuple[RedisServer, float]:
-    "Kill the primary and go on with its replica; the new replica, and the seconds until an order was accepted."
-    old, enough = shop.server, len(shop.acknowledged) + shop.rng.randrange(20, 60)
+async def failover(
+    shop: Shop, callers: Callers, nodes: list[Node], operator: ByHand | Sentinels, alive: bool
+) -> tuple[float, float]:
+    "Kill the primary and go on with a replica; the seconds until one was promoted, and until an order was accepted."
+    enough = len(shop.acknowledged) + shop.rng.randrange(20, 60)
     await happened(lambda: len(shop.acknowledged) > enough, "orders are acknowledged")
-    await asyncio.to_thread(old.kill)
+    old = next(node for node in nodes if node.server is shop.server)
+    await asyncio.to_thread(operator.replace if alive else old.kill)
     callers.killed = time.perf_counter()
-    shop.server = replica
-    with Client(replica.url) as client:
-        client.call("REPLICAOF", "NO", "ONE")
-        run = run_id_of(client.call("INFO", "server"), client.address)
-        await happened(lambda: client.call("GET", shop.names.run) == run, "the service uses the new primary")
-    await asyncio.to_thread(old.ensure)
-    await follow(old, replica)
+    await operator.promoted([node for node in nodes if node is not old])
+    promoted = time.perf_counter() - callers.killed
+    await asyncio.to_thread(old.start)
+    await operator.rejoined()
+    primary = await settled(nodes)
+    shop.server = primary.server
     await happened(lambda: callers.accepted > callers.killed, "an order is accepted")
-    return old, callers.accepted - callers.killed
+    return promoted, callers.accepted - callers.killed
 
 
 async def drill(shop: Shop, options: argparse.Namespace) -> dict:
     "All of it."
-    primary, replica = shop.server, shop.new_server()
-    await follow(replica, primary)
-    urls, seconds = f"{primary.url},{replica.url}", {0: [], 1: []}
+    nodes = [Node(server) for server in (shop.server, *(shop.new_server() for _ in range(options.servers - 1)))]
+    operator = ByHand(nodes)
+    await operator.rejoined()
+    urls, seconds = ",".join(node.url for node in nodes), {0: [], 1: []}
     for turn in range(TURNS):
         seconds[turn % 2] += await timed(shop, turn % 2, urls, options.orders // TURNS, options.connections)
+    if options.sentinel:
+        operator = shop.stack.enter_context(Sentinels(shop.home / "sentinels", nodes, options.info_ms))
+        await operator.begin()
     opened, engine = engine_of(shop, options.replicas, urls)
-    until_accepted = []
+    took = []
     async with opened as store:
         callers = Callers(shop, engine(store))
         running = asyncio.create_task(callers.run(options.connections))
         for number in range(options.rounds):
-            replica, took = await failover(shop, callers, replica)
-            until_accepted.append(took)
-            say(f"round {number + 1} of {options.rounds}: accepted after {took:.2f} s")
+            promoted, accepted = await failover(shop, callers, nodes, operator, options.alive)
+            took.append((promoted, accepted))
+            say(f"round {number + 1} of {options.rounds}: promoted after {promoted:.2f} s, accepted {accepted:.2f} s")
         callers.last = shop.number
         await running
-    log = shop.in_log()
+    log, (promoted, accepted) = shop.in_log(), zip(*took)
     return {
         "rounds": options.rounds,
+        "servers": options.servers,
+        "by": "Sentinel" if options.sentinel else "hand",
+        "primary": "lives" if options.alive else "killed",
         "acknowledged": len(shop.acknowledged),
         "missing": len(shop.acknowledged.keys() - log.keys()),
         "twice": sum(times > 1 for times in log.values()),
-        "seconds_to_accept": {"p50": rounded(until_accepted, 50), "most": round(max(until_accepted), 3)},
+        "seconds_to_promote": {"p50": rounded(promoted, 50), "most": round(max(promoted), 3)},
+        "seconds_to_accept": {"p50": rounded(accepted, 50), "most": round(max(accepted), 3)},
         "milliseconds": {
             name: {f"p{percent}": rounded([1000 * one for one in seconds[replicas]], percent) for percent in (50, 99)}
             for name, replicas in (("without", 0), ("with", 1))
@@ -179,11 +181,17 @@ def rounded(values: list[float], percent: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--sentinel", action="store_true", help="Sentinel promotes, in place of this program")
+    parser.add_argument("--alive", action="store_true", help="with --sentinel: the primary is not killed")
+    parser.add_argument("--servers", type=int, default=2, help="a primary and its replicas")
     parser.add_argument("--orders", type=int, default=2_000, help="timed with and without confirmation, in all")
     parser.add_argument("--connections", type=int, default=4, help="callers at once")
-    parser.add_argument("--replicas", type=int, default=1, choices=(0, 1), help="that confirm orders, in the rounds")
+    parser.add_argument("--replicas", type=int, default=1, help="that confirm orders, in the rounds")
+    parser.add_argument("--info-ms", type=int, default=10_000, help="between two looks of Sentinel at a server; INFO")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
+    if options.alive and not options.sentinel:
+        parser.error("--alive is for --sentinel")
     logging.getLogger("fraud_poc").setLevel(logging.CRITICAL + 1)  # servers that go away are what this is about
     with tempfile.TemporaryDirectory() as home:
         shop = Shop(Path(home), random.Random(options.seed))

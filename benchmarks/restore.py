@@ -63,9 +63,9 @@ CUSTOMERS = 40
 class Shop:
     "A store, its database, and the answers that callers got."
 
-    def __init__(self, home: Path, rng: random.Random):
+    def __init__(self, home: Path, rng: random.Random, durability: str = "always"):
         changes = {"batch.folder": str(home / "orders"), "live.redis_url": "", "live.store_timeout": "60s"}
-        self.home, self.rng, self.stack = home, rng, ExitStack()
+        self.home, self.rng, self.durability, self.stack = home, rng, durability, ExitStack()
         self.settings = load_settings(CONFIG, changes)
         self.names, self.database = Names(self.settings.domain.name), open_database(self.settings)
         self.model, self.secret = sample_model(self.settings), hash_secret(self.settings.batch.folder)
@@ -78,7 +78,7 @@ class Shop:
     def new_server(self) -> RedisServer:
         "A server with a folder of its own."
         self.servers += 1
-        return self.stack.enter_context(start_redis(self.home / f"server {self.servers}", "always"))
+        return self.stack.enter_context(start_redis(self.home / f"server {self.servers}", self.durability))
 
     def fill(self) -> None:
         "Make the store an empty one of this feature table, as `prepare-db` does."

@@ -23,6 +23,7 @@ from fraud_poc.service.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import power  # noqa: E402
 from drill import Domain, ask, connection, serving  # noqa: E402
 
 
@@ -86,11 +87,54 @@ def test_what_a_store_loses_that_goes_back_in_time_comes_back():
     assert found["missing"] == found["twice"] == found["unnoticed"] == found["wrong"] == 0, found["output"]
 
 
-@pytest.mark.parametrize("replicas", [1, 0])
-def test_a_service_goes_on_with_the_replica_when_the_primary_is_killed(replicas):
-    found = run("failover", None, "--rounds", 2, "--orders", 40, "--replicas", replicas)
+@pytest.mark.parametrize(("replicas", "by"), [(1, []), (0, []), (1, ["--sentinel", "--info-ms", 1000])])
+def test_a_service_goes_on_with_the_replica_when_the_primary_is_killed(replicas, by):
+    found = run("failover", None, "--rounds", 2, "--orders", 40, "--replicas", replicas, *by)
     assert found["code"] == found["twice"] == 0 and found["rounds"] == 2 and found["acknowledged"] > 80, found["output"]
     assert found["missing"] == 0 or not replicas, found["output"]
+
+
+def test_a_power_cut_takes_nothing_that_was_acknowledged():
+    if reason := power.why_not():
+        pytest.skip(reason)
+    found = run("power", None, "--rounds", 2)
+    assert found["code"] == found["missing"] == 0 < found["acknowledged"] and found["rounds"] == 2, found["output"]
+
+
+TRACE = """41  write(9</a.incr.aof>, ""..., 100)      = 100
+41  fdatasync(9</a.incr.aof>)              = 0
+41  write(9</a.incr.aof>, ""..., 40 <unfinished ...>
+44  fdatasync(9</a.incr.aof> <unfinished ...>
+41  <... write resumed>)                   = 30
+44  <... fdatasync resumed>)               = 0
+41  write(9</a.incr.aof>, ""..., 7)        = -1 ENOSPC (No space left on device)
+44  fdatasync(9</a.incr.aof>)              = -1 EIO (Input/output error)
+41  write(9</a.incr.aof>, ""..., 5)        = 5
+44  fdatasync(9</a.incr.aof> <unfinished ...>
+41  write(9</a.incr.aof>, ""..., 8)        = 8
+44  <... fdatasync resumed>)               = ?
+41  --- SIGCHLD {si_signo=SIGCHLD} ---
+41  +++ killed by SIGKILL +++""".splitlines()
+
+
+@pytest.mark.parametrize(
+    ("lines", "durable", "written"),
+    [
+        (TRACE[:1], 0, 100),
+        (TRACE[:2], 100, 100),
+        (TRACE[:6], 100, 130),  # the second write had not ended when the fsync began
+        (TRACE, 100, 143),  # one fsync failed, one was cut off
+        ([*TRACE[:11], TRACE[5]], 135, 143),  # the bytes after its start are not covered
+    ],
+)
+def test_what_is_on_the_disk_is_known_from_a_trace(lines, durable, written):
+    assert power.bytes_on_disk(lines) == (durable, written)
+
+
+@pytest.mark.parametrize("line", ["41 ftruncate(9</a.incr.aof>, 7) = 0", "strace: what is this"])
+def test_a_trace_that_is_not_understood_is_an_error(line):
+    with pytest.raises(ValueError, match="strace is not understood|does more to its file"):
+        power.bytes_on_disk([*TRACE, line])
 
 
 def test_overload_is_refused_cleanly(made):

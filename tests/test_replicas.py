@@ -410,3 +410,48 @@ def test_of_two_that_take_writes_the_one_with_the_most_timelines_is_used(pair, t
                     assert [line.log for line in await store.timelines()] == ["5eed", "5eed.b"]
 
     asyncio.run(in_time(run()))
+
+
+def test_of_two_that_take_writes_and_know_the_same_none_is_used(pair, tmp_path):
+    "As when the old primary is back before the service has used the new one: Sentinel makes it a replica only later."
+    fill(pair.primary.url, "table")
+    with Client(pair.primary.url) as client:
+        note_run(client)
+    pair.follow()
+    pair.swap()
+
+    async def run():
+        async with open_store(settings_of(tmp_path, STORE, 0), pair.urls) as store:
+            with pytest.raises(StoreDown, match="both primaries: stop the old one"):
+                await store.meta()
+            with Client(pair.replica.url) as client:
+                assert client.call("GET", NAMES.timelines) is None, "nothing is written to the old one"
+            await asyncio.to_thread(pair.follow)
+            await until_writable(store)
+            assert store.address == parse_url(pair.primary.url)
+
+    asyncio.run(in_time(run()))
+
+
+def test_a_primary_that_all_others_follow_is_used_whatever_it_lacks(pair, tmp_path, caplog):
+    "As when the old primary starts again while Sentinel is promoting its replica: what it took then is lost."
+    fill(pair.primary.url, "table")
+    pair.follow()
+    old = pair.primary
+
+    async def run():
+        async with open_store(settings_of(tmp_path, "8s", 0), pair.urls) as store:
+            await write(store, 1)
+            await asyncio.to_thread(old.kill)
+            await asyncio.to_thread(old.ensure)
+            await until_writable(store)
+            await write(store, 2)
+            [_, lost] = await store.timelines()
+            await asyncio.to_thread(pair.swap)
+            await asyncio.to_thread(pair.follow)
+            await until_writable(store)
+            assert store.address == parse_url(pair.primary.url) and lost not in await store.timelines()
+
+    asyncio.run(in_time(run()))
+    [record] = [record for record in caplog.records if record.getMessage().startswith("an old primary is used")]
+    assert "lacks the timeline" in record.fields["reason"]

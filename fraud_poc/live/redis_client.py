@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'NO_PRIMARY', 'OVERDUE', 'CONNECT_S', 'Address', 'parse_url', 'split_urls', 'refusal_of', 'error_of',
-           'open_socket', 'is_primary', 'no_primary', 'primary_url', 'Client', 'PendingReplies', 'Connection',
-           'connect', 'too_few', 'send_confirmation', 'check_confirmed', 'confirm', 'check_replicas', 'replicas_online',
-           'Primary', 'OldPrimary', 'open_primary', 'connect_primary']
+           'open_socket', 'is_primary', 'no_primary', 'two_primaries', 'primary_url', 'Client', 'PendingReplies',
+           'Connection', 'connect', 'too_few', 'send_confirmation', 'check_confirmed', 'confirm', 'check_replicas',
+           'replicas_online', 'Primary', 'OldPrimary', 'open_primary', 'given_up', 'newest_of', 'connect_primary']
 
 # %% ../../nbs/410_redis_client.ipynb #c003
 import asyncio
@@ -153,6 +153,12 @@ def no_primary(reasons: list[Exception]) -> StoreDown:
     return StoreRefuses(text, refused[0]) if refused else StoreDown(text)
 
 
+def two_primaries(addresses: list[Address]) -> StoreDown:
+    "The error when more than one server takes writes."
+    both = " and ".join(map(str, addresses))
+    return StoreDown(f"the stores at {both} are both primaries: stop the old one, or make it a replica of the new")
+
+
 def primary_url(urls: str, timeout_s: float) -> str:
     "A single address as it is; of several, that of the primary. `StoreDown` when there is none, or more than one."
     several, found, reasons = split_urls(urls), [], []
@@ -170,8 +176,7 @@ def primary_url(urls: str, timeout_s: float) -> str:
     if not found:
         raise no_primary(reasons)
     if len(found) > 1:
-        both = " and ".join(str(parse_url(url)) for url in found)
-        raise StoreDown(f"the stores at {both} are both primaries: stop the old one, or make it a replica of the new")
+        raise two_primaries([parse_url(url) for url in found])
     return found[0]
 
 # %% ../../nbs/410_redis_client.ipynb #c013
@@ -489,6 +494,12 @@ class Primary(NamedTuple):
 class OldPrimary(StoreRefuses):
     "A server that takes writes, and whose data end before those of the primary that was used."
 
+    def __init__(self, address: Address, timeline: str):
+        why = f"lacks the timeline {timeline}"
+        remedy = "it was the primary before: make it a replica of the new one, or restart to use it all the same"
+        super().__init__(f"the store at {address} {why}: {remedy}", f"a server {why}: {remedy}")
+        self.address = address
+
 
 async def open_primary(
     address: Address,
@@ -504,9 +515,7 @@ async def open_primary(
         meta, text = await link.ask(("MGET", *keys), CONNECT_S)
         timelines = (text or b"").splitlines()
         if newest and newest not in timelines:
-            why = f"lacks the timeline {newest.decode().split()[0]}"
-            remedy = "it was the primary before: make it a replica of the new one, or restart to use it all the same"
-            raise OldPrimary(f"the store at {address} {why}: {remedy}", f"a server {why}: {remedy}")
+            raise OldPrimary(address, newest.decode().split()[0])
         return Primary(link, bool(meta), timelines)
     except BaseException as error:
         link.drop()
@@ -515,12 +524,29 @@ async def open_primary(
         raise
 
 
+def given_up(reasons: list[StoreDown], servers: int) -> OldPrimary | None:
+    "Of servers that cannot be used, the only primary, if all others follow it: no server has a newer timeline then."
+    old = [error for error in reasons if isinstance(error, OldPrimary)]
+    replicas = [error for error in reasons if isinstance(error, StoreRefuses) and error.reason == NO_PRIMARY]
+    return old[0] if len(old) == 1 and len(replicas) == servers - 1 else None
+
+
+def newest_of(found: list[Primary]) -> Primary:
+    "The primary with the most timelines; `StoreDown` when two have as many, and one of them is an old one."
+    rank = lambda one: (one.filled, len(one.timelines))
+    best = max(map(rank, found))
+    first, *others = [one for one in found if rank(one) == best]
+    if first.filled and others:
+        raise two_primaries([one.link.address for one in (first, *others)])
+    return first
+
+
 async def connect_primary(
     addresses: list[Address],
     patience: float,  # seconds
     keys: tuple[bytes, bytes],  # as for `open_primary`
     newest: bytes,  # likewise
-) -> tuple[Connection, list[StoreDown]]:  # reasons why other servers are not used
+) -> tuple[Connection, list[StoreDown]]:  # reasons why other servers are not used, or no other one is
     "Connect to the primary of several servers; when more than one takes writes, to that with the most timelines."
     found, reasons = [], []
     try:
@@ -529,9 +555,11 @@ async def connect_primary(
                 found.append(await open_primary(address, patience, keys, newest))
             except StoreDown as error:
                 reasons.append(error)
+        if not found and (old := given_up(reasons, len(addresses))):
+            found.append(await open_primary(old.address, patience, keys, b""))
         if not found:
             raise no_primary(reasons)
-        chosen = max(found, key=lambda one: (one.filled, len(one.timelines)))
+        chosen = newest_of(found)
         found.remove(chosen)
         return chosen.link, reasons
     finally:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'COMMIT', 'BEGIN', 'REPLACE', 'PATIENT_S', 'LONGEST_PAUSE_S', 'MOVED', 'Names', 'run_id_of',
-           'parse_timelines', 'begin_timeline', 'log_and_timelines', 'numbered_entries', 'stored_entries',
-           'Reconnecting', 'Unacknowledged', 'meta_of', 'RedisStore', 'RedisMicroBatch', 'result_of', 'results_of',
-           'state_ms', 'patient', 'open_store']
+           'parse_timelines', 'report_old_primaries', 'begin_timeline', 'log_and_timelines', 'numbered_entries',
+           'stored_entries', 'Reconnecting', 'Unacknowledged', 'meta_of', 'RedisStore', 'RedisMicroBatch', 'result_of',
+           'results_of', 'state_ms', 'patient', 'open_store']
 
 # %% ../../nbs/430_redis_store.ipynb #c003
 import asyncio
@@ -151,6 +151,15 @@ def parse_timelines(
     return [Timeline(epoch, 0), *(Timeline(log, int(start)) for log, start in pairs)]
 
 
+def report_old_primaries(reasons: list[StoreDown], used: Address, reported: set[tuple]) -> set[tuple]:
+    "Log each server that lacks a timeline, and was not reported; returns what was found: whether it is used, and why."
+    found = {(old.address == used, str(old)) for old in reasons if isinstance(old, OldPrimary)}
+    for is_used, text in found - reported:
+        what = "used: all other servers follow it" if is_used else "not used"
+        log_event(f"an old primary is {what}", logging.ERROR, "store", reason=text)
+    return found
+
+
 async def begin_timeline(link: Connection, names: Names) -> None:
     """Begin a timeline when the store is filled and another server wrote to it last, and note the store's new format.
 
@@ -249,9 +258,7 @@ class Reconnecting:
         keys = self.names.meta, self.names.timelines
         link, reasons = await connect_primary(self.addresses, self.patience, keys, self.newest)
         self.address = link.address
-        for text in {str(reason) for reason in reasons if isinstance(reason, OldPrimary)} - self.reported:
-            log_event("an old primary is not used", logging.ERROR, "store", reason=text)
-            self.reported.add(text)
+        self.reported |= report_old_primaries(reasons, link.address, self.reported)
         return link
 
     async def _dial(self) -> None:
