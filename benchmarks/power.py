@@ -36,7 +36,7 @@ from fraud_poc.live.redis_client import Client
 
 WRITES, SYNCS = ("write", "writev", "pwrite64"), ("fdatasync", "fsync")
 LINE = re.compile(
-    r"(?P<thread>\d+) +(?:(?P<call>\w+)\(|<\.\.\. (?P<resumed>\w+) resumed>)"
+    r"(?P<thread>\d+) +(?:(?P<call>\w+|\?+)\(|<\.\.\. (?P<resumed>\w+) resumed>)"
     r".*?(?:= (?P<result>-?\d+)[^=]*|(?P<unfinished>= \?|<unfinished \.\.\.>))$"
 )
 
