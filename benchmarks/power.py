@@ -36,7 +36,7 @@ from fraud_poc.live.redis_client import Client
 
 WRITES, SYNCS = ("write", "writev", "pwrite64"), ("fdatasync", "fsync")
 LINE = re.compile(
-    r"(?P<thread>\d+) +(?:(?P<call>\w+|\?+)\(|<\.\.\. (?P<resumed>\w+) resumed>)"
+    r"(?P<thread>\d+) +(?:(?P<call>\w+)\(|<\.\.\. (?P<resumed>\w+) resumed>)"
     r".*?(?:= (?P<result>-?\d+)[^=]*|(?P<unfinished>= \?|<unfinished \.\.\.>))$"
 )
 
@@ -52,8 +52,8 @@ def bytes_on_disk(trace: Iterable[str]) -> tuple[int, int]:
     for line in trace:
         found = LINE.match(line)
         if not found:
-            if re.match(r"\d+ +(\+\+\+|---) ", line):
-                continue  # the end of a thread, or a signal
+            if re.match(r"\d+ +(\+\+\+ |--- |\?+\( <unfinished)", line):
+                continue  # the end of a thread, a signal, or a call that the kill left without a name: nothing returned
             raise ValueError(f"a line of strace is not understood: {line}")
         call, thread, result = found["call"] or found["resumed"], found["thread"], found["result"]
         if call not in WRITES + SYNCS:
