@@ -13,7 +13,7 @@ from drill import STUCK_S
 
 from fraud_poc.core.files import private_folder
 from fraud_poc.core.processes import free_port
-from fraud_poc.live.redis_client import Client
+from fraud_poc.live.redis_client import Client, is_primary, replicas_online
 from fraud_poc.live.redis_server import RedisServer, find_server
 from fraud_poc.live.store import StoreDown
 
@@ -75,7 +75,7 @@ async def settled(nodes: list[Node]) -> Node:
     found = []
 
     def look() -> list[Node]:
-        found[:] = [node for node in nodes if b"role:master" in node.call("INFO", "replication")]
+        found[:] = [node for node in nodes if is_primary(node.call("INFO", "replication"))]
         return found and found[1:] == [] and follow(found[0], [node for node in nodes if node is not found[0]])
 
     await happened(look, "one server is the primary of all others")
@@ -89,7 +89,7 @@ def follow(primary: Node, replicas: list[Node]) -> bool:
     "Whether servers are connected to a primary, and it to them."
     port = f"master_port:{primary.port}\r\nmaster_link_status:up".encode()
     reports = [node.call("INFO", "replication") for node in (primary, *replicas)]
-    return reports[0].count(b"state=online") == len(replicas) and all(port in report for report in reports[1:])
+    return replicas_online(reports[0]) == len(replicas) and all(port in report for report in reports[1:])
 
 
 class Sentinels:
@@ -141,8 +141,8 @@ class Sentinels:
 
     async def promoted(self, replicas: list[Node]) -> None:
         "Wait until another server is the primary."
-        is_primary = lambda node: b"role:master" in node.call("INFO", "replication")
-        await happened(lambda: any(map(is_primary, replicas)), "Sentinel promotes a replica")
+        leads = lambda node: is_primary(node.call("INFO", "replication"))
+        await happened(lambda: any(map(leads, replicas)), "Sentinel promotes a replica")
 
     async def rejoined(self) -> None:
         "Wait until Sentinel has made the old primary a replica, and could promote one again."
