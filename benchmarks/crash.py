@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import tempfile
 import time
 from collections import Counter
@@ -35,7 +34,7 @@ from fraud_poc.features.table import build_table
 from fraud_poc.live.decide import Engine, ServingModel, unpack_record
 from fraud_poc.live.load import prepare_db
 from fraud_poc.live.redis_client import Client
-from fraud_poc.live.redis_server import server_for
+from fraud_poc.live.redis_server import process_id, server_for
 from fraud_poc.live.redis_store import Names, open_store
 from fraud_poc.live.store import Meta, StoreDown, decode_entry
 from fraud_poc.model.bundle import latest_bundle
@@ -94,7 +93,7 @@ def kill_redis(settings: Settings) -> bool:
     while time.monotonic() < until:
         try:
             with Client((settings.batch.folder / "redis" / "url").read_text(), 2) as client:
-                pid = int(re.search(rb"process_id:(\d+)", client.call("INFO", "server"))[1])
+                pid = process_id(client)
             os.kill(pid, 9)
             return True
         except (StoreDown, OSError):

@@ -33,6 +33,7 @@ from restore import Shop, files_of
 from fraud_poc.desk.recovery import connect_once
 from fraud_poc.live.decide import Engine
 from fraud_poc.live.redis_client import Client
+from fraud_poc.live.redis_server import process_id
 
 WRITES, SYNCS = ("write", "writev", "pwrite64"), ("fdatasync", "fsync")
 LINE = re.compile(
@@ -133,7 +134,7 @@ def cut_off(shop: Shop, connections: int) -> tuple[dict[str, float], float]:
 
     calls = ",".join((*WRITES, *SYNCS, "ftruncate", "fallocate"))
     with Client(shop.server.url) as client:
-        pid = int(re.search(rb"process_id:(\d+)", client.call("INFO", "server"))[1])
+        pid = process_id(client)
     before = file.stat().st_size
     with traced(pid, output, "-P", str(file), "-e", f"trace={calls}"):
         acknowledged = shop.run(act)

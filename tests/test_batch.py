@@ -310,7 +310,7 @@ def test_a_run_stops_at_a_moment(log, copy, tmp_path, where):
 def test_a_run_that_stops_before_all_rows(copy):
     settings, parts = settings_in(copy), read_manifest(copy)["parts"]
     assert compute_features(settings, until=as_text(parts[0]["first_known_ms"]))["events"] == 0
-    with pytest.raises(ValueError, match="until='soon' is not a date"):
+    with pytest.raises(ValueError, match="until = 'soon' is not an ISO date"):
         compute_features(settings, until="soon")
 
 

@@ -15,10 +15,11 @@ from support import oracle
 from support.judged import without_plots
 
 from fraud_poc.core.files import read_json
+from fraud_poc.core.sections import moment_ms
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import copy_stretch, part_path, read_manifest, read_part
-from fraud_poc.features.batch import compute_features, moment_ms
+from fraud_poc.features.batch import compute_features
 from fraud_poc.features.label_delay import (
     LEAST_KNOWN,
     LatestLabels,

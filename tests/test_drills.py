@@ -17,7 +17,7 @@ from support.waiting import LONG, until
 
 from fraud_poc.core.settings import load_settings
 from fraud_poc.live.redis_client import Client
-from fraud_poc.live.redis_server import kept_running, server_for, server_runs, start_redis
+from fraud_poc.live.redis_server import kept_running, process_id, server_for, server_runs, start_redis
 from fraud_poc.live.store import StoreDown
 from fraud_poc.service.workers import Workers
 
@@ -190,7 +190,11 @@ def answer(url: str, *command):
 
 
 def server_process(url: str) -> int:
-    return int(answer(url, "INFO", "server").decode().partition("process_id:")[2].split()[0])
+    def ask() -> int:
+        with Client(url, LONG) as client:
+            return process_id(client)
+
+    return until(ask, "the server answers", ignore=(StoreDown,))
 
 
 def test_a_server_that_dies_is_started_again_by_one_of_its_users(tmp_path, root):

@@ -18,7 +18,7 @@ from fraud_poc.core.settings import load_settings
 from fraud_poc.live.decide import Engine, sample_model
 from fraud_poc.live.load import inspect_store, switch
 from fraud_poc.live.redis_client import Client, parse_url
-from fraud_poc.live.redis_server import start_redis
+from fraud_poc.live.redis_server import process_id, start_redis
 from fraud_poc.live.redis_store import Names, open_store, run_id_of
 from fraud_poc.live.store import Meta, StoreDown, StoreRefuses, StoreUnconfirmed, Write, decode_entry, event_key
 from fraud_poc.service.http import create_app
@@ -75,7 +75,7 @@ class Pair:
     def paused(self):
         "The replica gives no sign meanwhile, and its connection stays."
         with Client(self.replica.url) as client:
-            number = int(re.search(rb"process_id:(\d+)", client.call("INFO", "server"))[1])
+            number = process_id(client)
         os.kill(number, signal.SIGSTOP)
         try:
             yield

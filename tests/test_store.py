@@ -26,7 +26,7 @@ from support.waiting import LONG, ended, in_time, line_of, until, until_so
 from fraud_poc.core import processes
 from fraud_poc.live import redis_client, redis_server
 from fraud_poc.live.redis_client import Client, parse_url
-from fraud_poc.live.redis_server import server_runs, start_redis
+from fraud_poc.live.redis_server import process_id, server_runs, start_redis
 from fraud_poc.live.redis_store import Names, RedisStore
 from fraud_poc.live.store import (
     STORE_FORMAT,
@@ -1016,7 +1016,7 @@ async def test_a_micro_batch_says_of_each_write_what_is_known_of_it(tmp_path, mo
 
             batch = await until_so(read, "the batch is read")
             with Client(server.url) as client:
-                pid = int(client.call("INFO", "server").partition(b"process_id:")[2].split()[0])
+                pid = process_id(client)
             os.kill(pid, signal.SIGSTOP)
             try:
                 count_up(batch, asked)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'MAX_TEXT', 'TOO_LONG', 'INTEGERS', 'NOT_FINITE', 'BELOW_MINIMUM', 'ABOVE_MAXIMUM', 'TOO_LARGE',
-           'NOT_DECLARED', 'ISO', 'ISO_TIME', 'EPOCH', 'UTC_EPOCH', 'NOT_ISO', 'ISO_DATE', 'FAR', 'TOO_EARLY',
-           'TOO_LATE', 'LIKE', 'DATE', 'MEASURES', 'NO_FLAG', 'TOO_MANY_UNITS', 'InvalidValue', 'encodes',
-           'identity_text', 'number_text', 'finite', 'declared_currency', 'amount_units', 'base_units', 'nonexistent',
-           'iso_us', 'iso_ms', 'local_ms', 'day_end', 'date_ms', 'beyond_clock', 'number_pattern', 'plain_number',
-           'reads_clock', 'iso_text', 'Field', 'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of',
-           'given_ms', 'Measures', 'written_time', 'measured_values', 'EventReader']
+           'NOT_DECLARED', 'ISO', 'ISO_TIME', 'EPOCH', 'NOT_ISO', 'ISO_DATE', 'FAR', 'TOO_EARLY', 'TOO_LATE', 'LIKE',
+           'DATE', 'MEASURES', 'NO_FLAG', 'TOO_MANY_UNITS', 'InvalidValue', 'encodes', 'identity_text', 'number_text',
+           'finite', 'declared_currency', 'amount_units', 'base_units', 'nonexistent', 'iso_us', 'iso_ms', 'local_ms',
+           'day_end', 'beyond_clock', 'number_pattern', 'plain_number', 'reads_clock', 'iso_text', 'Field',
+           'event_fields', 'FieldError', 'EventError', 'Event', 'digest_of', 'given_ms', 'Measures', 'written_time',
+           'measured_values', 'EventReader']
 
 # %% ../../nbs/020_reading.ipynb #c003
 import hashlib
@@ -48,9 +48,9 @@ from fraud_poc.core.sections import (
     MAX_MINOR_UNITS,
     PLAIN_NUMBER,
     UNITS_MS,
+    UTC_EPOCH,
     ColumnsSection,
     InputSection,
-    LimitsSection,
     duration_ms,
 )
 from .settings import Settings
@@ -193,7 +193,7 @@ def base_units(
 # %% ../../nbs/020_reading.ipynb #c020
 ISO = r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{1,9})?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?"
 ISO_TIME = re.compile(ISO, re.ASCII)
-EPOCH, UTC_EPOCH = datetime(1970, 1, 1), datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = UTC_EPOCH.replace(tzinfo=None)
 NOT_ISO = "is not an ISO date or time"
 
 
@@ -255,16 +255,6 @@ def day_end(
 # %% ../../nbs/020_reading.ipynb #c030
 FAR = 10**14  # ms, the years -1199 to 5138: times beyond are cut to it, and lie outside of any limits
 TOO_EARLY, TOO_LATE = "is before limits.earliest", "is not before limits.latest"
-
-
-def date_ms(limits: LimitsSection, side: str) -> int:
-    "`limits.earliest` or `limits.latest` in UTC ms; `ValueError` names the setting when it is no ISO date."
-    try:
-        date = datetime.fromisoformat(getattr(limits, side))
-    except ValueError:
-        message = f"limits.{side} = {getattr(limits, side)!r} is not an ISO date: write it as in '2025-01-31'"
-        raise ValueError(message) from None
-    return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def beyond_clock(settings: Settings, what: str = "time") -> str:
@@ -523,7 +513,7 @@ class EventReader:
         self.numbers_in_id = [
             (self.names.index(name), name) for name in numbers
         ]  # times and amounts that are part of the id
-        self.earliest, self.latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
+        self.earliest, self.latest = settings.limits.range_ms
         self.skew = duration_ms(settings.live.future_skew)
         self.zone = self.measures.zone
 

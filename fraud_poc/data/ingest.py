@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ..core.events import Clock, missing_words, no_fraud_note, system_clock
 from ..core.files import Progress, private_folder, read_json, write_aside, write_json
-from ..core.reading import FAR, date_ms
+from ..core.reading import FAR
 from ..core.settings import Settings
 from .columns import as_codes, localise
 from fraud_poc.data.log import (
@@ -297,8 +297,6 @@ def gather_sources(settings: Settings, events: Place, labels: Place) -> Inputs:
     sources += find_sources(labels, labels=True, first=len(sources)) if labels else []
     for source in sources:
         check_spelling(source, settings, own)
-    for side in ("earliest", "latest"):
-        date_ms(settings.limits, side)
     localise(np.zeros(1, np.int64), settings.columns.timezone)
     places = [place for given in (events, labels) for place in ([given] if isinstance(given, str) else given) if place]
     return Inputs(sources, own, skipped_files(places))

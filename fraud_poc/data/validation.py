@@ -47,7 +47,6 @@ from fraud_poc.core.reading import (
     TOO_LONG,
     TOO_MANY_UNITS,
     beyond_clock,
-    date_ms,
     nonexistent,
 )
 from ..core.sections import MAX_MINOR_UNITS, ColumnsSection, duration_ms
@@ -153,7 +152,7 @@ def time_checks(
     now: int | None = None,  # UTC ms; None = times later than the clock are accepted
 ) -> list[Check]:
     "Times that are empty, unreadable, nonexistent, outside the limits or beyond the clock."
-    earliest, latest = (date_ms(settings.limits, side) for side in ("earliest", "latest"))
+    earliest, latest = settings.limits.range_ms
     newest = FAR if now is None else now + duration_ms(settings.live.future_skew)
     return [
         *empty_checks(name, raw, state == EMPTY, what),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATIENCE_S', 'FoldedPartition', 'fold_partition', 'write_features', 'delayed_with_lists', 'save_step_states',
            'fold_graph', 'step_graph', 'check_part', 'on_cluster', 'on_threads', 'on_dask', 'rows_to_fold', 'step_rows',
-           'steps_of', 'moment_ms', 'parts_until', 'cut_until', 'compute_features']
+           'steps_of', 'parts_until', 'cut_until', 'compute_features']
 
 # %% ../../nbs/260_batch.ipynb #c003
 import copy
@@ -29,6 +29,7 @@ from dask.utils import funcname
 from distributed import Client, wait
 
 from ..core.files import Progress, remove_partials, sha256_of, sole_use, write_json, write_parquet
+from ..core.sections import moment_ms
 from ..core.settings import Settings
 from ..data.log import cut_part, first_known_from, part_path, read_manifest, read_part, rows_before
 from .fold import NO_ENTITY, Items, own_features
@@ -351,14 +352,6 @@ def _remove_unnamed(folder: Path, manifest: dict) -> None:
             path.unlink()
 
 # %% ../../nbs/260_batch.ipynb #c038
-def moment_ms(text: str, what: str) -> int:  # UTC ms
-    "A date, perhaps with a time, of an option or a setting; `ValueError` when it is none."
-    try:
-        return int(np.datetime64(text, "ms").astype(np.int64))
-    except ValueError:
-        raise ValueError(f"{what}={text!r} is not a date: write one as in 2025-06-01") from None
-
-
 def parts_until(parts: list[dict], until: str) -> list[dict]:
     """The first parts of a log, all of whose events and labels were known before a date.
 

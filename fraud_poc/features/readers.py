@@ -340,14 +340,13 @@ def needed_expressions(
     kinds = kinds_of(settings.columns) | {name: one.kind for name, one in derived.items()}
     stated = {text: read_condition(text, kinds) for text in conditions}
     wanted, open_ = set(), [*columns, *(name for one in stated.values() for name in one.inputs)]
-    stated = {text: one for text, one in stated.items() if text not in derived}  # a derived column is there as itself
     while open_:
         if (name := open_.pop()) in derived and name not in wanted:
             wanted.add(name)
             open_ += derived[name].inputs
     # a condition that is the name of a derived column is that column
-    stated = {text: one for text, one in stated.items() if text not in derived}
-    return {name: one for name, one in derived.items() if name in wanted} | stated
+    others = {text: one for text, one in stated.items() if text not in derived}
+    return {name: one for name, one in derived.items() if name in wanted} | others
 
 
 def calculation(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONFIG', 'START_S', 'STOP_S', 'LOOK_S', 'LONGEST_LOOK_S', 'server_name', 'server_programs', 'maker_of',
-           'reads_files_of', 'find_server', 'write_config', 'locked', 'server_runs', 'RedisServer', 'start_redis',
-           'kept_running', 'server_for']
+           'reads_files_of', 'find_server', 'write_config', 'locked', 'server_runs', 'process_id', 'RedisServer',
+           'start_redis', 'kept_running', 'server_for']
 
 # %% ../../nbs/420_redis_server.ipynb #c003
 import fcntl
@@ -154,6 +154,11 @@ def server_runs(folder: Path) -> bool:
     except BlockingIOError:
         return True
 
+# %% ../../nbs/420_redis_server.ipynb #6c5b
+def process_id(client: Client) -> int:
+    "Process id of the server that a client asks, on the server's machine."
+    return int(re.search(rb"process_id:(\d+)", client.call("INFO", "server"))[1])
+
 # %% ../../nbs/420_redis_server.ipynb #c012
 START_S = 60.0  # longest time without an answer or progress of a server that starts
 STOP_S = 30.0  # longest time for a server to end
@@ -259,7 +264,7 @@ class RedisServer:
     def kill(self) -> None:
         "End the server at once, as a crash would."
         with Client(self.url, 10) as client:
-            pid = int(re.search(rb"process_id:(\d+)", client.call("INFO", "server"))[1])
+            pid = process_id(client)
         os.kill(pid, 9)
         if self.process:
             self.process.wait()

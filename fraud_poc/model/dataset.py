@@ -28,12 +28,12 @@ import pyarrow.parquet as pq
 
 from ..core.events import FRAUD, LEGITIMATE, UNRESOLVED, Clock, occurrence_of, system_clock
 from ..core.files import Progress, check_format, read_json, sha256_of, sole_use, write_json, write_parquet
-from ..core.sections import TrainingSection, duration_ms
+from ..core.sections import TrainingSection, duration_ms, moment_ms
 from ..core.settings import Settings
 from ..data.log import part_path, read_manifest, read_part, read_waiting, rows_before, time_span
 from ..data.shop import scramble
 from ..data.validation import bulks
-from ..features.batch import cut_until, moment_ms, on_dask, parts_until
+from ..features.batch import cut_until, on_dask, parts_until
 from ..features.event_aggregates import DAY_MS, HOUR_MS
 from ..features.frozen_labels import frozen_features, label_plans
 from ..features.label_delay import count_waits, label_events, labels_before, share_known, waiting_weights

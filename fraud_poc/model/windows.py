@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..core.events import FRAUD, LEGITIMATE
-from ..core.sections import TrainingSection, duration_ms
+from ..core.sections import TrainingSection, duration_ms, moment_ms
 from ..core.settings import Settings
 from ..data.columns import keys_of
 from ..data.shop import scramble
-from ..features.batch import moment_ms
 from ..features.event_aggregates import DAY_MS
 
 # %% ../../nbs/295_windows.ipynb #c007

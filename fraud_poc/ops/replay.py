@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 from ..core.events import Actor
 from ..core.files import Progress
 from ..core.reading import Event, event_fields, measured_values
-from ..core.sections import ColumnsSection
+from ..core.sections import ColumnsSection, moment_ms
 from ..core.settings import Settings, with_values
 from ..data.log import copy_stretch, hash_secret, part_path, read_manifest, read_part
-from ..features.batch import compute_features, moment_ms
+from ..features.batch import compute_features
 from ..features.fold import NO_ENTITY, own_features
 from ..features.items import EntityItems, by_reader, event_items, fold_arrays, pick_items
 from ..features.label_history import LabelHistory
