@@ -1,6 +1,7 @@
 """What all tests share: the folder of external data, and a look at what tests leave behind."""
 
 import gc
+import logging
 import os
 import time
 import uuid
@@ -82,6 +83,17 @@ def redis_server(tmp_path_factory):
     "A server of its own for the tests of a file."
     with start_redis(tmp_path_factory.mktemp("redis_server") / "redis") as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before():
+    "A command that a test calls sets up the logs of this process, for a stream that is closed after the test."
+    loggers = [logging.getLogger(name) for name in ("fraud_poc", "uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from datetime import datetime, timedelta
 
 import msgspec
 import numpy as np
@@ -66,7 +67,7 @@ def order_of(number: int) -> dict:
     return {
         "order_id": f"o-{number}",
         "customer_id": customer,
-        "order_date": f"2025-06-{1 + number // 24:02}T{number % 24:02}:00:00",
+        "order_date": (datetime(2025, 6, 1) + timedelta(minutes=number)).isoformat(),
         "order_amount": 900.5 if number % 3 == 0 else 20.25,
         "email": f"{customer}@mail.example",
         "ip_addr": f"192.0.2.{number % 2}",

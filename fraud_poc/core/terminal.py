@@ -35,8 +35,8 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
     from fraud_poc.core.settings import Settings
 
 # %% auto #0
-__all__ = ['STEP_UNITS', 'QUIET_S', 'NARROW', 'TIME_COLUMNS', 'LISTED_ROWS', 'SAME_FAULT', 'COMPILES', 'FAILED', 'WRONG',
-           'STOPPED', 'REMEDIES', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step', 'NOTHING_DONE', 'Screen',
+__all__ = ['STEP_UNITS', 'QUIET_S', 'NARROW', 'TIME_COLUMNS', 'LISTED_ROWS', 'SAME_FAULT', 'ROWLESS', 'COMPILES', 'FAILED',
+           'WRONG', 'STOPPED', 'REMEDIES', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step', 'NOTHING_DONE', 'Screen',
            'parse_value', 'parse_overrides', 'command_settings', 'pace', 'spoken', 'shown_progress', 'display_text',
            'flattened', 'FittedTable', 'table_of', 'rows_table', 'RowFaults', 'counted_rows', 'timed', 'complain',
            'write_line', 'complete_so_far', 'error_text', 'ending', 'OnceCommand', 'Commands', 'all_rejected',
@@ -92,9 +92,9 @@ STEP_UNITS = {
     "recover": "decisions and labels",
     "forget": "parts and entries",
     "write-decisions": "position in the log",
-    "backup": "files",
-    "verify-backup": "backups",
-    "restore": "files",
+    "backup": "bytes",
+    "verify-backup": "bytes",
+    "restore": "bytes",
 }  # what steps count, if not rows
 
 
@@ -103,7 +103,8 @@ def pace(done: int, total: int, seconds: float, unit: str = "rows") -> str:
     rate = done / seconds if seconds > 0 else 0
     words = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
     if done and rate:
-        words += f", {rate:,.0f} a second" + (f", {max(total - done, 0) / rate:,.0f} s left" if total else "")
+        digits = 0 if rate >= 10 else 1
+        words += f", {rate:,.{digits}f} a second" + (f", {max(total - done, 0) / rate:,.0f} s left" if total else "")
     return words
 
 
@@ -285,8 +286,11 @@ class RowFaults:
                 self.say(f"and {count - SAME_FAULT:,} more rows, {fault}")
 
 # %% ../../nbs/050_terminal.ipynb #c014
-def counted_rows(name: str, result: dict) -> int:
-    "Rows that a step has handled."
+ROWLESS = ("write-decisions", "backup", "verify-backup", "restore")  # steps that handle no rows
+
+
+def counted_rows(name: str, result: dict) -> int | None:
+    "Rows that a step has handled; None for a step that handles none."
     counted = {
         "make-data": ["orders"],
         "ingest": ["rows_read", "labels_read"],
@@ -298,19 +302,15 @@ def counted_rows(name: str, result: dict) -> int:
         "verify-log": ["entries"],
         "recover": ["decisions", "labels"],
         "forget": ["orders"],
-        "write-decisions": [],
-        "backup": ["files"],
-        "verify-backup": ["files"],
-        "restore": ["files"],
     }
-    return sum(result[key] for key in counted.get(name, ["events"]))
+    return None if name in ROWLESS else sum(result[key] for key in counted.get(name, ["events"]))
 
 
 COMPILES = ("features", "replay")  # steps whose first run on a machine compiles
 
 
 def timed(name: str, step: Callable[[Progress], dict], console: Console) -> dict:
-    "Run a step under its progress bar; its summary with rows, seconds and rows a second."
+    "Run a step under its progress bar; its summary with seconds and, where it handles rows, rows and rows a second."
     console.print(
         f"{name} ..." + (" (the first run compiles for up to a minute)" if name in COMPILES else ""),
         highlight=False,
@@ -319,12 +319,10 @@ def timed(name: str, step: Callable[[Progress], dict], console: Console) -> dict
     with shown_progress(name, console) as progress:
         result = step(progress)
     seconds = time.monotonic() - start
-    rows = counted_rows(name, result)
-    return result | {
-        "rows": rows,
-        "seconds": round(seconds, 3),
-        "rows_per_second": round(rows / seconds) if seconds else 0,
-    }
+    rows, took = counted_rows(name, result), {"seconds": round(seconds, 3)}
+    if rows is None:
+        return result | took
+    return result | {"rows": rows} | took | {"rows_per_second": round(rows / seconds) if seconds else 0}
 
 # %% ../../nbs/050_terminal.ipynb #c018
 FAILED, WRONG, STOPPED = 1, 2, 130  # exit codes; 0 = done

@@ -101,18 +101,21 @@ class Draft:
     def __init__(self, folder: Path, earlier: Path | None, progress: Progress | None):
         self.folder = folder
         self.earlier = earlier  # the backup before
-        self.progress = progress  # called with files done, and 0
+        self.progress = progress  # called with bytes done, and 0
         self.files: dict[str, dict] = {}  # path in the backup -> bytes, sha256
-        self.written = 0  # bytes that were not linked
+        self.size = 0  # bytes of all files
+        self.written = 0  # of them, those that were not linked
 
     def note(self, name: str, linked: bool = False) -> None:
         "Add a file that is there to the manifest, and see that it is on the disk."
         path = self.folder / name
         sync(path)
-        self.files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        self.written += 0 if linked else path.stat().st_size
+        size = path.stat().st_size
+        self.files[name] = {"bytes": size, "sha256": sha256_of(path)}
+        self.size += size
+        self.written += 0 if linked else size
         if self.progress:
-            self.progress(len(self.files), 0)
+            self.progress(self.size, 0)
 
     def copy(self, name: str, source: Path) -> None:
         "Copy a file, or link that of the backup before."
@@ -317,7 +320,7 @@ def backup(
     config: Path,  # the file that the settings come from
     secrets: Path | None = None,  # file for the secrets; None = they are left out
     without_database: bool = False,
-    progress: Progress | None = None,  # called with files done, and 0
+    progress: Progress | None = None,  # called with bytes done, and 0
 ) -> dict:  # backup (its folder), files, bytes, bytes_written, log, position, database, secrets
     """Make a backup while the service runs.
 
@@ -360,8 +363,8 @@ def summary_of(about: dict, draft: Draft, folder: Path, secrets: Path | None, wi
     }
 
 # %% ../../nbs/880_backup.ipynb #c020
-def check_files(folder: Path, manifest: dict, digests: dict[tuple[int, int], str]) -> None:
-    """Compare all files with the manifest.
+def check_files(folder: Path, manifest: dict, digests: dict[tuple[int, int], str]) -> Iterator[int]:
+    """Compare all files with the manifest; yields the bytes of each.
 
     `digests` holds those of files that were read, by device and inode. Raises `DamagedBackup` for the first that
     differs.
@@ -379,6 +382,7 @@ def check_files(folder: Path, manifest: dict, digests: dict[tuple[int, int], str
             digests[inode] = sha256_of(path)
         if (status.st_size, digests[inode]) != (entry["bytes"], entry["sha256"]):
             raise DamagedBackup(f"{path} was changed after it was written: use another backup")
+        yield status.st_size
 
 
 def check_contents(folder: Path, manifest: dict) -> None:
@@ -408,16 +412,16 @@ def check_contents(folder: Path, manifest: dict) -> None:
 
 def verify_backup(
     folder: Path,  # of backups, or of one
-    progress: Progress | None = None,  # called with backups done and in all
+    progress: Progress | None = None,  # called with bytes done and in all
 ) -> dict:  # backups, files, bytes, newest
     "Check backups. Raises `DamagedBackup`, which names the first bad file, or `ValueError` when there is no backup."
-    found, digests, files, size = backups_in(folder), {}, 0, 0
-    for number, one in enumerate(found):
-        manifest = read_backup(one)
-        check_files(one, manifest, digests)
+    found, digests = {one: read_backup(one) for one in backups_in(folder)}, {}
+    files = [entry for manifest in found.values() for entry in manifest["files"].values()]
+    total, done = sum(entry["bytes"] for entry in files), 0
+    for one, manifest in found.items():
+        for size in check_files(one, manifest, digests):
+            done += size
+            if progress:
+                progress(done, total)
         check_contents(one, manifest)
-        files += len(manifest["files"])
-        size += sum(entry["bytes"] for entry in manifest["files"].values())
-        if progress:
-            progress(number + 1, len(found))
-    return {"backups": len(found), "files": files, "bytes": size, "newest": found[-1].name}
+    return {"backups": len(found), "files": len(files), "bytes": total, "newest": list(found)[-1].name}

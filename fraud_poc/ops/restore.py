@@ -137,14 +137,16 @@ def check_target(settings: Settings, again: bool) -> None:
 
 def put_files(source: Path, manifest: dict, target: Path, secrets: dict[str, str], progress: Progress | None) -> None:
     "Copy the files of a backup to where the batch folder has them; database and settings aside."
-    for number, name in enumerate(manifest["files"]):
+    total, done = sum(entry["bytes"] for entry in manifest["files"].values()), 0
+    for name, entry in manifest["files"].items():
         if not name.startswith(("database/", "settings/")):
             path = target / re.sub("^store/", "redis/", name)
             private_folder(path.parent)
             copy_private(source / name, path)
             sync(path)
+        done += entry["bytes"]
         if progress:
-            progress(number + 1, len(manifest["files"]))
+            progress(done, total)
     for name, text in secrets.items():
         with write_aside(target / name) as aside:
             aside.write_text(text)
@@ -239,7 +241,7 @@ def restore(
     settings: Settings,
     folder: Path,  # of backups: the newest is taken; or of one
     secrets: Path | None = None,  # file that `backup` wrote
-    progress: Progress | None = None,  # called with files done and in all
+    progress: Progress | None = None,  # called with bytes done and in all
     to: str = "",  # ISO time with zone: what was acknowledged later is left out; "" = nothing is
 ) -> dict:  # backup, files, log, position, decisions, missing; left_out where `to`: decisions, labels, cases
     """Restore a backup into an empty place.
