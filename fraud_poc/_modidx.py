@@ -733,6 +733,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/fraud_poc', 'doc_host': ''
                                         'fraud_poc.data.readers.open_bytes': ('readers.html#open_bytes', 'fraud_poc/data/readers.py'),
                                         'fraud_poc.data.readers.open_source': ('readers.html#open_source', 'fraud_poc/data/readers.py'),
                                         'fraud_poc.data.readers.plan_scans': ('readers.html#plan_scans', 'fraud_poc/data/readers.py'),
+                                        'fraud_poc.data.readers.quote_stays_open': ( 'readers.html#quote_stays_open',
+                                                                                     'fraud_poc/data/readers.py'),
                                         'fraud_poc.data.readers.read_csv': ('readers.html#read_csv', 'fraud_poc/data/readers.py'),
                                         'fraud_poc.data.readers.read_parquet': ('readers.html#read_parquet', 'fraud_poc/data/readers.py'),
                                         'fraud_poc.data.readers.read_scan': ('readers.html#read_scan', 'fraud_poc/data/readers.py'),

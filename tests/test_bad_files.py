@@ -126,6 +126,23 @@ def test_the_process_ends_with_2_as_well(root, payments, tmp_path, name):
     assert ended.returncode == 2 and name in ended.stderr and "Fatal" not in ended.stderr, ended.stderr[-2_000:]
 
 
+@pytest.mark.parametrize("rows", [0, 4_000])
+def test_an_error_that_the_parser_loses_is_no_end_of_the_file(monkeypatch, tmp_path, rows):
+    "Arrow parses ahead in threads of its own: under load, an error there has come out as an end of the rows."
+    whole = readers.CsvFile.batches
+
+    def batches(self):
+        try:
+            yield from whole(self)
+        except pa.ArrowInvalid:
+            return
+
+    monkeypatch.setattr(readers.CsvFile, "batches", batches)
+    (tmp_path / "wide.csv").write_bytes(HEAD + ROWS * rows + WIDE)
+    with pytest.raises(ValueError, match="wide.csv is not a whole CSV file"):
+        list(readers.read_csv(readers.Source(str(tmp_path / "wide.csv"), 0, 1, False, False), ["id"], SPELLED))
+
+
 class Slow(io.RawIOBase):
     "A file whose reads take long, and are counted."
 

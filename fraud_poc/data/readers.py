@@ -7,9 +7,9 @@ __all__ = ['ENDINGS', 'FOREIGN', 'JSON_TEXT', 'PARQUET', 'SKIPPED_SHOWN', 'END',
            'ROWS_PER_BATCH', 'OPEN_QUOTE', 'SAMPLE_BYTES', 'SAMPLE_ROWS', 'SEPARATORS', 'CURRENCY', 'Source',
            'open_bytes', 'open_source', 'is_parquet', 'files_in', 'list_files', 'find_sources', 'skipped_files',
            'text_encoding', 'csv_dialect', 'CleanUtf8', 'reading', 'reading_text', 'CsvFile', 'csv_file', 'numbered',
-           'due_lines', 'read_csv', 'read_parquet', 'Scan', 'plan_scans', 'large_tables', 'read_scan', 'needed_columns',
-           'misfit', 'schema_of', 'check_columns', 'likely_encoding', 'sample_rows', 'likely_separator',
-           'currency_columns']
+           'due_lines', 'quote_stays_open', 'read_csv', 'read_parquet', 'Scan', 'plan_scans', 'large_tables',
+           'read_scan', 'needed_columns', 'misfit', 'schema_of', 'check_columns', 'likely_encoding', 'sample_rows',
+           'likely_separator', 'currency_columns']
 
 # %% ../../nbs/120_readers.ipynb #c003
 import codecs
@@ -329,6 +329,17 @@ def due_lines(lines: list[tuple[int, str, str]], table: pa.Table) -> list[tuple[
     return due
 
 # %% ../../nbs/120_readers.ipynb #c017
+def quote_stays_open(source: Source, spelled: InputSection) -> bool:
+    "Whether the last field of a CSV file's last row takes in the added line `END`."
+    ignore, end = lambda line: "skip", None
+    with csv_file(source, [], ignore, spelled) as opened:
+        last = opened.schema.names[-1:]
+    with csv_file(source, last, ignore, spelled) as opened:
+        for batch in opened.batches():
+            end = batch.column(0)[-1].as_py()
+    return END in (end or "")
+
+
 def read_csv(
     source: Source,
     wanted: list[str],  # columns
@@ -360,9 +371,11 @@ def read_csv(
             above = np.searchsorted(np.array(before, np.int64), rows, side="right")
             held = numbered(source, pa.table(batch), rows + 1 + above)
             good += len(batch)
-    if not ended and len(held):
-        lines.append((held[ORDER][-1].as_py() & ROW, OPEN_QUOTE, ""))
-        held = held.slice(0, len(held) - 1)
+        if not ended:
+            if not len(held) or not quote_stays_open(source, spelled):
+                raise pa.ArrowInvalid("its end was not reached")
+            lines.append((held[ORDER][-1].as_py() & ROW, OPEN_QUOTE, ""))
+            held = held.slice(0, len(held) - 1)
     yield held, lines
 
 # %% ../../nbs/120_readers.ipynb #c020
