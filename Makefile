@@ -14,8 +14,9 @@ export PYTHONDONTWRITEBYTECODE :=
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # what goes to the command behind a target: make demo ARGS="--config config/cards.toml --input FILE"
 ARGS ?=
-# tests that run side by side; 0 = one after another in one process
-WORKERS ?= 2
+# tests that run side by side, 0 = one after another in one process: one more than there are processors, since tests wait
+# for the servers that they start; 8 at most, since each worker takes about 0.7 GB
+WORKERS ?= $(shell processors=$$(getconf _NPROCESSORS_ONLN); echo $$((processors < 7 ? processors + 1 : 8)))
 # a file of versions that `make lock` shall keep to, where it names a package
 PINS ?=
 # the interpreter that .venv is made from
