@@ -15,7 +15,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # what goes to the command behind a target: make demo ARGS="--config config/cards.toml --input FILE"
 ARGS ?=
 # tests that run side by side, 0 = one after another in one process: one more than there are processors, since tests wait
-# for the servers that they start; 8 at most, since each worker takes about 0.7 GB
+# for the servers that they start; 8 at most, since a worker takes up to 1.1 GB
 WORKERS ?= $(shell processors=$$(getconf _NPROCESSORS_ONLN); echo $$((processors < 7 ? processors + 1 : 8)))
 # a file of versions that `make lock` shall keep to, where it names a package
 PINS ?=
