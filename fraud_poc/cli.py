@@ -165,11 +165,15 @@ def config_command(config: Config = DEFAULT_CONFIG, overrides: Set = None, as_js
 # %% ../nbs/940_cli.ipynb #3307
 @app.command(
     "propose",
-    epilog="Examples:\n\nfraud-poc propose events.csv\n\nfraud-poc propose events.csv --out config/mine.toml",
+    epilog="Examples:\n\nfraud-poc propose events.csv\n\nfraud-poc propose events.csv --out config/mine.toml"
+    "\n\nfraud-poc propose events.csv --label outcome",
 )
 def propose_command(
     place: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet or JSON Lines with events and labels.")],
     as_json: Json = False,
+    label: Annotated[
+        str, typer.Option("--label", metavar="NAME", help="Column of the label, where its name does not say so.")
+    ] = "",
     out_file: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="TOML", help="Write a configuration that runs on the file.")
     ] = None,
@@ -183,7 +187,7 @@ def propose_command(
         from fraud_poc.features.table import build_table
 
         with spoken(err, "propose: the file is read"):
-            proposal = propose(place)
+            proposal = propose(place, label)
         rows = rows_of(proposal)
         out.print(proposal_table(place, rows))
         if words := no_history(proposal):

@@ -3,6 +3,8 @@
 import json
 import tomllib
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,7 +30,7 @@ FOUND = {
         "time_unit": "h",
         "amount": "amount",
         "entities": ["nameOrig", "nameDest"],
-        "categories": ["type"],
+        "numbers": {"oldbalanceOrg": 2, "oldbalanceDest": 2},
         "shared": {"account": ["nameOrig", "nameDest"]},
     },
     "sparkov": {
@@ -36,13 +38,13 @@ FOUND = {
         "time": "trans_date_trans_time",
         "amount": "amt",
         "entities": ["cc_num", "merchant"],
+        "numbers": {"city_pop": 0, "lat": 4, "long": 4, "merch_lat": 6, "merch_long": 6},
     },
     "banksim": {
         "time": "step",
         "time_unit": "d",
         "amount": "amount",
         "entities": ["customer", "merchant"],
-        "categories": ["category"],
     },
     "creditcard": {"time": "Time", "time_unit": "s", "amount": "Amount", "entities": ["V1"]},
     "ieee_cis": {
@@ -54,6 +56,12 @@ FOUND = {
         "entities": ["card1", "addr1"],
     },
 }
+VOCABULARIES = {
+    "paysim": {"type": ["CASH_OUT", "PAYMENT", "CASH_IN", "TRANSFER", "DEBIT"]},
+    "banksim": {"category": ["'es_transportation'", "'es_health'", "'es_travel'"]},
+    "sparkov": {"category": ["grocery_pos", "shopping_net", "home", "misc_net"]},
+    "ieee_cis": {"ProductCD": ["C", "H", "S", "R", "W"], "M4": ["M2", "M1", "M0"]},
+}  # of the look-alikes, the most frequent value first
 LABELS = {"paysim": "isFraud", "sparkov": "is_fraud", "banksim": "fraud", "creditcard": "Class", "ieee_cis": "isFraud"}
 QUICK = {"model.trees": 15, "acceptance.bootstrap": 4, "acceptance.min_auc": 0.5, "batch.threads": 2}
 DRAWN = ("paysim", "creditcard")  # plots of a split by time and of a stratified one
@@ -83,17 +91,22 @@ def test_what_the_columns_are_is_found(proposals, tmp_path, name):
     write_proposal(proposals[name], out, lambda path: build_table(load_settings(path)))
     written = tomllib.loads(out.read_text())
     assert {key: written["columns"][key] for key in FOUND[name]} == FOUND[name]
+    words = written["columns"].get("vocabularies", {})
+    assert words.items() >= VOCABULARIES.get(name, {}).items()
     assert written["labels"]["column"] == LABELS[name] and written["acceptance"]["card"] == FOUND[name]["entities"][0]
 
 
 @every_layout
-def test_from_a_file_to_a_judged_model(root, files, tmp_path, monkeypatch, name):
+def test_from_a_file_to_a_judged_model(root, proposals, files, tmp_path, monkeypatch, name):
     if name not in DRAWN:
         without_plots(monkeypatch)
     settings = load_settings(
         root / "config" / "layouts" / f"{name}.toml", QUICK | {"batch.folder": str(tmp_path / "out")}
     )
     assert settings.model_dump(include={"columns"})["columns"].items() >= FOUND[name].items() or name == "creditcard"
+    for column, values in VOCABULARIES.get(name, {}).items():
+        assert set(values) <= set(settings.columns.vocabularies[column])
+    assert set(proposals[name].names("number")) <= settings.columns.numbers.keys()
     done = ingest(settings, str(files[name]))
     assert (done["events"], done["events_rejected"], done["labels_rejected"]) == (ROWS, 0, 0)
     result = judged(settings)
@@ -181,3 +194,121 @@ def test_a_file_of_another_spelling_is_read_and_its_spelling_written(tmp_path):
     assert (settings.input.decimal, settings.input.date_format) == (",", "dayfirst")
     done = ingest(settings)
     assert (done["events"], done["events_rejected"]) == (300, 0)
+
+
+def a_shop(**more) -> pd.DataFrame:
+    "900 orders of 90 days, 100 of them frauds; more columns by name."
+    at = pd.Timestamp("2025-01-01") + pd.to_timedelta(np.arange(900) * 2.4, unit="h")
+    columns = {
+        "order_id": [f"o{i}" for i in range(900)],
+        "placed_at": at,
+        "customer": [f"c{i * 7 % 60}" for i in range(900)],
+        "amount": (np.arange(900) * 37 % 400 / 4).round(2),
+        "is_fraud": (np.arange(900) % 9 == 4).astype(int),
+    }
+    return pd.DataFrame(columns | more)
+
+
+def proposed(table: pd.DataFrame, folder, label: str = "") -> tuple:
+    "The proposal for a table, and the settings that it writes, with their feature table checked."
+    table.to_csv(folder / "shop.csv", index=False)
+    found = propose(str(folder / "shop.csv"), label)
+    write_proposal(found, folder / "shop.toml", lambda path: build_table(load_settings(path)), force=True)
+    return found, load_settings(folder / "shop.toml")
+
+
+@pytest.mark.parametrize("name", ["label_time", "reported_at", "charged_back_at", "fraud_known_on"])
+def test_the_time_of_a_label_is_found(tmp_path, name):
+    shop = a_shop()
+    known = shop.placed_at + pd.Timedelta(45, "D")
+    found, settings = proposed(shop.assign(**{name: known}), tmp_path)
+    assert (settings.labels.time_column, settings.labels.delay) == (name, "") and found.names("time") == ["placed_at"]
+    assert settings.training.delay == "17d" and "too short for a gap" in (tmp_path / "shop.toml").read_text()
+    assert ingest(settings)["events_rejected"] == 0
+    # a time of frauds alone dates no other label: it says how late a label is, and leaks
+    found, settings = proposed(shop.assign(**{name: known.where(shop.is_fraud == 1)}), tmp_path)
+    assert (settings.labels.time_column, settings.labels.delay) == ("", "45d") and found.names("leak") == [name]
+    assert f"says {name}" in (tmp_path / "shop.toml").read_text()
+    # one that is filled in before some events is none
+    found, settings = proposed(
+        shop.assign(**{name: shop.placed_at.shift(-1).fillna(known) - pd.Timedelta(3, "h")}), tmp_path
+    )
+    assert (settings.labels.time_column, settings.labels.delay) == ("", "7d")
+
+
+def test_a_date_of_a_label_is_the_end_of_its_day(tmp_path):
+    shop = a_shop()
+    found, settings = proposed(shop.assign(label_date=shop.placed_at.dt.date), tmp_path)
+    assert settings.labels.time_column == "label_date" and found.late.days == 1
+
+
+def test_a_label_of_any_name_is_named(tmp_path):
+    shop = (
+        a_shop()
+        .rename(columns={"is_fraud": "outcome_code"})
+        .assign(x9=["bad" if i % 9 == 4 else "good" for i in range(900)])
+    )
+    shop = shop.drop(columns="outcome_code")
+    shop.to_csv(tmp_path / "shop.csv", index=False)
+    with pytest.raises(ValueError, match="Name yours with --label NAME"):
+        propose(str(tmp_path / "shop.csv"))
+    _, settings = proposed(shop, tmp_path, "x9")
+    assert (settings.labels.column, settings.labels.fraud_values) == ("x9", ["bad"])
+    assert settings.labels.legitimate_values == ["good"]
+    done = CliRunner().invoke(app, ["propose", str(tmp_path / "shop.csv"), "--label", "x9"])
+    assert done.exit_code == 0 and "label" in done.stdout
+    for name, words in (("x8", "has no such column; it has order_id"), ("order_id", "has 900 different values")):
+        failed = CliRunner().invoke(app, ["propose", str(tmp_path / "shop.csv"), "--label", name])
+        assert failed.exit_code == 2 and words in " ".join(failed.output.split())
+
+
+def test_columns_of_every_kind_are_used(tmp_path, monkeypatch):
+    without_plots(monkeypatch)
+    shop = a_shop()
+    i = np.arange(900)
+    shop = shop.assign(
+        balance=(i * 13 % 700 / 8).round(3),
+        large=i * 10**9 + 5 * 10**11,
+        row=i,
+        gift=np.where(i % 3 == 0, "yes", "no"),
+        channel=np.array(["app", "web", "shop"])[i % 3],
+        grade=np.array(["a b", "a-b", "c"])[i % 3],
+        **{"kind of card": np.array(["x", "y"])[i % 2], "signup": shop.placed_at - pd.Timedelta(40, "D")},
+        delivery_date=shop.placed_at + pd.Timedelta(3, "D"),
+        shipped=shop.placed_at + pd.Timedelta(1, "D"),
+    )
+    shop.loc[::7, ["balance", "channel", "gift"]] = None
+    found, settings = proposed(shop, tmp_path)
+    columns = settings.columns
+    assert columns.numbers == {"balance": 3} and columns.flags == ["gift"]
+    assert columns.times == ["signup", "delivery_date"] and found.names("leak") == ["shipped"]
+    assert columns.vocabularies.keys() == {"channel", "grade", "kind of card"}
+    notes = {row[0]: row[6] for row in rows_of(found)}
+    assert "divide them" in notes["large"] and notes["row"].startswith("a number of the row")
+    rows = feature_rows(found)
+    (asked,) = (row for row in rows if row.startswith('Is("channel", '))
+    assert all(f'"{value}"' in asked for value in ("app", "web", "shop")), asked
+    assert {'Code("grade")', 'Code("kind of card")', 'Value(["balance"])'} <= set(rows)  # their names would be one
+    assert settings.features.derived["signup_ago"] == "placed_at - signup"
+    assert ingest(settings)["events"] == 900
+    settings = load_settings(tmp_path / "shop.toml", QUICK)
+    assert judged(settings)["metrics"]["auc"]["value"] >= 0
+
+
+def test_the_days_of_training_fit_the_file(tmp_path):
+    "From 4 days to a year, with a few strange times, and labels that end early: the dataset is made."
+    for days, more in ((4, {}), (8, {}), (20, {}), (70, {}), (365, {}), (70, {"known": 25}), (70, {"stray": 1})):
+        shop = a_shop().assign(
+            placed_at=pd.Timestamp("2024-06-01") + pd.to_timedelta(np.arange(900) * days / 900, unit="D")
+        )
+        if "known" in more:
+            shop["label_time"] = shop.placed_at + pd.Timedelta(more["known"], "D")
+        if "stray" in more:
+            shop.loc[0, "placed_at"] = pd.Timestamp("2001-05-05")
+        _, settings = proposed(shop, tmp_path)
+        settings = load_settings(
+            tmp_path / "shop.toml", {"batch.folder": str(tmp_path / f"{days}{len(more)}{[*more]}")}
+        )
+        ingest(settings)
+        compute_features(settings)
+        assert make_dataset(settings)["splits"]["test"]["rows"] > 0, (days, more)
