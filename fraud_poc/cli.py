@@ -49,6 +49,7 @@ from fraud_poc.core.terminal import (
     flattened,
     parse_overrides,
     run_step,
+    same_settings,
     spoken,
     table_of,
     write_line,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
 __all__ = ['Input', 'Labels', 'Replace', 'Until', 'app', 'show_version', 'top', 'make_data_command', 'config_command',
            'propose_command', 'proposal_table', 'ingest_command', 'features_command', 'describe_command',
            'dataset_command', 'train_command', 'evaluate_command', 'policy_command', 'import_command',
-           'model_page_command', 'prepare_command', 'replay_command', 'open_for_service', 'told_when_ready',
+           'model_page_command', 'prepare_command', 'replay_command', 'open_for_service', 'announced_when_ready',
            'serve_command', 'answers_table', 'score_command', 'feed_command', 'demo_result', 'demo_command', 'main']
 
 # %% ../nbs/940_cli.ipynb #c005
@@ -418,7 +419,7 @@ def open_for_service(settings: Settings, name: str | None) -> str:
 
 # %% ../nbs/940_cli.ipynb #n003
 @contextmanager
-def told_when_ready(err: Console) -> Iterator[Callable[[str], None]]:
+def announced_when_ready(err: Console) -> Iterator[Callable[[str], None]]:
     """A context whose value is called with the address of a starting service.
 
     It then prints on `err` that the service is ready, or why it is not.
@@ -488,7 +489,7 @@ def serve_command(
         with ExitStack() as stack:
             with spoken(err, "serve: the store starts and reads its files"):
                 url = stack.enter_context(server_for(settings))
-            begun = stack.enter_context(told_when_ready(err))
+            begun = stack.enter_context(announced_when_ready(err))
             run_service(settings, url, lambda address: [announce(address), begun(address)])
 
 # %% ../nbs/940_cli.ipynb #c035
@@ -622,7 +623,8 @@ def demo_command(
         start, asked = time.monotonic(), demo_request(domain, place, labels, end)
         made, why_not = made_demo(settings, asked, place, labels, fresh, out, err)
         watched = sys.stdout.isatty() and not as_json if stay is None else stay
-        live = {} if why_not else demo_service(settings, made, watched, out, err)
+        options = same_settings(config, overrides)
+        live = {} if why_not else demo_service(settings, made, watched, out, err, options)
         if as_json:
             write_line(demo_result(settings, made, live, why_not) | {"seconds": round(time.monotonic() - start, 3)})
         if why_not:

@@ -412,12 +412,13 @@ def live_table(settings: Settings, live: dict) -> Table:
     for order, answer, caught in [fraud.values() for fraud in live["frauds"][:SHOWN_FRAUDS]]:
         rows.append(
             [
-                str(order[columns.time])[:19].replace("T", " "),
+                " ".join(str(order[name]) for name in columns.id),
+                str(order[columns.time])[:16].replace("T", " "),
                 f"{order[columns.amount]:,.2f}",
                 *(
-                    ("", "", "")
+                    ("", "")
                     if answer["probability"] is None
-                    else (f"{answer['score']:.4f}", f"{answer['probability']:.1%}", f"{answer['expected_loss']:,.2f}")
+                    else (f"{answer['probability']:.1%}", f"{answer['expected_loss']:,.2f}")
                 ),
                 answer["action"],
                 "caught" if caught else "missed",
@@ -426,7 +427,7 @@ def live_table(settings: Settings, live: dict) -> Table:
     title = f"The frauds among {live['events']:,} live orders" + (
         f": the first {SHOWN_FRAUDS} of {len(live['frauds'])}" if len(live["frauds"]) > SHOWN_FRAUDS else ""
     )
-    return table_of(title, ["time", "amount", "score", "probability", "expected loss", "action", "outcome"], rows)
+    return table_of(title, ["id", "time", "amount", "probability", "expected loss", "action", "outcome"], rows)
 
 # %% ../nbs/930_demo.ipynb #n006
 def live_words(settings: Settings, results: dict, live: dict) -> list[str]:
@@ -480,7 +481,7 @@ def wait_for_interrupt(process: Any, out: Console) -> None:
         raise OSError(f"the service ended by itself, with code {process.exitcode}: look at its log lines above")
 
 
-def ways_in(settings: Settings, address: str, line: str, password: str) -> list[str]:
+def ways_in(settings: Settings, address: str, line: str, password: str, options: str = "") -> list[str]:
     "What to try next: addresses and commands, to be copied."
     folder = settings.batch.folder
     orders, where = shlex.quote(str(folder / "orders.json")), shlex.quote(str(folder))
@@ -488,12 +489,19 @@ def ways_in(settings: Settings, address: str, line: str, password: str) -> list[
         f"Desk: {address}/desk, account demo, password {password}",
         f"API:  {address}/docs",
         f"Score an order:\n{line}",
-        f"Score orders of a file:\nfraud-poc score {orders} --set batch.folder={where}",
+        f"Score orders of a file:\nfraud-poc score {orders} --set batch.folder={where}{options}",
     ]
 
 
-def demo_service(settings: Settings, made: dict, stay: bool, out: Console, err: Console) -> dict:
-    "Serve the demo's model, score the live orders unless an earlier run did, show them; with `stay`, until Ctrl-C."
+def demo_service(
+    settings: Settings,  # of the demo
+    made: dict,  # record
+    stay: bool,  # until Ctrl-C
+    out: Console,
+    err: Console,
+    options: str = "",  # by which another command reads the same settings, beside batch.folder
+) -> dict:
+    "Serve the demo's model, score the live orders unless an earlier run did, and show them."
     from fraud_poc.desk.accounts import fresh_account
     from fraud_poc.live.redis_server import server_for
     from fraud_poc.service.keys import fresh_key
@@ -514,7 +522,7 @@ def demo_service(settings: Settings, made: dict, stay: bool, out: Console, err: 
         for text in live_words(settings, results, live):
             out.print(text, markup=False, highlight=False, soft_wrap=True)
         out.print(live_table(settings, live))
-        for text in ways_in(settings, address, line, password):
+        for text in ways_in(settings, address, line, password, options):
             out.print(text, markup=False, highlight=False, soft_wrap=True)
         if stay:
             out.print("\nThe service runs until Ctrl-C.", highlight=False)

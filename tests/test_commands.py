@@ -107,7 +107,7 @@ def test_a_second_demo_starts_what_is_there(demo):
         "live"
     ]["line"]
     words = shlex.split(re.search(r"^fraud-poc (score .*)$", done.stdout, re.MULTILINE)[1])
-    tried = as_json(*words, *demo_words(options))
+    tried = as_json(*words)
     assert [a["id"] for a in tried["answers"]] == [order["order_id"] for order in reported["live"]["try"]]
     assert not any(a["degraded"] or a["known_before"] for a in tried["answers"])
 
@@ -211,7 +211,7 @@ def test_model_page_is_written_the_same_again(demo, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_is_wrong_is_told(payments, tmp_path, monkeypatch, words, code, remedy):
+def test_what_is_wrong_is_reported(payments, tmp_path, monkeypatch, words, code, remedy):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text("[1]")
     done = call(*words, *payments)

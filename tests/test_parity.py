@@ -24,6 +24,7 @@ from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.data.ingest import ingest
 from fraud_poc.data.log import read_manifest
 from fraud_poc.data.sample import make_data
+from fraud_poc.features.aggregates import PREVIOUS
 from fraud_poc.features.batch import compute_features, on_dask
 from fraud_poc.features.fold import Items
 from fraud_poc.features.frozen_labels import frozen_features
@@ -172,7 +173,7 @@ def table_rows(draw, retention: int, exact: int, edges: set, wide: bool) -> str:
     reaches += ["last"] if "last" in aggregate.takes else []
     reach = draw(st.sampled_from(reaches)) if reaches else ""
     if reach == "last":
-        most = 8 if kind == "TopShare" else exact
+        most = 8 if AGGREGATES[kind].reads == PREVIOUS else exact
         given["last"] = draw(st.sampled_from([n for n in (1, 2, 3, 8, 10, exact) if aggregate.least <= n <= most]))
     elif "of" in aggregate.takes:
         over, whole = sorted(draw(st.lists(windows(retention), min_size=2, max_size=2, unique_by=lambda w: w[0])))

@@ -571,7 +571,9 @@ def test_answers_decisions_model_metrics(fresh):
     ):
         assert f"fraud_poc_{line}" in text, (line, text)
     assert_problem(fresh.call("GET", "/nowhere"), 404)
-    assert fresh.call("PUT", "/score").status_code == 405 and fresh.call("PUT", "/score").headers["allow"] == "POST"
+    put = fresh.call("PUT", "/score")
+    assert put.status_code == 405 and put.headers["allow"] == "POST"
+    assert put.json()["detail"][0]["msg"] == "PUT is not allowed here: use POST"
 
 
 def test_counters_of_workers_add_up_and_stay_when_they_ended(tmp_path):

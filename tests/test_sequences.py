@@ -11,7 +11,7 @@ from test_parity import domain_stream, folder_of, with_batch
 from fraud_poc.core.events import bits_of
 from fraud_poc.core.settings import Settings, load_settings
 from fraud_poc.features.batch import compute_features
-from fraud_poc.features.sequences import AGE_PARTS, WEIGHT_BITS, WEIGHTS
+from fraud_poc.features.sequences import AGE_PARTS, ENTROPY_OF, ENTROPY_PARTS, WEIGHT_BITS, WEIGHTS
 from fraud_poc.features.table import Stepper, build_table, step_event
 from fraud_poc.model.reasons import reasons_of, row_of
 
@@ -31,6 +31,7 @@ ROWS = [
     "Streak(by=[\"card\", \"shop\"], where=['declined', 'order_amount > 50 and not declined'])",
     'TopShare("shop", by="card", last=[3, 8])',
     'TopShare("channel", by="shop", last=5)',
+    'Entropy(["shop", "channel"], by="card", last=[2, 8])',
     'DecayedCount(by=["card", "shop"], half_life=["30min", "7d"])',
     'DecayedSum(["order_amount", "balance"], by="card", half_life="1d")',
     'DecayedCount(by="shop", half_life="1h", where="declined")',
@@ -73,6 +74,7 @@ def test_by_hand(root):
         'SumRatio("order_amount", by="card", over="1h", of="1d")',
         'Streak(by="card", where="declined")',
         'TopShare("shop", by="card", last=8)',
+        'Entropy("shop", by="card", last=8)',
         'DecayedCount(by="card", half_life="1h")',
         'DecayedSum("order_amount", by="card", half_life="1h")',
     ]
@@ -85,7 +87,7 @@ def test_by_hand(root):
     found = features_of(domain(root, rows), sent, NOW)
     first, last = ([*each.values()] for each in (found[0], found[-1]))
     assert [math.nan if value is None else value for value in first] == pytest.approx(
-        [math.nan] * 5 + [math.nan, math.nan, 0, math.nan, 0, 0], nan_ok=True
+        [math.nan] * 5 + [math.nan, math.nan, 0, math.nan, math.nan, 0, 0], nan_ok=True
     )
     gaps = [3600, 7200, 600, 600]
     assert last[:4] == pytest.approx([40, 3000, np.std(gaps, ddof=1), 2400 / 3000])
@@ -93,9 +95,10 @@ def test_by_hand(root):
     assert last[4:7] == pytest.approx([3 / 5, 2 / 5 * 24, 90 / 150 * 24])
     # the fourth is passed over, since nothing is known of it; of the four that name a shop, three name s
     assert last[7:9] == [3, 3 / 4]
+    assert last[9] == pytest.approx(-(3 / 4 * math.log2(3 / 4) + 1 / 4 * math.log2(1 / 4)))
     weights = [0.5 ** ((times[-1] - time) / HOUR) for time in times[:-1]]
-    assert last[9] == pytest.approx(sum(weights), rel=0.011) and last[9] >= sum(weights) - 1e-5
-    assert last[10] == pytest.approx(np.dot(weights, spent[:-1]), rel=0.011)
+    assert last[10] == pytest.approx(sum(weights), rel=0.011) and last[10] >= sum(weights) - 1e-5
+    assert last[11] == pytest.approx(np.dot(weights, spent[:-1]), rel=0.011)
 
 
 def test_oracle_batch_and_stepping_agree_to_the_bit(root):
@@ -201,6 +204,15 @@ def test_beyond_the_exact_events_decay_is_that_of_tiles(root):
     assert expected[0][-1, 0] == pytest.approx(exact, rel=0.05) and expected[0][-1, 1] == pytest.approx(1.9, rel=0.1)
 
 
+def test_entropy_counts_in_rounded_logarithms():
+    from decimal import Decimal, localcontext
+
+    with localcontext() as context:
+        context.prec = 40
+        exact = [0] + [Decimal(c) * Decimal(c).ln() / Decimal(2).ln() * ENTROPY_PARTS for c in range(1, 9)]
+        assert [round(parts) for parts in exact] == ENTROPY_OF.tolist()
+
+
 def test_weights_are_the_powers_of_a_half():
     from decimal import Decimal
 
@@ -250,6 +262,11 @@ SAID = {
         0.5: "50% of the last 8 orders with this email share one device",
         math.nan: "no device known of the last 8 orders with this email",
     },
+    "device_entropy_last8_by_email": {
+        1.5: "device of the last 8 orders with this email varies by 1.5 bits of entropy",
+        0.0: "the last 8 orders with this email all have the same device, where it is known",
+        math.nan: "no device known of the last 8 orders with this email",
+    },
     "decayed_count_half7d_by_device": {
         2.5: "2.5 earlier orders with this device, with a half-life of 7 days",
         0.0: "no earlier orders with this device of late",
@@ -279,6 +296,8 @@ def test_each_has_words(name):
         ('Quantile("order_amount", q=0.5, by="card", last=17)', r"features.exact_events \(16\): raise that setting"),
         ('GapStd(by="card", last=2)', "last=2 never gives a value: GapStd needs at least 3 events"),
         ('TopShare("shop", by="card", last=9)', "give last=8 or less, or count values with Distinct"),
+        ('Entropy("shop", by="card", last=9)', "give last=8 or less, or count values with Distinct"),
+        ('Entropy("order_amount", by="card", last=8)', "column 'order_amount' cannot be used by Entropy"),
         ('CountRatio(by="card", over="30d", of="1h")', "of='1h' must be longer than over='30d'"),
         ('CountRatio(by="card", over="1h", of="400d")', "beyond features.retention"),
         ('CountRatio(by="card", over="1h", of="soon")', "soon"),

@@ -586,7 +586,9 @@ class EventReader:
         "Read an event by the names of its fields; `EventError` names every invalid, missing or unknown field."
         errors = [FieldError(name, "field is missing", "missing") for name in self.names if name not in event]
         errors += [
-            FieldError(str(name), "no such field", "extra_forbidden") for name in event if name not in self.names
+            FieldError(str(name), f"no such field: there are {', '.join(self.names)}", "extra_forbidden")
+            for name in event
+            if name not in self.names
         ]
         if not errors:
             return self.read_values([event[name] for name in self.names])

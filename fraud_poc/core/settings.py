@@ -109,11 +109,15 @@ def _parsed(text: str, name: str) -> dict[str, dict]:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{name} is not valid TOML: {error}") from None
+        line = re.search(r"at line (\d+)", str(error))
+        quoted = f" (found {text.splitlines()[int(line[1]) - 1].strip()!r})" if line else ""
+        raise ValueError(f"{name} is not valid TOML: {error}{quoted}") from None
     for section, values in data.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"{name} has {section!r} outside of a section: put it under one, as in [features]")
         if section in RENAMED:
             raise ValueError(f"{name} has a section [{section}], which is called [{RENAMED[section]}] now: rename it")
-        for key in values if isinstance(values, dict) else ():
+        for key in values:
             if new := _renamed(f"{section}.{key}"):
                 raise ValueError(f"{name} has a setting {section}.{key}, which is called {new} now: rename it")
     return data

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -37,10 +38,10 @@ if TYPE_CHECKING:  # settings are imported when a command reads them, so that `-
 # %% auto #0
 __all__ = ['STEP_UNITS', 'QUIET_S', 'NARROW', 'TIME_COLUMNS', 'LISTED_ROWS', 'SAME_FAULT', 'ROWLESS', 'COMPILES', 'FAILED',
            'WRONG', 'STOPPED', 'REMEDIES', 'Config', 'Set', 'Json', 'DEFAULT_CONFIG', 'Step', 'NOTHING_DONE', 'Screen',
-           'parse_value', 'parse_overrides', 'command_settings', 'pace', 'spoken', 'shown_progress', 'display_text',
-           'flattened', 'FittedTable', 'table_of', 'rows_table', 'RowFaults', 'counted_rows', 'timed', 'complain',
-           'write_line', 'complete_so_far', 'error_text', 'ending', 'OnceCommand', 'Commands', 'all_rejected',
-           'partly_rejected', 'consoles', 'run_step']
+           'parse_value', 'parse_overrides', 'command_settings', 'same_settings', 'pace', 'spoken', 'shown_progress',
+           'display_text', 'flattened', 'FittedTable', 'table_of', 'rows_table', 'RowFaults', 'counted_rows', 'timed',
+           'complain', 'write_line', 'complete_so_far', 'error_text', 'ending', 'OnceCommand', 'Commands',
+           'all_rejected', 'partly_rejected', 'consoles', 'run_step']
 
 # %% ../../nbs/050_terminal.ipynb #n005
 class Screen(Console):
@@ -80,6 +81,17 @@ def command_settings(config: Path, overrides: list[str] | None) -> Settings:
     from fraud_poc.core.settings import load_settings
 
     return load_settings(config, parse_overrides(overrides))
+
+
+def same_settings(
+    config: Path,
+    overrides: list[str] | None,
+) -> str:  # as in " --config config/cards.toml --set batch.threads=4"
+    "Options by which a command in the demo's folder, beside that one, reads the settings that a demo was given."
+    words = [] if config == DEFAULT_CONFIG else ["--config", str(config)]
+    for pair in overrides or []:
+        words += [] if pair.startswith("batch.folder=") else ["--set", pair]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 # %% ../../nbs/050_terminal.ipynb #c009
 STEP_UNITS = {

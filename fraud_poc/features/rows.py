@@ -159,8 +159,10 @@ def _check_names(row: Row, settings: Settings, derived: Mapping[str, Expression]
     if "column" in takes:
         known = columns_for(row.aggregate, columns, derived)
         if row.column not in known:
-            listed = " or ".join(known) or "a column of columns.vocabularies"
-            raise ValueError(f"column {row.column!r} cannot be used by {row.kind}: it takes {listed}")
+            amount = columns.amount
+            listed = [f"{name} (columns.amount)" if name == amount else name for name in known]
+            usable = " or ".join(listed) or "a column of columns.vocabularies"
+            raise ValueError(f"column {row.column!r} cannot be used by {row.kind}: it takes {usable}")
     if "value" in takes:
         read_condition(f"{row.column} == {row.value!r}", kinds_of(columns))
     if row.where:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUANTILE_PARTS', 'MEDIAN', 'QUANTILE', 'GAP_MEAN', 'GAP_STD', 'GAP_RATIO', 'HOUR_SHARE', 'STREAK', 'TOP_SHARE',
-           'COUNT_RATIO', 'SUM_RATIO', 'HALF_LIVES', 'AGE_PARTS', 'WEIGHT_BITS', 'WEIGHT_REST', 'WEIGHTS',
-           'DECAYED_COUNT', 'DECAYED_SUM', 'FROM_STATE', 'AGGREGATES', 'weight_of']
+           'ENTROPY_PARTS', 'ENTROPY_OF', 'ENTROPY', 'COUNT_RATIO', 'SUM_RATIO', 'HALF_LIVES', 'AGE_PARTS',
+           'WEIGHT_BITS', 'WEIGHT_REST', 'WEIGHTS', 'DECAYED_COUNT', 'DECAYED_SUM', 'FROM_STATE', 'AGGREGATES',
+           'weight_of']
 
 # %% ../../nbs/215_sequences.ipynb #7e61
 import math
@@ -309,6 +310,51 @@ TOP_SHARE = Aggregate(
     column="hashed",
 )
 
+# %% ../../nbs/215_sequences.ipynb #n002
+ENTROPY_PARTS = 1 << 40  # of a bit, in which c * log2(c) is counted
+ENTROPY_OF = np.array([round(c * math.log2(c) * ENTROPY_PARTS) if c else 0 for c in range(RECENT_KEYS + 1)])
+
+
+@inner
+def _read_entropy(plan, state, which, argument, t, after, key):
+    start = max(state.head[RECENT_START], state.head[RECENT_END] - RECENT_KEYS, after - argument)
+    known = parts = np.int64(0)
+    for i in range(start, after):
+        value, same, first = state.recent[which, i], np.int64(0), True
+        for k in range(start, after):
+            alike = state.recent[which, k] == value
+            same += alike
+            first &= k >= i or not alike
+        known += value != 0
+        parts += ENTROPY_OF[same] if first and value != 0 else 0
+    return (ENTROPY_OF[known] - parts) / (known * ENTROPY_PARTS) if known > 0 else np.nan
+
+
+def _naive_entropy(past: Past) -> float:
+    values = [value for value in past.kept if value]
+    parts = lambda count: round(count * math.log2(count) * 2**40)
+    rest = sum(parts(values.count(value)) for value in set(values))
+    return (parts(len(values)) - rest) / (len(values) * 2**40) if values else math.nan
+
+
+ENTROPY = Aggregate(
+    name="Entropy",
+    word="entropy",
+    meaning="entropy, in bits, of the values among the last n events that have one",
+    takes=("column", "by", "last"),
+    reads=PREVIOUS,
+    read=_read_entropy,
+    naive=_naive_entropy,
+    schema=Schema("bits", "no earlier event with a value", high=math.log2(RECENT_KEYS)),
+    words=Words(
+        "distinct",
+        "{column} of {those_events} varies by {value} bits of entropy",
+        "{those_events} all have the same {column}, where it is known",
+        missing="no {column} known of {those_events}",
+    ),
+    column="hashed",
+)
+
 # %% ../../nbs/215_sequences.ipynb #f313
 @inlined
 def _ratio_of_windows(plan, state, field, which, argument):
@@ -462,6 +508,7 @@ FROM_STATE = (
     HOUR_SHARE,
     STREAK,
     TOP_SHARE,
+    ENTROPY,
     COUNT_RATIO,
     SUM_RATIO,
     DECAYED_COUNT,

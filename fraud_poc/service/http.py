@@ -381,8 +381,10 @@ def add_error_handlers(app: FastAPI, service: ScoringService) -> None:
         return as_response(service.replies.of_error(error))
 
     async def http(request: Request, error: StarletteHTTPException) -> Response:
-        kind = "not_found" if error.status_code == 404 else "http"
-        rejected = rejection(error.status_code, ["path"], str(error.detail), kind)
+        kind, words = "not_found" if error.status_code == 404 else "http", str(error.detail)
+        if allowed := (error.headers or {}).get("Allow"):
+            words = f"{request.method} is not allowed here: use {allowed}"
+        rejected = rejection(error.status_code, ["path"], words, kind)
         response = as_response(service.replies.of_error(rejected))
         response.headers.update(error.headers or {})
         return response

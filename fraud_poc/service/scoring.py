@@ -309,7 +309,8 @@ class ScoringService:
             return name
         if self.keys.find(key):
             raise rejection(403, ["header", KEY_HEADER], f"this needs an API key with the scope {scope}", "scope")
-        raise rejection(401, ["header", KEY_HEADER], "API key is missing or unknown", "api_key")
+        words = "API key is missing or unknown: send one in this header; `fraud-poc keys new` makes one"
+        raise rejection(401, ["header", KEY_HEADER], words, "api_key")
 
     def check_head(self, headers: Sequence[tuple[bytes, bytes]], most: int, scope: str = "score") -> str:
         "Check the headers of a request with a body of at most `most` bytes; the key's name, or `RequestRejected`."
