@@ -43,8 +43,8 @@ def test_a_scoring_process_loads_nothing_of_training(module):
 def test_the_command_that_serves_waits_for_it_without_what_trains():
     code = """
 from rich.console import Console
-from fraud_poc.cli import told_when_ready
-with told_when_ready(Console(quiet=True)):
+from fraud_poc.cli import announced_when_ready
+with announced_when_ready(Console(quiet=True)):
     pass"""
     assert loaded_after(code, SERVED_WITHOUT) == []
 

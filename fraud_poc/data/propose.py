@@ -196,7 +196,7 @@ def propose(
     shared = shared_kind(entities, sample)
     return Proposal(sample, columns, event_id, repeated, form, bad, good, *counts, late, shared, *span)
 
-
+# %% ../../nbs/590_propose.ipynb #n001
 MOST = {
     "category": (MOST_CATEGORIES, "categories"),
     "vocabulary": (MOST_VOCABULARIES, "vocabularies"),
